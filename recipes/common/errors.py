@@ -1,0 +1,31 @@
+"""The two ways a command may refuse, and the exit codes every command here shares.
+
+0 done; 2 the user's input is wrong; 3 this machine cannot do it; 75 stopped on a signal with a checkpoint (run the same
+command again to go on); 1 is a bug and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message says where, what, and how to mend it."""
+
+    exit_code = BAD_INPUT
+
+
+class MachineError(Exception):
+    """This machine cannot do what was asked. The message says what is missing and what could."""
+
+    exit_code = CANNOT
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave with its exit code; a refusal is printed without a traceback."""
+    try:
+        sys.exit(main() or DONE)
+    except (InputError, MachineError) as refusal:
+        print(refusal, file=sys.stderr)
+        sys.exit(refusal.exit_code)
