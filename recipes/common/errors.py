@@ -29,3 +29,13 @@ def run_command(main: Callable[[], int | None]) -> None:
     except (InputError, MachineError) as refusal:
         print(refusal, file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
+            raise
+        print(
+            f"{error}\nThe GPU's memory is full. Halve --per-device-train-batch-size and double "
+            "--gradient-accumulation-steps (the same result, slower), shorten --max-length, or keep "
+            "--load-in-4bit and --gradient-checkpointing on.",
+            file=sys.stderr,
+        )
+        sys.exit(CANNOT)

@@ -1,0 +1,63 @@
+"""Let a model answer chat prompts."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .formats import Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered: its text without special tokens, and whether it ended itself or was cut off."""
+
+    text: str
+    ended: bool
+
+
+@torch.no_grad()
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[Conversation],
+    end: str,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 64,
+) -> list[Answer]:
+    """One answer to each prompt, a conversation up to where the model goes on; greedy at temperature 0, else sampled.
+
+    `end` is the token that ends an answer. Prompts are padded on the left, so that all answers of a batch begin in the
+    same column.
+    """
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    answers = []
+    for first in range(0, len(prompts), batch_size):
+        texts = [
+            tokenizer.apply_chat_template(
+                prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts[first : first + batch_size]
+        ]
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
+            model.device
+        )  # (B, P)
+        tokens = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_id,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            **(sampling or {"do_sample": False}),
+        )[:, inputs["input_ids"].shape[1] :]  # (B, C)
+        for row in tokens.tolist():
+            ended = end_id in row
+            row = row[: row.index(end_id)] if ended else row
+            answers.append(Answer(tokenizer.decode(row, skip_special_tokens=True), ended))
+    return answers

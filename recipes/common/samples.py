@@ -1,0 +1,56 @@
+"""A few held-out prompts, answered before and after training, side by side."""
+
+import itertools
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from .formats import Conversation
+from .record import write_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt that is kept out of training, and the answer that the data gives to it."""
+
+    prompt: Conversation
+    reference: str
+
+
+def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], list[T]]:
+    """`count` rows drawn by `order`, and the rest; both keep the order they had."""
+    drawn = set(order.sample(range(len(rows)), count))
+    taken = [row for index, row in enumerate(rows) if index in drawn]
+    return taken, [row for index, row in enumerate(rows) if index not in drawn]
+
+
+def as_sample(row: Conversation) -> Sample:
+    """Ask what stands before the assistant's first turn."""
+    first = [*itertools.takewhile(lambda message: message["role"] != "assistant", row.messages)]
+    reference = row.messages[len(first)]["content"]
+    return Sample(Conversation(row.place, first, row.tools), reference)
+
+
+def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
+    """Print the answers side by side and write them to `file` as JSON."""
+    table = Table("prompt", "before", "after", "the data says", title="Held-out prompts", show_lines=True)
+    entries: list[dict[str, Any]] = []
+    for sample, old, new in zip(samples, before, after, strict=True):
+        question = sample.prompt.messages[-1]["content"]
+        table.add_row(*(_clipped(text) for text in (question, old, new, sample.reference)))
+        entries.append({"prompt": sample.prompt.messages, "before": old, "after": new, "reference": sample.reference})
+    write_json(file, entries)
+    if samples:
+        console.print(table, markup=False)
+
+
+def _clipped(text: str, characters: int = 240) -> str:
+    """A cell of the table: on one line, and not longer than a few."""
+    text = text.strip().replace("\n", " / ")
+    return text if len(text) <= characters else text[:characters] + " ..."

@@ -1,0 +1,263 @@
+"""Supervised fine-tuning (SFT): teach a model to answer the way your examples do.
+
+    make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl ARGS="--no-load-in-4bit --no-gradient-checkpointing"
+
+Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
+folder of them or a hub dataset. Only what the assistant says carries loss, its end token included.
+
+Left out: images, full-parameter training over several GPUs, continued pre-training on raw text.
+"""
+
+import os
+import random
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from common import environment
+from common.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
+from common.cli import parse
+from common.errors import InputError, run_command
+from common.formats import column_map, conversations
+from common.models import base_sha256, load_tokenizer, resolved_revision
+from common.record import make_readable, open_run
+from common.rows import Faults, find_source, read_rows, source_sha256
+from common.samples import as_sample, hold_out, show
+
+
+@dataclass(frozen=True)
+class Args:
+    """Every name that TRL, PEFT or transformers also has means the same here."""
+
+    # What to train, on what, and where it goes.
+    model: str = "tiny"
+    """A model card's name (`make models`), a local directory or a hub id."""
+    data: str = str(environment.ROOT / "data_samples" / "sft.jsonl")
+    """A file, a folder of files or a hub dataset."""
+    output_dir: str | None = None
+    """The run's folder. By default outputs/sft-MODEL-HASH, so another setting is another folder."""
+
+    # How the data is read.
+    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text"] = "auto"
+    """The format of the rows; auto takes it from the columns of the first."""
+    columns: tuple[str, ...] = ()
+    """Columns under another name: prompt=question completion=answer."""
+    chat_template_path: str | None = None
+    """A .jinja file to use instead of the model's own chat template."""
+    pad_token: str | None = None
+    """The token to pad with, where the model has none that differs from its end token."""
+    max_length: int = 2048
+    """Tokens of a row, prompt and answer together; the rest is cut off at the end."""
+    max_truncated: float = 0.05
+    """Stop when a larger share of the rows would be cut."""
+    packing: bool = True
+    """Fill each row of the batch with several documents. Off where attention cannot keep them apart: on the CPU."""
+    eval_ratio: float = 0.0
+    """Share of the rows to hold out; with it the checkpoint of the lowest held-out loss is the one kept."""
+
+    # The model and the adapter.
+    load_in_4bit: bool = True
+    """The frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
+    use_peft: bool = True
+    """Train a LoRA adapter; --no-use-peft trains every weight."""
+    lora_r: int = 16
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
+
+    # The optimization.
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    """Stop after so many steps, whatever the epochs say."""
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_8bit"
+    """On the CPU, which has no 8-bit Adam, adamw_torch_fused takes its place."""
+    gradient_checkpointing: bool = True
+    """Recompute activations to save memory; a third faster without, where they fit."""
+    seed: int = 42
+
+    # What is shown and kept.
+    logging_steps: int = 10
+    save_steps: float = 0.1
+    """A checkpoint every so many steps; below 1, a share of the run."""
+    save_total_limit: int = 2
+    report_to: tuple[str, ...] = ()
+    """wandb or trackio, besides TensorBoard, which is always written."""
+    sample_prompts: int = 3
+    """Prompts held out and answered before and after."""
+    sample_tokens: int = 128
+    """The longest such answer."""
+
+
+def main() -> None:
+    args, base, origins = parse(Args, "sft", __doc__)
+
+    # 1. Data: read and checked whole, before anything slow is loaded.
+    faults = Faults()
+    source = find_source(args.data)
+    rows = list(conversations(read_rows(source, faults), faults, args.format, column_map(args.columns)))
+    faults.stop()
+    if not rows:
+        raise InputError(f"{args.data}: holds no rows")
+
+    environment.prepare(offline=base.local and not isinstance(source, str))
+    import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
+    import torch
+    from datasets import Dataset
+    from rich.console import Console
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel, is_bfloat16_supported
+
+    from common.generate import generate
+    from common.progress import ProgressCallback
+
+    # 2. Tokens: the model's own chat template, and a mask of what the assistant says.
+    tokenizer = load_tokenizer(base)
+    set_chat_template(tokenizer, args.chat_template_path, base.name)
+    end = end_token(tokenizer)
+    set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
+
+    order = random.Random(args.seed)
+    asked, rows = hold_out(rows, min(args.sample_prompts, len(rows) // 10), order)  # a handful is all trained on
+    samples = [as_sample(row) for row in asked]
+    examples = list(tokenize(tokenizer, rows, args.max_length, faults))
+    faults.stop()
+    console = Console()
+    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
+        console.print(truncated)
+    evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
+
+    # 3. The run's folder. From here on something is written.
+    run = open_run(
+        "sft",
+        base.name,
+        args.output_dir,
+        arguments=asdict(args),
+        origins=origins,
+        inputs={
+            "data": source_sha256(source) or source,
+            "base": base_sha256(base.source) if base.local else f"{base.source}@{base.revision or 'main'}",
+        },
+    )
+    if run is None:
+        return
+    console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
+    with run:
+        # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or trained whole.
+        on_gpu = torch.cuda.is_available()
+        dtype = {
+            "auto": (torch.bfloat16 if is_bfloat16_supported() else torch.float16) if on_gpu else torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "float32": torch.float32,
+        }[args.dtype]
+        checkpointing = "unsloth" if args.gradient_checkpointing else False
+        model, _ = FastLanguageModel.from_pretrained(
+            base.source,
+            revision=base.revision,
+            max_seq_length=args.max_length,
+            dtype=dtype,
+            load_in_4bit=args.load_in_4bit and args.use_peft,
+            full_finetuning=not args.use_peft,
+            use_gradient_checkpointing=checkpointing,
+            use_exact_model_name=True,  # else a hub id is swapped for Unsloth's own 4-bit copy of it
+            random_state=args.seed,
+        )
+        if args.use_peft:
+            model = FastLanguageModel.get_peft_model(
+                model,
+                r=args.lora_r,
+                lora_alpha=args.lora_alpha,
+                lora_dropout=args.lora_dropout,
+                target_modules=list(args.lora_target_modules),
+                use_gradient_checkpointing=checkpointing,
+                random_state=args.seed,
+            )
+        run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+
+        def dataset(examples: list[Example]) -> Dataset:
+            columns = ("input_ids", "completion_mask")
+            return Dataset.from_dict({name: [getattr(example, name) for example in examples] for name in columns})
+
+        def answers() -> list[str]:
+            FastLanguageModel.for_inference(model)
+            said = generate(model, tokenizer, [sample.prompt for sample in samples], end, args.sample_tokens)
+            FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+            return [answer.text + ("" if answer.ended else " ...") for answer in said]
+
+        before = answers()
+
+        # 5. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
+        tokens = sum(len(example.input_ids) for example in training)
+        trainer = SFTTrainer(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=dataset(training),
+            eval_dataset=dataset(evaluation) if evaluation else None,
+            callbacks=[ProgressCallback(run.folder / "metrics.jsonl", tokens, console)],
+            args=SFTConfig(
+                output_dir=str(run.folder / "checkpoints"),
+                completion_only_loss=True,  # the loss reads our completion_mask
+                max_length=args.max_length,
+                packing=args.packing and on_gpu,
+                packing_strategy="bfd",  # whole documents, so that none is cut in two
+                eval_packing=False,
+                per_device_train_batch_size=args.per_device_train_batch_size,
+                per_device_eval_batch_size=args.per_device_train_batch_size,
+                gradient_accumulation_steps=args.gradient_accumulation_steps,
+                num_train_epochs=args.num_train_epochs,
+                max_steps=args.max_steps,
+                learning_rate=args.learning_rate,
+                lr_scheduler_type=args.lr_scheduler_type,
+                warmup_steps=args.warmup_steps,
+                weight_decay=args.weight_decay,
+                max_grad_norm=args.max_grad_norm,
+                optim=args.optim if on_gpu else "adamw_torch_fused",
+                bf16=dtype == torch.bfloat16,
+                fp16=dtype == torch.float16,
+                gradient_checkpointing=args.gradient_checkpointing,
+                seed=args.seed,
+                data_seed=args.seed,
+                logging_steps=args.logging_steps,
+                logging_first_step=True,
+                save_steps=args.save_steps,
+                save_total_limit=args.save_total_limit,
+                eval_strategy="steps" if evaluation else "no",
+                eval_steps=args.save_steps,
+                load_best_model_at_end=bool(evaluation),
+                metric_for_best_model="eval_loss" if evaluation else None,
+                report_to=["tensorboard", *args.report_to],
+                disable_tqdm=True,  # ProgressCallback takes its place
+                torch_empty_cache_steps=None,
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
+        result = trainer.train(resume_from_checkpoint=run.newest_checkpoint())
+
+        # 6. Save, and show what changed.
+        saved = run.folder / ("adapter" if args.use_peft else "model")
+        model.save_pretrained(saved)
+        tokenizer.save_pretrained(saved)
+        make_readable(saved)
+        after = answers()
+        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=result.training_loss)
+        show(console, run.folder / "samples.json", samples, before, after)
+        console.print(f"{'Adapter' if args.use_peft else 'Model'} in [bold]{saved}[/bold]")
+
+
+if __name__ == "__main__":
+    run_command(main)
