@@ -1,0 +1,75 @@
+# Every way in. `make` alone lists it all, from the comments below.
+# Whatever needs .venv depends on `setup`, which makes it once and then costs a few hundredths of a second.
+
+PYTHON ?= python3
+.DEFAULT_GOAL := help
+
+#= MODEL=qwen2.5-7b              a card's name (see `make models`), a local folder or a hub id; else tiny
+#= DATA="my data.jsonl"          a file, a folder or a hub dataset; else the sample in data_samples/
+#= OUT=outputs/try-3             the folder of the run; else outputs/METHOD-MODEL-HASH
+#= ADAPTER=outputs/try-3/adapter what `make evaluate` loads on top of MODEL
+#= ARGS="--max-steps 50"         more for the command behind the target; ARGS=--help lists what it takes
+#= VARIANT=cuda-vllm             what to install: cpu, cuda or cuda-vllm; else as before, or what suits here
+#= PYTHON=/path/to/python3.12    3.11 or newer, to make .venv with; else python3
+#= TORCH_CPU_LINKS=/my/wheels    folder or URL of the CPU torch; else pip's find-links or PyTorch's page
+
+# One word for the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
+# $(call flag,--data,$(DATA)) is nothing when DATA is not given: the recipe's own default holds.
+flag = $(if $(2),$(1) $(call quote,$(2)))
+no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
+has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
+
+.PHONY: help setup sft evaluate models pin tiny samples test lint lock lock-check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 } \
+		/^#= / { variables = variables "\n  " substr($$0, 4) } \
+		END { print "\nVariables, each with an example" variables }' Makefile
+
+##@ Train
+sft: setup ## teach a model to answer the way your examples do: MODEL DATA OUT ARGS
+	.venv/bin/python recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) \
+		$(call flag,--output-dir,$(OUT)) $(ARGS)
+
+##@ Around a run
+evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
+	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) \
+		$(call flag,--data,$(DATA)) $(ARGS)
+
+models: setup ## list the model cards
+	.venv/bin/python scripts/models.py $(ARGS)
+
+pin: setup ## write the hub's present revision into a model card: MODEL
+	.venv/bin/python scripts/models.py pin $(call quote,$(MODEL)) $(ARGS)
+
+##@ Work on this repository
+setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
+	@# A whole .venv looks after itself: its interpreter starts faster than the shim of a version manager.
+	@if test -e .venv/lock.sha256 -a -x .venv/bin/python; then .venv/bin/python -I scripts/setup.py; \
+	else $(has_python) && $(call quote,$(PYTHON)) -I scripts/setup.py; fi
+
+test: setup ## run every test: ARGS="-k data"
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup ## check the Python and the shell files
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	git ls-files -z --cached --others --exclude-standard | xargs -0 grep -slZIzP '\A#!.*\b(ba)?sh\b' \
+		| xargs -0 .venv/bin/shellcheck
+
+lock: ## resolve docker/*.in into docker/*.lock; UPGRADE=1 takes the newest versions
+	@$(has_python) && $(call quote,$(PYTHON)) scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+lock-check: ## does every lock agree with its .in file, and every hash with the index?
+	@$(has_python) && $(call quote,$(PYTHON)) scripts/lock.py --check
+
+tiny: setup ## train the embedded model again: ARGS
+	.venv/bin/python scripts/tiny/pretrain.py $(ARGS)
+
+samples: setup ## write data_samples/ again
+	.venv/bin/python scripts/tiny/samples.py $(ARGS)
+
+clean: ## remove .venv and .cache; outputs/ stays
+	rm -rf .venv .cache

@@ -1,0 +1,114 @@
+"""Resolve docker/*.in into the hash-locked docker/*.lock.
+
+    python3 scripts/lock.py              # make lock: what the .in files and overrides ask for, else as it was
+    python3 scripts/lock.py --upgrade    # make lock UPGRADE=1: the newest that they allow
+    python3 scripts/lock.py --check      # make lock-check: exit 2 when a lock is not what `make lock` would write
+
+The versions of a lock that is there are kept, unless --upgrade; the hashes are asked of the index again. So the check
+fails when an .in file, an override or a lock was edited alone, or when a lock has a hash that the index does not, and
+does not fail because the index has something newer today.
+
+A new uv moves in two steps: `make lock` after editing bootstrap.in, and again, with that uv, for the other three.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import setup
+
+DOCKER = Path(setup.ROOT) / "docker"
+# The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.
+PYTHON = "3.11"
+# Wheels only: nothing is compiled, and no code of a package runs, at install time. glibc 2.31 (Debian 11, Ubuntu 20.04)
+# is as old as it gets: llguidance, which vLLM needs, has no older wheel, and uv would walk back to an old vLLM.
+COMPILE = f"""
+    pip compile --quiet --no-config --generate-hashes --only-binary :all: --python-version {PYTHON}
+    --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-emit-find-links
+""".split()
+# In this order: each after the first is held to the versions of the superset, so that they differ in nothing else. The
+# other way round has no solution, because vLLM caps versions that the others would take newer.
+LOCKS = {
+    "bootstrap.lock": "bootstrap.in",
+    "cuda-vllm.lock": "--override overrides-cuda.txt vllm.in",
+    "cuda.lock": "--override overrides-cuda.txt -c cuda-vllm.lock train.in",
+    "cpu.lock": "--override overrides-cpu.txt -c cuda-vllm.lock train.in",
+}
+
+
+def main(argument: str = "") -> None:
+    setup.settle_network()
+    uv = setup.fetch_uv()
+    links, why = cpu_links()
+    if not links and argument != "--check":
+        raise setup.Refusal(f"docker/cpu.lock cannot be resolved ({why}): set TORCH_CPU_LINKS to a folder or URL")
+    # uv writes the paths it is given into its comments, so it runs in a copy where all of them are bare names.
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary, "docker")
+        shutil.copytree(DOCKER, work)
+        for name, inputs in LOCKS.items():
+            if name == "cpu.lock" and not links:
+                setup.say(f"docker/cpu.lock is not checked: {why}")
+                continue
+            resolve(uv, work, name, inputs.split(), links, argument == "--upgrade")
+        if argument == "--check":
+            compare(work)
+        else:
+            for name in LOCKS:
+                shutil.copyfile(work / name, DOCKER / name)
+
+
+def cpu_links() -> tuple[str, str]:
+    version = re.search(r"^torch==(\S+)", (DOCKER / "overrides-cpu.txt").read_text(), re.M)[1]
+    return setup.torch_cpu_links(version, None, "cp" + PYTHON.replace(".", ""))
+
+
+def resolve(uv: str, work: Path, name: str, inputs: list[str], links: str, upgrade: bool) -> None:
+    lock = work / name
+    lock.write_text("" if upgrade else preferences(lock.read_text()))
+    command = [uv, *COMPILE, "--custom-compile-command", "make lock", *inputs, "-o", name]
+    if name == "cpu.lock":
+        command += ["--find-links", links]
+    # What this machine is configured to prefer must not reach the lock: only where the index is, and how to get there.
+    kept = re.compile("UV_(DEFAULT_INDEX|INDEX_URL|CACHE_DIR|SYSTEM_CERTS|HTTP_.*|KEYRING_PROVIDER)")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("UV_") or kept.fullmatch(key)}
+    done = subprocess.run(command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise setup.Refusal(f"docker/{name} cannot be resolved from {inputs[-1]}:\n{done.stderr.strip()}")
+
+
+def preferences(lock: str) -> str:
+    """What uv keeps of a lock that is there: the versions. It would keep the hashes too, and never look whether they
+    are right; only those of the CPU torch stay, because a folder may have it for one Python and PyTorch's page for all.
+    """
+    pins = re.findall(r"^(\S+==\S+)((?: \\\n +--hash=\S+)+)", lock, re.M)
+    return "\n".join(pin + (hashes if "+cpu" in pin else "") for pin, hashes in pins)
+
+
+def compare(work: Path) -> None:
+    stale = False
+    for name in LOCKS:
+        is_now, would_be = (re.split(r" \\\n|\n", (folder / name).read_text()) for folder in (DOCKER, work))
+        # A wheel that was added to a release later, for a newer Python say, is no fault of the lock.
+        would_be = [line for line in would_be if "--hash" not in line or line in is_now]
+        changes = list(difflib.unified_diff(is_now, would_be, n=0, lineterm=""))[2:]
+        if changes:
+            stale = True
+            line = re.search(r"\d+", changes[0])[0]
+            print(f"docker/{name}:{line}: not what `make lock` would write (- is now, + would be)", file=sys.stderr)
+            print("\n".join(changes[:20]), file=sys.stderr)
+    if stale:
+        raise setup.WrongInput("edit the .in files or the overrides, then `make lock`, and commit what it changes")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except setup.Refusal as refusal:
+        print(f"lock: {refusal}", file=sys.stderr)
+        sys.exit(refusal.exit_code)
