@@ -173,11 +173,9 @@ def _tokenize_batch(
                 token += 1
         mask = mask[:max_length]
         if not mask.any():
-            cut = (
-                f" within the first {max_length} of its {len(input_ids)} tokens" if len(input_ids) > max_length else ""
-            )
+            within = f" in the first {max_length} of its {len(input_ids)}" if len(input_ids) > max_length else ""
             faults.add(
-                place, f"no trainable token{cut}: the row would teach nothing; shorten the prompt or --max-length"
+                place, f"no trainable token{within}: the row would teach nothing; shorten it or raise --max-length"
             )
             continue
         yield Example(place, np.array(input_ids[:max_length], dtype=np.int32), mask, len(input_ids))

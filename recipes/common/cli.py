@@ -8,7 +8,9 @@ import sys
 from typing import TypeVar
 
 import tyro
+from pydantic import TypeAdapter, ValidationError
 
+from .errors import InputError
 from .models import Model, find_model, method_settings
 
 Args = TypeVar("Args")
@@ -26,7 +28,12 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     model = find_model(first.model)
     fields = [field.name for field in dataclasses.fields(recipe)]
     card = method_settings(model.card, method, fields) if model.card else {}
-    args = tyro.cli(recipe, description=description, default=dataclasses.replace(recipe(), **card))
+    try:
+        default = TypeAdapter(recipe).validate_python(card)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise InputError(f"card {model.name}: {method}.{detail['loc'][0]}: {detail['msg'].lower()}") from None
+    args = tyro.cli(recipe, description=description, default=default)
     given = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in sys.argv[1:]}
     origins = {
         name: "command line" if name in given else f"card {model.name}" if name in card else "recipe" for name in fields

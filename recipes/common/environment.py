@@ -26,6 +26,7 @@ def prepare(offline: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / ".cache" / "unsloth"))  # else the working directory
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a warning at every fork
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads that wait spin, and starve other processes
     if offline:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # The libraries speak of their own business: none of it is news a user can act on.

@@ -180,7 +180,7 @@ def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
                 else:
                     yield Row(place, fields)
         except csv.Error as error:
-            faults.add(f"{file}:{reader.line_num}", f"broken CSV: {error}; the rest of the file cannot be read")
+            faults.add(f"{file}:{first}", f"broken CSV: {error}; the rest of the file cannot be read")
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

@@ -1,0 +1,132 @@
+"""Measure a recipe's speed and memory on a model's true shape, with random weights and rows of full length.
+
+    make benchmark MODEL=qwen2.5-7b                                            nf4, gradient checkpointing
+    make benchmark MODEL=qwen2.5-7b ARGS="--no-load-in-4bit --no-gradient-checkpointing"
+
+The checkpoint is made on the spot from the card's architecture, so nothing is downloaded: weights decide neither speed
+nor memory. Rows are `--max-length` tokens long, none padded, so every token counted is a useful one. The recipe is run
+as a user runs it; what is reported comes from its own metrics.jsonl, steps before `--warmup` left out.
+
+Left out: models that are not Qwen2, whose classes need more than the card's numbers.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+import tyro
+from common.errors import InputError, run_command
+from common.models import Card, read_card
+
+
+@dataclass(frozen=True)
+class Args:
+    model: str = "qwen2.5-7b"
+    load_in_4bit: bool = True
+    gradient_checkpointing: bool = True
+    packing: bool = True
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    max_length: int = 2048
+    ragged: bool = False
+    """Documents of log-normal length, median 245 tokens, packed into the rows, in place of one a row."""
+    steps: int = 30
+    warmup: int = 10
+    """Steps left out of the figures: compilation and the allocator's growth."""
+    checkpoint: str | None = None
+    """A folder to make the checkpoint in, or to take it from when it is there; by default a temporary one."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    card = read_card(args.model)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(args.checkpoint or Path(scratch, args.model))
+        if not (checkpoint / "config.json").exists():
+            make_checkpoint(card, checkpoint)
+        data = Path(scratch, "rows.jsonl")
+        write_rows(data, args)
+        output = Path(scratch, "run")
+        switches = {
+            "load-in-4bit": args.load_in_4bit,
+            "gradient-checkpointing": args.gradient_checkpointing,
+            "packing": args.packing,
+        }
+        command = [sys.executable, ROOT / "recipes" / "sft.py", "--model", checkpoint, "--data", data]
+        command += ["--output-dir", output, "--max-truncated", "1", "--sample-prompts", "0", "--save-steps", "1000000"]
+        command += [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+        command += ["--max-steps", str(args.steps), "--logging-steps", "5"]
+        subprocess.run([str(word) for word in command], check=True)
+        record = json.loads((output / "run.json").read_text())
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if row["step"] > args.warmup and "loss" in row]
+    speeds = sorted(row["tokens_per_second"] for row in measured)
+    packages = record["code"]["packages"]
+    figures = {
+        "model": args.model,
+        "weights": "nf4" if args.load_in_4bit else record["dtype"].removeprefix("torch."),
+        "checkpointing": args.gradient_checkpointing,
+        "packing": args.packing,
+        "rows": f"{args.per_device_train_batch_size} x {args.max_length}" + (", packed ragged" if args.ragged else ""),
+        "tokens_per_second": {"median": median(speeds), "min": speeds[0], "max": speeds[-1]},
+        "memory_gib": max(row["memory_gib"] for row in measured),
+        "device": record["machine"].get("gpu", record["machine"]["cpu"]),
+        "driver": record["machine"].get("driver"),
+        "versions": {name: packages[name] for name in ("torch", "triton", "transformers", "trl", "unsloth")},
+    }
+    print(json.dumps(figures))
+
+
+def make_checkpoint(card: Card, folder: Path) -> None:
+    """A Qwen2 checkpoint of the card's shape with random bf16 weights, and the tiny model's tokenizer."""
+    if not card.name.startswith(("qwen2", "tiny")):
+        raise InputError(f"{card.name}: only the qwen2 and qwen2.5 cards can be made from their numbers")
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    shape = card.architecture
+    config = Qwen2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=card.context,
+        tie_word_embeddings=shape.tied_embeddings,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Qwen2ForCausalLM(config)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny").save_pretrained(folder)
+
+
+def write_rows(file: Path, args: Args) -> None:
+    """Enough rows for all steps. Without `ragged` each is longer than max_length, and so is cut to exactly that."""
+    import random
+
+    draw = random.Random(0)
+    rows = args.steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    with file.open("w", encoding="utf-8") as stream:
+        written = 0
+        while written < rows * args.max_length:
+            tokens = max(int(draw.lognormvariate(5.5, 0.8)), 32) if args.ragged else 2 * args.max_length
+            text = " ".join(str(draw.randrange(10)) for _ in range(tokens // 2))  # a digit and a space, a token each
+            stream.write(json.dumps({"prompt": "Go on.", "completion": text}) + "\n")
+            written += min(tokens, args.max_length)
+
+
+if __name__ == "__main__":
+    run_command(main)

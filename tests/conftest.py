@@ -1,0 +1,32 @@
+"""What tests of several files need: the recipes run as a user runs them, and the tokenizer of the tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def run_recipe(recipe: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run recipes/RECIPE.py in a process of its own, output and errors caught."""
+    command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *map(str, flags)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny")

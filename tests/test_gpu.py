@@ -1,0 +1,59 @@
+"""What only a GPU can show. Run by `make test ARGS="-m gpu"` on a machine that has one; skipped by name elsewhere."""
+
+import json
+
+import pytest
+from conftest import ROOT, read_jsonl, run_recipe
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def first_step(folder, *flags):
+    """Loss and gradient norm of one optimizer step over the first 128 rows of the sample data."""
+    rows = (ROOT / "data_samples" / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(rows[:128]), encoding="utf-8")
+    done = run_recipe(
+        *("sft", "--model", "tiny", "--data", folder / "rows.jsonl", "--output-dir", folder / "run"),
+        *("--max-steps", 1, "--warmup-steps", 0, "--sample-prompts", 0, *flags),
+    )
+    assert done.returncode == 0, done.stderr
+    return next(row for row in read_jsonl(folder / "run" / "metrics.jsonl") if "loss" in row)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_packed_and_an_unpacked_run_see_the_same_loss(tmp_path, dtype):
+    """One step over the same 128 rows, in few packed rows or in 128 padded ones: same mean loss, same gradient."""
+    precision = ("--dtype", dtype)
+    unpacked = first_step(
+        tmp_path / "unpacked",
+        *("--no-packing", "--per-device-train-batch-size", 32, "--gradient-accumulation-steps", 4, *precision),
+    )
+    packed = first_step(
+        tmp_path / "packed",
+        *("--packing", "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 16, *precision),
+    )
+    assert packed["loss"] == pytest.approx(unpacked["loss"], rel=5e-3 if dtype == "bfloat16" else 1e-4)
+    assert packed["grad_norm"] == pytest.approx(unpacked["grad_norm"], rel=5e-2 if dtype == "bfloat16" else 1e-3)
+
+
+def test_tiny_learns_its_form_on_a_gpu_too(tmp_path):
+    done = run_recipe("sft", "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "run" / "samples.json").read_text(encoding="utf-8"))
+    assert all("<answer>" not in sample["before"] for sample in samples)
+    assert all("</answer>" in sample["after"] for sample in samples)
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "done"
+    assert "gpu" in record["machine"]
+
+
+def test_four_bit_weights_are_four_bit_and_still_learn(tmp_path):
+    done = run_recipe("sft", "--output-dir", tmp_path / "run", "--load-in-4bit", "--max-steps", 40)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] / 2
