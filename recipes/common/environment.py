@@ -1,6 +1,5 @@
 """What must be set before unsloth is imported, and what is known about this machine and the code it runs."""
 
-import hashlib
 import logging
 import os
 import platform
@@ -74,10 +73,11 @@ def describe_machine() -> dict[str, Any]:
 
 def installed_lock() -> dict[str, str] | None:
     """Name and sha256 of the lock this environment was installed from; None if it was made by other means."""
-    mark = Path(sys.prefix) / "installed.lock"
+    mark = Path(sys.prefix) / "lock.sha256"  # written by scripts/setup.py
     if not mark.exists():
         return None
-    return {"file": str(mark), "sha256": hashlib.sha256(mark.read_bytes()).hexdigest()}
+    sha256, name = mark.read_text().split()
+    return {"file": name, "sha256": sha256}
 
 
 def _version(name: str) -> str | None:
