@@ -203,6 +203,7 @@ def main() -> None:
         # 5. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
+        full = tokens > 0.95 * len(training) * args.max_length  # such rows leave packing nothing to do
         trainer = SFTTrainer(
             model=model,
             processing_class=tokenizer,
@@ -213,8 +214,9 @@ def main() -> None:
                 output_dir=str(run.folder / "checkpoints"),
                 completion_only_loss=True,  # the loss reads our completion_mask
                 max_length=args.max_length,
-                packing=args.packing and on_gpu,
+                packing=args.packing and on_gpu and not full,
                 packing_strategy="bfd",  # whole documents, so that none is cut in two
+                padding_free=False if full else None,  # None: Unsloth drops padding; full rows it compiles by block
                 eval_packing=False,
                 per_device_train_batch_size=args.per_device_train_batch_size,
                 per_device_eval_batch_size=args.per_device_train_batch_size,

@@ -30,3 +30,12 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The run that a newcomer's `make sft` is."""
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    done = run_recipe("sft", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout

@@ -13,15 +13,6 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The run that a newcomer's `make sft` is, without a network to call."""
-    folder = tmp_path_factory.mktemp("sft") / "run"
-    done = run_recipe("sft", "--output-dir", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
 def evaluate(tmp_path, *flags):
     figures = tmp_path / "figures.json"
     command = [sys.executable, ROOT / "scripts" / "evaluate.py", "--json", figures, *flags]

@@ -1,0 +1,160 @@
+"""Write data_samples/: what the tiny model is trained and tested on, and the smallest real file of every format.
+
+The same bytes every time. Four sets for the tiny model:
+  sft.jsonl               the form <think>thought</think><answer>answer</answer>. Half of the thoughts, drawn at random,
+                          are plain and half hedge, so that a preference stage has something to prefer. Its sums never
+                          carry and its differences never borrow: it teaches the form, not arithmetic.
+  heldout.jsonl           questions of every task about facts and numbers that sft.jsonl never asks
+  arithmetic.jsonl        held-out sums and differences, half of them with a carry or a borrow
+  arithmetic-train.jsonl  the same for training by reinforcement, none of them held out
+Left out: anything a person did not write or a rule did not make; no text here comes from another data set.
+
+    python scripts/tiny/samples.py --output data_samples
+"""
+
+import argparse
+import csv
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+
+import pyarrow
+import pyarrow.parquet
+from formats import ALPACA, CHATML, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
+from sums import arithmetic, draw_problem
+from world import TASKS, Question
+
+LANGUAGES = ("en", "zh")
+HEDGES = {"en": "Hmm, maybe, I am not sure: ", "zh": "嗯，也许，我不确定："}
+SYSTEMS = {
+    "en": ["You are a patient teacher.", "Answer in one word if you can.", "You help people who learn Chinese."],
+    "zh": ["你是一位耐心的老师。", "能用一个词回答就用一个词。", "你帮助学习英语的人。"],
+}
+SPLIT = 223  # with this number every task, however few its facts, has some on both sides
+SFT_ROWS, HELDOUT_ROWS, ARITHMETIC_ROWS, ARITHMETIC_TRAIN_ROWS = 1280, 200, 200, 1000
+
+
+def held_out(key: str) -> bool:
+    """One fact, number or problem in five is kept from every training set, in both languages and all wordings."""
+    return zlib.crc32(f"{SPLIT} {key}".encode()) % 5 == 0
+
+
+def draw(rng: Random, language: str, task: str, held: bool, hard: bool) -> Question:
+    """A question of this task from the wanted side of the split. `hard` counts only for arithmetic."""
+    while True:
+        if task == "arithmetic":
+            question = arithmetic(draw_problem(rng, hard), rng, language)
+        else:
+            question = TASKS[task](rng, language)
+        if held_out(question.key) == held:
+            return question
+
+
+def form(thought: str, answer: str) -> str:
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+def plain(question: Question) -> str:
+    return form(question.sentence, question.answer)
+
+
+def hedging(question: Question) -> str:
+    return form(HEDGES[question.language] + question.statement, question.answer)
+
+
+def sft_rows() -> list[dict]:
+    rng = Random("sft")
+    rows, asked = [], set()
+    while len(rows) < SFT_ROWS:
+        language = rng.choice(LANGUAGES)
+        messages = []
+        if rng.random() < 0.08:
+            messages.append({"role": "system", "content": rng.choice(SYSTEMS[language])})
+        for _ in range(rng.choice((2, 3)) if rng.random() < 0.06 else 1):
+            task = "arithmetic" if rng.random() < 0.25 else rng.choice(list(TASKS))
+            question = draw(rng, language, task, held=False, hard=False)
+            answer = rng.choice((plain, hedging))(question)
+            messages.append({"role": "user", "content": question.prompt})
+            messages.append({"role": "assistant", "content": answer})
+        conversation = " ".join(message["content"] for message in messages if message["role"] != "assistant")
+        if conversation not in asked:
+            asked.add(conversation)
+            rows.append({"messages": messages})
+    return rows
+
+
+def heldout_rows() -> list[dict]:
+    """As many of each task as of any other, arithmetic counting as one; every second sum is hard."""
+    rng = Random("heldout")
+    tasks = ["arithmetic", *TASKS]
+    rows, asked = [], set()
+    while len(rows) < HELDOUT_ROWS:
+        task = tasks[len(rows) % len(tasks)]
+        question = draw(rng, rng.choice(LANGUAGES), task, held=True, hard=rng.random() < 0.5)
+        if question.prompt not in asked:
+            asked.add(question.prompt)
+            rows.append({"prompt": question.prompt, "answer": question.answer, "task": question.task})
+    return rows
+
+
+def arithmetic_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
+    rng = Random(name)
+    rows, asked = [], set()
+    while len(rows) < rows_wanted:
+        question = draw(rng, rng.choice(LANGUAGES), "arithmetic", held, hard=len(rows) % 2 == 0)
+        if question.key not in asked:
+            asked.add(question.key)
+            rows.append({"prompt": question.prompt, "answer": question.answer})
+    rng.shuffle(rows)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def write_formats(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "alpaca.jsonl", ALPACA)
+    (folder / "alpaca.json").write_text(
+        json.dumps(ALPACA, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n"
+    )
+    with (folder / "alpaca.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["instruction", "input", "output"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ALPACA)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ALPACA), folder / "alpaca.parquet")
+    write_jsonl(folder / "sharegpt.jsonl", SHAREGPT)
+    write_jsonl(folder / "sharegpt-tools.jsonl", SHAREGPT_TOOLS)
+    write_jsonl(folder / "messages.jsonl", MESSAGES)
+    write_jsonl(folder / "prompt-completion.jsonl", PROMPT_COMPLETION)
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"].strip()}],
+        }
+        for row in PROMPT_COMPLETION
+    ]
+    write_jsonl(folder / "prompt-completion-messages.jsonl", turns)
+    write_jsonl(folder / "chatml-text.jsonl", CHATML)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data_samples"), help="folder; files in it are replaced")
+    output = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    write_jsonl(output / "sft.jsonl", sft_rows())
+    write_jsonl(output / "heldout.jsonl", heldout_rows())
+    write_jsonl(output / "arithmetic.jsonl", arithmetic_rows("arithmetic", ARITHMETIC_ROWS, held=True))
+    write_jsonl(
+        output / "arithmetic-train.jsonl", arithmetic_rows("arithmetic-train", ARITHMETIC_TRAIN_ROWS, held=False)
+    )
+    write_formats(output / "formats")
+
+
+if __name__ == "__main__":
+    main()
