@@ -20,7 +20,7 @@ flag = $(if $(2),$(1) $(call quote,$(2)))
 no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft evaluate models pin tiny samples test lint lock lock-check clean
+.PHONY: help setup sft evaluate benchmark models pin tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -37,6 +37,9 @@ sft: setup ## teach a model to answer the way your examples do: MODEL DATA OUT A
 evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
 	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) \
 		$(call flag,--data,$(DATA)) $(ARGS)
+
+benchmark: setup ## measure speed and memory of SFT on a model's true shape: MODEL ARGS
+	.venv/bin/python scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)
 
 models: setup ## list the model cards
 	.venv/bin/python scripts/models.py $(ARGS)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from common.chat import check_truncation, end_token, render, set_chat_template, set_pad_token, tokenize
 from common.errors import InputError
-from common.formats import Conversation
-from common.rows import Faults
+from common.formats import Conversation, conversations
+from common.rows import Faults, Row, find_source, read_rows
+from conftest import ROOT
 
 # The special tokens each family's template writes; the tokenizer below learns them.
 FAMILIES = {
@@ -173,9 +174,25 @@ def test_the_pad_token_is_never_the_end_token(tokenizer):
 
 
 def test_ready_rendered_chatml_renders_to_itself(tokenizer):
-    from common.formats import conversations
-    from common.rows import Row
-
     text = tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}, *TURNS], tokenize=False)
     (conversation,) = conversations([Row("f:1", {"text": text})], Faults())
     assert render(tokenizer, conversation, "<|im_end|>")[0] == text
+
+
+FORMAT_FILES = sorted((ROOT / "data_samples" / "formats").iterdir())
+
+
+@pytest.mark.parametrize("file", FORMAT_FILES, ids=lambda file: file.name)
+def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer):
+    faults = Faults()
+    rows = list(conversations(read_rows(find_source(str(file)), faults), faults))
+    examples = list(tokenize(tokenizer, rows, 1000, faults))
+    faults.stop()
+    assert len(examples) == len(rows) >= 4
+    for example in examples:
+        trained = tokenizer.decode(example.input_ids[example.completion_mask == 1])
+        assert trained.endswith("<|im_end|>")
+
+
+def test_there_is_a_sample_of_every_format():
+    assert len(FORMAT_FILES) == 10

@@ -1,4 +1,4 @@
-"""Every command of the README is run: as it stands where that takes seconds, else on the tiny model and for two steps."""
+"""Every command of the README is run: as it stands if that takes seconds, else on the tiny model, for two steps."""
 
 import json
 import os
