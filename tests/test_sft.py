@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -117,14 +118,19 @@ def test_nothing_calls_the_network(tmp_path):
 
 
 def test_a_held_out_split_is_evaluated_and_the_best_checkpoint_kept(tmp_path):
-    flags = ("--eval-ratio", 0.1, "--max-steps", 20, "--learning-rate", 0.3, "--warmup-steps", 0, "--save-steps", 2)
-    done = run_recipe("sft", "--output-dir", tmp_path / "run", *flags)
+    # Answers that follow from nothing: the form is learned first, then the rows by heart, and held-out loss rises again.
+    draw = random.Random(0)
+    rows = [{"instruction": f"Number {n}?", "output": str(draw.randrange(10**8))} for n in range(48)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ("--eval-ratio", 0.5, "--max-steps", 60, "--save-steps", 6, "--save-total-limit", 9, "--sample-prompts", 0)
+    done = run_recipe("sft", "--data", data, "--output-dir", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     losses = {
         row["step"]: row["eval_loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in row
     }
     best = min(losses, key=losses.get)
-    assert best != max(losses)  # the rate is far too high, so that the last is not the best
+    assert best < max(losses)
     from safetensors.torch import load_file
 
     kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
