@@ -21,7 +21,7 @@ from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import column_map, conversations
 from common.models import base_sha256, load_tokenizer, resolved_revision
-from common.record import make_readable, open_run
+from common.record import make_readable, plan_run
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import as_sample, hold_out, show
 
@@ -112,6 +112,21 @@ def main() -> None:
     if not rows:
         raise InputError(f"{args.data}: holds no rows")
 
+    # 2. The run: a new one, one to go on with, or one that is finished. Nothing is written yet.
+    run = plan_run(
+        "sft",
+        base.name,
+        args.output_dir,
+        arguments=asdict(args),
+        origins=origins,
+        inputs={
+            "data": source_sha256(source) or source,
+            "base": base_sha256(base.source) if base.local else f"{base.source}@{base.revision or 'main'}",
+        },
+    )
+    if run is None:
+        return
+
     environment.prepare(offline=base.local and not isinstance(source, str))
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
@@ -124,7 +139,7 @@ def main() -> None:
     from common.generate import generate
     from common.progress import ProgressCallback
 
-    # 2. Tokens: the model's own chat template, and a mask of what the assistant says.
+    # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, args.chat_template_path, base.name)
     end = end_token(tokenizer)
@@ -140,20 +155,6 @@ def main() -> None:
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
-    # 3. The run's folder. From here on something is written.
-    run = open_run(
-        "sft",
-        base.name,
-        args.output_dir,
-        arguments=asdict(args),
-        origins=origins,
-        inputs={
-            "data": source_sha256(source) or source,
-            "base": base_sha256(base.source) if base.local else f"{base.source}@{base.revision or 'main'}",
-        },
-    )
-    if run is None:
-        return
     console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
     with run:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or trained whole.

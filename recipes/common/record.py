@@ -22,15 +22,15 @@ COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "data",
 
 
 class Run:
-    """An open run. `folder` is its own; `record` is what run.json holds, written whole at every change.
+    """A run. `folder` is its own; `record` is what run.json holds, written whole at every change.
 
-    As a context it ends the record: status "done", or "failed" with the error.
+    As a context it makes the folder and opens the record, and ends it: status "done", or "failed" with the error.
+    Before that nothing is written.
     """
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
         self.record = record
-        self.started = time.time()
 
     def update(self, **facts: Any) -> None:
         """Add facts to run.json."""
@@ -38,6 +38,9 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
+        self.started = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.update(status="running", started=_now())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
@@ -51,7 +54,7 @@ class Run:
         return max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def open_run(
+def plan_run(
     recipe: str,
     name: str,
     output_dir: str | None,
@@ -59,7 +62,7 @@ def open_run(
     origins: dict[str, str],
     inputs: dict[str, Any],
 ) -> Run | None:
-    """Make or reopen the folder of a run; None when it is finished already, which is then said.
+    """The run of these settings, new or gone on with; None when it is finished already, which is then said.
 
     `inputs` says what data and model are by their contents: a sha256, or a hub id with its revision. Without
     `output_dir` the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError
@@ -81,19 +84,17 @@ def open_run(
     if previous and previous["status"] == "done":
         print(f"This run is finished already: {folder} ({previous['finished']}). Another --output-dir starts it anew.")
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, {})
-    run.update(
-        recipe=recipe,
-        status="running",
-        started=_now(),
-        command=sys.argv,
-        arguments={name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
-        matters=matters,
-        identity=identity,
-        code=code,
+    return Run(
+        folder,
+        {
+            "recipe": recipe,
+            "command": sys.argv,
+            "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
+            "matters": matters,
+            "identity": identity,
+            "code": code,
+        },
     )
-    return run
 
 
 def write_json(path: Path, value: Any) -> None:
