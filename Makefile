@@ -30,13 +30,11 @@ help: ## this list
 
 ##@ Train
 sft: setup ## teach a model to answer the way your examples do: MODEL DATA OUT ARGS
-	.venv/bin/python recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) \
-		$(call flag,--output-dir,$(OUT)) $(ARGS)
+	.venv/bin/python recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
 ##@ Around a run
 evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
-	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) \
-		$(call flag,--data,$(DATA)) $(ARGS)
+	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(ARGS)
 
 benchmark: setup ## measure speed and memory of SFT on a model's true shape: MODEL ARGS
 	.venv/bin/python scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)

@@ -20,7 +20,7 @@ from common.chat import Example, check_truncation, end_token, set_chat_template,
 from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import column_map, conversations
-from common.models import base_sha256, load_tokenizer, resolved_revision
+from common.models import base_sha256, fetch, load_tokenizer, resolved_revision
 from common.record import make_readable, plan_run
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import as_sample, hold_out, show
@@ -140,6 +140,7 @@ def main() -> None:
     from common.progress import ProgressCallback
 
     # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
+    base = fetch(base)
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, args.chat_template_path, base.name)
     end = end_token(tokenizer)

@@ -24,7 +24,7 @@ from common import environment
 from common.chat import end_token, set_chat_template, set_pad_token
 from common.errors import InputError, MachineError, run_command
 from common.formats import Conversation
-from common.models import find_model, load_tokenizer
+from common.models import fetch, find_model, load_tokenizer
 from common.record import write_json
 from common.rows import Faults, find_source, read_rows
 
@@ -66,6 +66,7 @@ def main() -> None:
 
     from common.generate import generate
 
+    base = fetch(base)
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, None, base.name)
     end = end_token(tokenizer)

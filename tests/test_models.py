@@ -13,8 +13,17 @@ from pathlib import Path
 
 import pytest
 from common import models
-from common.errors import InputError
-from common.models import base_sha256, card_names, find_model, method_settings, read_card, resolved_revision
+from common.errors import InputError, MachineError
+from common.models import (
+    base_sha256,
+    card_names,
+    fetch,
+    find_model,
+    load_tokenizer,
+    method_settings,
+    read_card,
+    resolved_revision,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 COMMIT = "a09a35458c702b33eeacc393d103063234e8bc28"
@@ -429,3 +438,25 @@ def test_list_fits_a_screen_of_100_columns(copy):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert max(map(len, plain.splitlines())) <= 100
     assert "meta-llama/Llama-3.1-8B-Instruct" in plain
+
+
+def test_a_hub_model_that_cannot_be_had_is_said_in_a_line():
+    """conftest.py sets HF_HUB_OFFLINE, so this is a machine without a network and an empty cache."""
+    with pytest.raises(MachineError, match=r"^nobody/nothing cannot be loaded: .*\nCheck the network, HF_ENDPOINT"):
+        load_tokenizer(find_model("nobody/nothing"))
+
+
+def test_a_directory_without_a_tokenizer_is_said_in_a_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        load_tokenizer(find_model(str(tmp_path)))
+
+
+def test_modelscope_is_asked_when_it_is_to_be_and_only_then(monkeypatch):
+    hub, tiny = find_model("nobody/nothing"), find_model("tiny")
+    assert fetch(hub) == hub
+    monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch(tiny) == tiny
+    with pytest.raises(MachineError, match=r"^nobody/nothing: ModelScope does not give it"):
+        fetch(hub)

@@ -6,10 +6,11 @@ A card is a file of facts, `models/<name>.toml`; nothing here knows what is in a
 import difflib
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CARDS = Path(__file__).parents[1] / "models"
 REPOSITORY = Path(__file__).parents[2]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Method = Literal["sft", "dpo", "grpo", "ppo", "reward"]
@@ -180,6 +182,25 @@ def resolved_revision(model: Model) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
 
 
+def fetch(model: Model) -> Model:
+    """`model` itself, or with UNSLOTH_USE_MODELSCOPE=1 its copy on this machine, downloaded from ModelScope.
+
+    Raises MachineError when ModelScope does not give it. The Hugging Face hub is left to the libraries.
+    """
+    if model.local or os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
+        return model
+    from modelscope import snapshot_download
+
+    try:
+        folder = snapshot_download(model.source, revision=model.revision)
+    except (OSError, ValueError) as error:  # its network errors are OSErrors, its own of a wrong name ValueErrors
+        reason = str(error).splitlines()[0]
+        raise MachineError(
+            f"{model.source}: ModelScope does not give it (UNSLOTH_USE_MODELSCOPE=1): {reason}"
+        ) from None
+    return replace(model, source=folder, revision=None, local=True)
+
+
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The tokenizer of `model`, from its directory or by way of the hub.
 
@@ -189,6 +210,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from transformers import AutoTokenizer
 
+    # Without this transformers 5 makes an empty tokenizer of the config's class and says nothing.
+    if model.local and not any(Path(model.source, name).exists() for name in TOKENIZER_FILES):
+        raise InputError(
+            f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
+        )
     try:
         return AutoTokenizer.from_pretrained(model.source, revision=model.revision)
     except OSError as error:
@@ -202,7 +228,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
                 raise InputError(f"{model.source}: the hub has no such model: {cause}") from None
             cause = cause.__cause__
         if model.local:
-            raise InputError(f"{model.source}: holds no tokenizer: {error}") from None
+            raise InputError(f"{model.source}: its tokenizer cannot be read: {error}") from None
         reason = str(error).splitlines()[0]
         raise MachineError(
             f"{model.source} cannot be loaded: {reason}\nCheck the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .formats import Conversation
 from .record import write_json
@@ -39,7 +39,9 @@ def as_sample(row: Conversation) -> Sample:
 
 def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
     """Print the answers side by side and write them to `file` as JSON."""
-    table = Table("prompt", "before", "after", "the data says", title="Held-out prompts", show_lines=True)
+    headings = ("prompt", "before", "after", "the data says")
+    columns = [Column(heading, overflow="fold") for heading in headings]  # a long word is folded, never cut
+    table = Table(*columns, title="Held-out prompts", show_lines=True)
     entries: list[dict[str, Any]] = []
     for sample, old, new in zip(samples, before, after, strict=True):
         question = sample.prompt.messages[-1]["content"]
