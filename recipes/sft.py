@@ -23,7 +23,7 @@ from common.formats import column_map, conversations
 from common.models import base_sha256, fetch, load_tokenizer, resolved_revision
 from common.record import make_readable, plan_run
 from common.rows import Faults, find_source, read_rows, source_sha256
-from common.samples import as_sample, hold_out, show
+from common.samples import as_samples, hold_out, show
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def main() -> None:
 
     order = random.Random(args.seed)
     asked, rows = hold_out(rows, min(args.sample_prompts, len(rows) // 10), order)  # a handful is all trained on
-    samples = [as_sample(row) for row in asked]
+    samples = as_samples(asked)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
     console = Console()
@@ -157,9 +157,13 @@ def main() -> None:
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
     console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        console.print(
+            "No GPU: rows are padded, not packed, and adamw_torch_fused takes the place of the 8-bit optimizer."
+        )
     with run:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or trained whole.
-        on_gpu = torch.cuda.is_available()
         dtype = {
             "auto": (torch.bfloat16 if is_bfloat16_supported() else torch.float16) if on_gpu else torch.float32,
             "bfloat16": torch.bfloat16,

@@ -64,7 +64,7 @@ def main() -> None:
         command += [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-        command += ["--max-steps", str(args.steps), "--logging-steps", "5"]
+        command += ["--max-steps", str(args.steps), "--logging-steps", str(min(5, args.steps))]
         subprocess.run([str(word) for word in command], check=True)
         record = json.loads((output / "run.json").read_text())
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

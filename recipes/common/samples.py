@@ -30,11 +30,15 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
     return taken, [row for index, row in enumerate(rows) if index not in drawn]
 
 
-def as_sample(row: Conversation) -> Sample:
-    """Ask what stands before the assistant's first turn."""
-    first = [*itertools.takewhile(lambda message: message["role"] != "assistant", row.messages)]
-    reference = row.messages[len(first)]["content"]
-    return Sample(Conversation(row.place, first, row.tools), reference)
+def as_samples(rows: list[Conversation]) -> list[Sample]:
+    """Ask what stands before the assistant's first turn; a row where nobody has asked anything by then is left out."""
+    samples = []
+    for row in rows:
+        first = [*itertools.takewhile(lambda message: message["role"] != "assistant", row.messages)]
+        if any(message["role"] == "user" for message in first):
+            reference = row.messages[len(first)]["content"]
+            samples.append(Sample(Conversation(row.place, first, row.tools), reference))
+    return samples
 
 
 def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
