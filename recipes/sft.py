@@ -159,9 +159,7 @@ def main() -> None:
     console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        console.print(
-            "No GPU: rows are padded, not packed, and adamw_torch_fused takes the place of the 8-bit optimizer."
-        )
+        console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
     with run:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or trained whole.
         dtype = {
@@ -249,6 +247,7 @@ def main() -> None:
                 load_best_model_at_end=bool(evaluation),
                 metric_for_best_model="eval_loss" if evaluation else None,
                 report_to=["tensorboard", *args.report_to],
+                run_name=run.folder.name,
                 disable_tqdm=True,  # ProgressCallback takes its place
                 torch_empty_cache_steps=None,
             ),
