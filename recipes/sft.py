@@ -107,6 +107,7 @@ def main() -> None:
     # 1. Data: read and checked whole, before anything slow is loaded.
     faults = Faults()
     source = find_source(args.data)
+    environment.set_variables(offline=base.local and not isinstance(source, str))
     rows = list(conversations(read_rows(source, faults), faults, args.format, column_map(args.columns)))
     faults.stop()
     if not rows:
@@ -127,7 +128,7 @@ def main() -> None:
     if run is None:
         return
 
-    environment.prepare(offline=base.local and not isinstance(source, str))
+    environment.quiet_loggers()
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset

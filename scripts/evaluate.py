@@ -52,10 +52,12 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     base = find_model(args.model)
-    questions = read_questions(args.data)
+    source = find_source(args.data)
+    environment.set_variables(offline=base.local and not isinstance(source, str))
+    questions = read_questions(source)
     if args.adapter and not (Path(args.adapter) / "adapter_config.json").is_file():
         raise InputError(f"--adapter {args.adapter}: no adapter_config.json there; give the adapter folder of a run")
-    environment.prepare(offline=base.local)
+    environment.quiet_loggers()
     import unsloth  # noqa: F401, I001  first: it changes what is imported after it
     import torch
     from peft import PeftModel
@@ -120,11 +122,11 @@ def main() -> None:
         )
 
 
-def read_questions(data: str) -> list[dict[str, str]]:
+def read_questions(source: list[Path] | str) -> list[dict[str, str]]:
     """Rows with a prompt and an answer, both text."""
     faults = Faults()
     questions = []
-    for row in read_rows(find_source(data), faults):
+    for row in read_rows(source, faults):
         missing = [name for name in ("prompt", "answer") if not isinstance(row.fields.get(name), str)]
         for name in missing:
             faults.add(row.place, f"{name}: expected text, found {json.dumps(row.fields.get(name))[:40]}")

@@ -228,7 +228,7 @@ def test_a_pinned_card_gives_its_revision(cards):
 
 
 def test_a_card_with_a_path_is_a_directory_of_the_repository(cards, checkpoint, monkeypatch):
-    monkeypatch.setattr(models, "REPOSITORY", checkpoint.parent)
+    monkeypatch.setattr(models, "ROOT", checkpoint.parent)
     text = (cards / "qwen2.5-7b.toml").read_text()
     (cards / "small.toml").write_text(re.sub(r"hub_id = .*", 'path = "checkpoint"', text))
     model = find_model("small")
@@ -307,7 +307,7 @@ def copy(tmp_path):
     (copy / "scripts").mkdir(parents=True)
     (copy / "recipes/common").mkdir(parents=True)
     shutil.copy(REPOSITORY / "scripts/models.py", copy / "scripts")
-    for name in ("models.py", "errors.py"):
+    for name in ("models.py", "environment.py", "errors.py"):
         shutil.copy(REPOSITORY / "recipes/common" / name, copy / "recipes/common")
     shutil.copytree(models.CARDS, copy / "recipes/models")
     return copy

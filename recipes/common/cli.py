@@ -27,7 +27,7 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     first = tyro.cli(recipe, description=description)
     model = find_model(first.model)
     fields = [field.name for field in dataclasses.fields(recipe)]
-    card = method_settings(model.card, method, fields) if model.card else {}
+    card = method_settings(model.card, method, fields)
     try:
         default = TypeAdapter(recipe).validate_python(card)
     except ValidationError as error:

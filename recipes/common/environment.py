@@ -15,8 +15,8 @@ PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", 
 PACKAGES += ("datasets", "tokenizers", "vllm")
 
 
-def prepare(offline: bool) -> None:
-    """Set the environment that unsloth, transformers and the hub read when they are imported.
+def set_variables(offline: bool) -> None:
+    """Set the environment that torch, unsloth and the hub read when they are imported; so before any of them is.
 
     `offline` forbids every request to the hub: right when the model and the data are local. A value that the user set
     stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are the libraries' own and are left alone.
@@ -30,16 +30,19 @@ def prepare(offline: bool) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if offline:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # The libraries speak of their own business: none of it is news a user can act on.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def quiet_loggers() -> None:
+    """Silence what the libraries say of their own business: none of it is news a user can act on. Imports torch."""
     import torch  # noqa: F401  it sets the levels of its loggers when it is imported, so ours come after
 
     for name in ("torch.utils._pytree", "torchao", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def describe_code() -> dict[str, Any]:

@@ -35,7 +35,11 @@ def generate(
     same column.
     """
     end_id = tokenizer.convert_tokens_to_ids(end)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     answers = []
     for first in range(0, len(prompts), batch_size):
         texts = [
@@ -54,7 +58,7 @@ def generate(
             eos_token_id=end_id,
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
-            **(sampling or {"do_sample": False}),
+            **sampling,
         )[:, inputs["input_ids"].shape[1] :]  # (B, C)
         for row in tokens.tolist():
             ended = end_id in row

@@ -1,6 +1,7 @@
 """Which model a run trains: `find_model` turns a card's name, a directory or a hub id into one place to load from.
 
-A card is a file of facts, `models/<name>.toml`; nothing here knows what is in any of them. Nothing here downloads.
+A card is a file of facts, `models/<name>.toml`; nothing here knows what is in any of them. `fetch` and
+`load_tokenizer` may ask a hub; the rest reads this machine alone.
 """
 
 import difflib
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from .environment import ROOT
 from .errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARDS = Path(__file__).parents[1] / "models"
-REPOSITORY = Path(__file__).parents[2]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -127,7 +128,7 @@ def find_model(name: str) -> Model:
         card = read_card(name)
         if card.path is None:
             return Model(name, card.hub_id, card.revision, card, local=False)
-        return Model(name, str(_checkpoint(REPOSITORY / card.path)), None, card, local=True)
+        return Model(name, str(_checkpoint(ROOT / card.path)), None, card, local=True)
     directory = Path(name).expanduser()
     if name and directory.is_dir():
         directory = _checkpoint(directory.resolve())

@@ -130,10 +130,7 @@ def _json_lines_rows(file: Path, faults: Faults) -> Iterator[Row]:
             except (json.JSONDecodeError, RecursionError) as error:
                 faults.add(place, f"broken JSON: {_json_reason(error)}; every line must be one JSON object")
                 continue
-            if isinstance(value, dict):
-                yield Row(place, value)
-            else:
-                faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
+            yield from _object_row(place, value, faults)
 
 
 def _json_array_rows(file: Path, faults: Faults) -> Iterator[Row]:
@@ -156,10 +153,14 @@ def _json_array_rows(file: Path, faults: Faults) -> Iterator[Row]:
             where = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else place
             faults.add(where, f"broken JSON: {_json_reason(error)}; the rest of the array cannot be read")
             return
-        if isinstance(value, dict):
-            yield Row(place, value)
-        else:
-            faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
+        yield from _object_row(place, value, faults)
+
+
+def _object_row(place: str, value: object, faults: Faults) -> Iterator[Row]:
+    if isinstance(value, dict):
+        yield Row(place, value)
+    else:
+        faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
 
 
 def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
