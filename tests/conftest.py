@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A test that calls make is a user at the prompt, not a part of the `make test` it runs in.
+for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+    os.environ.pop(variable, None)
 
 
 def run_recipe(recipe: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
