@@ -1,0 +1,274 @@
+"""One small call of each library, held against what it must compute; `make check` runs this in children.
+
+    python scripts/probes.py torch sdpa bitsandbytes      # env-check.py does
+
+A probe returns what is worth telling, None where there is nothing to look at, and raises when the library fails. Each
+gives one JSON line on stdout: its name, what it returned, its error. The first that fails is the last, so that none
+runs in the ruins of another: env-check.py starts a new process for the rest.
+"""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+from common.environment import set_variables
+
+
+def torch_itself() -> dict[str, Any]:
+    """Its build, and each GPU it sees, after a product on it."""
+    import torch
+
+    gpus, why = [], ""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)  # bytes
+            ones = torch.ones(64, 64, device=index)
+            if (ones @ ones).sum().item() != 64**3:
+                raise RuntimeError(f"GPU {index} multiplies wrongly")
+            gpus.append({"name": about.name, "capability": (about.major, about.minor), "free": free, "total": total})
+    elif torch.version.cuda:
+        try:
+            torch.zeros(1, device="cuda")
+        except (RuntimeError, AssertionError) as error:
+            why = first_line(error)
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,  # None for a CPU build
+        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "why": why,  # a CUDA build sees none
+    }
+
+
+def bitsandbytes() -> str:
+    """A forward and a backward pass through an NF4 layer, held against the layer it was made from."""
+    import bitsandbytes
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Without its native library it imports all the same, and on a CPU computes with a fallback, 400 times slower.
+    handle = "cdequantize_blockwise_fp32" if device == "cuda" else "cdequantize_blockwise_cpu_fp32"
+    if not hasattr(getattr(bitsandbytes.functional.lib, handle), "restype"):  # which a ctypes function has
+        raise RuntimeError("its native library is missing or does not load")
+    dtype = half_precision() if device == "cuda" else torch.float32
+    layer = bitsandbytes.nn.Linear4bit(128, 64, bias=False, compute_dtype=dtype, quant_type="nf4")
+    weights = layer.weight.detach().clone().float().to(device)
+    layer = layer.to(device)  # this quantizes
+    inputs = torch.randn(32, 128, device=device, dtype=dtype, requires_grad=True)
+    outputs = layer(inputs)
+    outputs.float().sum().backward()
+    for what, found, exact in (
+        ("NF4", outputs.detach(), inputs.detach().float() @ weights.T),
+        ("the gradient through NF4", inputs.grad, weights.sum(0).expand(32, 128)),
+    ):
+        error = ((found.float() - exact).norm() / exact.norm()).item()
+        if not error < 0.3:  # nf4 is off by a tenth
+            raise RuntimeError(f"{what} is off by {error:.0%}")
+    return f"forward and backward on the {'GPU' if device == 'cuda' else 'CPU'}"
+
+
+def triton() -> str | None:
+    """Compile and launch a kernel."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    import triton
+
+    global language  # a kernel finds its names among the module's
+    import triton.language as language
+
+    @triton.jit
+    def double(source, target, length, block: language.constexpr):
+        offsets = language.program_id(0) * block + language.arange(0, block)
+        inside = offsets < length
+        language.store(target + offsets, 2 * language.load(source + offsets, mask=inside), mask=inside)
+
+    source = torch.arange(1000, device="cuda", dtype=torch.float32)
+    target = torch.empty_like(source)
+    double[(8,)](source, target, 1000, block=128)
+    if not torch.equal(target, 2 * source):
+        raise RuntimeError("a compiled kernel computes wrongly")
+    return "compiled and ran"
+
+
+def torchao() -> str:
+    import torchao
+
+    return torchao.__version__
+
+
+def torchvision() -> str:
+    """A call of its native code, which must fit torch's."""
+    import torch
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0], [20.0, 20.0, 30.0, 30.0]])
+    if torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() != [0, 2]:  # the second is the first
+        raise RuntimeError("torchvision.ops.nms computes wrongly")
+    return torchvision.__version__
+
+
+def nccl() -> str | None:
+    """Copies between every two GPUs, and a sum over all of them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return None
+    peers = True
+    for one in range(count):
+        for other in set(range(count)) - {one}:
+            source = torch.arange(2**20, dtype=torch.float32, device=one)
+            target = torch.full_like(source, -1.0, device=other)  # an IOMMU can drop a copy that CUDA calls done
+            target.copy_(source)
+            torch.cuda.synchronize(one)
+            torch.cuda.synchronize(other)
+            if not torch.equal(target.cpu(), source.cpu()):
+                raise RuntimeError(f"a copy from GPU {one} to GPU {other} arrives wrong")
+            peers = peers and torch.cuda.can_device_access_peer(one, other)
+    shares = [torch.full((1024,), index + 1.0, device=index) for index in range(count)]
+    torch.cuda.nccl.all_reduce(shares)
+    if any((share != count * (count + 1) / 2).any().item() for share in shares):
+        raise RuntimeError(f"an all-reduce over {count} GPUs sums wrongly")
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    access = "peer access" if peers else "no peer access, so by way of the computer's memory"
+    return f"NCCL {version}, all-reduce over {count} GPUs, {access}"
+
+
+def unsloth() -> str:
+    import unsloth
+
+    return unsloth.__version__
+
+
+def vllm() -> str:
+    from vllm import LLM  # noqa: F401  which loads the engine and its kernels
+
+    return metadata.version("vllm")
+
+
+def sdpa() -> str:
+    import torch
+
+    def attend(*heads):
+        swapped = (tensor.transpose(1, 2) for tensor in heads)  # it takes (B, H, T, D)
+        return torch.nn.functional.scaled_dot_product_attention(*swapped, is_causal=True).transpose(1, 2)
+
+    return try_attention(attend)
+
+
+def varlen() -> str | None:
+    """torch's attention over packed documents. Unsloth uses the one of torch 2.12 and later, on capability 8.0."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 8:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    if not {"enable_gqa", "window_size"} <= set(inspect.signature(varlen_attn).parameters):
+        return None
+
+    def attend(*heads):
+        packed = [tensor.squeeze(0) for tensor in heads]  # it takes (T, H, D)
+        length = len(packed[0])
+        starts = torch.tensor([0, length], device="cuda", dtype=torch.int32)
+        return varlen_attn(*packed, starts, starts, length, length, window_size=(-1, 0)).unsqueeze(0)  # -1, 0: causal
+
+    return try_attention(attend)
+
+
+def flash_attention(module: str) -> str:
+    attend = import_module(module).flash_attn_func
+    return try_attention(lambda *heads: attend(*heads, causal=True))
+
+
+def xformers() -> str:
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    return try_attention(lambda *heads: memory_efficient_attention(*heads, attn_bias=LowerTriangularMask()))
+
+
+def try_attention(attend: Callable) -> str:
+    """Run `attend` on query, key and value, each (B, T, H, D), and hold it against the definition of attention."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    dtype, device = (half_precision(), "cuda") if on_gpu else (torch.float32, "cpu")
+    heads = [torch.randn(1, 64, 4, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    out = attend(*heads)
+    out = out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp, too
+    query, key, value = (tensor.detach().float().transpose(1, 2) for tensor in heads)
+    scores = query @ key.transpose(-1, -2) / 64**0.5
+    later = torch.ones(64, 64, dtype=torch.bool, device=device).triu(1)
+    exact = (scores.masked_fill(later, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+    error = (out.detach().float() - exact).abs().max().item()
+    if not error < 0.05:  # bfloat16 rounds values of this size by 0.02
+        raise RuntimeError(f"attention is off by {error:.2g}")
+    out.float().sum().backward()
+    if not all(torch.isfinite(tensor.grad).all().item() for tensor in heads):
+        raise RuntimeError("the gradients of attention are not finite")
+    return "forward and backward"
+
+
+def half_precision():
+    import torch
+
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; torch's go on with advice for its developers."""
+    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "")
+
+
+PROBES: dict[str, Callable[[], Any]] = {
+    "torch": torch_itself,
+    "sdpa": sdpa,
+    "bitsandbytes": bitsandbytes,
+    "torchao": torchao,
+    "torchvision": torchvision,
+    "triton": triton,
+    "varlen": varlen,
+    "flash-attn 2": lambda: flash_attention("flash_attn"),
+    "flash-attn 3": lambda: flash_attention("flash_attn_interface"),
+    "flash-attn 4": lambda: flash_attention("flash_attn.cute.interface"),
+    "xformers": xformers,
+    "nccl": nccl,
+    "unsloth": unsloth,
+    "vllm": vllm,
+}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    here = str(Path(__file__).parent)
+    sys.path[:] = [place for place in sys.path if place != here]  # or `import evaluate` would find evaluate.py
+    set_variables(offline=True)
+    os.system = lambda line: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
+    for name in sys.argv[1:]:
+        value, error = None, ""
+        try:
+            value = PROBES[name]()
+        except (Exception, SystemExit) as failure:  # noqa: BLE001  whatever it is, it is the answer
+            error = f"{type(failure).__name__}: {first_line(failure)}"
+        print(json.dumps([name, value, error]), file=answers, flush=True)
+        if error:
+            break
+    os._exit(0)  # some libraries hang or crash when the interpreter ends
+
+
+if __name__ == "__main__":
+    main()
