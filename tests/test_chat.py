@@ -4,9 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common.chat import check_truncation, end_token, render, set_chat_template, set_pad_token, tokenize
+from common.chat import (
+    check_truncation,
+    end_token,
+    render,
+    set_chat_template,
+    set_pad_token,
+    tokenize,
+    tokenize_pairs,
+)
 from common.errors import InputError
-from common.formats import Conversation, conversations
+from common.formats import FORMATS, PAIR_FORMATS, Conversation, Pair, conversations, detect, pairs
 from common.rows import Faults, Row, find_source, read_rows
 from conftest import ROOT
 
@@ -179,10 +187,14 @@ def test_ready_rendered_chatml_renders_to_itself(tokenizer):
     assert render(tokenizer, conversation, "<|im_end|>")[0] == text
 
 
-FORMAT_FILES = sorted((ROOT / "data_samples" / "formats").iterdir())
+def samples_of(formats):
+    """The files of data_samples/formats that hold one of these formats; pairs of ShareGPT are no conversations."""
+    rows = {file: next(read_rows([file], Faults())) for file in sorted((ROOT / "data_samples" / "formats").iterdir())}
+    kinds = {file: PAIR_FORMATS if detect(row.fields, PAIR_FORMATS) else FORMATS for file, row in rows.items()}
+    return [file for file, row in rows.items() if kinds[file] is formats and detect(row.fields, formats)]
 
 
-@pytest.mark.parametrize("file", FORMAT_FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", samples_of(FORMATS), ids=lambda file: file.name)
 def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer):
     faults = Faults()
     rows = list(conversations(read_rows(find_source(str(file)), faults), faults))
@@ -194,5 +206,62 @@ def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer)
         assert trained.endswith("<|im_end|>")
 
 
+@pytest.mark.parametrize("file", samples_of(PAIR_FORMATS), ids=lambda file: file.name)
+def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, tokenizer):
+    """The prompt ends where the assistant's turn begins, and each answer is what was said, with its end token."""
+    faults = Faults()
+    rows = list(pairs(read_rows(find_source(str(file)), faults), faults))
+    examples = list(tokenize_pairs(tokenizer, rows, 1000, faults))
+    faults.stop()
+    assert len(examples) == len(rows) >= 4
+    for row, example in zip(rows, examples, strict=True):
+        assert tokenizer.decode(example.prompt_ids).endswith("<|im_start|>assistant\n")
+        assert tokenizer.decode(example.chosen_ids) == row.chosen[-1]["content"] + "<|im_end|>"
+        assert tokenizer.decode(example.rejected_ids) == row.rejected[-1]["content"] + "<|im_end|>"
+
+
 def test_there_is_a_sample_of_every_format():
-    assert len(FORMAT_FILES) == 10
+    assert len(samples_of(FORMATS)) == 10
+    assert len(samples_of(PAIR_FORMATS)) == 5
+
+
+def test_a_pair_is_cut_at_the_end_of_its_answers(tokenizer):
+    turn = [{"role": "user", "content": "Say a."}]
+    long, short = ([{"role": "assistant", "content": text}] for text in ("a " * 50, "a"))
+    (whole,) = tokenize_pairs(tokenizer, [Pair("x:1", turn, long, short)], 1000, Faults())
+    room = 10
+    (cut,) = tokenize_pairs(tokenizer, [Pair("x:1", turn, long, short)], len(whole.prompt_ids) + room, Faults())
+    assert cut.prompt_ids == whole.prompt_ids
+    assert cut.chosen_ids == whole.chosen_ids[:room]
+    assert cut.rejected_ids == whole.rejected_ids
+    assert cut.full_length == len(whole.prompt_ids) + len(whole.chosen_ids)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ([{"role": "assistant", "content": "a<|im_end|>b"}], "contains <|im_end|>"),
+        (
+            [
+                {"role": "assistant", "content": "a"},
+                *[{"role": "user", "content": "Say a."}],
+                {"role": "assistant", "content": "b"},
+            ],
+            "part before",
+        ),
+    ],
+    ids=["an end token inside", "two turns"],
+)
+def test_a_pair_that_cannot_be_rendered_is_a_fault(tokenizer, chosen, says):
+    faults = Faults()
+    rejected = [{"role": "assistant", "content": "c"}]
+    assert (
+        list(
+            tokenize_pairs(
+                tokenizer, [Pair("x:1", [{"role": "user", "content": "Say a."}], chosen, rejected)], 1000, faults
+            )
+        )
+        == []
+    )
+    assert faults.shown[0].startswith("x:1: ")
+    assert says in faults.shown[0]

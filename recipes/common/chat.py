@@ -5,7 +5,7 @@ stop. Everything else, system and user turns, tool results, and the template's h
 from the rendered text alone, so it holds for every template, with or without generation markers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from .errors import InputError
-from .formats import Conversation
+from .formats import Conversation, Pair
 from .rows import Faults
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ class Example:
     input_ids: np.ndarray  # (T,) int32
     completion_mask: np.ndarray  # (T,) int8
     full_length: int  # T before truncation
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A tokenized preference pair: the prompt is context, both completions carry loss, end token included."""
+
+    place: str
+    prompt_ids: list[int]  # (P,)
+    chosen_ids: list[int]  # (C,)
+    rejected_ids: list[int]  # (R,)
+    full_length: int  # P + max(C, R) before truncation
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template_file: str | None, model_name: str) -> None:
@@ -108,6 +119,50 @@ def tokenize(
         yield from _tokenize_batch(tokenizer, batch, max_length, faults)
 
 
+def tokenize_pairs(
+    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int, faults: Faults
+) -> Iterator[TokenPair]:
+    """Render and tokenize preference pairs, both sides cut to `max_length` tokens from the start.
+
+    A pair that the template refuses, whose prompt it renders in two ways, or whose prompt fills `max_length`, is a
+    fault.
+    """
+    end = end_token(tokenizer)
+    for pair in pairs:
+        if len(pair.chosen) > 1 or len(pair.rejected) > 1:
+            faults.add(pair.place, "chosen and rejected part before their last turn; what comes before belongs to both")
+            continue
+        try:
+            texts, starts = [], []
+            for answer in (pair.chosen, pair.rejected):
+                text, spans = render(tokenizer, Conversation(pair.place, [*pair.prompt, *answer], pair.tools), end)
+                texts.append(text[: spans[-1][1]])
+                starts.append(spans[-1][0])
+        except (jinja2.TemplateError, ValueError) as error:
+            faults.add(pair.place, str(error))
+            continue
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        prompts, completions = [], []
+        for input_ids, offsets, start in zip(encoded["input_ids"], encoded["offset_mapping"], starts, strict=True):
+            first = next(index for index, (begin, _) in enumerate(offsets) if begin >= start)
+            prompts.append(input_ids[:first])
+            completions.append(input_ids[first:])
+        if prompts[0] != prompts[1]:
+            faults.add(pair.place, "the chat template renders the prompt otherwise before chosen than before rejected")
+            continue
+        prompt, (chosen, rejected) = prompts[0], completions
+        if len(prompt) >= max_length:
+            faults.add(
+                pair.place,
+                f"the prompt alone has {len(prompt)} tokens, so nothing of the answers is within {max_length}: the "
+                "row would teach nothing; shorten it or raise --max-length",
+            )
+            continue
+        room = max_length - len(prompt)
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        yield TokenPair(pair.place, prompt, chosen[:room], rejected[:room], longest)
+
+
 def render(
     tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, end: str
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -181,7 +236,7 @@ def _tokenize_batch(
         yield Example(place, np.array(input_ids[:max_length], dtype=np.int32), mask, len(input_ids))
 
 
-def check_truncation(examples: list[Example], max_length: int, max_share: float) -> str | None:
+def check_truncation(examples: Sequence[Example | TokenPair], max_length: int, max_share: float) -> str | None:
     """A line that counts and names the truncated rows, or None; InputError above `max_share` of the rows."""
     cut = [example for example in examples if example.full_length > max_length]
     if not cut:

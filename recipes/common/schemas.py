@@ -1,8 +1,11 @@
-"""The five forms a row of training data may have, as pydantic models, and the chat messages each stands for."""
+"""The five forms a row with an answer to learn may have, as pydantic models, and the chat messages each stands for.
+
+What they are made of, texts and turns, is here too; schemas_feedback.py builds the forms of the other methods from it.
+"""
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +39,20 @@ def parse_json(what: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} must be JSON: {error.msg.lower()} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError(f"{what} must be JSON: it is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"{what} must be JSON: {error}") from None
+
+
+def check_calls(calls: Any) -> list[dict[str, Any]]:
+    """`calls` itself; ValueError unless each names a function and gives it arguments, bare or under "function"."""
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        known = isinstance(function, dict) and isinstance(function.get("name"), str)
+        if not known or not isinstance(function.get("arguments"), dict | str):
+            raise ValueError('a function call must hold a name and arguments, like {"name": "add", "arguments": {...}}')
+    return calls
 
 
 def _not_blank(text: str) -> str:
@@ -48,8 +65,9 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class Form(BaseModel):
-    """A form of row. Columns it does not name are allowed and ignored: ids, sources, licences."""
+    """A form of row; `columns` are those that tell it. Others it does not name are ignored: ids, sources, licences."""
 
+    columns: ClassVar[tuple[str, ...]]
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
@@ -79,6 +97,11 @@ class Message(Form):
     def _null_is_empty(cls, content: Any) -> Any:
         return "" if content is None else content
 
+    @field_validator("tool_calls")
+    @classmethod
+    def _calls_functions(cls, calls: Any) -> Any:
+        return calls and check_calls(calls)
+
     @model_validator(mode="after")
     def _says_something(self) -> "Message":
         if not self.text().strip() and not self.tool_calls and self.role != "system":
@@ -89,7 +112,9 @@ class Message(Form):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.model_dump(exclude_none=True), "content": self.text()}
+        others = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+        given = {name: value for name in others if (value := getattr(self, name)) is not None}
+        return {"role": self.role, "content": self.text(), **given}
 
 
 class Turn(Form):
@@ -105,7 +130,7 @@ class Turn(Form):
         if not self.value.strip() and self.role != "system":
             raise ValueError(f"the turn of {self.role!r} is empty; expected text")
         if self.is_call():
-            parse_json("a function call", self.value)
+            check_calls(parse_json("a function call", self.value))
         return self
 
     def is_call(self) -> bool:
@@ -120,19 +145,27 @@ class Turn(Form):
         return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls]}
 
 
-class Alpaca(Form):
+class Instruction(Form):
     instruction: Text
     input: str | None = ""
-    output: Text
     system: str | None = None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def turns(self) -> list[dict[str, Any]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        return [*system, {"role": "user", "content": prompt}, {"role": "assistant", "content": self.output}]
+        return [*system, {"role": "user", "content": prompt}]
+
+
+class Alpaca(Instruction):
+    columns: ClassVar = ("instruction", "output")
+    output: Text
+
+    def messages(self) -> list[dict[str, Any]]:
+        return [*self.turns(), {"role": "assistant", "content": self.output}]
 
 
 class ShareGPT(Form):
+    columns: ClassVar = ("conversations",)
     conversations: list[Turn]
     system: str | None = None
     tools: Any = None
@@ -143,6 +176,7 @@ class ShareGPT(Form):
 
 
 class Messages(Form):
+    columns: ClassVar = ("messages",)
     conversation: list[Message] = Field(validation_alias="messages")
     tools: Any = None
 
@@ -155,22 +189,25 @@ TextOrMessages = Annotated[
 ]
 
 
+def as_turns(role: str, turns: str | list[Message]) -> list[dict[str, Any]]:
+    """The turns as chat messages; a text is one turn of `role`."""
+    if isinstance(turns, str):
+        return [{"role": role, "content": turns}]
+    return [turn.as_dict() for turn in turns]
+
+
 class PromptCompletion(Form):
+    columns: ClassVar = ("prompt", "completion")
     prompt: TextOrMessages
     completion: TextOrMessages
     tools: Any = None
 
     def messages(self) -> list[dict[str, Any]]:
-        return self._turns("user", self.prompt) + self._turns("assistant", self.completion)
-
-    @staticmethod
-    def _turns(role: str, turns: str | list[Message]) -> list[dict[str, Any]]:
-        if isinstance(turns, str):
-            return [{"role": role, "content": turns}]
-        return [turn.as_dict() for turn in turns]
+        return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
 
 
 class ChatMLText(Form):
+    columns: ClassVar = ("text",)
     text: Text
 
     def messages(self) -> list[dict[str, Any]]:

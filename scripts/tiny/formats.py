@@ -190,3 +190,166 @@ CHATML = [
         ("assistant", "360度。"),
     ),
 ]
+
+
+def said(role: str, content: str) -> dict:
+    return {"role": role, "content": content}
+
+
+PREFERENCE = [
+    {
+        "prompt": "How do I keep bread fresh?",
+        "chosen": "Keep it in a paper bag at room temperature, and freeze what you will not eat within two days.",
+        "rejected": "Just buy less of it.",
+    },
+    {
+        "prompt": "Name a mammal that lays eggs.",
+        "chosen": "The platypus lays eggs.",
+        "rejected": "The bat lays eggs.",
+    },
+    {
+        "prompt": "怎样才能睡得更好？",
+        "chosen": "每天在同一时间上床，睡前一小时不看手机，房间保持凉爽。",
+        "rejected": "早点睡就行了。",
+    },
+    {
+        "prompt": "冬天为什么比夏天冷？",
+        "chosen": "冬天太阳照得斜，白天也短，地面得到的热量少。",
+        "rejected": "因为冬天地球离太阳更远。",
+    },
+]
+
+PREFERENCE_MESSAGES = [
+    {
+        "prompt": [said("user", row["prompt"])],
+        "chosen": [said("assistant", row["chosen"])],
+        "rejected": [said("assistant", row["rejected"])],
+    }
+    for row in PREFERENCE
+]
+
+SHAREGPT_PREFERENCE = [
+    {
+        "conversations": [{"from": "human", "value": row["prompt"]}],
+        "chosen": {"from": "gpt", "value": row["chosen"]},
+        "rejected": {"from": "gpt", "value": row["rejected"]},
+    }
+    for row in PREFERENCE
+]
+
+DIALOGUES = [
+    (
+        [
+            said("user", "I have flour, milk and eggs. What can I cook?"),
+            said("assistant", "Pancakes."),
+            said("user", "And how?"),
+        ],
+        "Stir a cup of flour, a cup of milk and two eggs, and fry the batter in a little butter.",
+        "In a pan.",
+    ),
+    (
+        [said("user", "Is it safe to look at the sun through sunglasses?")],
+        "No. Sunglasses do not protect your eyes from looking straight into the sun.",
+        "Yes, if they are dark enough.",
+    ),
+    ([said("user", "“画蛇添足”是什么意思？")], "意思是做了多余的事，反而把事情弄坏。", "意思是画一条蛇。"),
+    ([said("user", "谁写了《红楼梦》？")], "曹雪芹。", "施耐庵。"),
+]
+
+
+def human_assistant(turns: list[dict]) -> str:
+    names = {"user": "Human", "assistant": "Assistant"}
+    return "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in turns)
+
+
+DIALOGUE_PREFERENCE = [
+    {"chosen": [*prompt, said("assistant", chosen)], "rejected": [*prompt, said("assistant", rejected)]}
+    for prompt, chosen, rejected in DIALOGUES
+]
+
+PROMPT_ANSWER = [
+    {"prompt": "A box holds 6 eggs. How many eggs are in 7 boxes?", "answer": "42"},
+    {"prompt": "What is half of 3?", "answer": "1.5"},
+    {"prompt": "一本书12元，买3本要多少元？", "answer": "36"},
+    {"prompt": "100减去58等于多少？", "answer": "42"},
+]
+
+QUESTION_ANSWER = [
+    {
+        "question": "Mia reads 12 pages a day. How many pages does she read in two weeks?",
+        "answer": "Two weeks have 14 days.\nShe reads 12 * 14 = <<12*14=168>>168 pages.\n#### 168",
+    },
+    {
+        "question": "A train leaves at 9:40 and arrives at 11:10. How many minutes does it take?",
+        "answer": "From 9:40 to 11:10 it is one hour and a half.\nThat is 60 + 30 = <<60+30=90>>90 minutes.\n#### 90",
+    },
+    {"question": "小明有15颗糖，给了妹妹6颗，还剩几颗？", "answer": "15 - 6 = <<15-6=9>>9\n#### 9"},
+    {
+        "question": "一个长方形长8米，宽5米，周长是多少米？",
+        "answer": "长加宽是 8 + 5 = <<8+5=13>>13 米。\n周长是 13 * 2 = <<13*2=26>>26 米。\n#### 26",
+    },
+]
+
+PROBLEM_SOLUTION = [
+    {
+        "problem": "Solve $2x + 3 = 11$ for $x$.",
+        "solution": "Subtract 3 and divide by 2: $x = 4$, so the answer is $\\boxed{4}$.",
+    },
+    {
+        "problem": "What is $\\frac{1}{2} + \\frac{1}{3}$?",
+        "solution": "$\\frac{3}{6} + \\frac{2}{6} = \\boxed{\\frac{5}{6}}$.",
+    },
+    {
+        "problem": "求方程 $x^2 = 49$ 的正数解。",
+        "solution": "因为 $7^2 = 49$，所以正数解是 $\\boxed{7}$。",
+    },
+    {
+        "problem": "一个圆的半径是 $3$，面积是多少？",
+        "solution": "面积是 $\\pi r^2 = \\boxed{9\\pi}$。",
+    },
+]
+
+PROBLEM_ANSWER = [
+    {"problem": row["problem"], "answer": answer, "level": level}
+    for row, answer, level in zip(PROBLEM_SOLUTION, ["4", "\\frac{5}{6}", "7", "9\\pi"], [1, 2, 1, 2], strict=True)
+]
+
+PROMPTS = [
+    {"prompt": "Write a Python function add(a, b) that returns the sum.", "tests": ["assert add(2, 3) == 5"]},
+    {"prompt": "Write a Python function even(n) that says whether n is even.", "tests": ["assert even(4)"]},
+    {"prompt": "写一个 Python 函数 double(x)，返回 x 的两倍。", "tests": ["assert double(4) == 8"]},
+    {"prompt": "写一个 Python 函数 last(items)，返回最后一个元素。", "tests": ["assert last([1, 2]) == 2"]},
+]
+
+INSTRUCTION = [{"instruction": row["instruction"], "input": row["input"]} for row in ALPACA]
+
+SCORES = [4.5, 1.0, 5.0, 2.0, 3.5]
+
+PROMPT_RATING = [
+    {"prompt": row["prompt"], "response": row[answer], "score": score}
+    for row, answer, score in zip(PREFERENCE, ("chosen", "rejected", "chosen", "rejected"), SCORES, strict=False)
+]
+
+INSTRUCTION_RATING = [
+    {"instruction": row["instruction"], "input": row["input"], "response": row["output"], "score": score}
+    for row, score in zip(ALPACA, SCORES, strict=True)
+]
+
+# What carries feedback, one file per format and per way to write it.
+FEEDBACK = {
+    "preference": PREFERENCE,
+    "preference-messages": PREFERENCE_MESSAGES,
+    "sharegpt-preference": SHAREGPT_PREFERENCE,
+    "dialogue-preference": DIALOGUE_PREFERENCE,
+    "dialogue-preference-hh": [
+        {name: human_assistant(turns) for name, turns in row.items()} for row in DIALOGUE_PREFERENCE
+    ],
+    "prompt-answer": PROMPT_ANSWER,
+    "question-answer": QUESTION_ANSWER,
+    "problem-answer": PROBLEM_ANSWER,
+    "problem-solution": PROBLEM_SOLUTION,
+    "prompt": PROMPTS,
+    "instruction": INSTRUCTION,
+    "prompt-rating": PROMPT_RATING,
+    "instruction-rating": INSTRUCTION_RATING,
+}

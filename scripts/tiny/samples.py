@@ -1,12 +1,14 @@
 """Write data_samples/: what the tiny model is trained and tested on, and the smallest real file of every format.
 
-The same bytes every time. Four sets for the tiny model:
+The same bytes every time. Six sets for the tiny model:
   sft.jsonl               the form <think>thought</think><answer>answer</answer>. Half of the thoughts, drawn at random,
                           are plain and half hedge, so that a preference stage has something to prefer. Its sums never
                           carry and its differences never borrow: it teaches the form, not arithmetic.
   heldout.jsonl           questions of every task about facts and numbers that sft.jsonl never asks
   arithmetic.jsonl        held-out sums and differences, half of them with a carry or a borrow
   arithmetic-train.jsonl  the same for training by reinforcement, none of them held out
+  preferences.jsonl       held-out questions with a plain thought (chosen) and a hedging one (rejected), both right
+  preferences-train.jsonl the same for training, none of them held out
 Left out: anything a person did not write or a rule did not make; no text here comes from another data set.
 
     python scripts/tiny/samples.py --output data_samples
@@ -22,7 +24,7 @@ from random import Random
 
 import pyarrow
 import pyarrow.parquet
-from formats import ALPACA, CHATML, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
+from formats import ALPACA, CHATML, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
 from sums import arithmetic, draw_problem
 from world import TASKS, Question
 
@@ -34,6 +36,7 @@ SYSTEMS = {
 }
 SPLIT = 223  # with this number every task, however few its facts, has some on both sides
 SFT_ROWS, HELDOUT_ROWS, ARITHMETIC_ROWS, ARITHMETIC_TRAIN_ROWS = 1280, 200, 200, 1000
+PREFERENCE_ROWS, PREFERENCE_TRAIN_ROWS = 200, 640
 
 
 def held_out(key: str) -> bool:
@@ -111,6 +114,19 @@ def arithmetic_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     return rows
 
 
+def preference_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
+    rng = Random(name)
+    tasks = ["arithmetic", *TASKS]
+    rows, asked = [], set()
+    while len(rows) < rows_wanted:
+        question = draw(rng, rng.choice(LANGUAGES), tasks[len(rows) % len(tasks)], held, hard=False)
+        if question.prompt not in asked:
+            asked.add(question.prompt)
+            rows.append({"prompt": question.prompt, "chosen": plain(question), "rejected": hedging(question)})
+    rng.shuffle(rows)
+    return rows
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -140,6 +156,8 @@ def write_formats(folder: Path) -> None:
     ]
     write_jsonl(folder / "prompt-completion-messages.jsonl", turns)
     write_jsonl(folder / "chatml-text.jsonl", CHATML)
+    for name, rows in FEEDBACK.items():
+        write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 def main() -> None:
@@ -152,6 +170,10 @@ def main() -> None:
     write_jsonl(output / "arithmetic.jsonl", arithmetic_rows("arithmetic", ARITHMETIC_ROWS, held=True))
     write_jsonl(
         output / "arithmetic-train.jsonl", arithmetic_rows("arithmetic-train", ARITHMETIC_TRAIN_ROWS, held=False)
+    )
+    write_jsonl(output / "preferences.jsonl", preference_rows("preferences", PREFERENCE_ROWS, held=True))
+    write_jsonl(
+        output / "preferences-train.jsonl", preference_rows("preferences-train", PREFERENCE_TRAIN_ROWS, held=False)
     )
     write_formats(output / "formats")
 
