@@ -20,7 +20,7 @@ from common.chat import Example, check_truncation, end_token, set_chat_template,
 from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import column_map, conversations
-from common.models import base_sha256, fetch, load_tokenizer, resolved_revision
+from common.models import contents, fetch, load_tokenizer, resolved_revision
 from common.record import make_readable, plan_run
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import as_samples, hold_out, show
@@ -120,10 +120,7 @@ def main() -> None:
         args.output_dir,
         arguments=asdict(args),
         origins=origins,
-        inputs={
-            "data": source_sha256(source) or source,
-            "base": base_sha256(base.source) if base.local else f"{base.source}@{base.revision or 'main'}",
-        },
+        inputs={"data": source_sha256(source) or source, "base": contents(base)},
     )
     if run is None:
         return

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,21 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def cut_off(whole: Path, cut: Path, step: int) -> None:
+    """Make `cut` what a run like `whole` leaves when it is killed after the checkpoint of that step."""
+    shutil.copytree(whole, cut)
+    for checkpoint in (cut / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(cut / "adapter")
+    record = json.loads((cut / "run.json").read_text())
+    (cut / "run.json").write_text(json.dumps({**record, "status": "running"}))
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from transformers import AutoTokenizer
@@ -42,3 +58,13 @@ def trained(tmp_path_factory):
     done = run_recipe("sft", "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def merged(trained):
+    """That run's adapter merged into its base: where the next stage starts."""
+    folder, _ = trained
+    command = [sys.executable, ROOT / "scripts" / "merge.py", "--adapter", folder / "adapter"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / "merged"

@@ -13,6 +13,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Arguments that no library has: ours, with the same name and meaning in every recipe.
 OURS = {
     "model", "data", "format", "columns", "max_truncated", "eval_ratio", "sample_prompts", "sample_tokens",
+    "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
 }  # fmt: skip
 LEADING = ["model", "data", "output_dir"]
 
@@ -31,7 +32,7 @@ def recipe(request):
 
 
 def test_there_are_recipes():
-    assert {recipe.stem for recipe in RECIPES} >= {"sft"}
+    assert {recipe.stem for recipe in RECIPES} >= {"sft", "dpo", "grpo"}
 
 
 def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_output(recipe):
@@ -46,9 +47,10 @@ def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_ou
 
 def test_every_argument_has_the_name_that_its_library_gives_it(recipe):
     from peft import LoraConfig
-    from trl import ModelConfig, SFTConfig
+    from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
-    known = OURS | {field.name for config in (SFTConfig, ModelConfig) for field in dataclasses.fields(config)}
+    configs = (SFTConfig, DPOConfig, GRPOConfig, ModelConfig)
+    known = OURS | {field.name for config in configs for field in dataclasses.fields(config)}
     known |= {f"lora_{field.name}" for field in dataclasses.fields(LoraConfig)}
     _, module = recipe
     assert {field.name for field in dataclasses.fields(module.Args)} <= known
@@ -79,7 +81,7 @@ def test_every_argument_is_read(recipe):
 
 def test_common_is_a_leaf():
     """recipes/common imports no recipe and no script, and stays small enough to read in one sitting."""
-    for module in (ROOT / "recipes" / "common").glob("*.py"):
+    for module in (ROOT / "recipes" / "common").rglob("*.py"):
         text = module.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 300, module
         names = {

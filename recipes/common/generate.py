@@ -17,6 +17,8 @@ class Answer:
 
     text: str
     ended: bool
+    prompt_ids: list[int]  # (P,)
+    completion_ids: list[int]  # (C,), the end token included where it ended
 
 
 @torch.no_grad()
@@ -60,8 +62,11 @@ def generate(
             use_cache=True,
             **sampling,
         )[:, inputs["input_ids"].shape[1] :]  # (B, C)
-        for row in tokens.tolist():
+        for prompt, mask, row in zip(
+            inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), tokens.tolist(), strict=True
+        ):
             ended = end_id in row
-            row = row[: row.index(end_id)] if ended else row
-            answers.append(Answer(tokenizer.decode(row, skip_special_tokens=True), ended))
+            row = row[: row.index(end_id) + 1] if ended else row
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            answers.append(Answer(text, ended, prompt[mask.count(0) :], row))
     return answers

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARDS = Path(__file__).parents[1] / "models"
+MERGE_RECORD = "merge.json"  # beside the weights of a merged model: of what base, adapter and card it was made
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -132,13 +133,20 @@ def find_model(name: str) -> Model:
     directory = Path(name).expanduser()
     if name and directory.is_dir():
         directory = _checkpoint(directory.resolve())
-        return Model(directory.name, str(directory), None, None, local=True)
+        return Model(directory.name, str(directory), None, _card_of_merged(directory), local=True)
     if HUB_ID.fullmatch(name):
         return Model(name.rpartition("/")[2], name, None, None, local=False)
     raise InputError(
         f"no model {name!r}: it is no card{_nearest(name, card_names())}, no directory and no hub id (org/name). "
         "`make models` lists the cards."
     )
+
+
+def _card_of_merged(directory: Path) -> Card | None:
+    """The card of the model that scripts/merge.py merged an adapter into: what it says of that one still holds."""
+    record = directory / MERGE_RECORD
+    card = json.loads(record.read_text(encoding="utf-8"))["card"] if record.is_file() else None
+    return read_card(card) if card else None
 
 
 def _checkpoint(directory: Path) -> Path:
@@ -150,8 +158,8 @@ def _checkpoint(directory: Path) -> Path:
         raise InputError(f"{directory} holds no model: it has no config.json. Name a folder saved by save_pretrained.")
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", "a base it does not name")
     raise InputError(
-        f"{directory} holds an adapter of {base}, not a model: merge the two and name the merged folder, "
-        "or name the base to start over from it."
+        f"{directory} holds an adapter of {base}, not a model: merge the two (make merge ADAPTER={directory}) and name "
+        "the merged folder, or name the base to start over from it."
     )
 
 
@@ -251,6 +259,11 @@ def base_sha256(path: str | Path) -> str:
         with file.open("rb") as stream:
             total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def contents(model: Model) -> str:
+    """What `model` is, wherever it lies: `base_sha256` of a directory, or the hub id with its revision."""
+    return base_sha256(model.source) if model.local else f"{model.source}@{model.revision or 'main'}"
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

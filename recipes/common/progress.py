@@ -21,19 +21,24 @@ class ProgressCallback(TrainerCallback):
     Args:
         metrics: the file to append one JSON object per logged step to. Rows of steps that a resumed run does again are
             dropped first.
-        epoch_tokens: useful tokens in one pass over the training data.
+        epoch_tokens: useful tokens in one pass over the training data; None where the model writes them, which the
+            trainer then counts.
         console: where the bar or the lines go.
+        shown: the logged values to show, as {name on the line: key in the log}.
     """
 
-    def __init__(self, metrics: Path, epoch_tokens: int, console: Console) -> None:
+    def __init__(
+        self, metrics: Path, epoch_tokens: int | None, console: Console, shown: dict[str, str] | None = None
+    ) -> None:
         self.metrics = metrics
         self.epoch_tokens = epoch_tokens
         self.console = console
+        self.shown = shown or {"loss": "loss"}
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[values]}"),
             TextColumn("{task.fields[speed]} tok/s"),
             TextColumn("{task.fields[memory]:.1f} GiB"),
             TimeRemainingColumn(),
@@ -50,7 +55,7 @@ class ProgressCallback(TrainerCallback):
         self.start = self.last_time = time.monotonic()
         self.start_tokens = self.last_tokens = self._tokens(state)
         self.task = self.bar.add_task(
-            "training", total=state.max_steps, completed=state.global_step, loss="-", speed="-", memory=0.0
+            "training", total=state.max_steps, completed=state.global_step, values="", speed="-", memory=0.0
         )
         self.bar.start()
 
@@ -67,7 +72,7 @@ class ProgressCallback(TrainerCallback):
                 "memory_gib": round(memory_gib(), 2),
             }
             self.last_tokens, self.last_time = self._tokens(state), time.monotonic()
-            self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
+            self.bar.update(self.task, values=self._values(row))
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         if not self.console.is_terminal and ("loss" in logs or "eval_loss" in logs):
@@ -77,7 +82,12 @@ class ProgressCallback(TrainerCallback):
         self.bar.stop()
 
     def _tokens(self, state) -> float:
+        if self.epoch_tokens is None:
+            return float(state.num_input_tokens_seen)
         return (state.epoch or 0.0) * self.epoch_tokens
+
+    def _values(self, row: dict[str, Any]) -> str:
+        return "  ".join(f"{name} {row[key]:.4g}" for name, key in self.shown.items() if key in row)
 
     def _speed(self, since_tokens: float, since: float, state) -> float:
         return (self._tokens(state) - since_tokens) / max(time.monotonic() - since, 1e-9)
@@ -89,7 +99,7 @@ class ProgressCallback(TrainerCallback):
         elapsed = time.monotonic() - self.start
         left = elapsed / max(row["step"], 1) * (state.max_steps - row["step"])
         return (
-            f"{step}  loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s  "
+            f"{step}  {self._values(row)}  {row['tokens_per_second']:,.0f} tok/s  "
             f"{row['memory_gib']:.1f} GiB  {left:.0f} s left"
         )
 

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +99,30 @@ def plan_run(
     )
 
 
+@dataclass(frozen=True)
+class Parent:
+    """What the run that made an adapter says of the model under it: its name, and what it was by its contents."""
+
+    model: str
+    base: str  # a sha256 of a directory, or hub id @ revision
+
+
+def parent_of(adapter: Path) -> Parent | None:
+    """The model that `adapter` was trained on, from the run.json beside its folder; None where there is none."""
+    record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
+    if record is None:
+        return None
+    return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never a part."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False, default=str)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+    _write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON Lines file, a line for each row, whole as `write_json` does."""
+    _write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def make_readable(folder: Path) -> None:
@@ -115,6 +132,15 @@ def make_readable(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(0o666 & ~umask)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
