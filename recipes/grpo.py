@@ -28,15 +28,15 @@ from common.chat import end_token, set_chat_template, set_pad_token
 from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import Conversation, Problem, column_map, problems
+from common.inference import score_answers
 from common.models import contents, fetch, load_tokenizer, resolved_revision
 from common.record import make_readable, plan_run
 from common.reward_contract import check_contract
-from common.rewards import Weighted, check_problems, columns_of, load, score
+from common.rewards import Weighted, check_problems, load
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import Sample, hold_out, show
 
 if TYPE_CHECKING:
-    from common.generate import Answer
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
@@ -54,7 +54,9 @@ class Args:
     """The run's folder. By default outputs/grpo-MODEL-HASH, so another setting is another folder."""
 
     # How the data is read.
-    format: Literal["auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt"] = "auto"
+    format: Literal[
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction"
+    ] = "auto"
     """The format of the rows; auto takes it from the columns of the first."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
@@ -415,13 +417,6 @@ def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Problem], args: Arg
             raise InputError(f"{line} tokens, the longest {max(lengths)}: raise --max-prompt-length or --max-truncated")
         console.print(f"{line} tokens and left out")
     return kept
-
-
-def score_answers(rewards: list[Weighted], rows: list[Problem], said: list["Answer"]) -> tuple[list, dict[str, list]]:
-    """The weighted sum of each answer's rewards, and what every reward gave."""
-    completions = [[{"role": "assistant", "content": answer.text}] for answer in said]
-    token_ids = [answer.completion_ids for answer in said]
-    return score(rewards, [row.prompt for row in rows], completions, completion_ids=token_ids, **columns_of(rows))
 
 
 def flat_groups(totals: list[float], size: int) -> list[slice]:

@@ -37,7 +37,7 @@ def copy(tmp_path: Path) -> Path:
 def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
     # Not those of the make that runs these tests: MODEL=… given to it would be given to this one.
     inherited = {key: value for key, value in os.environ.items() if not re.match("MAKE|MFLAGS", key)}
-    for variable in ("MODEL", "DATA", "OUT", "ADAPTER", "ARGS", "VARIANT", "PYTHON"):
+    for variable in re.findall(r"^#= ([A-Z_]+)=", MAKEFILE, re.M):
         inherited.pop(variable, None)
     command = ["make", *words]
     environment = {**inherited, **environment}
@@ -89,10 +89,10 @@ def test_words_arrive_as_they_were_typed(copy: Path) -> None:
     assert given(make(copy, "pin", "MODEL=qwen2.5-7b")) == ["pin", "qwen2.5-7b"]
 
 
-@pytest.mark.parametrize("script", ["recipes/sft.py", "scripts/evaluate.py"])
+@pytest.mark.parametrize("script", re.findall(r"^\t\.venv/bin/python (\S+\.py) \$\(call flag", MAKEFILE, re.M))
 def test_the_flags_it_passes_are_the_scripts_own(script: str) -> None:
     recipe = re.search(rf"^\t\.venv/bin/python {script} (.*(?:\\\n.*)*)", MAKEFILE, re.M)[1]
-    flags = re.findall(r"call flag,(--[a-z-]+)", recipe)
+    flags = re.findall(r"(?<![\w-])--[a-z-]+", recipe)
     help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
     assert flags
     assert [flag for flag in flags if not re.search(rf"{flag}\b", help_text.stdout)] == []

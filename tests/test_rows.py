@@ -73,6 +73,10 @@ def test_a_folder_is_all_its_files_in_order(tmp_path):
         ("a.jsonl", b'{"a": 1}\n[1]\n', 2, "an array, expected a JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', 2, "byte 8 is 0xff, which is not UTF-8"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", 1, "broken JSON: nested too deeply"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", 1, "broken JSON: an integer of thousands of digits"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}\n', 2, "half of a surrogate pair"),
+        ("a.json", b'[\n{"a": 1},\n{"\\udc00": 1}]', 3, "half of a surrogate pair"),
+        ("a.json", b'[\n{"a": ' + b"9" * 5000 + b"}]", 2, "broken JSON: an integer of thousands of digits"),
         ("a.json", b'[\n{"a": 1},\n{"a": }\n]', 3, "broken JSON"),
         ("a.json", b'[\n{"a": 1},\n', 3, "broken JSON"),
         ("a.json", b'[\n{"a": 1},\n\n7]', 4, "a number, expected a JSON object"),
@@ -95,6 +99,23 @@ def test_a_broken_line_is_named_with_what_is_wrong(tmp_path, name, content, line
 def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "a.jsonl").touch()
     assert "the file is empty" in read(tmp_path / "a.jsonl")[1].shown[0]
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\\ud83d\\ude00"}\n')
+    rows, faults = read(tmp_path / "a.jsonl")
+    assert rows[0].fields == {"a": "\N{GRINNING FACE}"}
+    assert faults.count == 0
+
+
+def test_a_parquet_file_with_a_damaged_page_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"a": f"text {number}"} for number in range(1000)]), path)
+    content = bytearray(path.read_bytes())
+    content[100:400] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
+        read(path)
 
 
 def test_a_file_that_is_not_parquet_is_named(tmp_path):

@@ -8,6 +8,7 @@ here but in formats.py.
 import csv
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .errors import InputError, MachineError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SHOWN_FAULTS = 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a character; two of them are one, such as an emoji
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,10 @@ def _json_lines_rows(file: Path, faults: Faults) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(text.rstrip())
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 faults.add(place, f"broken JSON: {_json_reason(error)}; every line must be one JSON object")
                 continue
-            yield from _object_row(place, value, faults)
+            yield from _object_row(place, value, text, faults)
 
 
 def _json_array_rows(file: Path, faults: Faults) -> Iterator[Row]:
@@ -148,19 +150,32 @@ def _json_array_rows(file: Path, faults: Faults) -> Iterator[Row]:
         if text[position : position + 1] == "]":
             return
         try:
+            start = position
             value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             where = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else place
             faults.add(where, f"broken JSON: {_json_reason(error)}; the rest of the array cannot be read")
             return
-        yield from _object_row(place, value, faults)
+        yield from _object_row(place, value, text[start:position], faults)
 
 
-def _object_row(place: str, value: object, faults: Faults) -> Iterator[Row]:
-    if isinstance(value, dict):
-        yield Row(place, value)
-    else:
+def _object_row(place: str, value: object, text: str, faults: Faults) -> Iterator[Row]:
+    if not isinstance(value, dict):
         faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
+    elif SURROGATE.search(text) and not _is_text(value):
+        faults.add(
+            place, "half of a surrogate pair, such as \\ud83d alone, is no character; write both halves or neither"
+        )
+    else:
+        yield Row(place, value)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):  # to write a value may take a little more depth than to read it
+        return False
+    return True
 
 
 def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
@@ -195,7 +210,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"{file}:{number}", {name: value for name, value in fields.items() if value is not None})
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # OSError: a damaged page; ValueError: text not in UTF-8
         raise InputError(f"{file}: not a readable Parquet file: {error}") from None
 
 
@@ -217,9 +232,11 @@ def _hub_rows(name: str) -> Iterator[Row]:
         yield Row(f"{name}:{number}", {key: value for key, value in fields.items() if value is not None})
 
 
-def _json_reason(error: json.JSONDecodeError | RecursionError) -> str:
+def _json_reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return "an integer of thousands of digits"
     return f"{error.msg.lower()} at column {error.colno}"
 
 

@@ -1,0 +1,206 @@
+"""Check data before training on it: every rule of the recipes, and what a careful reader would look for besides.
+
+    make check-data DATA=my.jsonl                                  every row, without a model
+    make check-data DATA=my.jsonl MODEL=qwen2.5-7b                 and lengths and truncation in its tokens
+    make check-data DATA=pairs.jsonl TASK=dpo ARGS="--html report.html --json report.json"
+    make check-data DATA=my.jsonl ARGS="--eval-data held-out.jsonl --fix clean.jsonl"
+    make check-data DATA=my.jsonl MODEL=qwen2.5-7b ARGS="--show-mask 2"
+
+Rows that a recipe would refuse are faults: they are printed, and the exit code is 2. All else is a finding to look at:
+the exit code stays 0. Near duplicates and n-grams are looked for in 20,000 and 5,000 rows drawn at random where there
+are more.
+
+Left out: whether an answer is true. Languages and refusals are told from common words, and are sometimes wrong.
+"""
+
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+import tyro
+from check_data import cleaned, figures, report
+from check_data.findings import Findings, RecordedFaults
+from check_data.survey import Prompts, Survey
+from check_data.tasks import Example, TaskName, find_task
+from common import environment
+from common.chat import BATCH
+from common.errors import InputError, run_command
+from common.formats import column_map
+from common.models import find_model
+from common.record import write_json
+from common.rows import Faults, find_source, read_rows
+from rich.console import Console
+from rich.status import Status
+
+Droppable = Literal[
+    "duplicate",
+    "near-duplicate",
+    "overlap",
+    "refusal",
+    "empty-thought",
+    "unbalanced-tags",
+    "repeats-prompt",
+    "near-identical",
+    "gold-answer",
+    "turn-order",
+]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is read is read as the recipes read it."""
+
+    data: str = str(environment.ROOT / "data_samples" / "sft.jsonl")
+    """A file, a folder of files or a hub dataset."""
+    task: TaskName | None = None
+    """The method it is for; taken from the columns if not given."""
+    model: str | None = None
+    """A model card's name, a local directory or a hub id, for lengths in its tokens; without it, in characters."""
+    format: str = "auto"
+    """The format of the rows; auto takes it from the columns of the first."""
+    columns: tuple[str, ...] = ()
+    """Columns under another name: prompt=question completion=answer."""
+    chat_template_path: str | None = None
+    """A .jinja file to use instead of the model's own chat template."""
+    max_length: int = 2048
+    """Tokens from which on a row would be cut off."""
+    eval_data: str | None = None
+    """Data of the same format that must not be trained on: prompts that are in both are found."""
+
+    json: str | None = None
+    """A file to write the report to as JSON, with the first 100 places of every finding."""
+    html: str | None = None
+    """A file to write the report to as a page with plots."""
+    show_mask: int = 0
+    """Print so many rows as the model will see them, and nothing else."""
+    fix: str | None = None
+    """A new .jsonl file for the rows without faults and without what --drop names; beside it, why others were left out.
+    """
+    drop: tuple[Droppable, ...] = (
+        *("duplicate", "overlap", "empty-thought", "unbalanced-tags", "repeats-prompt"),
+        *("gold-answer", "turn-order"),
+    )
+    """The findings for which --fix drops a row, besides faults."""
+
+
+def main() -> None:
+    started = time.monotonic()
+    args = tyro.cli(Args, description=__doc__)
+    columns = column_map(args.columns)
+    base = find_model(args.model) if args.model else None
+    source = find_source(args.data)
+    evaluation_source = find_source(args.eval_data) if args.eval_data else None
+    data = [args.data, *([args.eval_data] if args.eval_data else [])]
+    for flag, out in (("--json", args.json), ("--html", args.html)):
+        if out:
+            cleaned.check_report(flag, Path(out), data)
+    target = cleaned.check_target(Path(args.fix), data) if args.fix else None
+    if args.show_mask and not base:
+        raise InputError("--show-mask needs the model whose tokens are shown: MODEL=tiny or another")
+    local = not any(isinstance(data, str) for data in (source, evaluation_source))
+    environment.set_variables(offline=local and (base is None or base.local))
+
+    # 1. What kind of data it is, from its first row.
+    findings = Findings(keep_all=target is not None)
+    faults = RecordedFaults(findings)
+    rows = read_rows(source, faults)
+    first = next(rows, None)
+    if first is None:
+        faults.stop()
+        raise InputError(f"{args.data}: holds no rows")
+    task = find_task(args.task, first, args.format, columns)
+    rows = itertools.chain([first], rows)
+    lengths = None
+    if base:
+        from check_data.lengths import Lengths  # imports transformers
+
+        lengths = Lengths(base, args.chat_template_path, args.max_length, faults)
+
+    if args.show_mask:
+        from check_data import mask
+
+        examples = task.read(rows, faults, args.format, columns)
+        mask.show(Console(), lengths, itertools.islice(examples, args.show_mask))
+        faults.stop()
+        return
+
+    # 2. Every row once.
+    prompts = None
+    if evaluation_source:
+        evaluation_faults = Faults()
+        evaluation = task.read(read_rows(evaluation_source, evaluation_faults), evaluation_faults, args.format, columns)
+        prompts = Prompts(evaluation)
+        evaluation_faults.stop()
+    survey = Survey(findings, prompts)
+    reading = time.monotonic()
+    with _status() as status:
+        for batch in _batches(task.read(rows, faults, args.format, columns), BATCH):
+            for example in batch:
+                survey.add(example)
+            if lengths:
+                lengths.add(batch)
+            if status:
+                status.update(f"{survey.rows:,} rows")
+        seconds = time.monotonic() - reading
+        if status:
+            status.update("near duplicates")
+        survey.finish()
+
+    # 3. The report, and the cleaned file.
+    facts = {
+        "data": args.data,
+        "task": task.name,
+        "format": task.format_of(first, args.format, columns),
+        "model": base.name if base else None,
+        "eval_data": args.eval_data,
+        "seconds": time.monotonic() - started,
+        "rows_per_second": survey.rows / seconds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    found = figures.figures(survey, findings, lengths, facts)
+    console = Console()
+    report.show(console, found)
+    if args.json:
+        write_json(Path(args.json), found)
+    if args.html:
+        from check_data import page
+
+        page.write(Path(args.html), found)
+    if target:
+        _fix(console, args, source, target, findings)
+    else:
+        faults.stop()
+
+
+def _fix(console: Console, args: Args, source: list[Path] | str, target: tuple[Path, Path], findings: Findings) -> None:
+    rows = read_rows(source, Faults())  # what is no row is among the findings already
+    kept, reasons = cleaned.write(*target, rows, findings, {"fault", *args.drop})
+    why = ", ".join(f"{count:,} {kind}" for kind, count in reasons.most_common())
+    console.print(f"{kept:,} rows in {target[0]}, {sum(reasons.values()):,} left out: {why or 'none'}", soft_wrap=True)
+    console.print(f"Row by row in {target[1]}", soft_wrap=True)
+    if not kept:
+        raise InputError(f"{args.data}: no row is left")
+
+
+def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    examples = iter(examples)
+    while batch := list(itertools.islice(examples, size)):
+        yield batch
+
+
+def _status() -> AbstractContextManager[Status | None]:
+    """A line on the terminal that is always of now; none where nobody looks."""
+    console = Console(stderr=True)
+    return console.status("reading") if console.is_terminal else nullcontext()
+
+
+if __name__ == "__main__":
+    run_command(main)

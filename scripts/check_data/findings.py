@@ -1,0 +1,63 @@
+"""What can be found in a data file, and the record of where it was found."""
+
+from collections import Counter, defaultdict
+
+from common.rows import Faults
+
+LISTED = 100  # findings of a kind that the JSON and the page list; the rest are counted
+
+# The four rules of good training data, and what speaks against each.
+QUALITY, DIVERSITY, FORM, DUPLICATES = (
+    "Quality of the outputs",
+    "Diversity over amount",
+    "One format",
+    "No duplicates",
+)
+KINDS = {
+    "fault": (FORM, "cannot be used"),
+    "turn-order": (FORM, "turns of user and assistant do not alternate"),
+    "refusal": (QUALITY, "the answer is a refusal"),
+    "empty-thought": (QUALITY, "the thought is empty"),
+    "unbalanced-tags": (QUALITY, "a tag is not closed, or closed and never opened"),
+    "repeats-prompt": (QUALITY, "the answer repeats the prompt"),
+    "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
+    "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
+    "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),
+    "near-duplicate": (DUPLICATES, "a near duplicate of an earlier row"),
+    "overlap": (DUPLICATES, "its prompt is in the evaluation data too"),
+}
+
+
+class Findings:
+    """What was found, by kind. The first 100 of a kind are kept with their places; with `keep_all` every one, by place.
+
+    One row may be found several times of a kind (a fault per field); `rows` counts it once.
+    """
+
+    def __init__(self, keep_all: bool = False) -> None:
+        self.listed: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        self.rows: Counter[str] = Counter()
+        self.by_place: dict[str, list[tuple[str, str]]] | None = defaultdict(list) if keep_all else None
+        self._last: dict[str, str] = {}
+
+    def add(self, kind: str, place: str, message: str | None = None) -> None:
+        message = message or KINDS[kind][1]
+        if self._last.get(kind) != place:
+            self.rows[kind] += 1
+            self._last[kind] = place
+        if len(self.listed[kind]) < LISTED:
+            self.listed[kind].append((place, message))
+        if self.by_place is not None:
+            self.by_place[place].append((kind, message))
+
+
+class RecordedFaults(Faults):
+    """Faults that are findings too."""
+
+    def __init__(self, findings: Findings) -> None:
+        super().__init__()
+        self.findings = findings
+
+    def add(self, place: str, message: str) -> None:
+        super().add(place, message)
+        self.findings.add("fault", place, message)
