@@ -6,9 +6,20 @@ PYTHON ?= python3
 
 #= MODEL=qwen2.5-7b              a card's name (see `make models`), a local folder or a hub id; else tiny
 #= DATA="my data.jsonl"          a file, a folder or a hub dataset; else the sample in data_samples/
+#= TASK=dpo                      what the data is for: sft, dpo, grpo, ppo or reward; else its columns tell
 #= OUT=outputs/try-3             the folder of the run; else outputs/METHOD-MODEL-HASH
-#= ADAPTER=outputs/try-3/adapter what `make evaluate` loads on top of MODEL
+#= ADAPTER=outputs/try-3/adapter an adapter, on top of MODEL or of the base its run names
+#= REWARDS="math my.py:shorter"  what test-rewards, distill and preferences score by: names, or your functions
 #= ARGS="--max-steps 50"         more for the command behind the target; ARGS=--help lists what it takes
+#= STAGES=sft,grpo               what `make pipeline` runs, in this order; else sft,dpo,grpo
+#= SFT_DATA=chats.jsonl          examples of good answers, for its SFT stage
+#= DPO_DATA=pairs.jsonl          pairs of answers, for its DPO stage
+#= MATH_DATA=gsm8k.jsonl         problems with gold answers, for its GRPO stage
+#= EVAL_DATA=test.jsonl          held-out data, one file or several; else put aside from the stages' data
+#= ARGS_SFT="--max-steps 50"     more for its SFT stage alone
+#= ARGS_DPO="--beta 0.2"         more for its DPO stage alone
+#= ARGS_GRPO="--rewards math"    more for its GRPO stage alone
+#= ARGS_EVAL="--load-in-4bit"    more for the evaluation after each of its stages
 #= VARIANT=cuda-vllm             what to install: cpu, cuda or cuda-vllm; else as before, or what suits here
 #= PYTHON=/path/to/python3.12    3.11 or newer, to make .venv with; else python3
 #= TORCH_CPU_LINKS=/my/wheels    folder or URL of the CPU torch; else pip's find-links or PyTorch's page
@@ -17,10 +28,12 @@ PYTHON ?= python3
 quote = '$(subst ','\'',$(1))'
 # $(call flag,--data,$(DATA)) is nothing when DATA is not given: the recipe's own default holds.
 flag = $(if $(2),$(1) $(call quote,$(2)))
+# The same as one word, for a value that looks like a flag itself.
+joined = $(if $(2),$(1)=$(call quote,$(2)))
 no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft evaluate benchmark models pin tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo merge pipeline distill preferences choose test-rewards check check-data evaluate benchmark models pin tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -32,11 +45,47 @@ help: ## this list
 sft: setup ## teach a model to answer the way your examples do: MODEL DATA OUT ARGS
 	.venv/bin/python recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
+dpo: setup ## prefer the answers you chose over those you rejected: MODEL DATA OUT ARGS
+	.venv/bin/python recipes/dpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+
+grpo: setup ## reinforce what rewards can check, as right answers in math: MODEL DATA OUT ARGS
+	.venv/bin/python recipes/grpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+
+merge: setup ## merge an adapter into its base, for the next stage: ADAPTER MODEL OUT
+	.venv/bin/python scripts/merge.py $(call flag,--adapter,$(ADAPTER)) $(call flag,--model,$(MODEL)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+
+pipeline: setup ## stage after stage, scored: STAGES MODEL SFT_DATA DPO_DATA MATH_DATA EVAL_DATA OUT ARGS
+	.venv/bin/python scripts/pipeline.py $(call flag,--stages,$(STAGES)) $(call flag,--model,$(MODEL)) \
+		$(call flag,--sft-data,$(SFT_DATA)) $(call flag,--dpo-data,$(DPO_DATA)) $(call flag,--math-data,$(MATH_DATA)) \
+		$(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(call flag,--output-dir,$(OUT)) \
+		$(call joined,--sft-args,$(ARGS_SFT)) $(call joined,--dpo-args,$(ARGS_DPO)) \
+		$(call joined,--grpo-args,$(ARGS_GRPO)) $(call joined,--eval-args,$(ARGS_EVAL)) $(ARGS)
+
+distill: setup ## write a model's accepted answers as data for SFT: MODEL ADAPTER DATA REWARDS OUT ARGS
+	.venv/bin/python scripts/distill.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
+
+preferences: setup ## build pairs for DPO from answers, scores or choices: MODEL ADAPTER DATA REWARDS OUT ARGS
+	.venv/bin/python scripts/preferences.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
+
 ##@ Around a run
+check: ## what can this machine run, what is wrong with it, what mends it? MODEL ARGS="--recipe sft"
+	@# Without setup: it is to say what stands in setup's way.
+	@if test -x .venv/bin/python; then .venv/bin/python env-check.py $(call flag,--model,$(MODEL)) $(ARGS); \
+	else $(has_python) && $(call quote,$(PYTHON)) env-check.py $(call flag,--model,$(MODEL)) $(ARGS); fi
+
+choose: setup ## which stages suit your data, model and GPU: MODEL DATA ARGS
+	.venv/bin/python scripts/choose.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(ARGS)
+
+test-rewards: setup ## does each reward score right answers the most, each by its own row? REWARDS DATA ARGS
+	.venv/bin/python scripts/test-rewards.py $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--data,$(DATA)) $(ARGS)
+
+check-data: setup ## say what is in a data file and what is wrong with it: DATA TASK MODEL ARGS
+	.venv/bin/python scripts/check-data.py $(call flag,--data,$(DATA)) $(call flag,--task,$(TASK)) $(call flag,--model,$(MODEL)) $(ARGS)
+
 evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
 	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(ARGS)
 
-benchmark: setup ## measure speed and memory of SFT on a model's true shape: MODEL ARGS
+benchmark: setup ## measure a recipe's speed and memory on a model's true shape: MODEL ARGS
 	.venv/bin/python scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)
 
 models: setup ## list the model cards

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import tyro
 from common import environment
 from common.errors import InputError, MachineError, run_command
-from common.models import MERGE_RECORD, Model, contents, fetch, find_model, load_tokenizer
-from common.record import make_readable, parent_of, write_json
+from common.inference import base_of
+from common.models import MERGE_RECORD, Model, contents, fetch, load_tokenizer
+from common.record import make_readable, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -47,17 +48,7 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     adapter = Path(args.adapter).expanduser()
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"--adapter {adapter}: no adapter_config.json there; give the adapter folder of a run")
-    parent = parent_of(adapter)
-    if args.model is None and parent is None:
-        raise InputError(f"{adapter}: no run.json beside it that names its base; give the base with --model")
-    base = find_model(args.model or parent.model)
-    if parent and parent.base != contents(base):
-        raise InputError(
-            f"{adapter} was trained on {parent.model} ({parent.base[:16]}), and {base.source} is another model or "
-            f"another version of it ({contents(base)[:16]}); an adapter fits its own base only"
-        )
+    base = base_of(args.model, str(adapter))
     folder = Path(args.output_dir or adapter.parent / "merged").expanduser()
     inputs = {
         "card": base.card.name if base.card else None,

@@ -39,7 +39,8 @@ def quiet_loggers() -> None:
     """Silence what the libraries say of their own business: none of it is news a user can act on. Imports torch."""
     import torch  # noqa: F401  it sets the levels of its loggers when it is imported, so ours come after
 
-    for name in ("torch.utils._pytree", "torchao", "bitsandbytes"):
+    # transformers.generation warns that max_new_tokens, which we give, wins over the model's own limit.
+    for name in ("torch.utils._pytree", "torchao", "bitsandbytes", "transformers.generation.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
