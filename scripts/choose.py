@@ -1,0 +1,406 @@
+"""Which stages suit your data, model and GPU: an interview, or the same by flags.
+
+    make choose                                                            asks on the terminal
+    make choose DATA=my.jsonl MODEL=qwen2.5-7b                             looks at the file and proposes
+    make choose ARGS="--have demonstrations pairs --model qwen2.5-7b --gpu-gib 24"
+
+It answers with the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
+GPU's memory. Every kind of data has one method: demonstrations SFT, pairs DPO, checkable answers GRPO, scores a reward
+model and PPO. It decides from the data's form; whether the data is any good, `make check-data` says.
+
+Left out: full-parameter training, several GPUs.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import textwrap
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+from common import memory
+from common.answers import gold
+from common.errors import InputError, run_command
+from common.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.models import Card, card_names, find_model, read_card
+from common.rows import Faults, find_source, read_rows
+
+LOOKED_AT = 20  # rows of a file
+SHORTEST = 512  # tokens; rows cut below that are no longer the user's data
+KINDS = {
+    "demonstrations": "examples of good answers, to imitate",
+    "pairs": "two answers to a prompt, one better than the other",
+    "answers": "problems with an answer that can be checked: mathematics, code, a fixed form",
+    "scores": "answers with a number that says how good each is",
+    "reward-model": "a model that scores answers",
+}
+# Rows of a micro-batch and how many of those make a step: the recipes' own defaults.
+BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "reward": (4, 4), "ppo": (4, 4)}
+CAN = {
+    "sft": "bring out what the model can do already, in the form and tone of your examples",
+    "dpo": "bring out the better of the answers that the model gives already",
+    "grpo": "add: every right answer is paid for, however the model found it",
+    "reward": "give any answer a score, learned from yours",
+    "ppo": "raise the score where nothing can be checked, such as style or helpfulness",
+}
+CANNOT = {
+    "sft": "add a skill; what the model does not know it learns to make up",
+    "dpo": "add a skill; an answer that the model never gives stays unlikely",
+    "grpo": "start from nothing: where every try is wrong, there is nothing to reward",
+    "reward": "know better than its data; what it overrates, PPO will find",
+    "ppo": "get better than the reward model, and it takes the most care of all",
+}
+EMBEDDED = "tiny"  # a base model, and quick on a CPU; the other cards are instruction-tuned
+CHOSEN_ANSWER = ("--columns", "completion=chosen")  # a pair's chosen answer read as an example for SFT
+FASTER = {"--no-load-in-4bit", "--no-gradient-checkpointing"}  # the recipes' defaults need less
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file that was looked at: what it is for, and why. `flags` are what SFT needs to read it, None if it cannot."""
+
+    kind: str
+    path: str
+    why: str
+    flags: tuple[str, ...] | None = ()
+
+
+@dataclass
+class Stage:
+    method: str
+    reason: str
+    data: str
+    flags: list[str] = field(default_factory=list)
+    gib: float | None = None  # what it needs; None where the model's sizes are not known
+    fits: bool | None = None  # None where it is not known either
+    settings: str = ""
+    commands: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    data = [look_at(path) for path in args.data]
+    have = list(dict.fromkeys([*args.have, *(item.kind for item in data)]))
+    model, gib = args.model, gpu_gib() if args.gpu_gib is None else args.gpu_gib
+    if missing := [
+        *([] if have else ["--have KIND ... (or --data FILE)"]),
+        *([] if model else ["--model NAME"]),
+        *([] if gib is not None else ["--gpu-gib N (nvidia-smi shows no GPU here; 0 for none)"]),
+    ]:
+        if not sys.stdin.isatty():
+            raise InputError(f"no terminal to ask on; give {', '.join(missing)}")
+        have = have or ask_kinds()
+        model = model or ask_model()
+        gib = ask_gib() if gib is None else gib
+    if not gib >= 0:
+        raise InputError(f"--gpu-gib {gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
+    found = find_model(model)
+    stages, notes = choose(have, data, args.base or model == EMBEDDED)
+    for stage in stages:
+        plan_memory(stage, found.card, gib)
+    pipeline = write_commands(stages, model, found.name)
+    if args.json:
+        answer = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
+        answer["stages"] = [
+            asdict(stage) | {"can": CAN[stage.method], "cannot": CANNOT[stage.method]} for stage in stages
+        ]
+        print(json.dumps(answer | {"pipeline": pipeline, "notes": notes}, indent=2, ensure_ascii=False))
+    else:
+        show(stages, pipeline, notes, data, model, gib)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    parser.add_argument("--have", nargs="+", choices=KINDS, default=[], metavar="KIND", help=f"your data. {kinds}")
+    parser.add_argument("--data", nargs="+", action="extend", default=[], help="files to look at instead of --have")
+    parser.add_argument("--model", help="a model card's name (`make models`), a local directory or a hub id")
+    parser.add_argument("--base", action="store_true", help="the model is a base model: it knows no chat form yet")
+    parser.add_argument("--gpu-gib", type=float, help="free memory of the GPU; by default what nvidia-smi says")
+    parser.add_argument("--json", action="store_true", help="the answer as JSON")
+    return parser
+
+
+def look_at(path: str) -> Data:
+    """What the first rows of a data source are good for. Raises InputError when their columns are of no known form."""
+    faults = Faults()
+    rows = list(itertools.islice(read_rows(find_source(path), faults), LOOKED_AT))
+    faults.stop()
+    if not rows:
+        raise InputError(f"{path}: holds no rows")
+    fields = rows[0].fields
+    if form := detect(fields, PAIR_FORMATS):
+        return Data("pairs", path, f"columns {', '.join(PAIR_FORMATS[form].columns)}", chosen_as_examples(fields))
+    for kind, known in (("scores", RATING_FORMATS), ("demonstrations", FORMATS)):
+        if form := detect(fields, known):
+            return Data(kind, path, f"columns {', '.join(known[form].columns)}")
+    form = detect(fields, PROBLEM_FORMATS)
+    if form is None:
+        raise InputError(
+            f"{path}: the columns are {', '.join(map(str, fields))}, which no recipe knows. Rename them as the "
+            "README's table of forms has them, or say what the file holds with --have in place of --data."
+        )
+    columns = PROBLEM_FORMATS[form].columns
+    if len(columns) == 1:
+        return Data("prompts", path, f"only {columns[0]}, no answer")
+    unclear = sum(not is_checkable(row.fields.get(columns[1], "")) for row in rows)
+    if unclear * 2 <= len(rows):
+        return Data("answers", path, f"columns {', '.join(columns)}; the answers can be checked")
+    renamed = zip(("prompt", "completion"), columns, strict=True)
+    flags = ("--columns", *(f"{ours}={theirs}" for ours, theirs in renamed if ours != theirs))
+    why = f"columns {', '.join(columns)}; in {unclear} of {len(rows)} rows the {columns[1]} cannot be checked"
+    return Data("demonstrations", path, why, flags)
+
+
+def chosen_as_examples(fields: dict[str, Any]) -> tuple[str, ...] | None:
+    """The flags by which SFT reads the chosen answers of such pairs; None where it cannot."""
+    prompt, chosen = fields.get("prompt"), fields["chosen"]
+    if isinstance(chosen, list) and (prompt is None or chosen[: len(prompt)] == prompt):
+        return ("--columns", "messages=chosen")  # the whole dialogue
+    return CHOSEN_ANSWER if prompt is not None else None
+
+
+def is_checkable(answer: Any) -> bool:
+    try:
+        gold(str(answer))
+    except ValueError:
+        return False
+    return True
+
+
+def gpu_gib() -> float | None:
+    """Free memory of the first GPU in GiB, as nvidia-smi says; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return round(int(done.stdout.splitlines()[0]) / 1024, 1)  # it counts in MiB
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def ask(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        raise InputError("\nno answer; the same questions as flags: --have, --model, --gpu-gib") from None
+
+
+def ask_kinds() -> list[str]:
+    print("What data do you have?")
+    for number, (kind, meaning) in enumerate(KINDS.items(), start=1):
+        print(f"  {number}  {kind}: {meaning}")
+    while True:
+        words = ask("Numbers, separated by spaces: ").replace(",", " ").split()
+        if words and all(word.isdecimal() and 1 <= int(word) <= len(KINDS) for word in words):
+            return [list(KINDS)[int(word) - 1] for word in words]
+        print(f"Please give numbers from 1 to {len(KINDS)}, such as 1 3.")
+
+
+def ask_model() -> str:
+    print(f"Which model? A card ({', '.join(card_names())}), a folder or a hub id.")
+    return ask("Model [qwen2.5-7b]: ") or "qwen2.5-7b"
+
+
+def ask_gib() -> float:
+    while True:
+        try:
+            return float(ask("GiB of free memory on the GPU, 0 for no GPU: "))
+        except ValueError:
+            print("Please give a number, such as 24.")
+
+
+def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], list[str]]:
+    """The stages for these kinds of data in their order, and what is to be said besides."""
+    files = {item.kind: item for item in reversed(data)}  # of two files of a kind the first
+    paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
+    chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER
+    stages, notes = [], []
+    if "demonstrations" in have:
+        flags = files["demonstrations"].flags if "demonstrations" in files else ()
+        stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags)))
+    elif base and "pairs" in have and chosen:
+        reason = "a base model must learn to answer first; the chosen answers are its examples."
+        stages.append(Stage("sft", reason, paths["pairs"], list(chosen)))
+    elif base:
+        notes.append(
+            "A base model knows no chat form. Write some hundred demonstrations for SFT first, or take the model's "
+            "instruct variant."
+        )
+    if "pairs" in have:
+        stages.append(Stage("dpo", "pairs say which of two answers is better.", paths["pairs"]))
+    if "answers" in have:
+        reason = "an answer that can be checked is a reward that is hard to fool."
+        stages.append(Stage("grpo", reason, paths["answers"]))
+    if "scores" in have and "reward-model" not in have:
+        stages.append(Stage("reward", "scores teach a model to score.", paths["scores"]))
+    if "scores" in have or "reward-model" in have:
+        prompts = paths["scores"] if "scores" in have else paths["prompts"]
+        stages.append(Stage("ppo", "where nothing can be checked, a reward model is the judge.", prompts))
+    if not stages:
+        raise InputError(
+            "prompts alone teach nothing: they need good answers, pairs, answers to check against, scores, or a model "
+            "that scores (--have reward-model)"
+        )
+    if "answers" in have:
+        notes.append(
+            "GRPO needs a model that is right now and then: see its pass@8 first, make evaluate ARGS='--samples 8'."
+        )
+        if stages[0].method != "sft":
+            notes.append(
+                "GRPO pays for the form <think>...</think><answer>...</answer> too. No SFT teaches it here: ask for it "
+                "with --system-prompt."
+            )
+    return stages, notes
+
+
+def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
+    """Fill in what `stage` needs, whether it fits, and the flags of the fastest settings under which it does."""
+    if card is None:
+        stage.settings = "not known: only the models with a card have their sizes here"
+        return
+    if stage.method not in card.methods:
+        stage.settings = f"{card.name} is not offered for {stage.method}, only for {', '.join(card.methods)}"
+        stage.fits = False
+        return
+    own: dict[str, Any] = getattr(card, stage.method)
+    batch = own.get("per_device_train_batch_size", BATCHES[stage.method][0])
+    step = batch * own.get("gradient_accumulation_steps", BATCHES[stage.method][1])
+    lengths = longest_first(stage.method, own)
+    least = plan(card, stage.method, batch, lengths[0][0])
+    if gib == 0:
+        stage.gib = least.total
+        stage.fits = card.name == EMBEDDED
+        stage.settings = (
+            "it is small enough for the CPU"
+            if stage.fits
+            else f"needs a GPU with {least.total:.1f} GiB at the least; without one take MODEL={EMBEDDED}"
+        )
+        return
+    # Fewer rows at once, then shorter rows: the first costs speed alone, the second cuts what is longer.
+    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= 1]
+    tries = [(rows, *lengths[0]) for rows in smaller] + [(smaller[-1], *shorter) for shorter in lengths[1:]]
+    for rows, tokens, shorter in tries:
+        found = memory.fit(card, stage.method, gib, max_length=tokens, per_device_train_batch_size=rows)
+        if found is None:
+            continue
+        stage.gib, stage.fits = found.total, True
+        bits = "4 bit" if found.load_in_4bit else "16 bit"
+        recompute = "with" if found.gradient_checkpointing else "without"
+        stage.settings = (
+            f"{found.total:.1f} of {gib:g} GiB: {bits}, {recompute} gradient checkpointing, {rows} x {tokens} tokens"
+        )
+        stage.flags += [] if found.load_in_4bit else ["--no-load-in-4bit"]
+        stage.flags += [] if found.gradient_checkpointing else ["--no-gradient-checkpointing"]
+        if rows != batch:
+            stage.flags += ["--per-device-train-batch-size", str(rows)]
+            stage.flags += ["--gradient-accumulation-steps", str(step // rows)]
+        stage.flags += shorter
+        return
+    smallest = plan(card, stage.method, *tries[-1][:2])
+    stage.gib, stage.fits = smallest.total, False
+    fitting = [name for name in by_size() if memory.fit(read_card(name), stage.method, gib) and name != EMBEDDED]
+    stage.settings = (
+        f"does not fit: {smallest.total:.1f} GiB at the least, of {gib:g}. Take a larger GPU"
+        f"{', or a smaller model: ' + ', '.join(fitting[-3:]) if fitting else ''}"
+    )
+
+
+def longest_first(method: str, own: dict[str, Any]) -> list[tuple[int, list[str]]]:
+    """Tokens of a row, the recipe's own number and some below it, each with the flags that ask for it."""
+    if method not in ("grpo", "ppo"):
+        length = own.get("max_length", memory.MAX_LENGTH[method])
+        halves = [length // cut for cut in (2, 4) if length // cut >= SHORTEST]
+        return [(length, []), *((half, ["--max-length", str(half)]) for half in halves)]
+    completion = own.get("max_completion_length", 512)
+    prompt = own.get("max_prompt_length", memory.MAX_LENGTH[method] - 512)
+    shorter = [(prompt // 2, completion), (prompt // 2, completion // 2), (prompt // 4, completion // 2)]
+    return [
+        (prompt + completion, []),
+        *(
+            (p + c, ["--max-prompt-length", str(p), *([] if c == completion else ["--max-completion-length", str(c)])])
+            for p, c in shorter
+            if p + c >= SHORTEST
+        ),
+    ]
+
+
+def plan(card: Card, method: str, rows: int, tokens: int) -> memory.Memory:
+    """The least that such a micro-batch needs."""
+    return memory.estimate(
+        card,
+        method,
+        load_in_4bit=True,
+        gradient_checkpointing=True,
+        max_length=tokens,
+        per_device_train_batch_size=rows,
+    )
+
+
+def by_size() -> list[str]:
+    return sorted(card_names(), key=lambda name: read_card(name).parameters)
+
+
+def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
+    """Put each stage's commands into it; return the one command for them all, where `make pipeline` knows them."""
+    base, reward_model = model, "my-reward-model"
+    for number, stage in enumerate(stages):
+        run = f"outputs/{name}-{stage.method}"
+        flags = list(stage.flags)
+        if stage.method == "ppo":
+            flags += ["--reward-model-path", reward_model]
+        words = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(flags)}
+        stage.commands = [make(stage.method, words)]
+        if stage.method == "reward":
+            reward_model = f"{run}/adapter"  # it judges, and is no base for what follows
+        elif number + 1 < len(stages):
+            # The next stage starts from a model in which this one is merged, and is held to it.
+            base = f"{run}-merged"
+            stage.commands.append(make("merge", {"ADAPTER": f"{run}/adapter", "OUT": base}))
+    variables = {"sft": "SFT_DATA", "dpo": "DPO_DATA", "grpo": "MATH_DATA"}
+    methods = [stage.method for stage in stages]
+    # It takes the recipes' defaults; where a stage needs other flags than those for speed, it is no way to go.
+    if len(stages) < 2 or not set(methods) <= set(variables) or any(set(stage.flags) - FASTER for stage in stages):
+        return None
+    files = {variables[stage.method]: stage.data for stage in stages}
+    return make("pipeline", {"STAGES": ",".join(methods), "MODEL": model, **files})
+
+
+def make(target: str, words: dict[str, str]) -> str:
+    given = [f"{name}={shlex.quote(value.replace('$', '$$'))}" for name, value in words.items() if value]
+    return " ".join(["make", target, *given])
+
+
+def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list[Data], model: str, gib: float) -> None:
+    for item in data:
+        print(f"{item.path}: {item.kind} ({item.why})")
+    gpu = f"{gib:g} GiB of GPU memory" if gib else "no GPU"
+    print(f"{' -> '.join(stage.method.upper() for stage in stages)}, for {model} with {gpu}")
+    for number, stage in enumerate(stages, start=1):
+        print(f"\n{number}. {stage.method.upper()}: {stage.reason}")
+        paragraph(CAN[stage.method], "can     ")
+        paragraph(CANNOT[stage.method], "cannot  ")
+        paragraph(stage.settings, "memory  ")
+        for command in stage.commands:
+            print(f"   {command}")  # whole, however long: it is there to be copied
+    if pipeline:
+        print(f"\nAll in one command, with the recipes' own settings:\n   {pipeline}")
+    for note in notes:
+        print()
+        paragraph(note, "")
+
+
+def paragraph(text: str, label: str) -> None:
+    indent = " " * (3 + len(label))
+    print(textwrap.fill(text, 100, initial_indent=f"   {label}", subsequent_indent=indent, break_on_hyphens=False))
+
+
+if __name__ == "__main__":
+    run_command(main)
