@@ -4,13 +4,23 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
 from conftest import ROOT
 
 # What CI runs by itself, or another test with a hub of its own (test_models.py): here only what make would do is seen.
-SEEN_ELSEWHERE = {"make test", "make lint", "make lock-check", "make pin MODEL=qwen2.5-7b"}
+SEEN_ELSEWHERE = {
+    *("make test", "make lint", "make lock-check", "make pin MODEL=qwen2.5-7b"),
+    # test_pipeline.py runs both, with the sample data and with a user's own.
+    "make pipeline STAGES=sft,dpo,grpo",
+    "make pipeline MODEL=qwen2.5-7b SFT_DATA=my.jsonl DPO_DATA=pairs.jsonl MATH_DATA=gsm8k.jsonl",
+}
+RECIPES = ("sft", "dpo", "grpo")
+
+
+GPU = shutil.which("nvidia-smi") is not None
 
 
 def commands(page: str) -> list[str]:
@@ -27,10 +37,17 @@ def words(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The files the README speaks of: the user's own, and GSM8K as it is published."""
+    """The files the README speaks of: the user's own, some problems as GSM8K has them, and the rewards it shows."""
     folder = tmp_path_factory.mktemp("data")
+    samples = ROOT / "data_samples"
     (folder / "my.jsonl").write_text(json.dumps({"instruction": "Say a.", "output": "a"}) + "\n")
-    (folder / "gsm8k.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}) + "\n")
+    problems = [json.loads(line) for line in (samples / "arithmetic.jsonl").read_text().splitlines()[:8]]
+    rows = [{"question": row["prompt"], "answer": f"It is so.\n#### {row['answer']}"} for row in problems]
+    (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = (samples / "preferences.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "pairs.jsonl").write_text("".join(pairs[:16]), encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / "my_rewards.py").write_text(code)
     return folder
 
 
@@ -50,19 +67,33 @@ def test_the_command_runs(command, data, tmp_path, request):
     given = words(command)
     if command in SEEN_ELSEWHERE:
         done = make([given[0], "-n", *given[1:]])
-    elif given[1] == "evaluate":
-        adapter = request.getfixturevalue("trained")[0] / "adapter"
-        heldout = (ROOT / "data_samples" / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        (tmp_path / "few.jsonl").write_text("".join(heldout[:4]), encoding="utf-8")
-        done = make(["make", "evaluate", f"ADAPTER={adapter}", f"DATA={tmp_path / 'few.jsonl'}"])
-    elif given[1] == "sft" and "ARGS=--help" not in given:
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    target = given[1]
+    if "outputs/merged" in command and target != "merge":
+        given = [word.replace("MODEL=outputs/merged", f"MODEL={request.getfixturevalue('merged')}") for word in given]
+    if "outputs/try" in command:
+        trained, _ = request.getfixturevalue("trained")
+        given = [word.replace("outputs/try", str(trained)) for word in given]
+    if target in RECIPES:
         given = [re.sub(r"^MODEL=qwen.*", "MODEL=tiny", word) for word in given]
-        given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
-        given = [word for word in given if not word.startswith("ARGS=")] + [
-            next((word for word in given if word.startswith("ARGS=")), "ARGS=") + " --max-steps 2 --sample-prompts 0"
-        ]
-        done = make([*given, f"OUT={tmp_path / 'run'}"], WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
-        assert (tmp_path / "run" / "run.json").exists(), done.stdout + done.stderr
+        if "ARGS=--help" not in given:
+            more = " --max-steps 2 --sample-prompts 0"
+            if target == "grpo":
+                more += " --num-generations 4 --per-device-train-batch-size 8"
+            args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + more
+            given = [*(word for word in given if not word.startswith("ARGS=")), args, f"OUT={tmp_path / 'run'}"]
+    given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
+    given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
+    given = [re.sub(r"\bmy_rewards.py", f"{data}/my_rewards.py", word) for word in given]
+    given = [word.replace("report.html", f"{tmp_path}/report.html") for word in given]
+    done = make(given, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    if target == "check" and "qwen2.5-7b" in command and not GPU:
+        assert "Error 3" in done.stderr, done.stdout + done.stderr
     else:
-        done = make(given)
-    assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
+    if target in RECIPES and "ARGS=--help" not in given:
+        assert (tmp_path / "run" / "run.json").exists()
+    for word in given:
+        if word.startswith("OUT="):
+            assert (tmp_path / word.removeprefix("OUT=")).exists()
