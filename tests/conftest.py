@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 # The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
@@ -15,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A test that calls make is a user at the prompt, not a part of the `make test` it runs in.
 for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
     os.environ.pop(variable, None)
+# Several processes of tests on few cores: threads that wait for each other would wait for the other process too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def run_recipe(recipe: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
@@ -51,20 +54,30 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny")
 
 
+def shared(tmp_path_factory) -> Path:
+    """A folder that all processes of this run of pytest have in common, however many pytest-xdist has started."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The run that a newcomer's `make sft` is."""
-    folder = tmp_path_factory.mktemp("sft") / "run"
-    done = run_recipe("sft", "--output-dir", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    """The run that a newcomer's `make sft` is, and what it prints."""
+    folder = shared(tmp_path_factory) / "sft"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            done = run_recipe("sft", "--output-dir", folder / "run")
+            assert done.returncode == 0, done.stderr
+            (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+    return folder / "run", (folder / "stdout").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def merged(trained):
     """That run's adapter merged into its base: where the next stage starts."""
     folder, _ = trained
-    command = [sys.executable, ROOT / "scripts" / "merge.py", "--adapter", folder / "adapter"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    with FileLock(f"{folder}.lock"):
+        command = [sys.executable, ROOT / "scripts" / "merge.py", "--adapter", folder / "adapter"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
     return folder / "merged"
