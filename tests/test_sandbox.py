@@ -490,7 +490,7 @@ def test_a_test_with_a_literal_is_not_passed_by_tricks(name):
     assert sandbox.run_tests(FORGERIES[name], tests).passed == 0
 
 
-@pytest.mark.parametrize("name", set(FORGERIES) - {"equal-to-all", "equal-list", "equal-number", "patches-json"})
+@pytest.mark.parametrize("name", sorted({*FORGERIES} - {"equal-to-all", "equal-list", "equal-number", "patches-json"}))
 def test_nor_is_any_other_test_passed_by_these(name):
     tests = ["x = f()\nassert x == 42", "assert all([f() == 42])", "assert f() > 41", "assert abs(f()) == f() + 41"]
     assert sandbox.run_tests(FORGERIES[name], tests).passed == 0
