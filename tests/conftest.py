@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 # The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A test that calls make is a user at the prompt, not a part of the `make test` it runs in.
-for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+# The variables given to that one, ARGS for pytest among them, are not given to this one.
+for variable in (
+    "MAKELEVEL",
+    "MAKEFLAGS",
+    "MFLAGS",
+    *re.findall("^#= ([A-Z_]+)=", (ROOT / "Makefile").read_text(), re.M),
+):
     os.environ.pop(variable, None)
 # Several processes of tests on few cores: threads that wait for each other would wait for the other process too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

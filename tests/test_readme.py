@@ -75,14 +75,15 @@ def test_the_command_runs(command, data, tmp_path, request):
     if "outputs/try" in command:
         trained, _ = request.getfixturevalue("trained")
         given = [word.replace("outputs/try", str(trained)) for word in given]
-    if target in RECIPES:
+    if target in (*RECIPES, "check-data"):
         given = [re.sub(r"^MODEL=qwen.*", "MODEL=tiny", word) for word in given]
-        if "ARGS=--help" not in given:
-            more = " --max-steps 2 --sample-prompts 0"
-            if target == "grpo":
-                more += " --num-generations 4 --per-device-train-batch-size 8"
-            args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + more
-            given = [*(word for word in given if not word.startswith("ARGS=")), args, f"OUT={tmp_path / 'run'}"]
+    trains = target in RECIPES and "ARGS=--help" not in given
+    if trains:
+        more = " --max-steps 2 --sample-prompts 0"
+        if target == "grpo":
+            more += " --num-generations 4 --per-device-train-batch-size 8"
+        args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + more
+        given = [*(word for word in given if not word.startswith("ARGS=")), args, f"OUT={tmp_path / 'run'}"]
     given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
     given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
     given = [re.sub(r"\bmy_rewards.py", f"{data}/my_rewards.py", word) for word in given]
@@ -92,7 +93,7 @@ def test_the_command_runs(command, data, tmp_path, request):
         assert "Error 3" in done.stderr, done.stdout + done.stderr
     else:
         assert done.returncode == 0, done.stdout + done.stderr
-    if target in RECIPES and "ARGS=--help" not in given:
+    if trains:
         assert (tmp_path / "run" / "run.json").exists()
     for word in given:
         if word.startswith("OUT="):
