@@ -30,9 +30,9 @@ def commands(page: str) -> list[str]:
 
 
 def words(command: str) -> list[str]:
-    """`make sft DATA=x ARGS=--a b` as make gets it: everything after ARGS= is its value."""
-    before, args, value = command.partition(" ARGS=")
-    return [*before.split(), *([f"ARGS={value}"] if args else [])]
+    """`make sft DATA=x ARGS=--a b` as make gets it: what follows ARGS= is its value, up to the next variable."""
+    target, *variables = re.split(r" (?=[A-Z_]+=)", command)
+    return [*target.split(), *variables]
 
 
 @pytest.fixture(scope="module")
