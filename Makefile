@@ -11,6 +11,10 @@ PYTHON ?= python3
 #= ADAPTER=outputs/try-3/adapter an adapter, on top of MODEL or of the base its run names
 #= REWARDS="math my.py:shorter"  what test-rewards, distill and preferences score by: names, or your functions
 #= ARGS="--max-steps 50"         more for the command behind the target; ARGS=--help lists what it takes
+#= A=outputs/try-3/adapter       what `make compare` holds against B: an adapter or a model
+#= B=outputs/try-4/adapter       the other of the two
+#= BASE=qwen2-1.5b               the model under A and B, where no run beside them names it
+#= PROMPTS=my.jsonl              what it asks both; else the 50 prompts in data_samples/
 #= STAGES=sft,grpo               what `make pipeline` runs, in this order; else sft,dpo,grpo
 #= SFT_DATA=chats.jsonl          examples of good answers, for its SFT stage
 #= DPO_DATA=pairs.jsonl          pairs of answers, for its DPO stage
@@ -33,7 +37,7 @@ joined = $(if $(2),$(1)=$(call quote,$(2)))
 no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo merge pipeline distill preferences choose test-rewards check check-data evaluate benchmark models pin tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -50,6 +54,9 @@ dpo: setup ## prefer the answers you chose over those you rejected: MODEL DATA O
 
 grpo: setup ## reinforce what rewards can check, as right answers in math: MODEL DATA OUT ARGS
 	.venv/bin/python recipes/grpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+
+reward: setup ## a reward model, from scores or pairs, for PPO and GRPO: MODEL DATA OUT ARGS
+	.venv/bin/python recipes/reward.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
 merge: setup ## merge an adapter into its base, for the next stage: ADAPTER MODEL OUT
 	.venv/bin/python scripts/merge.py $(call flag,--adapter,$(ADAPTER)) $(call flag,--model,$(MODEL)) $(call flag,--output-dir,$(OUT)) $(ARGS)
@@ -84,6 +91,9 @@ check-data: setup ## say what is in a data file and what is wrong with it: DATA 
 
 evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
 	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(ARGS)
+
+compare: setup ## two models answer the same prompts, rated blind, to be read: BASE A B PROMPTS OUT ARGS
+	.venv/bin/python scripts/compare.py $(call flag,--base,$(BASE)) $(call flag,--a,$(A)) $(call flag,--b,$(B)) $(call flag,--prompts,$(PROMPTS)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
 benchmark: setup ## measure a recipe's speed and memory on a model's true shape: MODEL ARGS
 	.venv/bin/python scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)

@@ -14,6 +14,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 OURS = {
     "model", "data", "format", "columns", "max_truncated", "eval_ratio", "sample_prompts", "sample_tokens",
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
+    "stand_alone", "eval_data",
 }  # fmt: skip
 LEADING = ["model", "data", "output_dir"]
 

@@ -17,7 +17,7 @@ SEEN_ELSEWHERE = {
     "make pipeline STAGES=sft,dpo,grpo",
     "make pipeline MODEL=qwen2.5-7b SFT_DATA=my.jsonl DPO_DATA=pairs.jsonl MATH_DATA=gsm8k.jsonl",
 }
-RECIPES = ("sft", "dpo", "grpo")
+RECIPES = ("sft", "dpo", "grpo", "reward")
 
 
 GPU = shutil.which("nvidia-smi") is not None
@@ -46,6 +46,8 @@ def data(tmp_path_factory):
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = (samples / "preferences.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "pairs.jsonl").write_text("".join(pairs[:16]), encoding="utf-8")
+    asked = (samples / "compare.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "prompts.jsonl").write_text("".join(asked[:4]), encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     (folder / "my_rewards.py").write_text(code)
     return folder
@@ -79,7 +81,7 @@ def test_the_command_runs(command, data, tmp_path, request):
         given = [re.sub(r"^MODEL=qwen.*", "MODEL=tiny", word) for word in given]
     trains = target in RECIPES and "ARGS=--help" not in given
     if trains:
-        more = " --max-steps 2 --sample-prompts 0"
+        more = " --max-steps 2" + ("" if target == "reward" else " --sample-prompts 0")
         if target == "grpo":
             more += " --num-generations 4 --per-device-train-batch-size 8"
         args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + more
@@ -88,6 +90,8 @@ def test_the_command_runs(command, data, tmp_path, request):
     given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
     given = [re.sub(r"\bmy_rewards.py", f"{data}/my_rewards.py", word) for word in given]
     given = [word.replace("report.html", f"{tmp_path}/report.html") for word in given]
+    if target == "compare":
+        given += [f"PROMPTS={data / 'prompts.jsonl'}", f"OUT={tmp_path / 'compared'}"]
     done = make(given, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     if target == "check" and "qwen2.5-7b" in command and not GPU:
         assert "Error 3" in done.stderr, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Write data_samples/: what the tiny model is trained and tested on, and the smallest real file of every format.
 
-The same bytes every time. Six sets for the tiny model:
+The same bytes every time. Eight sets for the tiny model:
   sft.jsonl               the form <think>thought</think><answer>answer</answer>. Half of the thoughts, drawn at random,
                           are plain and half hedge, so that a preference stage has something to prefer. Its sums never
                           carry and its differences never borrow: it teaches the form, not arithmetic.
@@ -9,6 +9,11 @@ The same bytes every time. Six sets for the tiny model:
   arithmetic-train.jsonl  the same for training by reinforcement, none of them held out
   preferences.jsonl       held-out questions with a plain thought (chosen) and a hedging one (rejected), both right
   preferences-train.jsonl the same for training, none of them held out
+  scores.jsonl            questions of every task, none of them held out, with an answer and its score: 4.5 for a right
+                          answer after a plain thought, 2.5 after a hedging one, 1.5 for one that answers another
+                          question, 1 for one out of form; and up to 0.3 of noise on each
+  scores-heldout.jsonl    the same of held-out questions
+And compare.jsonl, prompts written by hand for two models to answer side by side.
 Left out: anything a person did not write or a rule did not make; no text here comes from another data set.
 
     python scripts/tiny/samples.py --output data_samples
@@ -24,6 +29,7 @@ from random import Random
 
 import pyarrow
 import pyarrow.parquet
+from compare_prompts import COMPARE
 from formats import ALPACA, CHATML, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
 from sums import arithmetic, draw_problem
 from world import TASKS, Question
@@ -37,6 +43,7 @@ SYSTEMS = {
 SPLIT = 223  # with this number every task, however few its facts, has some on both sides
 SFT_ROWS, HELDOUT_ROWS, ARITHMETIC_ROWS, ARITHMETIC_TRAIN_ROWS = 1280, 200, 200, 1000
 PREFERENCE_ROWS, PREFERENCE_TRAIN_ROWS = 200, 640
+SCORE_ROWS, SCORE_HELDOUT_ROWS = 300, 100
 
 
 def held_out(key: str) -> bool:
@@ -127,6 +134,54 @@ def preference_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     return rows
 
 
+def beside_the_point(rng: Random, question: Question) -> str:
+    """In form, but the answer to another question of the same task, from the same side of the split."""
+    task = question.task if question.task in TASKS else "arithmetic"
+    while True:
+        other = draw(rng, question.language, task, held_out(question.key), hard=False)
+        if other.answer != question.answer:
+            return plain(other)
+
+
+def out_of_form(rng: Random, question: Question) -> str:
+    """The right answer without the form, or the form broken in one of the ways a policy finds."""
+    return rng.choice(
+        (
+            question.answer,
+            question.sentence,
+            plain(question).removesuffix("</answer>"),
+            f"<answer>{question.answer}</answer>",
+            form("", question.answer),
+            form(" ".join([question.sentence] * 3), question.answer),
+        )
+    )
+
+
+def score_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
+    """Of 20 answers about nine are plain and right, six hedge, one is beside the point, four are out of form."""
+    rng = Random(name)
+    tasks = ["arithmetic", *TASKS]
+    rows, asked = [], set()
+    while len(rows) < rows_wanted:
+        question = draw(rng, rng.choice(LANGUAGES), tasks[len(rows) % len(tasks)], held, hard=False)
+        if question.prompt in asked:
+            continue
+        asked.add(question.prompt)
+        level = rng.choices((4.5, 2.5, 1.5, 1.0), (45, 30, 5, 20))[0]
+        if level == 4.5:
+            response = plain(question)
+        elif level == 2.5:
+            response = hedging(question)
+        elif level == 1.5:
+            response = beside_the_point(rng, question)
+        else:
+            response = out_of_form(rng, question)
+        score = round(level + rng.uniform(-0.3, 0.3), 1)
+        rows.append({"instruction": question.prompt, "response": response, "score": score})
+    rng.shuffle(rows)
+    return rows
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -175,6 +230,9 @@ def main() -> None:
     write_jsonl(
         output / "preferences-train.jsonl", preference_rows("preferences-train", PREFERENCE_TRAIN_ROWS, held=False)
     )
+    write_jsonl(output / "scores.jsonl", score_rows("scores", SCORE_ROWS, held=False))
+    write_jsonl(output / "scores-heldout.jsonl", score_rows("scores-heldout", SCORE_HELDOUT_ROWS, held=True))
+    write_jsonl(output / "compare.jsonl", COMPARE)
     write_formats(output / "formats")
 
 
