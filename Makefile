@@ -10,6 +10,7 @@ PYTHON ?= python3
 #= OUT=outputs/try-3             the folder of the run; else outputs/METHOD-MODEL-HASH
 #= ADAPTER=outputs/try-3/adapter an adapter, on top of MODEL or of the base its run names
 #= REWARDS="math my.py:shorter"  what test-rewards, distill and preferences score by: names, or your functions
+#= REWARD=outputs/try-5          the run of `make reward` that scores for PPO; else DATA trains one
 #= ARGS="--max-steps 50"         more for the command behind the target; ARGS=--help lists what it takes
 #= A=outputs/try-3/adapter       what `make compare` holds against B: an adapter or a model
 #= B=outputs/try-4/adapter       the other of the two
@@ -37,7 +38,7 @@ joined = $(if $(2),$(1)=$(call quote,$(2)))
 no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo reward merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -57,6 +58,9 @@ grpo: setup ## reinforce what rewards can check, as right answers in math: MODEL
 
 reward: setup ## a reward model, from scores or pairs, for PPO and GRPO: MODEL DATA OUT ARGS
 	.venv/bin/python recipes/reward.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+
+ppo: setup ## sample answers, score them by a reward model or rules, learn: MODEL DATA REWARD OUT ARGS
+	.venv/bin/python recipes/ppo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--reward-model,$(REWARD)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
 merge: setup ## merge an adapter into its base, for the next stage: ADAPTER MODEL OUT
 	.venv/bin/python scripts/merge.py $(call flag,--adapter,$(ADAPTER)) $(call flag,--model,$(MODEL)) $(call flag,--output-dir,$(OUT)) $(ARGS)

@@ -2,12 +2,15 @@
 
     make benchmark MODEL=qwen2.5-7b                                            nf4, gradient checkpointing
     make benchmark MODEL=qwen2.5-7b ARGS="--no-load-in-4bit --no-gradient-checkpointing"
-    make benchmark MODEL=qwen2.5-7b ARGS="--method grpo --max-length 512 --steps 10 --warmup 2"
+    make benchmark MODEL=qwen2.5-7b ARGS="--method grpo --steps 10 --warmup 2"
+    make benchmark MODEL=qwen2-1.5b ARGS="--method ppo --steps 10 --warmup 2"
+    make benchmark MODEL=qwen2.5-7b ARGS="--method score"          one answer scored by a reward model on that base
 
 The checkpoint is made on the spot from the card's architecture, so nothing is downloaded: weights decide neither speed
-nor memory. Rows (for DPO: a prompt with each of its answers; for GRPO: an answer) are `--max-length` tokens long, none
+nor memory. Rows (for DPO a prompt with each of its answers, for GRPO and PPO an answer) are `--max-length` tokens, none
 padded, so every token counted is a useful one. The recipe is run as a user runs it; what is reported comes from its own
-metrics.jsonl, steps before `--warmup` left out.
+metrics.jsonl, steps before `--warmup` left out. PPO has all four models: a reward model is trained for it first, for
+one step, as one more adapter.
 
 Left out: models that are not Qwen2, whose classes need more than the card's numbers.
 """
@@ -16,10 +19,11 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -32,14 +36,17 @@ from common.models import Card, read_card
 @dataclass(frozen=True)
 class Args:
     model: str = "qwen2.5-7b"
-    method: Literal["sft", "dpo", "grpo"] = "sft"
+    method: Literal["sft", "dpo", "grpo", "ppo", "score"] = "sft"
     load_in_4bit: bool = True
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
-    """By default the recipe's: 4 rows, 2 pairs, 4 answers."""
+    """By default the recipe's: 4 rows, 2 pairs, 4 answers (GRPO), 8 (PPO)."""
     gradient_accumulation_steps: int | None = None
     """By default the recipe's, 4."""
-    max_length: int = 2048
+    max_length: int | None = None
+    """By default the recipe's: 2048, of an answer 512 (GRPO) or 128 (PPO)."""
+    prompt_length: int = 100
+    """Tokens of a prompt (GRPO and PPO), about."""
     ragged: bool = False
     """Documents of log-normal length, median 245 tokens, packed into the rows, in place of one a row."""
     steps: int = 30
@@ -49,19 +56,43 @@ class Args:
     """A folder to make the checkpoint in, or to take it from when it is there; by default a temporary one."""
 
 
+# Rows of a micro-batch, and tokens of a row or an answer: the recipes' own defaults.
+DEFAULTS = {"sft": (4, 2048), "dpo": (2, 2048), "grpo": (4, 512), "ppo": (8, 128), "score": (1, 512)}
+ACCUMULATION = 4
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     card = read_card(args.model)
+    batch, length = DEFAULTS[args.method]
+    batch, length = args.per_device_train_batch_size or batch, args.max_length or length
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(args.checkpoint or Path(scratch, args.model))
         if not (checkpoint / "config.json").exists():
             make_checkpoint(card, checkpoint)
         data = Path(scratch, "rows.jsonl")
-        batch = args.per_device_train_batch_size or {"sft": 4, "dpo": 2, "grpo": 4}[args.method]
-        accumulation = args.gradient_accumulation_steps or 4
-        write_rows(data, args, args.steps * batch * accumulation)
-        output = Path(scratch, "run")
+        accumulation = args.gradient_accumulation_steps or ACCUMULATION
         switches = {"load-in-4bit": args.load_in_4bit, "gradient-checkpointing": args.gradient_checkpointing}
+        on_off = [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
+        reward = Path(scratch, "reward")
+        if args.method in ("ppo", "score"):
+            train_reward(checkpoint, reward, on_off)
+        if args.method == "score":
+            figures = time_scoring(checkpoint, reward, args.load_in_4bit, length)
+            print(json.dumps({"model": args.model, "method": "score", **figures}))
+            return
+        write_rows(data, args, length, args.steps * batch * accumulation)
+        output = Path(scratch, "run")
+        of_method = {
+            "grpo": {"max-completion-length": length, "rewards": "math"},
+            "ppo": {
+                "max-completion-length": length,
+                "reward-model": reward,
+                "rollout-batch-size": batch * accumulation,
+                "critic-warmup-steps": 1,
+                "eval-ratio": 0,
+            },
+        }.get(args.method, {"max-length": length, "max-truncated": 1})
         flags = {
             "model": checkpoint,
             "data": data,
@@ -72,14 +103,9 @@ def main() -> None:
             "logging-steps": min(5, args.steps) if args.method == "sft" else 1,
             "save-steps": 1_000_000,
             "sample-prompts": 0,
-            **(
-                {"max-completion-length": args.max_length, "rewards": "math"}
-                if args.method == "grpo"
-                else {"max-length": args.max_length, "max-truncated": 1}
-            ),
+            **of_method,
         }
-        command = [sys.executable, ROOT / "recipes" / f"{args.method}.py"]
-        command += [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
+        command = [sys.executable, ROOT / "recipes" / f"{args.method}.py", *on_off]
         command += [word for name, value in flags.items() for word in (f"--{name}", value)]
         subprocess.run([str(word) for word in command], check=True)
         record = json.loads((output / "run.json").read_text())
@@ -92,9 +118,14 @@ def main() -> None:
         "method": args.method,
         "weights": "nf4" if args.load_in_4bit else record["dtype"].removeprefix("torch."),
         "checkpointing": args.gradient_checkpointing,
-        "rows": f"{batch} x {accumulation} x {args.max_length}" + (", packed ragged" if args.ragged else ""),
+        "rows": f"{batch} x {accumulation} x {length}" + (", packed ragged" if args.ragged else ""),
         "tokens_per_second": {"median": median(speeds), "min": speeds[0], "max": speeds[-1]},
         "memory_gib": max(row["memory_gib"] for row in measured),
+        "seconds": {
+            name.removeprefix("time/"): median(row[name] for row in measured)
+            for name in measured[0]
+            if name.startswith("time/")
+        },
         "device": record["machine"].get("gpu", record["machine"]["cpu"]),
         "driver": record["machine"].get("driver"),
         "versions": {name: packages[name] for name in ("torch", "triton", "transformers", "trl", "unsloth")},
@@ -129,8 +160,55 @@ def make_checkpoint(card: Card, folder: Path) -> None:
     AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny").save_pretrained(folder)
 
 
-def write_rows(file: Path, args: Args, rows: int) -> None:
-    """Enough rows for all steps. Without `ragged` each is longer than max_length, and so is cut to exactly that."""
+def train_reward(checkpoint: Path, folder: Path, switches: list[str]) -> None:
+    """A reward model as an adapter and a head on the checkpoint, after one step on two scores: for its size alone."""
+    data = folder.with_suffix(".jsonl")
+    rows = [{"prompt": f"What is {n}?", "response": str(n), "score": n} for n in range(4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--model", checkpoint, "--data", data, "--output-dir", folder, "--max-steps", 1, *switches]
+    flags += ["--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1, "--eval-ratio", 0]
+    subprocess.run([sys.executable, *map(str, [ROOT / "recipes" / "reward.py", *flags])], check=True)
+
+
+def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int) -> dict[str, Any]:
+    """Milliseconds for the score of one answer of `length` tokens, as PPO asks its reward model; 50 after 10."""
+    import unsloth  # noqa: F401, I001  first
+    import torch
+    from unsloth import FastLanguageModel
+
+    from common.progress import memory_gib
+    from common.reward_head import load_head, score_last
+
+    on_gpu = torch.cuda.is_available()
+    model, _ = FastLanguageModel.from_pretrained(
+        str(checkpoint),
+        max_seq_length=2 * length,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        load_in_4bit=load_in_4bit,
+        use_exact_model_name=True,
+    )
+    adapted = json.loads((reward / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    model = FastLanguageModel.get_peft_model(model, r=16, target_modules=adapted)  # the policy, at rest
+    model.load_adapter(str(reward / "adapter"), adapter_name="reward")
+    model.set_adapter("reward", inference_mode=True)
+    head, _ = load_head(reward / "adapter", model.device)
+    times = []
+    for number in range(60):
+        row = ([1 + number] * 16, [2 + number] * length)
+        start = time.perf_counter()
+        score_last(model, head, [row], 0)  # it returns floats, so the GPU is done
+        times.append(1000 * (time.perf_counter() - start))
+    measured = sorted(times[10:])
+    return {
+        "weights": "nf4" if load_in_4bit else str(model.dtype).removeprefix("torch."),
+        "tokens": length,
+        "milliseconds": {"median": median(measured), "min": measured[0], "max": measured[-1]},
+        "memory_gib": memory_gib(),
+    }
+
+
+def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
+    """Enough rows for all steps. Without `ragged` each is longer than `length`, and so is cut to exactly that."""
     import random
 
     draw = random.Random(0)
@@ -139,19 +217,20 @@ def write_rows(file: Path, args: Args, rows: int) -> None:
         return " ".join(str(draw.randrange(10)) for _ in range(tokens // 2))  # a digit and a space, a token each
 
     if args.method != "sft":
-        length = 2 * args.max_length
         with file.open("w", encoding="utf-8") as stream:
             for number in range(rows):
-                dpo = {"prompt": "Go on.", "chosen": digits(length), "rejected": digits(length)}
-                grpo = {"prompt": f"What is {number} + {digits(100)}?", "answer": str(number)}
-                stream.write(json.dumps(dpo if args.method == "dpo" else grpo) + "\n")
+                if args.method == "dpo":
+                    row = {"prompt": "Go on.", "chosen": digits(2 * length), "rejected": digits(2 * length)}
+                else:
+                    row = {"prompt": f"What is {number} + {digits(args.prompt_length)}?", "answer": str(number)}
+                stream.write(json.dumps(row) + "\n")
         return
     with file.open("w", encoding="utf-8") as stream:
         written = 0
-        while written < rows * args.max_length:
-            tokens = max(int(draw.lognormvariate(5.5, 0.8)), 32) if args.ragged else 2 * args.max_length
+        while written < rows * length:
+            tokens = max(int(draw.lognormvariate(5.5, 0.8)), 32) if args.ragged else 2 * length
             stream.write(json.dumps({"prompt": "Go on.", "completion": digits(tokens)}) + "\n")
-            written += min(tokens, args.max_length)
+            written += min(tokens, length)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ KINDS = {
     "reward-model": "a model that scores answers",
 }
 # Rows of a micro-batch and how many of those make a step: the recipes' own defaults.
-BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "reward": (4, 4), "ppo": (4, 4)}
+BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "reward": (4, 4), "ppo": (8, 4)}
+COMPLETIONS = {"grpo": 512, "ppo": 128}  # tokens of one; also the recipes' own defaults
 CAN = {
     "sft": "bring out what the model can do already, in the form and tone of your examples",
     "dpo": "bring out the better of the answers that the model gives already",
@@ -315,12 +316,12 @@ def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
 
 def longest_first(method: str, own: dict[str, Any]) -> list[tuple[int, list[str]]]:
     """Tokens of a row, the recipe's own number and some below it, each with the flags that ask for it."""
-    if method not in ("grpo", "ppo"):
+    if method not in COMPLETIONS:
         length = own.get("max_length", memory.MAX_LENGTH[method])
         halves = [length // cut for cut in (2, 4) if length // cut >= SHORTEST]
         return [(length, []), *((half, ["--max-length", str(half)]) for half in halves)]
-    completion = own.get("max_completion_length", 512)
-    prompt = own.get("max_prompt_length", memory.MAX_LENGTH[method] - 512)
+    completion = own.get("max_completion_length", COMPLETIONS[method])
+    prompt = own.get("max_prompt_length", memory.MAX_LENGTH[method] - COMPLETIONS[method])
     shorter = [(prompt // 2, completion), (prompt // 2, completion // 2), (prompt // 4, completion // 2)]
     return [
         (prompt + completion, []),
@@ -353,13 +354,12 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
         run = f"outputs/{name}-{stage.method}"
-        flags = list(stage.flags)
+        words = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(stage.flags)}
         if stage.method == "ppo":
-            flags += ["--reward-model-path", reward_model]
-        words = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(flags)}
+            words["REWARD"] = reward_model
         stage.commands = [make(stage.method, words)]
         if stage.method == "reward":
-            reward_model = f"{run}/adapter"  # it judges, and is no base for what follows
+            reward_model = run  # it judges, and is no base for what follows
         elif number + 1 < len(stages):
             # The next stage starts from a model in which this one is merged, and is held to it.
             base = f"{run}-merged"

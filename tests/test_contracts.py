@@ -14,7 +14,11 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 OURS = {
     "model", "data", "format", "columns", "max_truncated", "eval_ratio", "sample_prompts", "sample_tokens",
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
-    "stand_alone", "eval_data",
+    "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
+    "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_warmup_steps",
+    # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
+    "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
+    "num_ppo_epochs",
 }  # fmt: skip
 LEADING = ["model", "data", "output_dir"]
 
@@ -33,7 +37,7 @@ def recipe(request):
 
 
 def test_there_are_recipes():
-    assert {recipe.stem for recipe in RECIPES} >= {"sft", "dpo", "grpo"}
+    assert {recipe.stem for recipe in RECIPES} == {"sft", "dpo", "grpo", "ppo", "reward"}
 
 
 def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_output(recipe):

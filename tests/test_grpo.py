@@ -49,7 +49,7 @@ def test_loss_gradient_and_reward_are_those_of_a_plain_trl_script(whole, merged,
     assert len(ours) == len(theirs) == 4
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-6)
-    assert sum(gradient for _, gradient, _ in ours) > 0.1  # so that equal is not equal to nothing
+    assert max(gradient for _, gradient, _ in ours) > 1e-3  # so that equal is not equal to nothing (see abs above)
 
 
 def test_the_log_has_what_the_live_line_shows(whole):

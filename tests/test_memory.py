@@ -96,8 +96,10 @@ def test_what_a_method_adds(little):
     assert {name: part["kv_cache"] for name, part in parts.items()} == {
         "sft": 0, "dpo": 0, "reward": 0, "grpo": 6 * 1024 * 16, "ppo": 6 * 1024 * 16,
     }  # fmt: skip
-    # Two adapters and a head of 8 numbers, never a second base.
-    assert parts["ppo"]["adapter"] == 2 * parts["grpo"]["adapter"] + 8 * 8
+    # Two adapters with gradients and a head of 8 numbers; a third without, and its head; never a second base.
+    assert parts["ppo"]["adapter"] == 2.5 * parts["grpo"]["adapter"] + 8 * 8 + 8 * 4
+    assert parts["ppo"]["optimizer"] == 2 * parts["grpo"]["optimizer"] + 8 * 2
+    assert parts["ppo"]["activations"] == parts["grpo"]["activations"]  # policy and critic learn one after the other
     assert parts["ppo"]["weights"] == parts["dpo"]["weights"] == parts["sft"]["weights"]
     with pytest.raises(ValueError, match="no method 'kto'"):
         estimate(little, "kto", **short)
@@ -115,7 +117,7 @@ def test_more_needs_more(model, method):
         assert estimate(card, method, **{**settings, "per_device_train_batch_size": 5}).total > least
         assert estimate(card, method, **settings, lora_r=32).total > least
         if method in ("grpo", "ppo"):
-            assert estimate(card, method, **settings, generation_batch_size=17).total > least
+            assert estimate(card, method, **settings, generation_batch_size=33).total > least
         if load_in_4bit and model != "tiny":
             assert estimate(card, method, **{**settings, "load_in_4bit": False}).total > least
         if checkpointing:

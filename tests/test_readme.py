@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_recipe
 
 # What CI runs by itself, or another test with a hub of its own (test_models.py): here only what make would do is seen.
 SEEN_ELSEWHERE = {
@@ -17,7 +17,15 @@ SEEN_ELSEWHERE = {
     "make pipeline STAGES=sft,dpo,grpo",
     "make pipeline MODEL=qwen2.5-7b SFT_DATA=my.jsonl DPO_DATA=pairs.jsonl MATH_DATA=gsm8k.jsonl",
 }
-RECIPES = ("sft", "dpo", "grpo", "reward")
+RECIPES = ("sft", "dpo", "grpo", "reward", "ppo")
+# What makes two steps of each quick, besides --max-steps 2.
+QUICK = {
+    "sft": "--sample-prompts 0",
+    "dpo": "--sample-prompts 0",
+    "grpo": "--sample-prompts 0 --num-generations 4 --per-device-train-batch-size 8",
+    "reward": "",
+    "ppo": "--sample-prompts 0 --rollout-batch-size 8 --per-device-train-batch-size 8 --critic-warmup-steps 1",
+}
 
 
 GPU = shutil.which("nvidia-smi") is not None
@@ -48,8 +56,22 @@ def data(tmp_path_factory):
     (folder / "pairs.jsonl").write_text("".join(pairs[:16]), encoding="utf-8")
     asked = (samples / "compare.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "prompts.jsonl").write_text("".join(asked[:4]), encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    (folder / "my_rewards.py").write_text(code)
+    scores = (samples / "scores.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "scores.jsonl").write_text("".join(scores[:40]), encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL):
+        (name,) = re.findall(r"# (my_\w+\.py)", code)
+        (folder / name).write_text(code)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward_model(merged, data, tmp_path_factory):
+    """The run of `make reward` that outputs/reward stands for."""
+    folder = tmp_path_factory.mktemp("reward") / "reward"
+    done = run_recipe(
+        "reward", "--model", merged, "--data", data / "scores.jsonl", "--output-dir", folder, "--max-steps", 2
+    )
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -74,6 +96,8 @@ def test_the_command_runs(command, data, tmp_path, request):
     target = given[1]
     if "outputs/merged" in command and target != "merge":
         given = [word.replace("MODEL=outputs/merged", f"MODEL={request.getfixturevalue('merged')}") for word in given]
+    if "REWARD=outputs/reward" in given:
+        given = [word.replace("outputs/reward", str(request.getfixturevalue("reward_model"))) for word in given]
     if "outputs/try" in command:
         trained, _ = request.getfixturevalue("trained")
         given = [word.replace("outputs/try", str(trained)) for word in given]
@@ -81,14 +105,11 @@ def test_the_command_runs(command, data, tmp_path, request):
         given = [re.sub(r"^MODEL=qwen.*", "MODEL=tiny", word) for word in given]
     trains = target in RECIPES and "ARGS=--help" not in given
     if trains:
-        more = " --max-steps 2" + ("" if target == "reward" else " --sample-prompts 0")
-        if target == "grpo":
-            more += " --num-generations 4 --per-device-train-batch-size 8"
-        args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + more
+        args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + f" --max-steps 2 {QUICK[target]}"
         given = [*(word for word in given if not word.startswith("ARGS=")), args, f"OUT={tmp_path / 'run'}"]
     given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
     given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
-    given = [re.sub(r"\bmy_rewards.py", f"{data}/my_rewards.py", word) for word in given]
+    given = [re.sub(r"\bmy_(rewards|rules).py", rf"{data}/my_\1.py", word) for word in given]
     given = [word.replace("report.html", f"{tmp_path}/report.html") for word in given]
     if target == "compare":
         given += [f"PROMPTS={data / 'prompts.jsonl'}", f"OUT={tmp_path / 'compared'}"]

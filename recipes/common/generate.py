@@ -60,6 +60,7 @@ def generate(
             eos_token_id=end_id,
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
+            repetition_penalty=1.0,  # some models' own settings have another, and their answers other probabilities
             **sampling,
         )[:, inputs["input_ids"].shape[1] :]  # (B, C)
         for prompt, mask, row in zip(

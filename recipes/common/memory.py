@@ -7,6 +7,8 @@ doubted; tests/test_memory.py holds the total against runs that were measured, a
 Standard library only: env-check.py reads this from a bare Python. `card` is any object with `parameters` and
 `architecture` as a model card has them.
 
+PPO is counted with a reward model that is one more adapter on the same base.
+
 Left out: training every weight, several GPUs, vLLM beside the trainer, images, a reward model with a base of its own.
 """
 
@@ -22,8 +24,10 @@ CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of 
 LOSS_ROWS, LOGIT_BYTES = 512, 8
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
 SEQUENCES = {"dpo": 2, "reward": 2}  # a pair is two rows; the reference of DPO is the adapter switched off, no model
-# What `fit` plans for when no length is given: the recipes' defaults. RL: a prompt of 1024 tokens, a completion of 512.
-MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1536, "reward": 2048}
+# What `fit` plans for when no length is given: the recipes' defaults. RL: a prompt of 1024 tokens, and a completion of
+# 512 (GRPO) or 128 (PPO).
+MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
+GENERATED = {"grpo": 16, "ppo": 32}  # completions at once, likewise
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,16 @@ def estimate(
     max_length: int,
     per_device_train_batch_size: int,
     lora_r: int = 16,
-    generation_batch_size: int = 16,
+    generation_batch_size: int | None = None,
     packing: bool | None = None,
 ) -> Memory:
     """The peak memory of `method`, one of METHODS, on one GPU.
 
     `max_length` is in tokens, prompt and answer together. `per_device_train_batch_size` counts rows; for DPO and
-    reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO).
-    `packing` matters to SFT alone, whose recipe packs short documents and leaves full rows as they are; None, where the
-    data is not known, takes the larger of the two. Raises ValueError for another method.
+    reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
+    None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
+    rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
+    method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
@@ -81,33 +86,34 @@ def estimate(
     h, i, layers = shape.hidden_size, shape.intermediate_size, shape.layers
     a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim  # widths of the queries, of the keys
     tokens = max_length * per_device_train_batch_size * SEQUENCES.get(method, 1)  # of one micro-batch
-    actors = 2 if method == "ppo" else 1  # policy and critic: two adapters on one base
 
     # The base. Only the linear layers are quantized: embedding, output layer, norms and a vision tower stay in 16 bit.
     linear = layers * (2 * h * a + 2 * h * kv + 3 * h * i)
     weights = linear * (NF4_BYTES if load_in_4bit else 2) + (card.parameters - linear) * 2
 
     # LoRA: r x (in + out) a projection, weights and gradients in float32; Adam's two moments in 8 bit. A critic and a
-    # reward model also have a head, one number wide.
+    # reward model also have a head, one number wide. PPO trains two adapters, policy and critic, one after the other,
+    # and has a third that is frozen, the reward model's.
     projections = 2 * (h + a) + 2 * (h + kv) + 3 * (h + i)
-    trained = actors * lora_r * layers * projections + (h if method in ("ppo", "reward") else 0)
-    adapter, optimizer = trained * (4 + 4), trained * 2
+    weights_of_one = lora_r * layers * projections
+    trained = weights_of_one * (2 if method == "ppo" else 1) + (h if method in ("ppo", "reward") else 0)
+    adapter = trained * (4 + 4) + ((weights_of_one + h) * 4 if method == "ppo" else 0)
+    optimizer = trained * 2
 
-    # A critic's loss is added to the policy's, so both passes are kept until the backward.
     packings = (False,) if method != "sft" else (True, False) if packing is None else (packing,)
     offloaded = max_length >= OFFLOADED_FROM
-    activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, actors, p) for p in packings)
+    activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, p) for p in packings)
 
     logits = 0 if method == "reward" else min(tokens, LOSS_ROWS) * shape.vocab_size * LOGIT_BYTES
-    generates = method in ("grpo", "ppo")
-    kv_cache = generation_batch_size * max_length * layers * 2 * kv * 2 if generates else 0  # keys and values, 16 bit
+    generated = 0 if method not in GENERATED else generation_batch_size or GENERATED[method]
+    kv_cache = generated * max_length * layers * 2 * kv * 2  # keys and values, 16 bit
     # nf4 weights are expanded to 16 bit one matrix at a time, in one buffer as large as the largest.
     overhead = CUDA_CONTEXT + (2 * h * max(i, a) if load_in_4bit else 0)
     parts = (weights, adapter, optimizer, activations, logits, kv_cache, overhead)
     return Memory(*(part / GIB for part in parts))
 
 
-def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, passes: int, packing: bool) -> int:
+def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, packing: bool) -> int:
     """Bytes of activations at the peak, for each token of a micro-batch; every tensor is in 16 bit."""
     h, i, layers = shape.hidden_size, shape.intermediate_size, shape.layers
     a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -125,10 +131,10 @@ def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, pa
         backward += 4 * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
     if not gradient_checkpointing:
-        return passes * layers * block + backward + last
+        return layers * block + backward + last
     # One block at a time is computed again from its input: offloaded to the computer's memory, with two buffers of it
     # on the GPU, or for short rows left on the GPU for every layer.
-    return block + (4 * h if offloaded else passes * layers * 2 * h) + backward + last
+    return block + (4 * h if offloaded else layers * 2 * h) + backward + last
 
 
 def fit(

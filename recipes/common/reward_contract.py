@@ -39,20 +39,29 @@ class Attempt:
 Batch = list[Attempt]
 
 
-def check_contract(rewards: Sequence[Weighted], problems: Sequence[Problem], seed: int = 0) -> None:
+def check_contract(
+    rewards: Sequence[Weighted], problems: Sequence[Problem], seed: int = 0, may_be_silent: bool = False
+) -> None:
     """Raise InputError with all that is wrong with the rewards, as `contract` finds it."""
-    faults = [fault for reward in rewards for fault in contract(reward, problems, seed)]
+    faults = [fault for reward in rewards for fault in contract(reward, problems, seed, may_be_silent=may_be_silent)]
     if faults:
         raise InputError("\n".join(faults))
 
 
 def contract(
-    reward: Weighted, problems: Sequence[Problem], seed: int = 0, form: str | None = None, seconds: float = 60.0
+    reward: Weighted,
+    problems: Sequence[Problem],
+    seed: int = 0,
+    form: str | None = None,
+    seconds: float = 60.0,
+    may_be_silent: bool = False,
 ) -> list[str]:
     """What is wrong with `reward`, tried on some of `problems` that `seed` draws; an empty list if nothing is.
 
     `form` is a completion with {answer} in the place of the answer, by default the one that the recipes ask for, or
-    the reward's own. No call may take longer than `seconds`. Raises MachineError if the reward does.
+    the reward's own. No call may take longer than `seconds`. A reward that gives all that is tried the same score is a
+    fault unless it `may_be_silent`, as a rule may be on answers it was not written for. Raises MachineError if the
+    reward does.
     """
     drawn = Random(seed).sample(list(problems), len(problems))
     batch = _batch(reward, drawn, form or reward.form or FORM)
@@ -60,7 +69,7 @@ def contract(
     faults = []
     with contextlib.redirect_stdout(printed):
         try:
-            faults += _faults(reward, batch, seconds)
+            faults += _faults(reward, batch, seconds, may_be_silent)
         except InputError as error:
             faults.append(str(error))
     if printed.getvalue():
@@ -68,7 +77,7 @@ def contract(
     return faults
 
 
-def _faults(reward: Weighted, batch: Batch, seconds: float) -> Iterator[str]:
+def _faults(reward: Weighted, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
     # Off the main thread first: there a call that does not come back can be left behind.
     refused = None
     try:
@@ -106,7 +115,7 @@ def _faults(reward: Weighted, batch: Batch, seconds: float) -> Iterator[str]:
 
     if reward.form or (reward.file and _reads_the_answer(reward, batch, scores)):
         yield from _order_faults(reward, batch, scores)
-    elif reward.file and len(set(scores)) == 1:
+    elif reward.file and len(set(scores)) == 1 and not may_be_silent:
         yield f"{reward.place}: gives every completion {scores[0]}, the empty one too; nothing can be learnt from it"
 
 

@@ -1,7 +1,9 @@
-"""A reward model: any sequence-classification checkpoint with one output, asked for its score of a whole dialogue."""
+"""Where a reward model is: an adapter and its head, by `make reward`, or any sequence classifier with one output."""
 
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
@@ -14,7 +16,7 @@ BATCH = 8
 
 
 class RewardModel:
-    """A reward function that a model computes; loaded at the first call, on the GPU if there is one.
+    """A sequence classifier as a reward function: its score of the whole dialogue. Loaded at the first call.
 
     `name` is what --model takes too. Raises InputError when there is no such model.
     """
@@ -84,3 +86,21 @@ class RewardModel:
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
         return tokenizer.apply_chat_template([*asked, *said], tokenize=False)
+
+
+def find_reward_adapter(name: str, base: str) -> Path:
+    """The adapter of a run of `make reward`, named by its run or its own folder, on the base of these contents."""
+    folder = Path(name).expanduser()
+    folder = folder if (folder / "adapter_config.json").is_file() else folder / "adapter"
+    if not (folder / "head.json").is_file():
+        raise InputError(
+            f"--reward-model {name}: no adapter with a head.json there; give the folder of a run of `make reward`. A "
+            f"sequence classifier, any model with one output, is a rule: --rewards model:{name}"
+        )
+    facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+    if facts["base"] != base:
+        raise InputError(
+            f"--reward-model {name} was trained on another base ({facts['base'][:16]}) than --model is ({base[:16]}); "
+            "train it on this one: make reward MODEL=..., or name its base with --model"
+        )
+    return folder
