@@ -106,7 +106,7 @@ def test_the_command_runs(command, data, tmp_path, request):
     trains = target in RECIPES and "ARGS=--help" not in given
     if trains:
         args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + f" --max-steps 2 {QUICK[target]}"
-        given = [*(word for word in given if not word.startswith("ARGS=")), args, f"OUT={tmp_path / 'run'}"]
+        given = [*(word for word in given if not word.startswith(("ARGS=", "OUT="))), args, f"OUT={tmp_path / 'run'}"]
     given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
     given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
     given = [re.sub(r"\bmy_(rewards|rules).py", rf"{data}/my_\1.py", word) for word in given]
