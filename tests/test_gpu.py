@@ -57,3 +57,25 @@ def test_four_bit_weights_are_four_bit_and_still_learn(tmp_path):
     assert done.returncode == 0, done.stderr
     losses = [row["loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < losses[0] / 2
+
+
+def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
+    """One pass over the episodes: the policy that is stepped is the one that sampled, in bfloat16 and under kernels."""
+    sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
+    flags = ("--data", sums, "--rewards", "math", "--num-ppo-epochs", 1, "--critic-warmup-steps", 1)
+    done = run_recipe("ppo", "--model", merged, "--output-dir", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    first, second, *_, last = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert first["objective/kl"] == pytest.approx(0, abs=0.05)
+    assert second["policy/ratio"] == pytest.approx(1, abs=1e-2)
+    assert second["policy/clip_fraction"] < 0.01
+    assert last["objective/kl"] < 10
+    held_out = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["held_out"]
+    assert held_out["after"]["score"] > held_out["before"]["score"] + 0.1
+
+
+def test_grpo_learns(merged, tmp_path):
+    done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", "--max-steps", 15)
+    assert done.returncode == 0, done.stderr
+    rewards = [row["reward"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert rewards[-1] > rewards[0]
