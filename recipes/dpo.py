@@ -27,9 +27,10 @@ from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import Conversation, column_map, pairs
 from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import make_readable, plan_run
+from common.record import plan_run, write_folder
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import Sample, hold_out, show
+from common.stopping import Stop
 
 Loss = Literal[
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
@@ -114,6 +115,8 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
@@ -124,6 +127,7 @@ class Args:
 
 def main() -> None:
     args, base, origins = parse(Args, "dpo", __doc__)
+    stop = Stop(args.time_limit)
     if args.loss_weights and len(args.loss_weights) != len(args.loss_type):
         raise InputError(
             f"--loss-weights gives {len(args.loss_weights)} weights for {len(args.loss_type)} loss types; one for each"
@@ -161,8 +165,9 @@ def main() -> None:
     from trl import DPOConfig, DPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
+    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.generate import generate
-    from common.progress import ProgressCallback
+    from common.progress import ProgressCallback, mean_loss
 
     # 3. Tokens: the model's own chat template; the two answers carry loss, the prompt does not.
     base = fetch(base)
@@ -228,7 +233,7 @@ def main() -> None:
         before = answers()
 
         # 5. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
-        class Trainer(DPOTrainer):
+        class Trainer(NoStepTooMany, DPOTrainer):
             """Takes pairs that are tokens already; DPOTrainer would render text again, and not by a chat template."""
 
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -242,9 +247,12 @@ def main() -> None:
             processing_class=tokenizer,
             train_dataset=dataset(training),
             eval_dataset=dataset(evaluation) if evaluation else None,
-            callbacks=[ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown)],
+            callbacks=[
+                ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
+                CheckpointCallback(run, stop, args.save_total_limit),
+            ],
             args=DPOConfig(
-                output_dir=str(run.folder / "checkpoints"),
+                output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
                 beta=args.beta,
                 loss_type=list(args.loss_type),
                 loss_weights=list(args.loss_weights) or None,
@@ -286,15 +294,15 @@ def main() -> None:
         # memory, and breaks resuming: transformers then restores "ref" from a checkpoint and leaves the policy as new.
         model.delete_adapter("ref")
         trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
-        result = trainer.train(resume_from_checkpoint=run.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
         # 6. Save, and show what changed.
         saved = run.folder / "adapter"
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
-        make_readable(saved)
+        with write_folder(saved) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
         after = answers()
-        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=result.training_loss)
+        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         console.print(f"Adapter in [bold]{saved}[/bold]")
 

@@ -30,11 +30,12 @@ from common.errors import InputError, run_command
 from common.formats import Conversation, Problem, column_map, problems
 from common.inference import score_answers
 from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import make_readable, plan_run
+from common.record import plan_run, write_folder
 from common.reward_contract import check_contract
 from common.rewards import Weighted, check_problems, load
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import Sample, hold_out, show
+from common.stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,6 +140,8 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
@@ -149,6 +152,7 @@ class Args:
 
 def main() -> None:
     args, base, origins = parse(Args, "grpo", __doc__)
+    stop = Stop(args.time_limit)
     answers_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if answers_a_step % args.num_generations or args.num_generations < 2:
         raise InputError(
@@ -195,10 +199,11 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
+    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.difficulty import choose, group_means, pass_rates
     from common.generate import Answer, generate
     from common.log_probs import score_tokens
-    from common.progress import ProgressCallback
+    from common.progress import ProgressCallback, mean_loss
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -279,7 +284,7 @@ def main() -> None:
             console.print(f"{len(rows)} of {len(measures)} problems are {args.difficulty} by {args.difficulty_by}")
 
         # 6. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
-        class Trainer(GRPOTrainer):
+        class Trainer(NoStepTooMany, GRPOTrainer):
             """Samples by our `generate`, as PPO does; scores by our rewards; replaces groups that teach nothing."""
 
             def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
@@ -349,9 +354,12 @@ def main() -> None:
             train_dataset=Dataset.from_dict(
                 {"prompt": [row.prompt for row in rows], "index": [*range(len(rows))]},
             ),
-            callbacks=[ProgressCallback(run.folder / "metrics.jsonl", None, console, live_line(rewards))],
+            callbacks=[
+                ProgressCallback(run.folder / "metrics.jsonl", None, console, live_line(rewards)),
+                CheckpointCallback(run, stop, args.save_total_limit, every=args.num_iterations),
+            ],
             args=GRPOConfig(
-                output_dir=str(run.folder / "checkpoints"),
+                output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
                 num_generations=args.num_generations,
                 max_completion_length=args.max_completion_length,
                 temperature=args.temperature,
@@ -392,15 +400,15 @@ def main() -> None:
         if "ref" in model.peft_config:  # TRL's copy of the new adapter, with --beta: see dpo.py
             model.delete_adapter("ref")
         trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
-        result = trainer.train(resume_from_checkpoint=run.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
         # 7. Save, and show what changed.
         saved = run.folder / "adapter"
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
-        make_readable(saved)
+        with write_folder(saved) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
         after = answers()
-        run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=result.training_loss)
+        run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         console.print(f"Adapter in [bold]{saved}[/bold]")
 

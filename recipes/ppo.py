@@ -30,7 +30,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -45,7 +44,7 @@ from common import environment
 from common.chat import end_token, set_chat_template, set_pad_token
 from common.cli import parse
 from common.difficulty import PromptSampler
-from common.errors import InputError, run_command
+from common.errors import STOPPED, InputError, Stopped, run_command
 from common.formats import (
     PAIR_FORMATS,
     PROMPT_FORMATS,
@@ -58,12 +57,13 @@ from common.formats import (
 )
 from common.inference import distinct, score_answers
 from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import make_readable, plan_run
+from common.record import plan_run, write_folder
 from common.reward_contract import check_contract
 from common.reward_model import find_reward_adapter
 from common.rewards import Weighted, check_problems, load
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import Sample, hold_out, show
+from common.stopping import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +193,8 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
@@ -203,6 +205,7 @@ class Args:
 
 def main() -> None:
     args, base, origins = parse(Args, "ppo", __doc__)
+    stop = Stop(args.time_limit)
     if args.rollout_batch_size % (args.per_device_train_batch_size * args.gradient_accumulation_steps):
         raise InputError(
             f"--rollout-batch-size {args.rollout_batch_size} must be a multiple of --per-device-train-batch-size "
@@ -266,6 +269,7 @@ def main() -> None:
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
+    from common.checkpoints import CheckpointCallback, newest_checkpoint
     from common.generate import Answer, generate as answer_prompts
     from common.progress import ProgressCallback
     from common.reward_head import load_head, new_head
@@ -301,7 +305,7 @@ def main() -> None:
     with run:
         if train_reward_model:
             console.print(f"No reward model is given, and the data is {form}: one is trained on it first.")
-            reward_adapter = train_reward(args, run.folder / "reward")
+            reward_adapter = train_reward(args, run.folder, stop)
 
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = {
@@ -352,7 +356,7 @@ def main() -> None:
         # 5. What learns, and what every phase shares.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         settings = TrainingArguments(
-            output_dir=str(run.folder / "checkpoints"),
+            output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
             learning_rate=args.learning_rate,
             lr_scheduler_type=args.lr_scheduler_type,
             warmup_steps=args.warmup_steps,
@@ -390,16 +394,18 @@ def main() -> None:
         # 6. The loop, with the trainer's callbacks for logs, as in the other recipes.
         state, control = TrainerState(max_steps=steps), TrainerControl()
         set_seed(args.seed)
-        if checkpoint := run.newest_checkpoint():
+        if checkpoint := newest_checkpoint(run):
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             load_checkpoint(ppo, checkpoint)
         state.compute_steps(settings, steps)
         reports = [report() for report in get_reporting_integration_callbacks(settings.report_to)]
         progress = ProgressCallback(run.folder / "metrics.jsonl", None, console, LIVE_LINE)
-        callbacks = CallbackHandler([DefaultFlowCallback(), progress, *reports], model, tokenizer, None, None)
+        checkpoints = CheckpointCallback(run, stop, args.save_total_limit)
+        flow = [DefaultFlowCallback(), progress, *reports, checkpoints]
+        callbacks = CallbackHandler(flow, model, tokenizer, None, None)
         callbacks.on_train_begin(settings, state, control)
         forget_after(run.folder / "samples.jsonl", state.global_step)
-        while state.global_step < steps:
+        while state.global_step < steps and not control.should_training_stop:
             stats: dict[str, float] = {}
             with seconds(stats, "time/generate"):
                 episodes = generate(ppo)
@@ -418,15 +424,15 @@ def main() -> None:
             if control.should_log:
                 callbacks.on_log(settings, state, control, logs=stats)
             if control.should_save:
-                save_checkpoint(ppo, state, run.folder / "checkpoints", args.save_total_limit)
-                control.should_save = False
+                save_checkpoint(ppo, state, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
+                callbacks.on_save(settings, state, control)
         callbacks.on_train_end(settings, state, control)
 
         # 7. Save, and show what changed.
         saved = run.folder / "adapter"
-        model.save_pretrained(saved, selected_adapters=["default"])
-        tokenizer.save_pretrained(saved)
-        make_readable(saved)
+        with write_folder(saved) as part:
+            model.save_pretrained(part, selected_adapters=["default"])
+            tokenizer.save_pretrained(part)
         set_seed(args.seed)
         after, quality_after = shown_answers(), assess(ppo, held_out)
         run.update(
@@ -1001,8 +1007,9 @@ def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
     return sorted(its_own)
 
 
-def train_reward(args: Args, folder: Path) -> Path:
+def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
     """Run recipes/reward.py on the same model and data, in a process of its own; its adapter. Exits as it does."""
+    folder = run_folder / "reward"
     command = [sys.executable, str(Path(__file__).with_name("reward.py")), "--output-dir", str(folder)]
     command += ["--model", args.model, "--data", args.data, "--format", args.format, "--dtype", args.dtype]
     command += ["--load-in-4bit" if args.load_in_4bit else "--no-load-in-4bit", "--seed", str(args.seed)]
@@ -1010,7 +1017,10 @@ def train_reward(args: Args, folder: Path) -> Path:
     command += ["--columns", *args.columns] if args.columns else []
     for flag, value in (("--chat-template-path", args.chat_template_path), ("--pad-token", args.pad_token)):
         command += [flag, value] if value else []
-    code = subprocess.run(command, check=False).returncode
+    with stop.noted_only():
+        code = stop.wait(subprocess.Popen(command), run_folder)
+    if code == STOPPED or stop.told:
+        raise Stopped(stop.told or "its own stop", "while the reward model was trained")
     if code:
         sys.exit(code)
     return folder / "adapter"
@@ -1072,17 +1082,14 @@ def forget_after(file: Path, number: int) -> None:
 # Checkpoints: the policy's adapter at the root, the critic's and its head in a folder, all the rest in ppo_state.pt.
 
 
-def save_checkpoint(ppo: PPO, state: "TrainerState", folder: Path, limit: int) -> None:
-    """Write `folder`/checkpoint-STEP whole or not at all, and delete all but the newest `limit`."""
+def save_checkpoint(ppo: PPO, state: "TrainerState", folder: Path) -> None:
+    """Write all that the run has to hold into `folder`."""
     import numpy as np
     import torch
     from common.reward_head import save_head
 
-    aside, final = folder / f"part-{state.global_step}", folder / f"checkpoint-{state.global_step}"
-    for leftover in (aside, final):
-        shutil.rmtree(leftover, ignore_errors=True)
-    ppo.model.save_pretrained(aside, selected_adapters=["default", "critic"])
-    save_head(ppo.critic_head, aside / "critic", {"kind": "critic"})
+    ppo.model.save_pretrained(folder, selected_adapters=["default", "critic"])
+    save_head(ppo.critic_head, folder / "critic", {"kind": "critic"})
     of_numpy = np.random.get_state(legacy=False)
     of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
     rest = {
@@ -1098,12 +1105,8 @@ def save_checkpoint(ppo: PPO, state: "TrainerState", folder: Path, limit: int) -
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
-    torch.save(rest, aside / "ppo_state.pt")
-    state.save_to_json(str(aside / "trainer_state.json"))
-    aside.rename(final)
-    kept = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for old in kept[:-limit]:
-        shutil.rmtree(old)
+    torch.save(rest, folder / "ppo_state.pt")
+    state.save_to_json(str(folder / "trainer_state.json"))
 
 
 def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:

@@ -41,9 +41,10 @@ from common.formats import (
     unknown_columns,
 )
 from common.models import Model, contents, fetch, load_tokenizer, resolved_revision
-from common.record import make_readable, plan_run, write_json, write_jsonl
+from common.record import plan_run, write_folder, write_json, write_jsonl
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import hold_out
+from common.stopping import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,8 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
 
@@ -138,6 +141,7 @@ class Tokens:
 
 def main() -> None:
     args, base, origins = parse(Args, "reward", __doc__)
+    stop = Stop(args.time_limit)
 
     # 1. Data: read and checked whole, before anything slow is loaded.
     sources = {name: find_source(name) for name in (args.data, args.eval_data) if name}
@@ -183,7 +187,8 @@ def main() -> None:
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
-    from common.progress import ProgressCallback
+    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.progress import ProgressCallback, mean_loss
     from common.reward_head import apply_head, at_last_token, last_hidden, load_head, new_head
     from common.reward_head import pad_right, save_head, score_last
 
@@ -244,7 +249,7 @@ def main() -> None:
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         # 5. The trainer: transformers' own, with our loss; the head is saved and loaded beside the adapter.
-        class RewardTrainer(Trainer):
+        class RewardTrainer(NoStepTooMany, Trainer):
             def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
                 mask = inputs["attention_mask"]
                 hidden = at_last_token(last_hidden(model, inputs["input_ids"], mask), mask)  # (B, h)
@@ -278,9 +283,12 @@ def main() -> None:
             processing_class=tokenizer,
             train_dataset=Dataset.from_list([{"answers": row.answers, "score": row.score} for row in training]),
             data_collator=collate,
-            callbacks=[ProgressCallback(run.folder / "metrics.jsonl", tokens, console)],
+            callbacks=[
+                ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
+                CheckpointCallback(run, stop, args.save_total_limit),
+            ],
             args=TrainingArguments(
-                output_dir=str(run.folder / "checkpoints"),
+                output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
                 remove_unused_columns=False,  # it would look for their names in the model's forward
                 per_device_train_batch_size=args.per_device_train_batch_size,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -308,20 +316,19 @@ def main() -> None:
             ),
         )
         trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
-        result = trainer.train(resume_from_checkpoint=run.newest_checkpoint())
-        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=result.training_loss)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(run))
+        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
 
         # 6. Save.
         del model.reward_head
-        if args.stand_alone:
-            saved = run.folder / "model"
-            save_classifier(model, head, base, saved, tokenizer.pad_token_id, facts)
-        else:
-            saved = run.folder / "adapter"
-            model.save_pretrained(saved)
-            save_head(head, saved, facts)
-        tokenizer.save_pretrained(saved)
-        make_readable(saved)
+        saved = run.folder / ("model" if args.stand_alone else "adapter")
+        with write_folder(saved) as part:
+            if args.stand_alone:
+                save_classifier(model, head, base, part, tokenizer.pad_token_id, facts)
+            else:
+                model.save_pretrained(part)
+                save_head(head, part, facts)
+            tokenizer.save_pretrained(part)
 
         # 7. What it makes of the answers that were held out.
         if evaluation:

@@ -21,9 +21,10 @@ from common.cli import parse
 from common.errors import InputError, run_command
 from common.formats import column_map, conversations
 from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import make_readable, plan_run
+from common.record import plan_run, write_folder
 from common.rows import Faults, find_source, read_rows, source_sha256
 from common.samples import as_samples, hold_out, show
+from common.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
@@ -103,6 +106,7 @@ class Args:
 
 def main() -> None:
     args, base, origins = parse(Args, "sft", __doc__)
+    stop = Stop(args.time_limit)
 
     # 1. Data: read and checked whole, before anything slow is loaded.
     faults = Faults()
@@ -134,8 +138,9 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
+    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.generate import generate
-    from common.progress import ProgressCallback
+    from common.progress import ProgressCallback, mean_loss
 
     # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
     base = fetch(base)
@@ -206,14 +211,21 @@ def main() -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # such rows leave packing nothing to do
-        trainer = SFTTrainer(
+
+        class Trainer(NoStepTooMany, SFTTrainer):
+            """TRL's, and what every recipe needs to be gone on with."""
+
+        trainer = Trainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=dataset(training),
             eval_dataset=dataset(evaluation) if evaluation else None,
-            callbacks=[ProgressCallback(run.folder / "metrics.jsonl", tokens, console)],
+            callbacks=[
+                ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
+                CheckpointCallback(run, stop, args.save_total_limit),
+            ],
             args=SFTConfig(
-                output_dir=str(run.folder / "checkpoints"),
+                output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
                 completion_only_loss=True,  # the loss reads our completion_mask
                 max_length=args.max_length,
                 packing=args.packing and on_gpu and not full,
@@ -251,15 +263,15 @@ def main() -> None:
             ),
         )
         trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
-        result = trainer.train(resume_from_checkpoint=run.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
         # 6. Save, and show what changed.
         saved = run.folder / ("adapter" if args.use_peft else "model")
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
-        make_readable(saved)
+        with write_folder(saved) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
         after = answers()
-        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=result.training_loss)
+        run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         console.print(f"{'Adapter' if args.use_peft else 'Model'} in [bold]{saved}[/bold]")
 

@@ -29,6 +29,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ from common.formats import (
 from common.models import MERGE_RECORD, Model, contents, find_model
 from common.record import write_json, write_jsonl
 from common.rows import Faults, find_source, read_rows, source_sha256
+from common.stopping import Stop
 
 Example = Conversation | Pair | Problem
 Figures = dict[str, dict[str, float]]  # by held-out file, by what is measured
@@ -91,6 +93,8 @@ class Args:
     """More for recipes/grpo.py."""
     eval_args: str = ""
     """More for scripts/evaluate.py, which is run after every stage."""
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00, after which the stage stops as its recipe does, to be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class StageFailed(Exception):
 
 def main() -> int | None:
     args = tyro.cli(Args, description=__doc__)
+    stop = Stop(args.time_limit)
     names = stage_names(args.stages)
     start = find_model(args.model)
     for name in names:
@@ -153,13 +158,14 @@ def main() -> int | None:
 
     began = time.time()
     done = []
+    stop.begin_steps(folder)
     try:
         at_start = folder / f"start-{digest(contents(start))}"
         at_start.mkdir(parents=True, exist_ok=True)
-        figures = evaluate("start", args.model, at_start, held_out, evaluation)
+        figures = evaluate("start", args.model, at_start, held_out, evaluation, stop)
         done.append(Done("start", at_start, args.model, 0.0, figures))
         for name in names:
-            done.append(run_stage(name, data[name], done[-1].model, folder, held_out, evaluation))
+            done.append(run_stage(name, data[name], done[-1].model, folder, held_out, evaluation, stop))
     except StageFailed as failure:
         print(failure, file=sys.stderr)
         return failure.exit_code
@@ -292,24 +298,28 @@ def read_held_out(file: str) -> list[Example]:
     return examples
 
 
-def run_stage(name: str, data: Data, parent: str, folder: Path, held_out: list[str], evaluation: list[str]) -> Done:
+def run_stage(
+    name: str, data: Data, parent: str, folder: Path, held_out: list[str], evaluation: list[str], stop: Stop
+) -> Done:
     """Train, merge and evaluate, as far as it is not done already. Raises StageFailed where one of them fails."""
     base = find_model(parent)
     own = folder / f"{name}-{address(name, data, base)}"
     record = own / "run.json"
     if not (record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"):
         recipe = ["recipes", f"{name}.py", "--model", parent, "--data", data.source, "--output-dir", str(own)]
-        run(f"{name}: train", [*recipe, *data.words])
+        run(f"{name}: train", [*recipe, *data.words], stop, folder)
     merged = own / "merged"
     if not (merged / MERGE_RECORD).is_file():
         run(
             f"{name}: merge",
             ["scripts", "merge.py", "--adapter", str(own / "adapter"), "--model", parent, "--output-dir", str(merged)],
+            stop,
+            folder,
         )
     made_of = json.loads((merged / MERGE_RECORD).read_text(encoding="utf-8"))
     if made_of["base"] != contents(base):
         raise InputError(f"{merged}: merged into {made_of['base'][:16]}, not into {parent}; remove {own}")
-    figures = evaluate(name, str(merged), own, held_out, evaluation)
+    figures = evaluate(name, str(merged), own, held_out, evaluation, stop)
     seconds = json.loads(record.read_text(encoding="utf-8"))["seconds"]
     return Done(name, own, str(merged), seconds, figures)
 
@@ -337,42 +347,38 @@ def sha256_of(data: str) -> str:
     return source_sha256(source) or str(source)
 
 
-def evaluate(name: str, model: str, folder: Path, held_out: list[str], words: list[str]) -> Figures:
+def evaluate(name: str, model: str, folder: Path, held_out: list[str], words: list[str], stop: Stop) -> Figures:
     """The figures of `model` on the held-out files: measured now, or before on the same files with the same words."""
     file = folder / f"evaluation-{digest(words, {data: sha256_of(data) for data in held_out}, installed_lock())}.json"
     if not file.is_file():
         command = ["scripts", "evaluate.py", "--model", model, "--data", *held_out, "--json", str(file), *words]
-        run(f"{name}: evaluate", command)
+        run(f"{name}: evaluate", command, stop, folder.parent)
     results = json.loads(file.read_text(encoding="utf-8"))
     return {data: results[data]["figures"]["all"] for data in held_out}
 
 
-def run(what: str, words: list[str]) -> None:
+def run(what: str, words: list[str], stop: Stop, folder: Path) -> None:
     """Run a recipe or a script, WORDS being its folder, name and arguments; what it prints is seen as it comes.
 
-    A signal to stop is passed on. Raises StageFailed with the exit code and the last line of the errors.
+    When the pipeline in `folder` is told to stop, so is it. Raises StageFailed with the exit code and the last line of
+    the errors.
     """
     command = [sys.executable, str(ROOT / words[0] / words[1]), *words[2:]]
     print(f"== {what}: {shlex.join(command)}", flush=True)
-    stopped = []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
-
-    def stop(number: int, _frame: object) -> None:
-        stopped.append(number)
-        if number == signal.SIGTERM:  # Ctrl-C reaches the process by itself
-            process.terminate()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     last = ""
-    try:
+
+    def pass_on_errors() -> None:
+        nonlocal last
         for line in process.stderr:
             sys.stderr.write(line)
             last = line.strip(" │\n") if re.search(r"\w", line) else last
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if code == STOPPED or (code and stopped):
+
+    reader = threading.Thread(target=pass_on_errors)
+    reader.start()
+    code = stop.wait(process, folder)
+    reader.join()
+    if code == STOPPED or stop.told:
         raise StageFailed(f"{what}: stopped; the same command again goes on from here", STOPPED)
     if code < 0:
         last, code = f"killed by {signal.Signals(-code).name}; last it said: {last}", 128 - code

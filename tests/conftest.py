@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,15 +38,12 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def cut_off(whole: Path, cut: Path, step: int) -> None:
-    """Make `cut` what a run like `whole` leaves when it is killed after the checkpoint of that step."""
-    shutil.copytree(whole, cut)
-    for checkpoint in (cut / "checkpoints").glob("checkpoint-*"):
-        if int(checkpoint.name.split("-")[1]) > step:
-            shutil.rmtree(checkpoint)
-    shutil.rmtree(cut / "adapter")
-    record = json.loads((cut / "run.json").read_text())
-    (cut / "run.json").write_text(json.dumps({**record, "status": "running"}))
+def interrupt(way: str, step: int, recipe: str, *flags: str) -> subprocess.CompletedProcess:
+    """Run a recipe to whose run `way` happens in its step `step`: see tests/interrupt.py."""
+    script = [ROOT / "tests" / "interrupt.py", way, step, ROOT / "recipes" / f"{recipe}.py"]
+    return subprocess.run(
+        [sys.executable, *map(str, [*script, *flags])], capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def adapter_bytes(folder: Path) -> bytes:

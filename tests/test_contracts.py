@@ -15,7 +15,7 @@ OURS = {
     "model", "data", "format", "columns", "max_truncated", "eval_ratio", "sample_prompts", "sample_tokens",
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
-    "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_warmup_steps",
+    "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_warmup_steps", "time_limit",
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
     "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
     "num_ppo_epochs",
@@ -73,6 +73,19 @@ def test_nothing_slow_is_imported_before_the_data_is_checked(recipe):
     top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in top} & {"torch", "transformers", "trl", "unsloth", "peft", "datasets"}
+
+
+def test_checkpoints_and_stopping_are_asked_for_alike_and_acted_on(recipe):
+    path, _ = recipe
+    text = path.read_text(encoding="utf-8")
+    alike = text.partition("    save_steps: ")[2].partition("    report_to: ")[0]
+    sft = (ROOT / "recipes" / "sft.py").read_text(encoding="utf-8")
+    assert alike == sft.partition("    save_steps: ")[2].partition("    report_to: ")[0]
+    assert "time_limit: str | None = None" in alike
+    first, second = text.partition("def main() -> None:\n")[2].splitlines()[:2]
+    assert first.startswith("    args, base, origins = parse(")
+    assert second == "    stop = Stop(args.time_limit)"  # what comes before is not heard
+    assert "CheckpointCallback(run, stop, args.save_total_limit" in text
 
 
 def test_every_argument_is_read(recipe):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, adapter_bytes, cut_off, read_jsonl, run_recipe
+from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 
 pytestmark = pytest.mark.slow
 PAIRS = (ROOT / "data_samples" / "preferences-train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -57,12 +57,15 @@ def test_losses_and_margins_are_those_of_a_plain_trl_script(whole, merged, few, 
     assert ours[2][1] > 1e-4  # it moves, so that equal is not equal to nothing
 
 
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(whole, tmp_path):
+def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
     """With a "ref" adapter beside the policy's, transformers would go on with an untrained one: loss ln 2 again."""
     folder, flags = whole
     cut = tmp_path / "cut"
-    cut_off(folder, cut, step=2)
+    done = interrupt("STOP", 2, "dpo", "--output-dir", cut, *flags)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Stopped by the file STOP after step 2 of 3; ")
     assert not list(cut.rglob("ref"))
+    assert not (cut / "STOP").exists()
     done = run_recipe("dpo", "--output-dir", cut, *flags)
     assert done.returncode == 0, done.stderr
     assert [row["loss"] for row in steps(cut)] == [row["loss"] for row in steps(folder)]

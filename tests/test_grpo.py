@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, adapter_bytes, cut_off, read_jsonl, run_recipe
+from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 
 pytestmark = pytest.mark.slow
 PROBLEMS = (ROOT / "data_samples" / "arithmetic-train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -62,10 +62,12 @@ def test_the_log_has_what_the_live_line_shows(whole):
     assert steps(whole[0])[-1]["kl"] > 0
 
 
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(whole, tmp_path):
+def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
     folder, _, flags = whole
     cut = tmp_path / "cut"
-    cut_off(folder, cut, step=2)
+    done = interrupt("SIGUSR1", 2, "grpo", "--output-dir", cut, *flags)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Stopped by SIGUSR1 after step 2 of 4; ")
     done = run_recipe("grpo", "--output-dir", cut, *flags)
     assert done.returncode == 0, done.stderr
     assert [row["reward"] for row in steps(cut)] == [row["reward"] for row in steps(folder)]

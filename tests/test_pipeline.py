@@ -407,26 +407,31 @@ def test_a_recipe_that_ends_early_ends_the_pipeline_which_goes_on_there(copy, co
     assert ran(pipeline(copy)) == whole("dpo", "grpo")
 
 
-def test_a_signal_reaches_the_recipe_and_a_killed_one_is_named(copy):
+def start(copy: Path) -> subprocess.Popen:
+    """A pipeline whose recipe is at work."""
     command = [sys.executable, copy / "scripts" / "pipeline.py", "--stages", "sft"]
+    environment = {**os.environ, "WAIT": "sft"}
+    process = subprocess.Popen(command, cwd=copy, env=environment, stdout=-1, stderr=-1, text=True)
+    while not list(copy.glob("outputs/*/sft-*/started")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
 
-    def start() -> subprocess.Popen:
-        for mark in copy.glob("outputs/*/sft-*/started"):
-            mark.unlink()
-        environment = {**os.environ, "WAIT": "sft"}
-        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=-1, stderr=-1, text=True)
-        while not list(copy.glob("outputs/*/sft-*/started")):
-            assert process.poll() is None
-            time.sleep(0.05)
-        return process
 
-    process = start()
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGUSR1", "SIGINT", "STOP"])
+def test_what_stops_the_pipeline_reaches_the_recipe(copy, told):
+    process = start(copy)
+    if told == "STOP":
+        (copy / "outputs" / "pipeline-tiny" / "STOP").touch()
+    else:
+        process.send_signal(signal.Signals[told])  # to it alone, as docker does
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 75
     assert errors.splitlines()[-1] == "sft: train: stopped; the same command again goes on from here"
 
-    process = start()
+
+def test_a_recipe_that_was_killed_is_named(copy):
+    process = start(copy)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=20)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from common.chat import Example
 from common.formats import Pair, Rating
-from conftest import ROOT, adapter_bytes, cut_off, read_jsonl, run_recipe
+from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from rich.console import Console
 
 DATA = ROOT / "data_samples"
@@ -217,12 +217,14 @@ def test_a_prompt_is_held_out_with_all_its_answers(whole, few):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(whole, tmp_path):
+def test_a_run_whose_time_was_over_ends_as_one_left_alone(whole, tmp_path):
     """Adapter, head, optimizer and random numbers: without any of them the weights would differ."""
     folder, flags = whole
     cut = tmp_path / "cut"
-    cut_off(folder, cut, step=2)
-    run(cut, *flags)
+    done = interrupt("clock", 2, "reward", "--output-dir", cut, *flags, "--time-limit", "1:00:00")
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Stopped by --time-limit 1:00:00 after step 2 of 5; ")
+    run(cut, *flags, "--time-limit", "1:00:00")
     assert losses(cut) == losses(folder)
     assert len(losses(cut)) == 5
     assert adapter_bytes(cut) == adapter_bytes(folder)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, adapter_bytes, cut_off, read_jsonl, run_recipe
+from conftest import ROOT, read_jsonl, run_recipe
 
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 pytestmark = pytest.mark.slow
@@ -136,19 +136,6 @@ def test_a_held_out_split_is_evaluated_and_the_best_checkpoint_kept(tmp_path):
     kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     checkpoint = load_file(tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors")
     assert all((kept[name] == checkpoint[name]).all() for name in checkpoint)
-
-
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(tmp_path):
-    """Killed after step 5 of 10, started again: the same adapter as a run left alone."""
-    flags = ("--max-steps", 10, "--save-steps", 5, "--sample-prompts", 0)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_recipe("sft", "--output-dir", whole, *flags).returncode == 0
-    cut_off(whole, cut, step=5)
-    done = run_recipe("sft", "--output-dir", cut, *flags)
-    assert done.returncode == 0, done.stderr
-    assert adapter_bytes(cut) == adapter_bytes(whole)
-    steps = [row["step"] for row in read_jsonl(cut / "metrics.jsonl") if "loss" in row]
-    assert steps == sorted(set(steps))
 
 
 def test_every_weight_is_trained_without_an_adapter(tmp_path):

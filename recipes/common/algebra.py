@@ -56,10 +56,14 @@ def _ask(request: str) -> str | None:
     global _process
     if _process is None or _process.poll() is not None:
         _stop()
+        from .stopping import shielded  # here, as the other process runs this file alone
+
         # -P: the modules beside this one must not hide others of the same name.
-        _process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
+        command = [sys.executable, "-P", __file__]
+        with shielded():
+            _process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
         if _process.stdout.readline() != "ready\n":
             raise RuntimeError(f"the process that compares answers does not start (exit code {_process.wait()})")
     try:
@@ -95,7 +99,6 @@ def main() -> None:
     # The parent may ignore or block the alarm, and a new process inherits that.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import logging

@@ -1,4 +1,4 @@
-"""The two ways a command may refuse, and the exit codes every command here shares.
+"""The two ways a command may refuse, the one it may stop in, and the exit codes every command here shares.
 
 0 done; 2 the user's input is wrong; 3 this machine cannot do it; 75 stopped on a signal with a checkpoint (run the same
 command again to go on); 1 is a bug and keeps its traceback.
@@ -22,6 +22,17 @@ class MachineError(Exception):
     exit_code = CANNOT
 
 
+class Stopped(BaseException):
+    """The run was told to stop, and did: `reason`, "SIGTERM" for one, and `when`, "after step 7 of 50".
+
+    No Exception, as KeyboardInterrupt is none: where a library catches those, it would run on.
+    """
+
+    def __init__(self, reason: str, when: str) -> None:
+        super().__init__(f"Stopped by {reason} {when}; the same command again goes on from there.")
+        self.reason = reason
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and leave with its exit code; a refusal is printed without a traceback."""
     try:
@@ -29,6 +40,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except (InputError, MachineError) as refusal:
         print(refusal, file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
             raise

@@ -4,6 +4,7 @@ On a terminal one live bar; elsewhere (a batch job, a log file) one line per log
 those of the data, never padding.
 """
 
+import atexit
 import json
 import resource
 import time
@@ -53,11 +54,13 @@ class ProgressCallback(TrainerCallback):
             kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
             self.metrics.write_text("".join(kept), encoding="utf-8")
         self.start = self.last_time = time.monotonic()
+        self.start_step = state.global_step
         self.start_tokens = self.last_tokens = self._tokens(state)
         self.task = self.bar.add_task(
             "training", total=state.max_steps, completed=state.global_step, values="", speed="-", memory=0.0
         )
         self.bar.start()
+        atexit.register(self.bar.stop)  # else an error leaves the terminal without its cursor
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         speed = self._speed(self.start_tokens, self.start, state)
@@ -97,11 +100,21 @@ class ProgressCallback(TrainerCallback):
         if "eval_loss" in row:
             return f"{step}  eval loss {row['eval_loss']:.4f}"
         elapsed = time.monotonic() - self.start
-        left = elapsed / max(row["step"], 1) * (state.max_steps - row["step"])
+        left = elapsed / max(row["step"] - self.start_step, 1) * (state.max_steps - row["step"])
         return (
             f"{step}  {self._values(row)}  {row['tokens_per_second']:,.0f} tok/s  "
             f"{row['memory_gib']:.1f} GiB  {left:.0f} s left"
         )
+
+
+def mean_loss(log_history: list[dict[str, float]]) -> float | None:
+    """The mean over the steps of what the trainer logged, of a run that was stopped and gone on with too.
+
+    The trainer's own training_loss divides what it summed up since by the steps of all.
+    """
+    logged = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    total = sum(loss * (step - before) for (before, _), (step, loss) in zip([(0, 0), *logged], logged, strict=False))
+    return total / logged[-1][0] if logged else None
 
 
 def memory_gib() -> float:

@@ -5,29 +5,35 @@ and lock. A folder whose run has the same identity is gone on with, or reported 
 the difference.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .environment import describe_code
-from .errors import InputError
+from .errors import InputError, MachineError, Stopped
 
 # Arguments that change what is shown or where it lands, never the weights; and the names of data and model, for which
 # their contents stand.
-COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "data", "model"}
+COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "data", "model"}
+
+
+PART = "part"  # of a file or a folder that is being written; below checkpoints/ the folder of those
 
 
 class Run:
     """A run. `folder` is its own; `record` is what run.json holds, written whole at every change.
 
-    As a context it makes the folder and opens the record, and ends it: status "done", or "failed" with the error.
-    Before that nothing is written.
+    As a context it makes the folder and opens the record, and ends it: status "done", "stopped" with the reason, or
+    "failed" with the error. Before that nothing is written. Raises MachineError where the run failed on a full disk.
     """
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
@@ -46,14 +52,25 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        seconds = round(time.time() - self.started, 1)
-        outcome = {"status": "failed", "error": f"{kind.__name__}: {error}"} if kind else {"status": "done"}
-        self.update(**outcome, finished=_now(), seconds=seconds)
-
-    def newest_checkpoint(self) -> Path | None:
-        """The last checkpoint whose state was written, which the trainer does last; None if there is none."""
-        states = (self.folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
-        return max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
+        ended = {"finished": _now(), "seconds": round(time.time() - self.started, 1)}
+        if error is None:
+            self.update(status="done", **ended)
+        elif isinstance(error, Stopped):
+            self.update(status="stopped", reason=error.reason, **ended)
+        elif not _disk_is_full(error, self.folder):
+            self.update(status="failed", error=f"{kind.__name__}: {error}", **ended)
+        else:
+            half = self.folder / "checkpoints" / PART
+            for file in half.rglob("*"):
+                if file.is_file():  # room for the record; one that is deleted takes room while a writer has it open
+                    os.truncate(file, 0)
+            shutil.rmtree(half, ignore_errors=True)
+            with suppress(OSError):  # the message below is what counts
+                self.update(status="failed", error="the disk is full", **ended)
+            raise MachineError(
+                f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
+                f"same command again goes on after step {self.record.get('step', 0)}, the last that was saved whole."
+            ) from error
 
 
 def plan_run(
@@ -89,6 +106,7 @@ def plan_run(
     return Run(
         folder,
         {
+            **({"step": previous["step"]} if previous and "step" in previous else {}),
             "recipe": recipe,
             "command": sys.argv,
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
@@ -134,13 +152,69 @@ def make_readable(folder: Path) -> None:
             file.chmod(0o666 & ~umask)
 
 
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which is `folder` once the block has ended well; so that is whole or not there."""
+    aside = folder.with_name(f"{folder.name}.{PART}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    yield aside
+    put_in_place(aside, folder)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder` when all of it is on the disk; what was there goes. Readable as `make_readable` does.
+
+    A power cut, a killed process or a full disk leaves the one or the other, never a part under the final name.
+    """
+    make_readable(aside)
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
 def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
+    aside = path.with_name(f"{path.name}.{PART}")
     with aside.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Is a full disk, or a quota, the cause of `error`?
+
+    safetensors has an error of its own, with the system's words; torch.save has one without any, and leaves no room.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in full or any(os.strerror(number) in str(cause) for number in full):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    probe = folder / f"probe.{PART}"
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as failure:
+        return failure.errno in full
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

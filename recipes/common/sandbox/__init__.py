@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MachineError
+from ..stopping import shielded
 
 LAYERS = ("seccomp", "landlock", "namespaces", "user")
 GRACE = 30.0  # seconds above a program's own, for a busy machine to start it; the launcher itself holds the limit
@@ -216,15 +217,17 @@ def _launch(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Run the launcher on a job; what became of each test it reached. No process and no file of it is left."""
     folder = tempfile.mkdtemp(prefix="sandbox-")
     try:
-        with subprocess.Popen(
-            [sys.executable, "-s", "-S", LAUNCHER],
-            cwd="/",
-            env={"PYTHONHASHSEED": "0"},  # the same program gives the same score; the launcher clears it
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process:
+        with shielded():
+            launcher = subprocess.Popen(
+                [sys.executable, "-s", "-S", LAUNCHER],
+                cwd="/",
+                env={"PYTHONHASHSEED": "0"},  # the same program gives the same score; the launcher clears it
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        with launcher as process:
             try:
                 output, errors = process.communicate(marshal.dumps({**job, "folder": folder}), job["seconds"] + GRACE)
             except subprocess.TimeoutExpired:
