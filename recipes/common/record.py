@@ -213,7 +213,8 @@ def _disk_is_full(error: BaseException, folder: Path) -> bool:
     except OSError as failure:
         return failure.errno in full
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
     return False
 
 
