@@ -208,7 +208,8 @@ if __name__ == "__main__":
         "time.sleep(0.01)\nassert time.time() > 1e9",
         "try:\n    files(1)\nexcept TypeError:\n    pass\nelse:\n    assert False",
     ]
-    assert sandbox.run_tests(code, tests, _layers=layers) == sandbox.Result(len(tests), len(tests), None)
+    done = sandbox.run_tests(code, tests, seconds=120, _layers=layers)  # on a busy machine, too
+    assert done == sandbox.Result(len(tests), len(tests), None)
 
 
 def test_the_same_program_gives_the_same_score():

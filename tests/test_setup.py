@@ -449,13 +449,14 @@ def on_a_terminal(checkout: Checkout, press: bytes = b"") -> tuple[int, str]:
         start_new_session=True,
     )
     os.close(terminal)
-    shown = b""
+    shown, pressed = b"", 0.0
     with contextlib.suppress(OSError):  # EIO is how a terminal ends
         while block := os.read(master, 4096):
             shown += block
-            if press and b"Preparing packages" in shown:
+            # As a user does, again after a while: on a busy machine uv was seen to miss the first.
+            if press and b"Preparing packages" in shown and time.monotonic() > pressed + 2:
                 os.write(master, press)
-                press = b""
+                pressed = time.monotonic()
     os.close(master)
     return process.wait(60), shown.decode().replace("\r\n", "\n")
 
