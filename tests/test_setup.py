@@ -447,16 +447,17 @@ def on_a_terminal(checkout: Checkout, press: bytes = b"") -> tuple[int, str]:
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
+        # As at a prompt; tests that run in the background of a script ignore it, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(terminal)
-    shown, pressed = b"", 0.0
+    shown = b""
     with contextlib.suppress(OSError):  # EIO is how a terminal ends
         while block := os.read(master, 4096):
             shown += block
-            # As a user does, again after a while: on a busy machine uv was seen to miss the first.
-            if press and b"Preparing packages" in shown and time.monotonic() > pressed + 2:
+            if press and b"Preparing packages" in shown:
                 os.write(master, press)
-                pressed = time.monotonic()
+                press = b""
     os.close(master)
     return process.wait(60), shown.decode().replace("\r\n", "\n")
 
