@@ -350,7 +350,7 @@ def end_step(callback: CheckpointCallback, step: int, **flags) -> TrainerControl
     return control
 
 
-def test_told_to_stop_it_logs_saves_and_ends_training(run):
+def test_told_to_stop_it_logs_saves_and_ends_training(run, capfd):
     args = SimpleNamespace(output_dir=str(run.folder / "checkpoints" / "part"))
     stop = Stop()
     callback = CheckpointCallback(run, stop, 2)
@@ -368,7 +368,9 @@ def test_told_to_stop_it_logs_saves_and_ends_training(run):
     os.kill(os.getpid(), signal.SIGTERM)
     assert end_step(callback, 9, should_save=True) == TrainerControl(should_save=True)  # it is done anyway
     callback.on_train_end(args, TrainerState(global_step=9, max_steps=9), TrainerControl())
+    capfd.readouterr()
     os.kill(os.getpid(), signal.SIGTERM)  # what is left to do is done
+    assert capfd.readouterr().err.startswith("SIGTERM: the run ends when this is done; ")
 
 
 def test_it_leaves_a_run_only_where_a_batch_of_answers_is_used_up(run):
