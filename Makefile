@@ -1,5 +1,6 @@
 # Every way in. `make` alone lists it all, from the comments below.
-# Whatever needs .venv depends on `setup`, which makes it once and then costs a few hundredths of a second.
+# What runs a model goes by way of scripts/launch.py, into a container of our image or into .venv. What is for this
+# repository itself runs in .venv and depends on `setup`, which makes it once and then costs a few hundredths of a second.
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
@@ -26,6 +27,12 @@ PYTHON ?= python3
 #= ARGS_GRPO="--rewards math"    more for its GRPO stage alone
 #= ARGS_EVAL="--load-in-4bit"    more for the evaluation after each of its stages
 #= VARIANT=cuda-vllm             what to install: cpu, cuda or cuda-vllm; else as before, or what suits here
+#= RUNTIME=podman                docker, podman, apptainer or local (.venv); else docker if the image is here
+#= IMAGE=registry/recipes:1.0    the image; else recipes:VARIANT; for apptainer a .sif file
+#= GPUS=0,2                      the GPUs that a container gets; else all
+#= DOCKER=/path/to/docker        the program for images and containers; else docker or podman
+#= DOCKER_LIMITS=                ulimits of a container, here none; else those that NVIDIA asks for
+#= DOCKER_ARGS="--network none"  more for `docker run`
 #= PYTHON=/path/to/python3.12    3.11 or newer, to make .venv with; else python3
 #= TORCH_CPU_LINKS=/my/wheels    folder or URL of the CPU torch; else pip's find-links or PyTorch's page
 
@@ -36,9 +43,13 @@ flag = $(if $(2),$(1) $(call quote,$(2)))
 # The same as one word, for a value that looks like a flag itself.
 joined = $(if $(2),$(1)=$(call quote,$(2)))
 no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PYTHON=/path/to/python3.12
+# A whole .venv looks after itself: its interpreter starts faster than the shim of a version manager.
+python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),exec .venv/bin/python,$(has_python) && exec $(call quote,$(PYTHON)))
+# Where a command runs: RUNTIME, else a container if Docker and our image are here, else .venv. One line of it says so.
+run = @$(python) scripts/launch.py
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -47,72 +58,71 @@ help: ## this list
 		END { print "\nVariables, each with an example" variables }' Makefile
 
 ##@ Train
-sft: setup ## teach a model to answer the way your examples do: MODEL DATA OUT ARGS
-	.venv/bin/python recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+sft: ## teach a model to answer the way your examples do: MODEL DATA OUT ARGS
+	$(run) recipes/sft.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-dpo: setup ## prefer the answers you chose over those you rejected: MODEL DATA OUT ARGS
-	.venv/bin/python recipes/dpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+dpo: ## prefer the answers you chose over those you rejected: MODEL DATA OUT ARGS
+	$(run) recipes/dpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-grpo: setup ## reinforce what rewards can check, as right answers in math: MODEL DATA OUT ARGS
-	.venv/bin/python recipes/grpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+grpo: ## reinforce what rewards can check, as right answers in math: MODEL DATA OUT ARGS
+	$(run) recipes/grpo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-reward: setup ## a reward model, from scores or pairs, for PPO and GRPO: MODEL DATA OUT ARGS
-	.venv/bin/python recipes/reward.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+reward: ## a reward model, from scores or pairs, for PPO and GRPO: MODEL DATA OUT ARGS
+	$(run) recipes/reward.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-ppo: setup ## sample answers, score them by a reward model or rules, learn: MODEL DATA REWARD OUT ARGS
-	.venv/bin/python recipes/ppo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--reward-model,$(REWARD)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+ppo: ## sample answers, score them by a reward model or rules, learn: MODEL DATA REWARD OUT ARGS
+	$(run) recipes/ppo.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(call flag,--reward-model,$(REWARD)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-merge: setup ## merge an adapter into its base, for the next stage: ADAPTER MODEL OUT
-	.venv/bin/python scripts/merge.py $(call flag,--adapter,$(ADAPTER)) $(call flag,--model,$(MODEL)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+merge: ## merge an adapter into its base, for the next stage: ADAPTER MODEL OUT
+	$(run) scripts/merge.py $(call flag,--adapter,$(ADAPTER)) $(call flag,--model,$(MODEL)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-pipeline: setup ## stage after stage, scored: STAGES MODEL SFT_DATA DPO_DATA MATH_DATA EVAL_DATA OUT ARGS
-	.venv/bin/python scripts/pipeline.py $(call flag,--stages,$(STAGES)) $(call flag,--model,$(MODEL)) \
+pipeline: ## stage after stage, scored: STAGES MODEL SFT_DATA DPO_DATA MATH_DATA EVAL_DATA OUT ARGS
+	$(run) scripts/pipeline.py $(call flag,--stages,$(STAGES)) $(call flag,--model,$(MODEL)) \
 		$(call flag,--sft-data,$(SFT_DATA)) $(call flag,--dpo-data,$(DPO_DATA)) $(call flag,--math-data,$(MATH_DATA)) \
 		$(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(call flag,--output-dir,$(OUT)) \
 		$(call joined,--sft-args,$(ARGS_SFT)) $(call joined,--dpo-args,$(ARGS_DPO)) \
 		$(call joined,--grpo-args,$(ARGS_GRPO)) $(call joined,--eval-args,$(ARGS_EVAL)) $(ARGS)
 
-distill: setup ## write a model's accepted answers as data for SFT: MODEL ADAPTER DATA REWARDS OUT ARGS
-	.venv/bin/python scripts/distill.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
+distill: ## write a model's accepted answers as data for SFT: MODEL ADAPTER DATA REWARDS OUT ARGS
+	$(run) scripts/distill.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
 
-preferences: setup ## build pairs for DPO from answers, scores or choices: MODEL ADAPTER DATA REWARDS OUT ARGS
-	.venv/bin/python scripts/preferences.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
+preferences: ## build pairs for DPO from answers, scores or choices: MODEL ADAPTER DATA REWARDS OUT ARGS
+	$(run) scripts/preferences.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
 
 ##@ Around a run
 check: ## what can this machine run, what is wrong with it, what mends it? MODEL ARGS="--recipe sft"
-	@# Without setup: it is to say what stands in setup's way.
-	@if test -x .venv/bin/python; then .venv/bin/python env-check.py $(call flag,--model,$(MODEL)) $(ARGS); \
-	else $(has_python) && $(call quote,$(PYTHON)) env-check.py $(call flag,--model,$(MODEL)) $(ARGS); fi
+	$(run) env-check.py $(call flag,--model,$(MODEL)) $(ARGS)
 
-choose: setup ## which stages suit your data, model and GPU: MODEL DATA ARGS
-	.venv/bin/python scripts/choose.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(ARGS)
+shell: ## a shell where the recipes run: in a container of the image, or with .venv
+	$(run) bash $(ARGS)
 
-test-rewards: setup ## does each reward score right answers the most, each by its own row? REWARDS DATA ARGS
-	.venv/bin/python scripts/test-rewards.py $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--data,$(DATA)) $(ARGS)
+choose: ## which stages suit your data, model and GPU: MODEL DATA ARGS
+	$(run) scripts/choose.py $(call flag,--model,$(MODEL)) $(call flag,--data,$(DATA)) $(ARGS)
 
-check-data: setup ## say what is in a data file and what is wrong with it: DATA TASK MODEL ARGS
-	.venv/bin/python scripts/check-data.py $(call flag,--data,$(DATA)) $(call flag,--task,$(TASK)) $(call flag,--model,$(MODEL)) $(ARGS)
+test-rewards: ## does each reward score right answers the most, each by its own row? REWARDS DATA ARGS
+	$(run) scripts/test-rewards.py $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--data,$(DATA)) $(ARGS)
 
-evaluate: setup ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
-	.venv/bin/python scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(ARGS)
+check-data: ## say what is in a data file and what is wrong with it: DATA TASK MODEL ARGS
+	$(run) scripts/check-data.py $(call flag,--data,$(DATA)) $(call flag,--task,$(TASK)) $(call flag,--model,$(MODEL)) $(ARGS)
 
-compare: setup ## two models answer the same prompts, rated blind, to be read: BASE A B PROMPTS OUT ARGS
-	.venv/bin/python scripts/compare.py $(call flag,--base,$(BASE)) $(call flag,--a,$(A)) $(call flag,--b,$(B)) $(call flag,--prompts,$(PROMPTS)) $(call flag,--output-dir,$(OUT)) $(ARGS)
+evaluate: ## score a model, with or without an adapter: MODEL ADAPTER DATA ARGS
+	$(run) scripts/evaluate.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(ARGS)
 
-benchmark: setup ## measure a recipe's speed and memory on a model's true shape: MODEL ARGS
-	.venv/bin/python scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)
+compare: ## two models answer the same prompts, rated blind, to be read: BASE A B PROMPTS OUT ARGS
+	$(run) scripts/compare.py $(call flag,--base,$(BASE)) $(call flag,--a,$(A)) $(call flag,--b,$(B)) $(call flag,--prompts,$(PROMPTS)) $(call flag,--output-dir,$(OUT)) $(ARGS)
 
-models: setup ## list the model cards
-	.venv/bin/python scripts/models.py $(ARGS)
+benchmark: ## measure a recipe's speed and memory on a model's true shape: MODEL ARGS
+	$(run) scripts/benchmark.py $(call flag,--model,$(MODEL)) $(ARGS)
+
+models: ## list the model cards
+	$(run) scripts/models.py $(ARGS)
 
 pin: setup ## write the hub's present revision into a model card: MODEL
 	.venv/bin/python scripts/models.py pin $(call quote,$(MODEL)) $(ARGS)
 
 ##@ Work on this repository
 setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
-	@# A whole .venv looks after itself: its interpreter starts faster than the shim of a version manager.
-	@if test -e .venv/lock.sha256 -a -x .venv/bin/python; then .venv/bin/python -I scripts/setup.py; \
-	else $(has_python) && $(call quote,$(PYTHON)) -I scripts/setup.py; fi
+	@$(python) -I scripts/setup.py
 
 test: setup ## run every test: ARGS="-k data"
 	.venv/bin/python -m pytest $(ARGS)

@@ -19,7 +19,7 @@ TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.M)
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     folder = tmp_path / "a copy"
-    for name in ("Makefile", "scripts/setup.py"):
+    for name in ("Makefile", "scripts/setup.py", "scripts/launch.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "docker").mkdir()
@@ -86,9 +86,9 @@ def test_words_arrive_as_they_were_typed(copy: Path) -> None:
     assert given(make(copy, "pin", "MODEL=qwen2.5-7b")) == ["pin", "qwen2.5-7b"]
 
 
-@pytest.mark.parametrize("script", re.findall(r"^\t\.venv/bin/python (\S+\.py) \$\(call flag", MAKEFILE, re.M))
+@pytest.mark.parametrize("script", re.findall(r"^\t\$\(run\) (\S+\.py) \$\(call flag", MAKEFILE, re.M))
 def test_the_flags_it_passes_are_the_scripts_own(script: str) -> None:
-    recipe = re.search(rf"^\t\.venv/bin/python {script} (.*(?:\\\n.*)*)", MAKEFILE, re.M)[1]
+    recipe = re.search(rf"^\t\$\(run\) {script} (.*(?:\\\n.*)*)", MAKEFILE, re.M)[1]
     flags = re.findall(r"(?<![\w-])--[a-z-]+", recipe)
     help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
     assert flags
