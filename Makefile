@@ -33,6 +33,12 @@ PYTHON ?= python3
 #= DOCKER=/path/to/docker        the program for images and containers; else docker or podman
 #= DOCKER_LIMITS=                ulimits of a container, here none; else those that NVIDIA asks for
 #= DOCKER_ARGS="--network none"  more for `docker run`
+#= BAKE=1                        an image with the recipes in it, for clusters and registries
+#= BASE_IMAGE=debian:bookworm    what an image starts from; else docker/Dockerfile's, by digest
+#= WHEELS=/my/wheels             a folder of wheels for an image, besides those of the index
+#= CA_BUNDLE=/my/ca.pem          certificates to trust while it is built; else SSL_CERT_FILE
+#= FLASH_ATTN=1                  compile flash-attn 2 into it, for hours; XFORMERS=1: xformers
+#= GPU_ARCHITECTURES="9.0"       the GPUs to compile these for; else 8.0 to 12.0
 #= PYTHON=/path/to/python3.12    3.11 or newer, to make .venv with; else python3
 #= TORCH_CPU_LINKS=/my/wheels    folder or URL of the CPU torch; else pip's find-links or PyTorch's page
 
@@ -49,7 +55,7 @@ python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),
 run = @$(python) scripts/launch.py
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell image pin-base tiny samples test lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -123,6 +129,12 @@ pin: setup ## write the hub's present revision into a model card: MODEL
 ##@ Work on this repository
 setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
 	@$(python) -I scripts/setup.py
+
+image: ## build the image the recipes run in: VARIANT BAKE FLASH_ATTN XFORMERS
+	@$(python) scripts/image.py
+
+pin-base: ## write the digest that the registry gives the base image today into docker/Dockerfile
+	@$(python) scripts/image.py pin-base
 
 test: setup ## run every test: ARGS="-k data"
 	.venv/bin/python -m pytest $(ARGS)

@@ -49,7 +49,11 @@ def quiet_loggers() -> None:
 def describe_code() -> dict[str, Any]:
     """Commit, dirty flag, lock, image and package versions: what ran."""
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        # An image with the recipes in it has no repository, but says which commit it was built from.
+        "git": {
+            "commit": _git("rev-parse", "HEAD") or os.environ.get("IMAGE_COMMIT"),
+            "dirty": bool(_git("status", "--porcelain")),
+        },
         "lock": installed_lock(),
         "image": os.environ.get("IMAGE_DIGEST"),
         "python": platform.python_version(),
