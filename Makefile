@@ -55,7 +55,7 @@ python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),
 run = @$(python) scripts/launch.py
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell image pin-base tiny samples test lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell image pin-base tiny samples test test-docker lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -138,6 +138,9 @@ pin-base: ## write the digest that the registry gives the base image today into 
 
 test: setup ## run every test: ARGS="-k data"
 	.venv/bin/python -m pytest $(ARGS)
+
+test-docker: setup ## build the image and run in it, with an engine of its own; needs root: ARGS
+	TEST_DOCKER=$${TEST_DOCKER:-cpu} .venv/bin/python -m pytest -n 0 tests/test_docker.py $(ARGS)
 
 lint: setup ## check the Python and the shell files
 	.venv/bin/python -m ruff check
