@@ -3,11 +3,12 @@
     make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl ARGS="--no-load-in-4bit --no-gradient-checkpointing"
+    torchrun --nproc-per-node 8 recipes/sft.py ...  on 8 GPUs, each with a batch of its own (`make slurm` does so)
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
 folder of them or a hub dataset. Only what the assistant says carries loss, its end token included.
 
-Left out: images, full-parameter training over several GPUs, continued pre-training on raw text.
+Left out: images, sharding a model over several GPUs, continued pre-training on raw text.
 """
 
 import os
@@ -154,7 +155,7 @@ def main() -> None:
     samples = as_samples(asked)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    console = Console()
+    console = Console(quiet=not environment.is_first_process())
     if truncated := check_truncation(examples, args.max_length, args.max_truncated):
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
@@ -265,7 +266,9 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
-        # 6. Save, and show what changed.
+        # 6. Save, and show what changed. Of several processes, which all have the same weights, the first does.
+        if not environment.is_first_process():
+            return
         saved = run.folder / ("adapter" if args.use_peft else "model")
         with write_folder(saved) as part:
             model.save_pretrained(part)

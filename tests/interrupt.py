@@ -48,7 +48,7 @@ def happen(folder: Path) -> None:
         os.kill(os.getpid(), signal.Signals[way])
 
 
-def begin_steps(stop: common.stopping.Stop, folder: Path) -> None:
+def begin_steps(stop: common.stopping.Stop, folder: Path, *agree: object) -> None:
     callback = sys.modules["common.checkpoints"].CheckpointCallback
     look = callback.on_step_end
 
@@ -58,7 +58,7 @@ def begin_steps(stop: common.stopping.Stop, folder: Path) -> None:
         look(self, args, state, control, **kwargs)
 
     callback.on_step_end = on_step_end
-    begin(stop, folder)
+    begin(stop, folder, *agree)
 
 
 def plan_run(*args, **kwargs):

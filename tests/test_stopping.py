@@ -407,8 +407,18 @@ def one_of_two(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([step, callback.reason, files]))
 
 
-def test_several_processes_stop_after_the_same_step(tmp_path):
-    both = [multiprocessing.get_context("fork").Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+def told_before_the_steps(rank: int, folder: Path) -> None:
+    """The second alone was told, where a library caught it."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    callback = CheckpointCallback(Run(folder, {}), Stop(), 2)
+    callback.stop.told = "SIGTERM" if rank == 1 else None
+    args = SimpleNamespace(output_dir=str(folder / "checkpoints" / "part"))
+    with pytest.raises(Stopped, match="by SIGTERM before training began"):
+        callback.on_train_begin(args, TrainerState(max_steps=9), TrainerControl())
+
+
+def in_two_processes(task, folder: Path) -> None:
+    both = [multiprocessing.get_context("fork").Process(target=task, args=(rank, folder)) for rank in (0, 1)]
     for process in both:
         process.start()
     for process in both:
@@ -417,6 +427,14 @@ def test_several_processes_stop_after_the_same_step(tmp_path):
     for process in both:
         process.kill()  # where one waits for the other in vain
     assert ended == [0, 0]
+
+
+def test_several_processes_stop_before_the_same_step(tmp_path):
+    in_two_processes(told_before_the_steps, tmp_path)
+
+
+def test_several_processes_stop_after_the_same_step(tmp_path):
+    in_two_processes(one_of_two, tmp_path)
     for rank in (0, 1):
         files = ["files.json", "rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"]
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [4, "SIGTERM", files]
@@ -424,6 +442,16 @@ def test_several_processes_stop_after_the_same_step(tmp_path):
 
 def status(run: Run) -> dict:
     return json.loads((run.folder / "run.json").read_text())
+
+
+def test_of_several_processes_the_first_one_keeps_the_record(run, monkeypatch):
+    with run:
+        run.update(step=3)
+        before = status(run)
+        monkeypatch.setenv("RANK", "1")
+        run.update(step=4)
+        monkeypatch.setenv("RANK", "0")
+        assert status(run) == before
 
 
 def test_the_record_says_how_a_run_ended(run):

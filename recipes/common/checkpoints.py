@@ -11,30 +11,28 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from .environment import is_first_process
 from .errors import Stopped
 from .record import PART, Run, put_in_place, write_json
 from .stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, and the bytes of each
 
+# Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17): no place to torch.load.
+torch.serialization.register_package(
+    30, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
+)
+
 
 def newest_checkpoint(run: Run) -> Path | None:
     """The newest checkpoint of a run that is whole, None if there is none; what is newer and broken is set aside."""
-    folder = run.folder / "checkpoints"
-    for checkpoint in _sorted(folder / PART):
-        _set_aside(checkpoint, folder, "was half written when the run ended")
-    for checkpoint in _sorted(folder):
-        if fault := _fault(checkpoint):
-            _set_aside(checkpoint, folder, fault)
-            continue
-        run.update(step=_step(checkpoint))
-        print(f"Going on after step {run.record['step']}, from {checkpoint}")
-        return checkpoint
-    run.update(step=0)
-    return None
+    checkpoint = _of_first(_newest_whole(run.folder / "checkpoints") if is_first_process() else None)
+    run.update(step=_step(checkpoint) if checkpoint else 0)
+    return checkpoint
 
 
 class CheckpointCallback(TrainerCallback):
@@ -61,7 +59,7 @@ class CheckpointCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._find_best(Path(args.output_dir).parent, state)
-        self.stop.begin_steps(self.run.folder)
+        self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step >= state.max_steps:
@@ -119,6 +117,18 @@ class NoStepTooMany:
             self.control.should_training_stop = True
 
 
+def _newest_whole(folder: Path) -> Path | None:
+    for checkpoint in _sorted(folder / PART):
+        _set_aside(checkpoint, folder, "was half written when the run ended")
+    for checkpoint in _sorted(folder):
+        if fault := _fault(checkpoint):
+            _set_aside(checkpoint, folder, fault)
+            continue
+        print(f"Going on after step {_step(checkpoint)}, from {checkpoint}")
+        return checkpoint
+    return None
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
@@ -170,6 +180,15 @@ def _first_of_all(reason: str | None) -> str | None:
     reasons = [None] * distributed.get_world_size()
     distributed.all_gather_object(reasons, reason)
     return next((one for one in reasons if one), None)
+
+
+def _of_first(value: Any) -> Any:
+    """What the first process has, in all of them."""
+    if (distributed := _distributed()) is None:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _wait_for_all() -> None:

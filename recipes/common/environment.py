@@ -46,6 +46,11 @@ def quiet_loggers() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def is_first_process() -> bool:
+    """Is this the one that writes and prints, of the processes that torchrun started? True where there is only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def describe_code() -> dict[str, Any]:
     """Commit, dirty flag, lock, image and package versions: what ran."""
     return {

@@ -49,7 +49,7 @@ class ProgressCallback(TrainerCallback):
         self.task: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self.metrics.exists():
+        if self.metrics.exists() and state.is_world_process_zero:
             rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
             self.metrics.write_text("".join(kept), encoding="utf-8")
@@ -76,8 +76,9 @@ class ProgressCallback(TrainerCallback):
             }
             self.last_tokens, self.last_time = self._tokens(state), time.monotonic()
             self.bar.update(self.task, values=self._values(row))
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        if state.is_world_process_zero:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
         if not self.console.is_terminal and ("loss" in logs or "eval_loss" in logs):
             self.console.print(self._line(row, state), soft_wrap=True, highlight=False)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import describe_code
+from .environment import describe_code, is_first_process
 from .errors import InputError, MachineError, Stopped
 
 # Arguments that change what is shown or where it lands, never the weights; and the names of data and model, for which
@@ -41,9 +41,10 @@ class Run:
         self.record = record
 
     def update(self, **facts: Any) -> None:
-        """Add facts to run.json."""
+        """Add facts to run.json, which of several processes the first one writes."""
         self.record |= facts
-        write_json(self.folder / "run.json", self.record)
+        if is_first_process():
+            write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
         self.started = time.time()
@@ -94,6 +95,8 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        matters["processes"] = processes  # as many batches to a step
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
@@ -226,7 +229,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
     record = folder / "run.json"
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
-    if any(folder.iterdir()):
+    # Another process of this run may be about to write it; a batch job comes with its script and with orders to stop.
+    if is_first_process() and any(path.name not in ("slurm", "STOP") for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
     return None
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -62,13 +62,14 @@ class Stop:
             self.told = self.told or "the file STOP"
         return self.told
 
-    def begin_steps(self, folder: Path) -> None:
+    def begin_steps(self, folder: Path, agree: Callable[[str | None], str | None] = lambda reason: reason) -> None:
         """From here on a signal waits for the end of the step. Raises Stopped if one came before and got lost.
 
-        It does where a library catches everything, as some do around their imports.
+        It does where a library catches everything, as some do around their imports. Of several processes one alone may
+        have been told; `agree` gives all of them its reason.
         """
         self.phase = "steps"
-        if reason := self.reason(folder):
+        if reason := agree(self.reason(folder)):
             raise Stopped(reason, "before training began")
 
     @contextmanager
