@@ -73,6 +73,8 @@ OURS = ("--model", "--data", "--output-dir", "--no-use-peft")
 class Args:
     stages: str = "sft,dpo,grpo"
     """The stages in their order; sft can only be the first."""
+    until: str | None = None
+    """End after this one of them: scripts/slurm/submit.py makes each a job."""
     model: str = "tiny"
     """What the first stage starts from: a model card's name, a local directory or a hub id."""
     sft_data: str | None = None
@@ -146,6 +148,8 @@ def main() -> int | None:
     args = tyro.cli(Args, description=__doc__)
     stop = Stop(args.time_limit)
     names = stage_names(args.stages)
+    if args.until and args.until not in names:
+        raise InputError(f"--until {args.until}: it is none of --stages {args.stages}")
     start = find_model(args.model)
     for name in names:
         if start.card and name not in start.card.methods:
@@ -164,7 +168,7 @@ def main() -> int | None:
         at_start.mkdir(parents=True, exist_ok=True)
         figures = evaluate("start", args.model, at_start, held_out, evaluation, stop)
         done.append(Done("start", at_start, args.model, 0.0, figures))
-        for name in names:
+        for name in names[: names.index(args.until) + 1 if args.until else None]:
             done.append(run_stage(name, data[name], done[-1].model, folder, held_out, evaluation, stop))
     except StageFailed as failure:
         print(failure, file=sys.stderr)

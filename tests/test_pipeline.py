@@ -296,6 +296,7 @@ def test_make_passes_every_variable_on(module):
     ("words", "said"),
     [
         (["--stages", "sft,dop"], "did you mean dpo?"),
+        (["--stages", "sft,dpo", "--until", "grpo"], "--until grpo: it is none of --stages sft,dpo"),
         (["--stages", ""], "expected one or more of sft, dpo, grpo"),
         (["--stages", "dpo,dpo"], "each once"),
         (["--stages", "dpo,sft"], "put sft first"),
@@ -391,6 +392,14 @@ def test_a_change_runs_its_stage_and_what_follows(copy):
     # Other held-out data: nothing is trained again.
     evaluated = pipeline(copy, "--eval-data", "data_samples/arithmetic.jsonl")
     assert ran(evaluated) == [f"{name}: evaluate" for name in ("start", "sft", "dpo", "grpo")]
+
+
+def test_jobs_that_each_end_after_a_stage_make_what_one_pipeline_makes(copy):
+    """As scripts/slurm/submit.py starts them."""
+    assert ran(pipeline(copy, "--until", "sft")) == ["start: evaluate", *whole("sft")]
+    assert ran(pipeline(copy, "--until", "dpo")) == whole("dpo")
+    assert ran(pipeline(copy, "--until", "grpo")) == whole("grpo")
+    assert ran(pipeline(copy)) == []
 
 
 @pytest.mark.parametrize("code", [75, 3, 1])
