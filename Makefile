@@ -26,6 +26,19 @@ PYTHON ?= python3
 #= ARGS_DPO="--beta 0.2"         more for its DPO stage alone
 #= ARGS_GRPO="--rewards math"    more for its GRPO stage alone
 #= ARGS_EVAL="--load-in-4bit"    more for the evaluation after each of its stages
+#= RECIPE=sft                    what `make slurm` submits
+#= PIPELINE=sft,dpo,grpo         or these, as a chain of jobs, with the variables of `make pipeline`
+#= SWEEP="seed=1,2 lora_r=8,16"  or RECIPE with every choice of these arguments, as an array of jobs
+#= TIME=4:00:00                  the time limit of a job; it stops before, and is queued again until done
+#= GPUS=h200:8                   for a job how many of each node, with their kind or without; else none
+#= NODES=2                       the nodes of a job; else 1
+#= PARTITION=gpu                 as sbatch has it, and so ACCOUNT, QOS, CONSTRAINT
+#= ACCOUNT=mine                  as sbatch has it
+#= QOS=normal                    as sbatch has it
+#= CONSTRAINT=h200               as sbatch has it
+#= SBATCH="--mem=64G"            more for sbatch
+#= DRY=1                         show a job's script and submit nothing
+#= RUNTIME=pyxis                 where a job runs: local, docker, apptainer or pyxis; else local
 #= VARIANT=cuda-vllm             what to install: cpu, cuda or cuda-vllm; else as before, or what suits here
 #= RUNTIME=podman                docker, podman, apptainer or local (.venv); else docker if the image is here
 #= IMAGE=registry/recipes:1.0    the image; else recipes:VARIANT; for apptainer a .sif file
@@ -53,9 +66,11 @@ no_python = there is no $(PYTHON) here: install Python 3.11 or newer, or make PY
 python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),exec .venv/bin/python,$(has_python) && exec $(call quote,$(PYTHON)))
 # Where a command runs: RUNTIME, else a container if Docker and our image are here, else .venv. One line of it says so.
 run = @$(python) scripts/launch.py
+# Nothing need be installed on a login node, but what is in recipes/common is for a modern Python.
+modern_python = { ($(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))') 2>/dev/null || { echo "make: this needs Python 3.11 or newer: make setup, or make PYTHON=/path/to/python3.12" >&2; exit 3; }; }
 has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
 
-.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell image pin-base tiny samples test test-docker lint lock lock-check clean
+.PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell slurm slurm-status image pin-base tiny samples test test-docker test-slurm lint lock lock-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -126,6 +141,21 @@ models: ## list the model cards
 pin: setup ## write the hub's present revision into a model card: MODEL
 	.venv/bin/python scripts/models.py pin $(call quote,$(MODEL)) $(ARGS)
 
+##@ On a Slurm cluster
+slurm: ## submit RECIPE, with SWEEP, or PIPELINE: TIME GPUS NODES PARTITION MODEL DATA OUT ARGS DRY
+	@$(modern_python) && $(python) scripts/slurm/submit.py $(call flag,--recipe,$(RECIPE)) $(call flag,--pipeline,$(PIPELINE)) \
+		$(call flag,--sweep,$(SWEEP)) $(call flag,--time,$(TIME)) $(call flag,--gpus,$(GPUS)) $(call flag,--nodes,$(NODES)) \
+		$(call flag,--partition,$(PARTITION)) $(call flag,--account,$(ACCOUNT)) $(call flag,--qos,$(QOS)) \
+		$(call flag,--constraint,$(CONSTRAINT)) $(call joined,--sbatch,$(SBATCH)) $(call flag,--runtime,$(RUNTIME)) \
+		$(call flag,--image,$(IMAGE)) $(call flag,--output-dir,$(OUT)) $(if $(DRY),--dry) -- $(call flag,--model,$(MODEL)) \
+		$(if $(PIPELINE),$(call flag,--sft-data,$(SFT_DATA)) $(call flag,--dpo-data,$(DPO_DATA)) $(call flag,--math-data,$(MATH_DATA)) \
+		$(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(call joined,--sft-args,$(ARGS_SFT)) $(call joined,--dpo-args,$(ARGS_DPO)) \
+		$(call joined,--grpo-args,$(ARGS_GRPO)) $(call joined,--eval-args,$(ARGS_EVAL)),$(call flag,--data,$(DATA)) \
+		$(call flag,--reward-model,$(REWARD))) $(ARGS)
+
+slurm-status: ## what became of the jobs: OUT
+	@$(modern_python) && $(python) scripts/slurm/status.py $(call flag,--output-dir,$(OUT))
+
 ##@ Work on this repository
 setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
 	@$(python) -I scripts/setup.py
@@ -141,6 +171,9 @@ test: setup ## run every test: ARGS="-k data"
 
 test-docker: setup ## build the image and run in it, with an engine of its own; needs root: ARGS
 	TEST_DOCKER=$${TEST_DOCKER:-cpu} .venv/bin/python -m pytest -n 0 tests/test_docker.py $(ARGS)
+
+test-slurm: setup ## run the tests on a Slurm cluster of this machine's own: needs slurm-wlm and munge
+	.venv/bin/python -m pytest -n 0 tests/test_slurm.py $(ARGS)
 
 lint: setup ## check the Python and the shell files
 	.venv/bin/python -m ruff check

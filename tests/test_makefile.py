@@ -112,6 +112,19 @@ def test_no_python(target: str, copy: Path) -> None:
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("target", ["slurm", "slurm-status"])
+@pytest.mark.parametrize("python", ["old", "no"])
+def test_a_login_node_without_a_modern_python(target: str, python: str, copy: Path) -> None:
+    old = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    (copy / "old").write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c \'{old}\' "$2"\n')
+    (copy / "old").chmod(0o755)
+    shutil.rmtree(copy / ".venv")
+    lines = make(copy, target, f"PYTHON={copy / python}").stderr.splitlines()
+    assert lines[0] == "make: this needs Python 3.11 or newer: make setup, or make PYTHON=/path/to/python3.12"
+    assert lines[1].endswith("Error 3")
+    assert len(lines) == 2
+
+
 def test_help_needs_nothing(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for tool in ("make", "awk", "sh"):
