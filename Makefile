@@ -30,7 +30,6 @@ PYTHON ?= python3
 #= PIPELINE=sft,dpo,grpo         or these, as a chain of jobs, with the variables of `make pipeline`
 #= SWEEP="seed=1,2 lora_r=8,16"  or RECIPE with every choice of these arguments, as an array of jobs
 #= TIME=4:00:00                  the time limit of a job; it stops before, and is queued again until done
-#= GPUS=h200:8                   for a job how many of each node, with their kind or without; else none
 #= NODES=2                       the nodes of a job; else 1
 #= PARTITION=gpu                 as sbatch has it, and so ACCOUNT, QOS, CONSTRAINT
 #= ACCOUNT=mine                  as sbatch has it
@@ -38,11 +37,12 @@ PYTHON ?= python3
 #= CONSTRAINT=h200               as sbatch has it
 #= SBATCH="--mem=64G"            more for sbatch
 #= DRY=1                         show a job's script and submit nothing
-#= RUNTIME=pyxis                 where a job runs: local, docker, apptainer or pyxis; else local
 #= VARIANT=cuda-vllm             what to install: cpu, cuda or cuda-vllm; else as before, or what suits here
 #= RUNTIME=podman                docker, podman, apptainer or local (.venv); else docker if the image is here
+#=                               a job: docker, apptainer, pyxis or local; else local
 #= IMAGE=registry/recipes:1.0    the image; else recipes:VARIANT; for apptainer a .sif file
 #= GPUS=0,2                      the GPUs that a container gets; else all
+#=                               a job: how many of each node, as 8 or h200:8; else none
 #= DOCKER=/path/to/docker        the program for images and containers; else docker or podman
 #= DOCKER_LIMITS=                ulimits of a container, here none; else those that NVIDIA asks for
 #= DOCKER_ARGS="--network none"  more for `docker run`

@@ -18,7 +18,7 @@ SEEN_ELSEWHERE = {
     "make pipeline MODEL=qwen2.5-7b SFT_DATA=my.jsonl DPO_DATA=pairs.jsonl MATH_DATA=gsm8k.jsonl",
     # test_docker.py runs these, with the tiny model and without a GPU.
     *("make image", "make image BAKE=1 IMAGE=recipes:baked", "make shell", "make check RUNTIME=docker"),
-    *("make test-docker", "make sft MODEL=qwen2.5-7b DATA=/somewhere/my.jsonl OUT=/big/outputs/run"),
+    *("make test-docker", "make test-slurm", "make sft MODEL=qwen2.5-7b DATA=/somewhere/my.jsonl OUT=/big/outputs/run"),
     "docker run --rm --gpus all --user $(id -u):$(id -g) -v $PWD/data:/data -v $PWD/outputs:/outputs recipes:baked "
     "make sft MODEL=qwen2.5-7b DATA=/data/my.jsonl",
     "docker compose run --rm train make sft MODEL=qwen2.5-7b DATA=/data/my.jsonl",
