@@ -415,10 +415,10 @@ def test_without_slurm_the_script_is_shown_and_nothing_submitted(tmp_path):
 # --- what a script holds ------------------------------------------------------------------------------------------
 
 
-def launched(script: Path, folder: Path, **environment: str) -> tuple[list[str], str]:
-    """The command that a script starts, and GPUS as it sees them: stand-ins only say what they are given."""
+def launched(script: Path, folder: Path, **environment: str) -> tuple[list[str], str, str]:
+    """The command that a script starts, and GPUS and DOCKER_ARGS as it sees them: stand-ins only say what they get."""
     (folder / "bin").mkdir()
-    say = f'printf "%s\\n" "${{GPUS-unset}}" "${{0##*/}}" "$@" >>{folder}/given'
+    say = f'printf "%s\\n" "${{GPUS-unset}}" "${{DOCKER_ARGS-}}" "${{0##*/}}" "$@" >>{folder}/given'
     for program, does in {
         **dict.fromkeys(("srun", "python3"), say),
         "docker": f'echo "$@" >>{folder}/given.docker',
@@ -429,9 +429,9 @@ def launched(script: Path, folder: Path, **environment: str) -> tuple[list[str],
     script.write_text(re.sub("^export PATH=", f"export PATH={folder}/bin:", script.read_text(), flags=re.M))
     slurm = {"SLURM_JOB_ID": "60017", "SLURM_JOB_NODELIST": "n[1-2]", "TMPDIR": str(folder), **environment}
     subprocess.run(["bash", script], env={**os.environ, **slurm}, capture_output=True, check=False, timeout=60)
-    gpus, *words = (folder / "given").read_text().splitlines()
+    gpus, docker_args, *words = (folder / "given").read_text().splitlines()
     assert not list(folder.glob("job-60017*"))
-    return words, gpus
+    return words, gpus, docker_args
 
 
 @pytest.mark.parametrize("runtime", ["docker", "apptainer", "pyxis"])
@@ -447,7 +447,7 @@ def test_the_script_for_a_container(tmp_path, runtime, nodes):
         assert "RUNTIME=docker: its containers do not see other nodes" in done.stderr
         return
     assert done.returncode == 0, done.stderr
-    words, gpus = launched(tmp_path / "run" / "slurm" / "sft.sh", tmp_path, SLURM_JOB_GPUS="2,3")
+    words, gpus, docker_args = launched(tmp_path / "run" / "slurm" / "sft.sh", tmp_path, SLURM_JOB_GPUS="2,3")
     recipe = words.index(f"{ROOT}/recipes/sft.py")
     assert words[recipe:] == [
         f"{ROOT}/recipes/sft.py", "--model", "qwen2.5-7b", "--data", f"{tmp_path}/my.jsonl", "--output-dir",
@@ -462,6 +462,8 @@ def test_the_script_for_a_container(tmp_path, runtime, nodes):
         assert "HF_HOME" in passed.split(",")
     else:
         assert f"{ROOT}/scripts/launch.py" in words
+        # Two jobs that compile into the same folder can wait for each other for ever.
+        assert "--env UNSLOTH_COMPILE_LOCATION=/tmp/unsloth" in docker_args
     if runtime == "docker":
         assert gpus == "2,3"
         assert "rm --force job-60017" in (tmp_path / "given.docker").read_text()

@@ -59,8 +59,9 @@ docker | apptainer)
     # Docker is no part of the job and would give out every GPU of the node, so it is told the numbers of the job's own.
     # For apptainer CUDA_VISIBLE_DEVICES holds, as long as there is any.
     if [ "$runtime" = docker ] || [ -z "${SLURM_JOB_GPUS:-}" ]; then export GPUS=${SLURM_JOB_GPUS:-}; fi
+    export DOCKER_ARGS="--env UNSLOTH_COMPILE_LOCATION=/tmp/unsloth" # each job's own, as above; apptainer has the flag, too
     # A container outlives a client that is killed, and holds its GPUs, unless it is removed by name.
-    [ "$runtime" = docker ] && export DOCKER_ARGS="--name job-$SLURM_JOB_ID"
+    [ "$runtime" = docker ] && DOCKER_ARGS+=" --name job-$SLURM_JOB_ID"
     ;;
 pyxis)
     export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface} # among the mounts
