@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from rich.console import Console
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REWARD_FILES = ("adapter_model.safetensors", "head.safetensors")
@@ -424,7 +424,7 @@ def main() -> None:
             if control.should_log:
                 callbacks.on_log(settings, state, control, logs=stats)
             if control.should_save:
-                save_checkpoint(ppo, state, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
+                save_checkpoint(ppo, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
                 callbacks.on_save(settings, state, control)
         callbacks.on_train_end(settings, state, control)
 
@@ -1082,8 +1082,8 @@ def forget_after(file: Path, number: int) -> None:
 # Checkpoints: the policy's adapter at the root, the critic's and its head in a folder, all the rest in ppo_state.pt.
 
 
-def save_checkpoint(ppo: PPO, state: "TrainerState", folder: Path) -> None:
-    """Write all that the run has to hold into `folder`."""
+def save_checkpoint(ppo: PPO, folder: Path) -> None:
+    """Write all that the run has to hold into `folder`; the trainer's state CheckpointCallback adds."""
     import numpy as np
     import torch
     from common.reward_head import save_head
@@ -1106,7 +1106,6 @@ def save_checkpoint(ppo: PPO, state: "TrainerState", folder: Path) -> None:
         },
     }
     torch.save(rest, folder / "ppo_state.pt")
-    state.save_to_json(str(folder / "trainer_state.json"))
 
 
 def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:

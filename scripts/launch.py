@@ -435,13 +435,4 @@ def say(line):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except setup.Refusal as refusal:
-        say(str(refusal))
-        sys.exit(refusal.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # a full or read-only disk, a folder of someone else
-        say(f"{error.filename or ROOT}: {error.strerror or error}")
-        sys.exit(3)
+    setup.run_command("launch", main, sys.argv[1:])

@@ -23,7 +23,7 @@ from common import environment
 from common.errors import InputError, MachineError, run_command
 from common.inference import base_of
 from common.models import MERGE_RECORD, Model, contents, fetch, load_tokenizer
-from common.record import make_readable, write_json
+from common.record import write_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -90,12 +90,10 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     model = merge_weights(model)
     check = {"prompts": len(prompts), **compare(before, [log_probs(model, ids) for ids, _, _ in before], tokenizer)}
 
-    aside = folder.with_name(folder.name + ".part")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    write_json(aside / MERGE_RECORD, {**inputs, "check": check})
-    make_readable(aside)
-    aside.rename(folder)
+    with write_folder(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_json(part / MERGE_RECORD, {**inputs, "check": check})
     return check
 
 

@@ -444,14 +444,21 @@ def say(line):
     print("setup: " + line, file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
+def run_command(name, command, *words):
+    """Run a script's main; what it refuses is one line, that the script of this name says, and an exit code."""
     try:
-        main()
+        command(*words)
     except Refusal as refusal:
-        say(str(refusal))
-        sys.exit(refusal.exit_code)
+        reason, code = refusal, refusal.exit_code
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # a full or read-only disk, a folder of someone else
-        say(f"{error.filename or ROOT}: {error.strerror or error}")
-        sys.exit(3)
+        reason, code = f"{error.filename or ROOT}: {error.strerror or error}", 3
+    else:
+        return
+    print(f"{name}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_command("setup", main)

@@ -19,7 +19,7 @@ from common.reward_head import new_head
 from common.rewards import Weighted
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 PAD, TEMPERATURE, KL_COEF = 0, 0.7, 0.1
 LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and answer
@@ -348,7 +348,7 @@ def test_a_checkpoint_brings_everything_back(setting, tmp_path):
     ppo.step(parts, rollout(setting), 0)
     parts.kl_coef = 0.123
     parts.scores.update([1.0, 5.0])
-    ppo.save_checkpoint(parts, TrainerState(global_step=1), tmp_path / "checkpoint-1")
+    ppo.save_checkpoint(parts, tmp_path / "checkpoint-1")
     drawn = torch.rand(3)
     ppo.step(parts, rollout(setting), 1)
     other = copy.deepcopy(parts)

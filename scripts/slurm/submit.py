@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 from common.environment import ROOT
 from common.errors import InputError, MachineError, run_command
 from common.record import write_json
+from common.stopping import seconds
 
 RECIPES = ("sft", "dpo", "grpo", "ppo", "reward")
 STAGES = ("sft", "dpo", "grpo")
@@ -97,8 +98,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", help="after --, the arguments of the recipe or the pipeline")
     args = parser.parse_args()
 
-    if not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", args.time):
-        raise InputError(f"TIME={args.time}: expected hours:minutes:seconds, as 4:00:00")
+    try:
+        args.seconds = seconds(args.time)
+    except InputError:
+        raise InputError(f"TIME={args.time}: expected hours:minutes:seconds, as 4:00:00") from None
     if not re.fullmatch(r"(\w+:)?\d+", args.gpus):
         raise InputError(f"GPUS={args.gpus}: expected how many of each node, as 1 or h200:8")
     args.per_node = max(1, int(args.gpus.rpartition(":")[2]))
@@ -179,9 +182,8 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
 
 
 def options(stage: str, folder: Path, runs: list[tuple[str, list[str]]], args: argparse.Namespace) -> list[str]:
-    hours, minutes, seconds = map(int, args.time.split(":"))
     # Slurm sends the signal up to a minute early. A short job, for a trial, must still get to train.
-    warning = min(WARNING_SECONDS, (3600 * hours + 60 * minutes + seconds) // 3)
+    warning = min(WARNING_SECONDS, args.seconds // 3)
     return [
         f'--job-name="{stage}-{folder.name}"',
         f"--time={args.time}",
