@@ -68,6 +68,7 @@ from common.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from common.generate import Answer
+    from common.reward_head import RecordedPass
     from peft import PeftModel
     from rich.console import Console
     from torch import Tensor
@@ -272,7 +273,7 @@ def main() -> None:
     from common.checkpoints import CheckpointCallback, newest_checkpoint
     from common.generate import Answer, generate as answer_prompts
     from common.progress import ProgressCallback
-    from common.reward_head import load_head, new_head
+    from common.reward_head import RecordedPass, load_head, new_head
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -379,6 +380,7 @@ def main() -> None:
             sample=sample,
             rules=rules,
             reward_head=reward_head,
+            reward_backbone=RecordedPass(model),
             critic_head=critic_head,
             policy=Learner(
                 adapter_parameters(model, "default"), settings, args.learning_rate, steps - args.critic_warmup_steps
@@ -515,6 +517,7 @@ class PPO:
     sample: "Callable[[list[Problem], int, float], list[Answer]]"
     rules: list[Weighted]
     reward_head: "torch.nn.Linear | None"
+    reward_backbone: "RecordedPass"
     critic_head: "torch.nn.Linear"
     policy: "Learner"
     critic: "Learner"
@@ -773,9 +776,8 @@ def score_episodes(ppo: PPO, episodes: Episodes) -> None:
     if ppo.reward_head is not None and ppo.args.reward_weight:
         texts = [(said.prompt_ids, said.completion_ids) for said in episodes.answers]
         with adapter(ppo.model, "reward"):
-            given = score_last(
-                ppo.model, ppo.reward_head, texts, ppo.pad_token_id, ppo.args.per_device_train_batch_size
-            )
+            batch_size = ppo.args.per_device_train_batch_size
+            given = score_last(ppo.model, ppo.reward_head, texts, ppo.pad_token_id, batch_size, ppo.reward_backbone)
         episodes.parts = {**episodes.parts, REWARD_MODEL: given}
         episodes.scores = [s + ppo.args.reward_weight * g for s, g in zip(episodes.scores, given, strict=True)]
 

@@ -177,9 +177,12 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
     from unsloth import FastLanguageModel
 
     from common.progress import memory_gib
-    from common.reward_head import load_head, score_last
+    from common.reward_head import RecordedPass, load_head, score_last
 
     on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # this process may have made the checkpoint, in 16 bit
     model, _ = FastLanguageModel.from_pretrained(
         str(checkpoint),
         max_seq_length=2 * length,
@@ -192,11 +195,12 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
     model.load_adapter(str(reward / "adapter"), adapter_name="reward")
     model.set_adapter("reward", inference_mode=True)
     head, _ = load_head(reward / "adapter", model.device)
+    backbone = RecordedPass(model)
     times = []
     for number in range(60):
         row = ([1 + number] * 16, [2 + number] * length)
         start = time.perf_counter()
-        score_last(model, head, [row], 0)  # it returns floats, so the GPU is done
+        score_last(model, head, [row], 0, backbone=backbone)  # it returns floats, so the GPU is done
         times.append(1000 * (time.perf_counter() - start))
     measured = sorted(times[10:])
     return {

@@ -74,6 +74,79 @@ def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
     assert held_out["after"]["score"] > held_out["before"]["score"] + 0.1
 
 
+@pytest.fixture
+def adapted():
+    """The tiny model with a random adapter, in 32 bit."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "data_samples" / "tiny", dtype=torch.float32)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(base, adapter).cuda().eval()
+
+
+def test_a_recorded_pass_computes_what_the_pass_does(adapted):
+    """Its shapes are multiples of 64, it is replayed over other texts, and it sees the weights change."""
+    from common.reward_head import RecordedPass, last_hidden, new_head, pad_right, score_last
+
+    head = new_head(256, "cuda")
+    torch.nn.init.normal_(head.weight)
+    recorded = RecordedPass(adapted)
+    texts = [([5] * 3, [7, 8, 9]), ([4] * 90, [3] * 10), ([6] * 40, [5] * 24), ([9] * 70, [8] * 50)]
+    for _ in range(2):
+        scores = score_last(adapted, head, texts, 0, 2, recorded)
+        assert scores == pytest.approx(score_last(adapted, head, texts, 0, 2), abs=1e-3)
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    weight.mul_(2)
+    assert scores != pytest.approx(score_last(adapted, head, texts, 0, 2), abs=1e-2)
+    assert list(recorded.recordings) == [(2, 128)]
+    ids, mask = pad_right([[5] * 600, [6] * 9], 0, "cuda")
+    assert recorded(ids, mask).shape == last_hidden(adapted, ids, mask).shape
+    assert len(recorded.recordings) == 1  # too many tokens to be worth it
+
+
+def test_a_recorded_pass_keeps_what_it_reads(adapted):
+    """A module drops a cache that the recording reads, and its memory is written over: the replay is the same."""
+    from common.reward_head import RecordedPass, pad_right
+
+    embedding = adapted.get_input_embeddings()
+    embedding.caches = [torch.ones(1 << 20, device="cuda")]
+    embedding.register_forward_hook(lambda module, given, states: states * module.caches[0][:256])
+    recorded = RecordedPass(adapted)
+    ids, mask = pad_right([[5, 6, 7]], 0, "cuda")
+    before = recorded(ids, mask).clone()
+    embedding.caches[0] = None
+    written = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(20)]
+    assert torch.equal(recorded(ids, mask), before)
+    assert len(written) == 20
+
+
+def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
+    """It waits for the GPU in the midst: one warning, right states, and random numbers can be drawn as before."""
+    from common.reward_head import RecordedPass, last_hidden, pad_right
+
+    waiting = adapted.get_input_embeddings().register_forward_hook(
+        lambda module, given, states: states * bool(states.sum().item() != 0)
+    )
+    recorded = RecordedPass(adapted)
+    ids, mask = pad_right([[5, 6, 7]], 0, "cuda")
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="cannot be recorded, so it is slower: .*captur"):
+        states = recorded(ids, mask)
+    drawn = torch.rand(3, device="cuda")
+    assert torch.equal(states, last_hidden(adapted, ids, mask))
+    assert torch.equal(recorded(ids, mask), states)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3, device="cuda"), drawn)
+    assert recorded.recordings == {}
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    waiting.remove()
+    assert torch.allclose(RecordedPass(adapted)(ids, mask), states, atol=1e-4)
+
+
 def test_grpo_learns(merged, tmp_path):
     done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", "--max-steps", 15)
     assert done.returncode == 0, done.stderr

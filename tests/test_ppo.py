@@ -15,7 +15,7 @@ import pytest
 import torch
 from common.formats import Problem
 from common.generate import Answer
-from common.reward_head import new_head
+from common.reward_head import RecordedPass, new_head
 from common.rewards import Weighted
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
@@ -80,6 +80,7 @@ def setting(tmp_path):
         sample=lambda rows, length, temperature: answers(),
         rules=[Weighted("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=heads["reward"],
+        reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
         policy=ppo.Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
         critic=ppo.Learner(critic_parameters, settings, 1e-2, 10),
