@@ -10,6 +10,7 @@ another certificate, DOCKER another program that builds as docker does, such as 
 Standard library only, and nothing that Python 3.6 cannot parse.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -60,14 +61,10 @@ def build(program):
     with tempfile.TemporaryDirectory() as folder:
         for secret, file in secrets(folder).items():
             command += ["--secret", f"id={secret},src={file}"]
-        copied = lend_wheels(variant)
-        try:
+        environment = dict(os.environ, DOCKER_BUILDKIT="1")
+        with lent_wheels(variant):
             say(f"building {name} with {program}")
-            environment = dict(os.environ, DOCKER_BUILDKIT="1")
             status = subprocess.call([*command, "--tag", name, setup.ROOT], env=environment)
-        finally:
-            for wheel in copied:
-                os.remove(wheel)
     if status:
         raise setup.Refusal(f"{program} could not build {name}: its last lines say why")
     size = subprocess.check_output([program, "image", "inspect", "--format", "{{.Size}}", name], env=environment)
@@ -99,10 +96,11 @@ def secrets(folder):
     return found
 
 
-def lend_wheels(variant):
-    """Copy into docker/wheels what WHEELS has, and the CPU torch where a folder of this machine has it.
+@contextlib.contextmanager
+def lent_wheels(variant):
+    """Copies in docker/wheels of what WHEELS has, and of the CPU torch where a folder of this machine has it.
 
-    Returns the copies, for the build sees nothing outside of the repository and they are to go again.
+    They are there for the length of the block: the build sees nothing outside of the repository.
     """
     wheels, folder = [], os.environ.get("WHEELS", "")
     if folder:
@@ -117,12 +115,16 @@ def lend_wheels(variant):
                 os.path.join(links, name) for name in os.listdir(links) if name.startswith(f"torch-{version}-cp311-")
             ]
     copies = []
-    for wheel in wheels:
-        copy = os.path.join(WHEELS, os.path.basename(wheel))
-        if not os.path.exists(copy):
-            shutil.copyfile(wheel, copy)
-            copies.append(copy)
-    return copies
+    try:
+        for wheel in wheels:
+            copy = os.path.join(WHEELS, os.path.basename(wheel))
+            if not os.path.exists(copy):
+                copies.append(copy)
+                shutil.copyfile(wheel, copy)
+        yield
+    finally:
+        for copy in filter(os.path.exists, copies):
+            os.remove(copy)
 
 
 def pin_base(program):
@@ -138,8 +140,9 @@ def pin_base(program):
     if not digests:
         raise setup.Refusal(f"{program} has no digest of {tag}: it was not pulled from a registry")
     pinned = tag + "@" + digests[0].partition("@")[2]
-    with open(DOCKERFILE, "w") as file:
+    with open(DOCKERFILE + ".new", "w") as file:
         file.write(text.replace("ARG BASE_IMAGE=" + written, "ARG BASE_IMAGE=" + pinned))
+    os.replace(DOCKERFILE + ".new", DOCKERFILE)
     say(f"docker/Dockerfile: {pinned}" + (", as before" if pinned == written else f", it was {written}"))
 
 
@@ -148,10 +151,4 @@ def say(line):
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except setup.Refusal as refusal:
-        say(str(refusal))
-        sys.exit(refusal.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    setup.run_command("image", main, *sys.argv[1:])

@@ -60,7 +60,8 @@ def main(argument: str = "") -> None:
             compare(work)
         else:
             for name in LOCKS:
-                shutil.copyfile(work / name, DOCKER / name)
+                shutil.copyfile(work / name, DOCKER / f"{name}.new")
+                os.replace(DOCKER / f"{name}.new", DOCKER / name)
 
 
 def cpu_links() -> tuple[str, str]:
@@ -107,8 +108,4 @@ def compare(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except setup.Refusal as refusal:
-        print(f"lock: {refusal}", file=sys.stderr)
-        sys.exit(refusal.exit_code)
+    setup.run_command("lock", main, *sys.argv[1:])

@@ -137,6 +137,24 @@ def test_what_cannot_be_is_said(given, code, words, checkout):
     assert not checkout.said.exists()
 
 
+@pytest.mark.parametrize("words", [(), ("pin-base",)])
+def test_a_full_disk_is_said_and_leaves_all_as_it_was(words, checkout, tmp_path):
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "a-1-py3-none-any.whl").write_bytes(bytes(9_000))
+    checkout.answer("debian@sha256:" + "a" * 64)
+    before = (checkout.root / "docker" / "Dockerfile").read_bytes()
+    command = f"ulimit -f 1; exec {sys.executable} -B scripts/image.py {' '.join(words)}"  # no file beyond 1 KiB
+    environment = {**os.environ, "DOCKER": str(checkout.docker), "VARIANT": "cuda", "WHEELS": str(tmp_path / "wheels")}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=checkout.root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (checkout.root / "docker" / "Dockerfile").read_bytes() == before
+    assert os.listdir(checkout.root / "docker" / "wheels") == []
+
+
 def test_pin_base_writes_the_digest_of_the_registry(checkout):
     digest = "sha256:" + "a" * 64
     checkout.answer(f"debian@{digest}")
