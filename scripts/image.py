@@ -129,7 +129,7 @@ def lent_wheels(variant):
 
 def pin_base(program):
     """The registry's digest of the base image's tag, which the engine asks for when it pulls."""
-    with open(DOCKERFILE) as file:
+    with open(DOCKERFILE, encoding="utf-8") as file:
         text = file.read()
     written, tag = BASE.search(text).groups()
     tag = os.environ.get("BASE_IMAGE", tag).partition("@")[0]
@@ -140,9 +140,7 @@ def pin_base(program):
     if not digests:
         raise setup.Refusal(f"{program} has no digest of {tag}: it was not pulled from a registry")
     pinned = tag + "@" + digests[0].partition("@")[2]
-    with open(DOCKERFILE + ".new", "w") as file:
-        file.write(text.replace("ARG BASE_IMAGE=" + written, "ARG BASE_IMAGE=" + pinned))
-    os.replace(DOCKERFILE + ".new", DOCKERFILE)
+    setup.write_whole(DOCKERFILE, text.replace("ARG BASE_IMAGE=" + written, "ARG BASE_IMAGE=" + pinned).encode())
     say(f"docker/Dockerfile: {pinned}" + (", as before" if pinned == written else f", it was {written}"))
 
 

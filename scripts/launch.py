@@ -362,8 +362,7 @@ def container(runtime, image, mounts, passed, words):
     command += ["--security-opt", "label=disable"]  # else SELinux hides what is mounted
     command += ["--shm-size", "8g", "--stop-timeout", "120", "--workdir", ROOT]
     command += ["--hostname", os.uname().nodename[:63]]  # for the record of the run
-    for outside, inside, writable in sorted(mounts.list, key=lambda mount: mount[1]):
-        command += ["--mount", mount(outside, inside, writable, "target")]
+    command += mount_words(mounts, "target")
     for name, value in passed.items():
         command += ["--env", name if value is None else f"{name}={value}"]
     gpus = wanted_gpus(image)
@@ -378,8 +377,7 @@ def container(runtime, image, mounts, passed, words):
 def apptainer(image, mounts, words):
     """The words of `apptainer exec`."""
     command = ["apptainer", "exec", "--containall", "--no-home", "--cleanenv", "--pwd", ROOT]
-    for outside, inside, writable in sorted(mounts.list, key=lambda mount: mount[1]):
-        command += ["--mount", mount(outside, inside, writable, "destination")]
+    command += mount_words(mounts, "destination")
     if wanted_gpus(image):
         command += ["--nv"]
     return [*command, *split(os.environ.get("DOCKER_ARGS")), image.name, *words]
@@ -405,10 +403,14 @@ def in_foreground():
         return False
 
 
-def mount(outside, inside, writable, to):
-    """The value of --mount, which is a line of CSV, so that a name may hold anything."""
-    words = ["type=bind", "source=" + outside, f"{to}={inside}"] + ([] if writable else ["readonly"])
-    return ",".join('"{}"'.format(word.replace('"', '""')) if set(word) & set('",\n') else word for word in words)
+def mount_words(mounts, to):
+    """A --mount for each, a folder before what lies in it; a line of CSV, so that a name may hold anything."""
+    words = []
+    for outside, inside, writable in sorted(mounts.list, key=lambda mount: mount[1]):
+        fields = ["type=bind", "source=" + outside, f"{to}={inside}"] + ([] if writable else ["readonly"])
+        fields = ['"{}"'.format(field.replace('"', '""')) if set(field) & set('",\n') else field for field in fields]
+        words += ["--mount", ",".join(fields)]
+    return words
 
 
 def wanted_gpus(image):

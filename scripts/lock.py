@@ -60,8 +60,7 @@ def main(argument: str = "") -> None:
             compare(work)
         else:
             for name in LOCKS:
-                shutil.copyfile(work / name, DOCKER / f"{name}.new")
-                os.replace(DOCKER / f"{name}.new", DOCKER / name)
+                setup.write_whole(str(DOCKER / name), (work / name).read_bytes())
 
 
 def cpu_links() -> tuple[str, str]:

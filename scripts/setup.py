@@ -293,9 +293,7 @@ def install(asked):
     run_uv([uv, "venv", "--no-project", "--no-python-downloads", "--allow-existing", "--python", python, VENV], lock)
     command = [uv, "pip", "sync", "--python", VENV, "--require-hashes", "--only-binary", ":all:"]
     run_uv(command + (["--find-links", links] if links else []) + [lock], lock)
-    with open(MARK + ".new", "w") as mark:
-        mark.write(text)
-    os.replace(MARK + ".new", MARK)
+    write_whole(MARK, text.encode())
     say("done")
 
 
@@ -365,10 +363,7 @@ def fetch_uv():
             "do not use that index before you know why"
         )
     os.makedirs(os.path.dirname(uv), exist_ok=True)
-    with open(uv + ".new", "wb") as file:
-        file.write(zipfile.ZipFile(io.BytesIO(wheel)).read(f"uv-{version}.data/scripts/uv"))
-    os.chmod(uv + ".new", 0o755)
-    os.replace(uv + ".new", uv)
+    write_whole(uv, zipfile.ZipFile(io.BytesIO(wheel)).read(f"uv-{version}.data/scripts/uv"), executable=True)
     return uv
 
 
@@ -442,6 +437,21 @@ class only_one:
 
 def say(line):
     print("setup: " + line, file=sys.stderr, flush=True)
+
+
+def write_whole(path, data, executable=False):
+    """Write a file's bytes aside and rename it, so that it is there whole or as it was before."""
+    aside = path + ".new"
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+        if executable:
+            os.chmod(aside, 0o755)
+        os.replace(aside, path)
+    except OSError:  # a full disk
+        if os.path.exists(aside):
+            os.remove(aside)
+        raise
 
 
 def run_command(name, command, *words):

@@ -172,10 +172,9 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             raise InputError(f"the value of {name} would stand in {script}; leave it out, the job reads it from a file")
     script.write_text(text, encoding="utf-8")
     path = f"{os.environ.get('PATH', '')}:{ROOT}/.venv/bin"
-    for linter in (["bash", "-n"], ["shellcheck", "--severity=warning"]):
-        if shutil.which(linter[0], path=path):
-            command = [shutil.which(linter[0], path=path), *linter[1:], script]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for name, flag in (("bash", "-n"), ("shellcheck", "--severity=warning")):
+        if linter := shutil.which(name, path=path):
+            done = subprocess.run([linter, flag, script], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"{script} is no sound script:\n{done.stdout}{done.stderr}")
     return script
