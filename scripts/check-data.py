@@ -105,6 +105,8 @@ def main() -> None:
     target = cleaned.check_target(Path(args.fix), data) if args.fix else None
     if args.show_mask and not base:
         raise InputError("--show-mask needs the model whose tokens are shown: MODEL=tiny or another")
+    if args.show_mask and (args.json or args.html or args.fix):
+        raise InputError("--show-mask prints rows and nothing else: leave out --json, --html and --fix, or it")
     local = not any(isinstance(data, str) for data in (source, evaluation_source))
     environment.set_variables(offline=local and (base is None or base.local))
 

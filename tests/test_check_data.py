@@ -65,12 +65,13 @@ def command():
 
 @pytest.fixture
 def check(command, monkeypatch, tmp_path, capsys):
-    """Run the command; its report as JSON, what it printed, and why it refused, if it did."""
+    """Run the command; its report as JSON, unless it shows masks, what it printed, and why it refused, if it did."""
 
     def run(data, *flags):
         report = tmp_path / "report.json"
         report.unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", ["check-data", "--data", str(data), "--json", str(report), *map(str, flags)])
+        to = [] if "--show-mask" in flags else ["--json", str(report)]
+        monkeypatch.setattr(sys, "argv", ["check-data", "--data", str(data), *to, *map(str, flags)])
         monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
         refusal = None
         try:
@@ -394,6 +395,16 @@ def test_the_mask_is_coloured(tokenizer):
 
 def test_the_mask_needs_a_model(check):
     assert "--show-mask needs the model" in check(ROOT / "data_samples" / "sft.jsonl", "--show-mask", 1)[2]
+
+
+@pytest.mark.parametrize("flag", ["--html", "--json", "--fix"])
+def test_the_mask_is_all_that_is_shown(check, tmp_path, flag):
+    """And so no file is promised with it."""
+    sample = ROOT / "data_samples" / "sft.jsonl"
+    _, out, refusal = check(sample, "--model", "tiny", "--show-mask", 1, flag, tmp_path / "out.jsonl")
+    assert out == ""
+    assert "--show-mask prints rows and nothing else" in refusal
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 # 5. The cleaned file.

@@ -127,6 +127,8 @@ def test_the_command_runs(command, data, tmp_path, request):
         assert done.returncode == 0, done.stdout + done.stderr
     if trains:
         assert (tmp_path / "run" / "run.json").exists()
+    if "report.html" in command:
+        assert (tmp_path / "report.html").exists()
     for word in given:
         if word.startswith("OUT="):
             assert (tmp_path / word.removeprefix("OUT=")).exists()
