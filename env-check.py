@@ -717,7 +717,7 @@ def card_names():
 
 
 def read_cards():
-    """{name: card}, smallest first. Plain objects, because common.models, which checks cards, needs packages."""
+    """{name: card}, smallest first. Plain objects, because common.lm.cards, which checks cards, needs packages."""
     import tomllib
 
     cards = {}
@@ -735,7 +735,7 @@ def sizes(recipe, card):
 
 def what_runs(recipe, cards, facts):
     """[{model, fits, ...}] of every card that is offered for `recipe`, smallest first."""
-    from common import memory
+    from common.lm import memory
 
     lines = []
     for name, card in cards.items():
@@ -754,7 +754,7 @@ def what_runs(recipe, cards, facts):
 
 def check_job(recipe, model, card, lines, facts):
     """Can `recipe` train `model` here? `lines` are those of what_runs."""
-    from common import memory
+    from common.lm import memory
 
     name = f"{recipe} {model}"
     line = next(line for line in lines if line["model"] == model)

@@ -6,10 +6,10 @@
     make test-rewards DATA=gsm8k.jsonl                               do the rewards mean what they should?
 
 Data is prompt/answer or question/answer (as GSM8K has it); other columns reach the reward functions under their names.
-A reward is a name of common/rewards.py or FILE.py:FUNCTION, with =WEIGHT; they are added. Before a run every one of
-them is held to the reward contract on rows of the data. An answer's advantage is its reward against the mean of the
-answers to the same problem (arXiv:2402.03300), so a group whose rewards are all the same teaches nothing: the live line
-has their share as `flat`, and --refill puts other problems in their place.
+A reward is a name of common/rewards/specification.py or FILE.py:FUNCTION, with =WEIGHT; they are added. Before a run
+every one of them is held to the reward contract on rows of the data. An answer's advantage is its reward against the
+mean of the answers to the same problem (arXiv:2402.03300), so a group whose rewards are all the same teaches nothing:
+the live line has their share as `flat`, and --refill puts other problems in their place.
 
 The reference is the base with the adapter switched off, so the stage before must be in the base, merged. With --beta 0,
 the default, no KL term holds the policy to it; the KL shown is then measured on a few answers a step, never trained on.
@@ -24,18 +24,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common import environment
-from common.chat import end_token, set_chat_template, set_pad_token
 from common.cli import parse
+from common.data.examples import Conversation, Problem
+from common.data.hold_out import hold_out
+from common.data.read import column_map, problems
+from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
-from common.formats import Conversation, Problem, column_map, problems
-from common.inference import score_answers
-from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import plan_run, write_folder
-from common.reward_contract import check_contract
-from common.rewards import Weighted, check_problems, load
-from common.rows import Faults, find_source, read_rows, source_sha256
-from common.samples import Sample, hold_out, show
-from common.stopping import Stop
+from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.rewards.contract import check_contract
+from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.run.files import write_folder
+from common.run.folder import plan_run
+from common.run.samples import Sample, show
+from common.run.stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,11 +201,11 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
-    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.difficulty import choose, group_means, pass_rates
-    from common.generate import Answer, generate
-    from common.log_probs import score_tokens
-    from common.progress import ProgressCallback, mean_loss
+    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.curriculum import choose, group_means, pass_rates
+    from common.lm.generate import Answer, generate
+    from common.lm.log_probs import score_tokens
+    from common.run.progress import ProgressCallback, mean_loss
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)

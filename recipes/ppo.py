@@ -12,7 +12,7 @@ arXiv:1909.08593, in the phases of section "The phases" below; the arithmetic un
 
 A reward is a reward model, or rules (the functions of GRPO, or your own in a Python file), or both, added with weights:
 
-    from common.reward_functions import text_of                     # my_rules.py, as --rewards my_rules.py:disclaimer
+    from common.rewards.builtin import text_of                     # my_rules.py, as --rewards my_rules.py:disclaimer
 
     def disclaimer(completions):
         return [float("no medical advice" in text_of(said)) - 2 * any(map(str.isdigit, text_of(said)[:50]))
@@ -41,34 +41,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
-from common.chat import end_token, set_chat_template, set_pad_token
 from common.cli import parse
-from common.difficulty import PromptSampler
+from common.data.examples import Conversation, Problem
+from common.data.formats import PAIR_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
+from common.data.hold_out import hold_out
+from common.data.prompts import distinct
+from common.data.read import column_map, prompts
+from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import STOPPED, InputError, Stopped, run_command
-from common.formats import (
-    PAIR_FORMATS,
-    PROMPT_FORMATS,
-    RATING_FORMATS,
-    Conversation,
-    Problem,
-    column_map,
-    detect,
-    prompts,
-)
-from common.inference import distinct, score_answers
-from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import plan_run, write_folder
-from common.reward_contract import check_contract
-from common.reward_model import find_reward_adapter
-from common.rewards import Weighted, check_problems, load
-from common.rows import Faults, find_source, read_rows, source_sha256
-from common.samples import Sample, hold_out, show
-from common.stopping import Stop
+from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.rewards.adapter import find_reward_adapter
+from common.rewards.contract import check_contract
+from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.run.curriculum import PromptSampler
+from common.run.files import write_folder
+from common.run.folder import plan_run
+from common.run.samples import Sample, show
+from common.run.stopping import Stop
 
 if TYPE_CHECKING:
     import torch
-    from common.generate import Answer
-    from common.reward_head import RecordedPass
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.generate import Answer
     from peft import PeftModel
     from rich.console import Console
     from torch import Tensor
@@ -270,10 +265,11 @@ def main() -> None:
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
-    from common.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.generate import Answer, generate as answer_prompts
-    from common.progress import ProgressCallback
-    from common.reward_head import RecordedPass, load_head, new_head
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
+    from common.lm.generate import Answer, generate as answer_prompts
+    from common.run.progress import ProgressCallback
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.scalar_head import load_head, new_head
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -685,7 +681,7 @@ def adapter(model: "PeftModel", name: str) -> Iterator[None]:
 def as_episodes(rows: list[Problem], said: "list[Answer]", pad_token_id: int, device: "torch.device") -> Episodes:
     """Prompts and answers as tensors. On the right no token sees the padding, with or without a mask."""
     import torch
-    from common.reward_head import pad_right
+    from common.lm.hidden_states import pad_right
 
     input_ids, attention_mask = pad_right([a.prompt_ids + a.completion_ids for a in said], pad_token_id, device)
     tokens, mask = pad_right([answer.completion_ids for answer in said], pad_token_id, device)
@@ -710,7 +706,7 @@ def log_probs_of(model: "PeftModel", episodes: Episodes, temperature: float) -> 
     whole they would take more memory than everything else.
     """
     import torch
-    from common.reward_head import last_hidden
+    from common.lm.hidden_states import last_hidden
     from torch.utils.checkpoint import checkpoint
 
     causal, mask = model.get_base_model(), episodes.mask
@@ -736,7 +732,8 @@ def log_probs_of(model: "PeftModel", episodes: Episodes, temperature: float) -> 
 
 def values_of(model: "PeftModel", head: "torch.nn.Linear", episodes: Episodes) -> "Tensor":
     """What the critic expects before each token of the answers: (B, C), 0 at padding. Its adapter must be active."""
-    from common.reward_head import apply_head, last_hidden
+    from common.lm.hidden_states import last_hidden
+    from common.lm.scalar_head import apply_head
 
     hidden = last_hidden(model, episodes.input_ids, episodes.attention_mask)  # (B, T, h)
     return apply_head(head, states_before(hidden, episodes.start, episodes.mask.shape[1])) * episodes.mask
@@ -768,7 +765,7 @@ def in_parts(episodes: Episodes, args: Args, compute: "Callable[[Episodes], Tens
 
 def score_episodes(ppo: PPO, episodes: Episodes) -> None:
     """Fill in `scores` and `parts`: the weighted sum of reward model and rules, and what each of them gave."""
-    from common.reward_head import score_last
+    from common.lm.scalar_head import score_last
 
     episodes.scores, episodes.parts = [0.0] * len(episodes), {}
     if ppo.rules:
@@ -1088,7 +1085,7 @@ def save_checkpoint(ppo: PPO, folder: Path) -> None:
     """Write all that the run has to hold into `folder`; the trainer's state CheckpointCallback adds."""
     import numpy as np
     import torch
-    from common.reward_head import save_head
+    from common.lm.scalar_head import save_head
 
     ppo.model.save_pretrained(folder, selected_adapters=["default", "critic"])
     save_head(ppo.critic_head, folder / "critic", {"kind": "critic"})
@@ -1114,7 +1111,7 @@ def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     """Put back what `save_checkpoint` wrote; of the random numbers last, for loading may draw some."""
     import numpy as np
     import torch
-    from common.reward_head import load_head
+    from common.lm.scalar_head import load_head
     from peft import load_peft_weights, set_peft_model_state_dict
 
     for name, folder in (("default", checkpoint), ("critic", checkpoint / "critic")):

@@ -25,26 +25,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from common import environment
-from common.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.cli import parse
+from common.data.examples import Conversation, Pair, Rating
+from common.data.formats import PAIR_FORMATS, RATING_FORMATS, detect
+from common.data.hold_out import hold_out
+from common.data.read import column_map, pairs, ratings, unknown_columns
+from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
-from common.formats import (
-    PAIR_FORMATS,
-    RATING_FORMATS,
-    Conversation,
-    Pair,
-    Rating,
-    column_map,
-    detect,
-    pairs,
-    ratings,
-    unknown_columns,
-)
-from common.models import Model, contents, fetch, load_tokenizer, resolved_revision
-from common.record import plan_run, write_folder, write_json, write_jsonl
-from common.rows import Faults, find_source, read_rows, source_sha256
-from common.samples import hold_out
-from common.stopping import Stop
+from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
+from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
+from common.run.files import write_folder, write_json, write_jsonl
+from common.run.folder import plan_run
+from common.run.stopping import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -187,10 +179,12 @@ def main() -> None:
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
-    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.progress import ProgressCallback, mean_loss
-    from common.reward_head import apply_head, at_last_token, last_hidden, load_head, new_head
-    from common.reward_head import pad_right, save_head, score_last
+    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.progress import ProgressCallback, mean_loss
+    from common.lm.scalar_head import apply_head, load_head, new_head
+    from common.lm.hidden_states import at_last_token, last_hidden
+    from common.lm.hidden_states import pad_right
+    from common.lm.scalar_head import save_head, score_last
 
     # 3. Tokens: the model's own chat template, prompt and answer in one.
     identity = contents(base)

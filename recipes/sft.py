@@ -17,15 +17,17 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from common import environment
-from common.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.cli import parse
+from common.data.hold_out import hold_out
+from common.data.read import column_map, conversations
+from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
-from common.formats import column_map, conversations
-from common.models import contents, fetch, load_tokenizer, resolved_revision
-from common.record import plan_run, write_folder
-from common.rows import Faults, find_source, read_rows, source_sha256
-from common.samples import as_samples, hold_out, show
-from common.stopping import Stop
+from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
+from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.run.files import write_folder
+from common.run.folder import plan_run
+from common.run.samples import as_samples, show
+from common.run.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
-    from common.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.generate import generate
-    from common.progress import ProgressCallback, mean_loss
+    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.lm.generate import generate
+    from common.run.progress import ProgressCallback, mean_loss
 
     # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
     base = fetch(base)

@@ -25,12 +25,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
-
 import tyro
+from common.environment import ROOT
 from common.errors import InputError, run_command
-from common.models import Card, read_card
+from common.lm.cards import Card, read_card
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,9 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
     import torch
     from unsloth import FastLanguageModel
 
-    from common.progress import memory_gib
-    from common.reward_head import RecordedPass, load_head, score_last
+    from common.run.progress import memory_gib
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.scalar_head import load_head, score_last
 
     on_gpu = torch.cuda.is_available()
     if on_gpu:

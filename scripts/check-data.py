@@ -15,7 +15,6 @@ Left out: whether an answer is true. Languages and refusals are told from common
 
 import itertools
 import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,20 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
 from check_data import cleaned, figures, report
 from check_data.findings import Findings, RecordedFaults
 from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
-from common.chat import BATCH
+from common.data.read import column_map
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, run_command
-from common.formats import column_map
-from common.models import find_model
-from common.record import write_json
-from common.rows import Faults, find_source, read_rows
+from common.lm.chat import BATCH
+from common.lm.hub import find_model
+from common.run.files import write_json
 from rich.console import Console
 from rich.status import Status
 

@@ -19,17 +19,15 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
-from common import memory
-from common.answers import gold
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, run_command
-from common.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
-from common.models import Card, card_names, find_model, read_card
-from common.rows import Faults, find_source, read_rows
+from common.lm import memory
+from common.lm.cards import Card, card_names, read_card
+from common.lm.hub import find_model
+from common.rewards.answers import gold
 
 LOOKED_AT = 20  # rows of a file
 SHORTEST = 512  # tokens; rows cut below that are no longer the user's data

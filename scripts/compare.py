@@ -28,7 +28,6 @@ import json
 import os
 import random
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -37,23 +36,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import numpy as np
 import tyro
 from common import environment
-from common.answers import gold
+from common.data.examples import Conversation, Problem
+from common.data.read import column_map, prompts
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
-from common.formats import Conversation, Problem, column_map, prompts
-from common.inference import base_of, load_chat_tokenizer, load_for_inference
-from common.models import Model, contents, fetch, find_model
-from common.record import write_json
-from common.reward_functions import HAN, json_reward, language_reward, math_reward, repetition_reward
-from common.rows import Faults, find_source, read_rows
+from common.lm.hub import Model, contents, fetch, find_model
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.rewards.answers import gold
+from common.rewards.builtin import HAN, json_reward, language_reward, math_reward, repetition_reward
+from common.run.files import write_json
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 if TYPE_CHECKING:
-    from common.generate import Answer
+    from common.lm.generate import Answer
 
 DIMENSIONS = ("instruction following", "completeness", "fluency", "harmlessness")
 LOWEST, HIGHEST = 1, 5
@@ -293,7 +291,7 @@ def answers(
     import gc
 
     import torch
-    from common.generate import generate
+    from common.lm.generate import generate
     from transformers import set_seed
 
     model = fetch(model)

@@ -15,35 +15,28 @@ The rewards and the problems are those of `make grpo`, and held to the same cont
 Left out: going on with an interrupted run, vLLM, mixing in other data.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
 from common import environment
+from common.data.examples import Problem
+from common.data.prompts import distinct
+from common.data.read import column_map, problems
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, run_command
-from common.formats import Problem, column_map, problems
-from common.inference import (
-    base_of,
-    distinct,
-    load_chat_tokenizer,
-    load_for_inference,
-    sample_answers,
-    score_answers,
-)
-from common.models import contents, fetch
-from common.record import write_json, write_jsonl
-from common.reward_contract import check_contract
-from common.rewards import check_problems, load
-from common.rows import Faults, find_source, read_rows
+from common.lm.generate import sample_answers
+from common.lm.hub import contents, fetch
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.rewards.contract import check_contract
+from common.rewards.specification import check_problems, load, score_answers
+from common.run.files import write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from common.generate import Answer
+    from common.lm.generate import Answer
 
 
 @dataclass(frozen=True)

@@ -14,36 +14,24 @@ Left out: judging answers that no rule can tell right from wrong.
 """
 
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
 from common import environment
-from common.answers import Gold, final_answer, gold, same
-from common.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.data.examples import Conversation, Pair, Problem
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, detect
+from common.data.read import conversations, pairs, problems
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, run_command
-from common.formats import (
-    FORMATS,
-    PAIR_FORMATS,
-    PROBLEM_FORMATS,
-    Conversation,
-    Pair,
-    Problem,
-    conversations,
-    detect,
-    pairs,
-    problems,
-)
-from common.inference import base_of, load_chat_tokenizer, load_for_inference
-from common.models import fetch
-from common.record import write_json
-from common.rows import Faults, find_source, read_rows
+from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.hub import fetch
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.rewards.answers import Gold, final_answer, gold, same
+from common.run.files import write_json
 
 
 @dataclass(frozen=True)
@@ -140,7 +128,7 @@ def read(source: list[Path] | str) -> list[Question] | list[Pair] | list[Convers
 
 def prefer(model: Any, tokenizer: Any, examples: list[TokenPair]) -> dict[str, Any]:
     """How often, and by how much, the chosen answers are likelier than the rejected ones."""
-    from common.log_probs import score_tokens
+    from common.lm.log_probs import score_tokens
 
     chosen = score_tokens(model, [(p.prompt_ids, p.chosen_ids) for p in examples], tokenizer.pad_token_id)
     rejected = score_tokens(model, [(p.prompt_ids, p.rejected_ids) for p in examples], tokenizer.pad_token_id)
@@ -162,7 +150,7 @@ def prefer(model: Any, tokenizer: Any, examples: list[TokenPair]) -> dict[str, A
 
 def imitate(model: Any, tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
     """The loss on what the assistant says, by token, as SFT has it."""
-    from common.log_probs import score_tokens
+    from common.lm.log_probs import score_tokens
 
     rows = [(example.input_ids[:1].tolist(), example.input_ids[1:].tolist()) for example in examples]
     scored = score_tokens(model, rows, tokenizer.pad_token_id)
@@ -182,7 +170,7 @@ def imitate(model: Any, tokenizer: Any, examples: list[Example]) -> dict[str, An
 
 def ask(model: Any, tokenizer: Any, end: str, questions: list[Question], args: Args) -> dict[str, Any]:
     """How often the answers keep the form, end by themselves and are right; by task, and over all."""
-    from common.generate import generate
+    from common.lm.generate import generate
 
     prompts = [Conversation(q.problem.place, q.problem.prompt, q.problem.tools) for q in questions]
     greedy = generate(model, tokenizer, prompts, end, args.max_new_tokens)

@@ -11,19 +11,16 @@ Left out: several adapters at once, and 4-bit or 8-bit results.
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
 from common import environment
 from common.errors import InputError, MachineError, run_command
-from common.inference import base_of
-from common.models import MERGE_RECORD, Model, contents, fetch, load_tokenizer
-from common.record import write_folder, write_json
+from common.lm.hub import MERGE_RECORD, Model, contents, fetch, load_tokenizer
+from common.lm.load import base_of
+from common.run.files import write_folder, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -9,13 +9,9 @@ Pinning asks the hub (HF_ENDPOINT, HF_TOKEN) and writes one line of the card, `r
 import argparse
 import os
 import re
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common.errors import InputError, MachineError, run_command
-from common.models import CARDS, Method, card_names, read_card
+from common.lm.cards import CARDS, Method, card_names, read_card
 from rich.console import Console
 from rich.table import Table
 

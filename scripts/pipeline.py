@@ -36,27 +36,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
+from common.data.examples import Conversation, Pair, Problem
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, detect
+from common.data.read import column_map, conversations, pairs, problems
+from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.environment import ROOT, installed_lock
 from common.errors import STOPPED, InputError, run_command
-from common.formats import (
-    PAIR_FORMATS,
-    PROBLEM_FORMATS,
-    Conversation,
-    Pair,
-    Problem,
-    column_map,
-    conversations,
-    detect,
-    pairs,
-    problems,
-)
-from common.models import MERGE_RECORD, Model, contents, find_model
-from common.record import write_json, write_jsonl
-from common.rows import Faults, find_source, read_rows, source_sha256
-from common.stopping import Stop
+from common.lm.hub import MERGE_RECORD, Model, contents, find_model
+from common.run.files import write_json, write_jsonl
+from common.run.stopping import Stop
 
 Example = Conversation | Pair | Problem
 Figures = dict[str, dict[str, float]]  # by held-out file, by what is measured

@@ -20,35 +20,30 @@ Left out: a judge that is asked in words, on-policy rounds of DPO.
 
 import gc
 import itertools
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
 import tyro
 from common import environment
+from common.data.examples import Problem
+from common.data.formats import RATING_FORMATS, detect
+from common.data.prompts import distinct
+from common.data.read import column_map, prompts, ratings
+from common.data.rows import Faults, Row, find_source, read_rows
+from common.data.turns import Turns
 from common.errors import InputError, run_command
-from common.formats import RATING_FORMATS, Problem, Turns, column_map, detect, prompts, ratings
-from common.inference import (
-    base_of,
-    distinct,
-    load_chat_tokenizer,
-    load_for_inference,
-    sample_answers,
-    score_answers,
-)
-from common.models import Model, fetch
-from common.record import write_json, write_jsonl
-from common.reward_contract import check_contract
-from common.rewards import Weighted, check_problems, load
-from common.rows import Faults, Row, find_source, read_rows
+from common.lm.generate import sample_answers
+from common.lm.hub import Model, fetch
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.rewards.contract import check_contract
+from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.run.files import write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from common.generate import Answer
+    from common.lm.generate import Answer
 
 CHOICE_COLUMNS = ("prompt", "a", "b", "choice")
 TIES = ("tie", "both", "neither", "skip", "")

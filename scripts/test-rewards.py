@@ -11,21 +11,17 @@ read. Every gold answer is checked, and a few rows are tried. A run does the sam
 Left out: whether a reward says what you mean by it.
 """
 
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import tyro
 from common import environment
+from common.data.read import column_map, problems
+from common.data.rows import Faults, find_source, read_rows
 from common.errors import BAD_INPUT, DONE, InputError, run_command
-from common.formats import column_map, problems
-from common.reward_contract import contract
-from common.rewards import check_problems, load
-from common.rows import Faults, find_source, read_rows
+from common.rewards.contract import contract
+from common.rewards.specification import check_problems, load
 
 
 @dataclass(frozen=True)

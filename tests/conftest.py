@@ -41,8 +41,8 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def interrupt(way: str, step: int, recipe: str, *flags: str) -> subprocess.CompletedProcess:
-    """Run a recipe to whose run `way` happens in its step `step`: see tests/interrupt.py."""
-    script = [ROOT / "tests" / "interrupt.py", way, step, ROOT / "recipes" / f"{recipe}.py"]
+    """Run a recipe to whose run `way` happens in its step `step`: see tests/system/interrupt.py."""
+    script = [ROOT / "tests" / "system" / "interrupt.py", way, step, ROOT / "recipes" / f"{recipe}.py"]
     return subprocess.run(
         [sys.executable, *map(str, [*script, *flags])], capture_output=True, text=True, check=False, timeout=300
     )

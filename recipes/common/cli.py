@@ -10,8 +10,9 @@ from typing import TypeVar
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import InputError
-from .models import Model, find_model, method_settings
+from common.errors import InputError
+from common.lm.cards import method_settings
+from common.lm.hub import Model, find_model
 
 Args = TypeVar("Args")
 

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.data.rows import Row
 from common.errors import InputError
-from common.rows import Row
 
 from .findings import Findings
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 
-from common.rows import Faults
+from common.data.rows import Faults
 
 LISTED = 100  # findings of a kind that the JSON and the page list; the rest are counted
 

@@ -4,10 +4,10 @@ from array import array
 from collections.abc import Iterator
 
 import jinja2
-from common.chat import end_token, set_chat_template, tokenize, tokenize_pairs
-from common.formats import Conversation, Pair, Problem, Rating
-from common.models import Model, fetch, load_tokenizer
-from common.rows import Faults
+from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.rows import Faults
+from common.lm.chat import end_token, set_chat_template, tokenize, tokenize_pairs
+from common.lm.hub import Model, fetch, load_tokenizer
 
 from .tasks import Example
 

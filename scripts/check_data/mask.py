@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from common.chat import tokenize, tokenize_pairs
-from common.formats import Pair, Problem
+from common.data.examples import Pair, Problem
+from common.lm.chat import tokenize, tokenize_pairs
 from rich.console import Console
 from rich.text import Text
 

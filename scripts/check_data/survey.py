@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from common.formats import Conversation, Pair, Problem, Rating
+from common.data.examples import Conversation, Pair, Problem, Rating
 
 from . import texts
 from .duplicates import NearDuplicates, distinct
@@ -143,7 +143,7 @@ class Survey:
             self.findings.add("near-identical", place, f"chosen and rejected differ in {share:.1%} of their characters")
 
     def _look_at_gold_answer(self, place: str, answer: str) -> None:
-        from common.answers import gold
+        from common.rewards.answers import gold
 
         self.gold_answers += 1
         try:

@@ -4,27 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats, detect
+from common.data.read import conversations, pairs, problems, prompts, ratings, unknown_columns
+from common.data.rows import Row
 from common.errors import InputError
-from common.formats import (
-    FORMATS,
-    PAIR_FORMATS,
-    PROBLEM_FORMATS,
-    PROMPT_FORMATS,
-    RATING_FORMATS,
-    Conversation,
-    Formats,
-    Pair,
-    Problem,
-    Rating,
-    conversations,
-    detect,
-    pairs,
-    problems,
-    prompts,
-    ratings,
-    unknown_columns,
-)
-from common.rows import Row
 
 TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
 Example = Conversation | Pair | Problem | Rating

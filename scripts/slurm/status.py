@@ -10,10 +10,7 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 from common.errors import InputError, MachineError, run_command
 

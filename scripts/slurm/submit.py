@@ -28,12 +28,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-
 from common.environment import ROOT
 from common.errors import InputError, MachineError, run_command
-from common.record import write_json
-from common.stopping import seconds
+from common.run.files import write_json
+from common.run.stopping import seconds
 
 RECIPES = ("sft", "dpo", "grpo", "ppo", "reward")
 STAGES = ("sft", "dpo", "grpo")

@@ -1,0 +1,1 @@
+"""Data: rows of a source, their formats, the examples they become, and what is held out."""

@@ -1,0 +1,296 @@
+"""The formats of rows, as pydantic models: which columns tell each, and the chat messages that a row stands for."""
+
+import itertools
+import re
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+)
+
+from common.data.turns import (
+    Form,
+    GoldAnswer,
+    Instruction,
+    Message,
+    Score,
+    Text,
+    TextOrMessages,
+    Turn,
+    Turns,
+    as_turns,
+    check_completion,
+    check_prompt,
+)
+
+
+class Alpaca(Instruction):
+    columns: ClassVar = ("instruction", "output")
+    output: Text
+
+    def messages(self) -> list[dict[str, Any]]:
+        return [*self.turns(), {"role": "assistant", "content": self.output}]
+
+
+class ShareGPT(Form):
+    columns: ClassVar = ("conversations",)
+    conversations: list[Turn]
+    system: str | None = None
+    tools: Any = None
+
+    def messages(self) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [turn.as_dict() for turn in self.conversations]
+
+
+class Messages(Form):
+    columns: ClassVar = ("messages",)
+    conversation: list[Message] = Field(validation_alias="messages")
+    tools: Any = None
+
+    def messages(self) -> list[dict[str, Any]]:
+        return [message.as_dict() for message in self.conversation]
+
+
+class PromptCompletion(Form):
+    columns: ClassVar = ("prompt", "completion")
+    prompt: TextOrMessages
+    completion: TextOrMessages
+    tools: Any = None
+
+    def messages(self) -> list[dict[str, Any]]:
+        return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
+
+
+class ChatMLText(Form):
+    columns: ClassVar = ("text",)
+    text: Text
+
+    def messages(self) -> list[dict[str, Any]]:
+        turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", self.text, flags=re.DOTALL)
+        rest = re.sub(r"<\|im_start\|>\w+\n.*?<\|im_end\|>\s*", "", self.text, flags=re.DOTALL)
+        if rest.strip():
+            raise ValueError(f"not ChatML from end to end: {rest.strip()[:40]!r} stands outside its turns")
+        return [Message(role=role, content=content).as_dict() for role, content in turns]
+
+
+# One turn of a dialogue as Anthropic's HH-RLHF writes it, https://huggingface.co/datasets/Anthropic/hh-rlhf
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class PairForm(Form):
+    def pair(self) -> tuple[Turns, Turns, Turns]:
+        """Prompt, chosen, rejected. Raises ValueError when they are no such three."""
+        prompt, chosen, rejected = self.split()
+        if chosen == rejected:
+            raise ValueError("chosen and rejected are the same; there is nothing to prefer")
+        return check_prompt(prompt), check_completion("chosen", chosen), check_completion("rejected", rejected)
+
+    def split(self) -> tuple[Turns, Turns, Turns]:
+        raise NotImplementedError
+
+
+class PromptPair(PairForm):
+    """A prompt and its two answers. Answers that repeat the prompt as their first turns are taken without it."""
+
+    columns: ClassVar = ("prompt", "chosen", "rejected")
+    prompt: TextOrMessages
+    chosen: TextOrMessages
+    rejected: TextOrMessages
+    tools: Any = None
+
+    def split(self) -> tuple[Turns, Turns, Turns]:
+        prompt = as_turns("user", self.prompt)
+        chosen, rejected = as_turns("assistant", self.chosen), as_turns("assistant", self.rejected)
+        if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+        return prompt, chosen, rejected
+
+
+TextOrTurn = Annotated[
+    Annotated[Text, Tag("as text")] | Annotated[Turn, Tag("as turn")],
+    Discriminator(lambda value: "as text" if isinstance(value, str) else "as turn"),
+]
+
+
+class ShareGPTPair(PairForm):
+    """A ShareGPT conversation up to the assistant's turn, and two ways to go on."""
+
+    columns: ClassVar = ("conversations", "chosen", "rejected")
+    conversations: list[Turn]
+    chosen: TextOrTurn
+    rejected: TextOrTurn
+    system: str | None = None
+    tools: Any = None
+
+    def split(self) -> tuple[Turns, Turns, Turns]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        prompt = system + [turn.as_dict() for turn in self.conversations]
+        return prompt, self._answer(self.chosen), self._answer(self.rejected)
+
+    @staticmethod
+    def _answer(answer: str | Turn) -> Turns:
+        return as_turns("assistant", answer) if isinstance(answer, str) else [answer.as_dict()]
+
+
+class DialoguePair(PairForm):
+    """Two whole dialogues, as messages or as HH-RLHF's text; what they begin with alike is the prompt."""
+
+    columns: ClassVar = ("chosen", "rejected")
+    chosen: TextOrMessages
+    rejected: TextOrMessages
+    tools: Any = None
+
+    def split(self) -> tuple[Turns, Turns, Turns]:
+        chosen, rejected = self._dialogue("chosen", self.chosen), self._dialogue("rejected", self.rejected)
+        alike = itertools.takewhile(lambda turns: turns[0] == turns[1], zip(chosen, rejected, strict=False))
+        shared = len(list(alike))
+        if not shared:
+            raise ValueError("chosen and rejected share no prompt: their first turns differ")
+        if shared == len(chosen) == len(rejected):
+            raise ValueError("chosen and rejected are the same; there is nothing to prefer")
+        return chosen[:shared], chosen[shared:], rejected[shared:]
+
+    @staticmethod
+    def _dialogue(name: str, dialogue: Any) -> Turns:
+        if not isinstance(dialogue, str):
+            return as_turns("assistant", dialogue)
+        before, *parts = HH_TURN.split("\n\n" + dialogue.lstrip())
+        if before.strip() or not parts:
+            raise ValueError(
+                f"{name}: expected a whole dialogue, messages or text like '\\n\\nHuman: ...\\n\\nAssistant: ...'; "
+                "for single answers add a column prompt"
+            )
+        turns = [
+            {"role": HH_ROLES[role], "content": text.strip()}
+            for role, text in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        for turn in turns:
+            if not turn["content"]:
+                raise ValueError(f"{name}: the turn of the {turn['role']} is empty; expected text")
+        return turns
+
+
+class ProblemForm(Form):
+    def asked(self) -> Turns:
+        """The prompt. Raises ValueError when it does not end where the assistant is to speak."""
+        return check_prompt(as_turns("user", self.prompt))
+
+    @classmethod
+    def other_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """What the row holds besides the problem itself, for the reward functions."""
+        own = {field.validation_alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in fields.items() if name not in own}
+
+
+class PromptAnswer(ProblemForm):
+    columns: ClassVar = ("prompt", "answer")
+    prompt: TextOrMessages
+    answer: GoldAnswer
+    tools: Any = None
+
+
+class QuestionAnswer(ProblemForm):
+    columns: ClassVar = ("question", "answer")
+    prompt: TextOrMessages = Field(validation_alias="question")
+    answer: GoldAnswer
+    tools: Any = None
+
+
+class ProblemAnswer(ProblemForm):
+    columns: ClassVar = ("problem", "answer")
+    prompt: TextOrMessages = Field(validation_alias="problem")
+    answer: GoldAnswer
+    tools: Any = None
+
+
+class ProblemSolution(ProblemForm):
+    columns: ClassVar = ("problem", "solution")
+    prompt: TextOrMessages = Field(validation_alias="problem")
+    answer: GoldAnswer = Field(validation_alias="solution")
+    tools: Any = None
+
+
+class PromptOnly(ProblemForm):
+    columns: ClassVar = ("prompt",)
+    prompt: TextOrMessages
+    tools: Any = None
+
+
+class InstructionOnly(Instruction, ProblemForm):
+    columns: ClassVar = ("instruction",)
+
+    def asked(self) -> Turns:
+        return self.turns()
+
+
+class RatingForm(Form):
+    def asked(self) -> Turns:
+        raise NotImplementedError
+
+    def answered(self) -> Turns:
+        """The answer that is rated. Raises ValueError when it is not what an assistant says."""
+        return check_completion("response", as_turns("assistant", self.response))
+
+
+class PromptRating(RatingForm):
+    columns: ClassVar = ("prompt", "response", "score")
+    prompt: TextOrMessages
+    response: TextOrMessages
+    score: Score
+    tools: Any = None
+
+    def asked(self) -> Turns:
+        return check_prompt(as_turns("user", self.prompt))
+
+
+class InstructionRating(Instruction, RatingForm):
+    columns: ClassVar = ("instruction", "response", "score")
+    response: TextOrMessages
+    score: Score
+
+    def asked(self) -> Turns:
+        return self.turns()
+
+
+Formats = dict[str, type[Form]]
+
+# The first whose columns a row has wins: a row with `messages` and a stray `text` is messages.
+FORMATS: Formats = {
+    "messages": Messages,
+    "sharegpt": ShareGPT,
+    "prompt-completion": PromptCompletion,
+    "alpaca": Alpaca,
+    "chatml-text": ChatMLText,
+}
+
+PAIR_FORMATS: Formats = {
+    "preference": PromptPair,
+    "sharegpt-preference": ShareGPTPair,
+    "dialogue-preference": DialoguePair,
+}
+
+RATING_FORMATS: Formats = {
+    "prompt-rating": PromptRating,
+    "instruction-rating": InstructionRating,
+}
+
+PROBLEM_FORMATS: Formats = {
+    "prompt-answer": PromptAnswer,
+    "question-answer": QuestionAnswer,
+    "problem-answer": ProblemAnswer,
+    "problem-solution": ProblemSolution,
+    "prompt": PromptOnly,
+    "instruction": InstructionOnly,
+}
+
+PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
+
+
+def detect(fields: dict[str, Any], known: Formats = FORMATS) -> str | None:
+    """The name of the first of the `known` formats whose columns `fields` has, or None."""
+    return next((name for name, form in known.items() if all(column in fields for column in form.columns)), None)

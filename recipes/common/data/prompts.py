@@ -1,0 +1,17 @@
+"""The prompts of a run, before they are sampled from."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from common.data.examples import Problem
+
+if TYPE_CHECKING:
+    pass
+
+
+def distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems without those whose prompt has been there before."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(repr((problem.prompt, problem.tools)), problem)
+    return list(first.values())

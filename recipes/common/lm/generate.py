@@ -1,0 +1,94 @@
+"""Let a model answer chat prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.data.examples import Conversation, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered: its text without special tokens, and whether it ended itself or was cut off."""
+
+    text: str
+    ended: bool
+    prompt_ids: list[int]  # (P,)
+    completion_ids: list[int]  # (C,), the end token included where it ended
+
+
+@torch.no_grad()
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[Conversation],
+    end: str,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 64,
+) -> list[Answer]:
+    """One answer to each prompt, a conversation up to where the model goes on; greedy at temperature 0, else sampled.
+
+    `end` is the token that ends an answer. Prompts are padded on the left, so that all answers of a batch begin in the
+    same column.
+    """
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
+    answers = []
+    for first in range(0, len(prompts), batch_size):
+        texts = [
+            tokenizer.apply_chat_template(
+                prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts[first : first + batch_size]
+        ]
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
+            model.device
+        )  # (B, P)
+        tokens = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_id,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            repetition_penalty=1.0,  # some models' own settings have another, and their answers other probabilities
+            **sampling,
+        )[:, inputs["input_ids"].shape[1] :]  # (B, C)
+        for prompt, mask, row in zip(
+            inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), tokens.tolist(), strict=True
+        ):
+            ended = end_id in row
+            row = row[: row.index(end_id) + 1] if ended else row
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            answers.append(Answer(text, ended, prompt[mask.count(0) :], row))
+    return answers
+
+
+def sample_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Problem],
+    end: str,
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int = 64,
+) -> list[list["Answer"]]:
+    """`count` answers to each prompt, with a line of progress; as `generate` gives them."""
+    from rich.progress import track
+
+    asked = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
+    said = []
+    for first in track(range(0, len(asked), batch_size), f"{count} answers to each of {len(prompts)} prompts"):
+        said += generate(model, tokenizer, asked[first : first + batch_size], end, max_new_tokens, temperature)
+    return [said[first : first + count] for first in range(0, len(said), count)]

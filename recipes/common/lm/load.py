@@ -1,0 +1,66 @@
+"""Load a model and its tokenizer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import InputError, MachineError
+from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.hub import Model, contents, find_model, load_tokenizer
+from common.run.folder import parent_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def base_of(model: str | None, adapter: str | None) -> Model:
+    """The model to load: the one named, held to what the adapter's run recorded, or the one recorded; else tiny.
+
+    Raises InputError where `adapter` is none, where nothing says what it was trained on, and where that is not `model`.
+    """
+    if adapter is None:
+        return find_model(model or "tiny")
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"--adapter {adapter}: no adapter_config.json there; give the adapter folder of a run")
+    parent = parent_of(Path(adapter))
+    if model is None and parent is None:
+        raise InputError(f"{adapter}: no run.json beside it that names its base; give the base with --model")
+    base = find_model(model or parent.model)
+    if parent and parent.base != contents(base):
+        raise InputError(
+            f"{adapter} was trained on {parent.model} ({parent.base[:16]}), and {base.source} is another model or "
+            f"another version of it ({contents(base)[:16]}); an adapter fits its own base only"
+        )
+    return base
+
+
+def load_chat_tokenizer(base: Model) -> tuple["PreTrainedTokenizerBase", str]:
+    """The tokenizer of `base`, with a chat template and a token to pad with, and the token that ends an answer."""
+    tokenizer = load_tokenizer(base)
+    set_chat_template(tokenizer, None, base.name)
+    end = end_token(tokenizer)
+    set_pad_token(tokenizer, base.card.pad_token if base.card else None, end)
+    return tokenizer, end
+
+
+def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":
+    """`base`, with `adapter` on it if given, ready to answer: in the GPU's 16 bit or 4 bit, in 32 bit on the CPU.
+
+    Raises MachineError for 4 bit without a GPU.
+    """
+    import torch
+    from peft import PeftModel
+    from unsloth import FastLanguageModel
+
+    if load_in_4bit and not torch.cuda.is_available():
+        raise MachineError("--load-in-4bit needs a GPU")
+    model, _ = FastLanguageModel.from_pretrained(
+        base.source,
+        revision=base.revision,
+        dtype=None if torch.cuda.is_available() else torch.float32,
+        load_in_4bit=load_in_4bit,
+        use_exact_model_name=True,  # else a hub id is swapped for Unsloth's own 4-bit copy of it
+    )
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    FastLanguageModel.for_inference(model)
+    return model

@@ -1,0 +1,159 @@
+"""How much GPU memory a run needs, worked out from a model's sizes before anything is loaded.
+
+What is counted is what the recipes do: a frozen base in 16 bit or nf4, LoRA adapters on the seven projections, 8-bit
+Adam, Unsloth's kernels, a loss in chunks, one GPU. Every part is a sum of named tensors, so that it can be read and
+doubted; tests/common/lm/test_memory.py holds the total against runs that were measured, and says how far it is off. One
+run took more than the plan: PPO on a 14B model in 4 bit, by an eighth.
+
+Standard library only: env-check.py reads this from a bare Python. `card` is any object with `parameters` and
+`architecture` as a model card has them.
+
+PPO is counted with a reward model that is one more adapter on the same base.
+
+Left out: training every weight, several GPUs, vLLM beside the trainer, images, a reward model with a base of its own.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+GIB = 2**30
+METHODS = ("sft", "dpo", "grpo", "ppo", "reward")
+# nf4: half a byte a weight; per 64 weights a one-byte scale; per 256 such scales a float32 (double quantization).
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of torch's counts it
+# The loss sees the vocabulary for this many tokens at a time, at 8 bytes a logit (unsloth_zoo, chunked_logprob.py).
+LOSS_ROWS, LOGIT_BYTES = 512, 8
+OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
+SEQUENCES = {"dpo": 2, "reward": 2}  # a pair is two rows; the reference of DPO is the adapter switched off, no model
+# What `fit` plans for when no length is given: the recipes' defaults. RL: a prompt of 1024 tokens, and a completion of
+# 512 (GRPO) or 128 (PPO).
+MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
+GENERATED = {"grpo": 16, "ppo": 32}  # completions at once, likewise
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peak of a run, part by part, in GiB."""
+
+    weights: float  # the frozen base
+    adapter: float  # LoRA weights and their gradients
+    optimizer: float  # Adam's two moments
+    activations: float  # kept for, and made in, the backward pass
+    logits: float  # the chunk of the loss
+    kv_cache: float  # of the completions that are generated at once
+    overhead: float  # what no tensor of ours accounts for
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings under which a run fits, and what it then needs in GiB."""
+
+    load_in_4bit: bool
+    gradient_checkpointing: bool
+    memory: Memory
+
+    @property
+    def total(self) -> float:
+        return self.memory.total
+
+
+def estimate(
+    card: Any,
+    method: str,
+    *,
+    load_in_4bit: bool,
+    gradient_checkpointing: bool,
+    max_length: int,
+    per_device_train_batch_size: int,
+    lora_r: int = 16,
+    generation_batch_size: int | None = None,
+    packing: bool | None = None,
+) -> Memory:
+    """The peak memory of `method`, one of METHODS, on one GPU.
+
+    `max_length` is in tokens, prompt and answer together. `per_device_train_batch_size` counts rows; for DPO and
+    reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
+    None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
+    rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
+    method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    shape = card.architecture
+    h, i, layers = shape.hidden_size, shape.intermediate_size, shape.layers
+    a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim  # widths of the queries, of the keys
+    tokens = max_length * per_device_train_batch_size * SEQUENCES.get(method, 1)  # of one micro-batch
+
+    # The base. Only the linear layers are quantized: embedding, output layer, norms and a vision tower stay in 16 bit.
+    linear = layers * (2 * h * a + 2 * h * kv + 3 * h * i)
+    weights = linear * (NF4_BYTES if load_in_4bit else 2) + (card.parameters - linear) * 2
+
+    # LoRA: r x (in + out) a projection, weights and gradients in float32; Adam's two moments in 8 bit. A critic and a
+    # reward model also have a head, one number wide. PPO trains two adapters, policy and critic, one after the other,
+    # and has a third that is frozen, the reward model's.
+    projections = 2 * (h + a) + 2 * (h + kv) + 3 * (h + i)
+    weights_of_one = lora_r * layers * projections
+    trained = weights_of_one * (2 if method == "ppo" else 1) + (h if method in ("ppo", "reward") else 0)
+    adapter = trained * (4 + 4) + ((weights_of_one + h) * 4 if method == "ppo" else 0)
+    optimizer = trained * 2
+
+    packings = (False,) if method != "sft" else (True, False) if packing is None else (packing,)
+    offloaded = max_length >= OFFLOADED_FROM
+    activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, p) for p in packings)
+
+    logits = 0 if method == "reward" else min(tokens, LOSS_ROWS) * shape.vocab_size * LOGIT_BYTES
+    generated = 0 if method not in GENERATED else generation_batch_size or GENERATED[method]
+    kv_cache = generated * max_length * layers * 2 * kv * 2  # keys and values, 16 bit
+    # nf4 weights are expanded to 16 bit one matrix at a time, in one buffer as large as the largest.
+    overhead = CUDA_CONTEXT + (2 * h * max(i, a) if load_in_4bit else 0)
+    parts = (weights, adapter, optimizer, activations, logits, kv_cache, overhead)
+    return Memory(*(part / GIB for part in parts))
+
+
+def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, packing: bool) -> int:
+    """Bytes of activations at the peak, for each token of a micro-batch; every tensor is in 16 bit."""
+    h, i, layers = shape.hidden_size, shape.intermediate_size, shape.layers
+    a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # What a block keeps for its backward pass: gate and up (2 x 2i), the input of both norms and what comes out of them
+    # (4 x 2h), queries before and after RoPE and the output of attention (3 x 2a), keys and values likewise (4 x 2kv).
+    # SwiGLU's product is made again; flash attention keeps next to nothing.
+    block = 4 * i + 8 * h + 6 * a + 8 * kv
+    # Its backward pass makes besides: the gradient of SwiGLU's product (2i), of the block's input and output (2 x 2h).
+    backward = 2 * i + 4 * h
+    # Measured apart: a packed block keeps copies around RoPE; an unpacked one is compiled, and then the gradients of
+    # gate and up are not written over their values.
+    if packing:
+        block += 4 * a + 4 * kv
+    else:
+        backward += 4 * i
+    last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
+    if not gradient_checkpointing:
+        return layers * block + backward + last
+    # One block at a time is computed again from its input: offloaded to the computer's memory, with two buffers of it
+    # on the GPU, or for short rows left on the GPU for every layer.
+    return block + (4 * h if offloaded else layers * 2 * h) + backward + last
+
+
+def fit(
+    card: Any, method: str, gib: float, *, max_length: int | None = None, per_device_train_batch_size: int = 4
+) -> Fit | None:
+    """The fastest settings under which `method` fits into `gib` GiB of free memory; None when none does.
+
+    Fastest first: 16 bit without gradient checkpointing, 16 bit with it, 4 bit with it.
+    """
+    for load_in_4bit, gradient_checkpointing in ((False, False), (False, True), (True, True)):
+        memory = estimate(
+            card,
+            method,
+            load_in_4bit=load_in_4bit,
+            gradient_checkpointing=gradient_checkpointing,
+            max_length=max_length or MAX_LENGTH[method],
+            per_device_train_batch_size=per_device_train_batch_size,
+        )
+        if memory.total <= gib:
+            return Fit(load_in_4bit, gradient_checkpointing, memory)
+    return None

@@ -1,0 +1,1 @@
+"""Rewards: named functions and a user's own, their contract, reward models, answers, and the sandbox for code."""

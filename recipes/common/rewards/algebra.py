@@ -1,0 +1,130 @@
+"""Compare two mathematical expressions with math-verify, in a process of its own.
+
+In a process of its own, because what a model writes may take forever (9**9**9**9) or all memory, inside code that no
+exception can interrupt; and because math-verify's own time limit is an alarm signal, which works on the main thread
+only, while rewards run on others. Here the alarm is set in the other process, without a handler: the kernel ends that
+process when the time is up, whatever it is doing, and the next comparison starts a new one. The time is that of the
+processor, so that a busy machine does not make a right answer wrong.
+
+Run as a file, this module is that other process.
+"""
+
+import atexit
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+
+LONGEST = 1000  # characters; no answer to a question that can be graded is longer
+MEMORY_BYTES = 1 << 30  # of address space; math-verify itself takes a tenth of it
+
+_process: subprocess.Popen | None = None
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1 << 16)
+def equal(gold: str, answer: str, seconds: float) -> bool:
+    """Is `answer` the same mathematics as `gold`, both LaTeX or plain (3/4, 2x+1, \\frac34, (0, 1], 5\\%)?
+
+    False when either cannot be parsed or is longer than 1000 characters, or when `seconds` of the processor or 1 GiB
+    were not enough. Safe on any thread. The first call starts the other process, which takes about 2 seconds.
+
+    Raises RuntimeError if that process cannot be started.
+    """
+    if max(len(gold), len(answer)) > LONGEST:
+        return False
+    request = json.dumps({"gold": gold, "answer": answer, "seconds": seconds})
+    reply = None
+    with _lock:
+        try:
+            reply = _ask(request)
+        finally:
+            # It is over its limits and gone, or we were interrupted and would take its reply for that to the next.
+            if reply is None:
+                _stop()
+    return reply == "true"
+
+
+def _ask(request: str) -> str | None:
+    """The other process's reply, or None if it ended instead. Starts it if there is none."""
+    global _process
+    if _process is None or _process.poll() is not None:
+        _stop()
+        from common.run.stopping import shielded  # here, as the other process runs this file alone
+
+        # -P: the modules beside this one must not hide others of the same name.
+        command = [sys.executable, "-P", __file__]
+        with shielded():
+            _process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
+        if _process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the process that compares answers does not start (exit code {_process.wait()})")
+    try:
+        _process.stdin.write(request + "\n")
+        _process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    return _process.stdout.readline().strip() or None
+
+
+@atexit.register
+def _stop() -> None:
+    global _process
+    if _process is not None:
+        _process.kill()
+        _process.wait()
+        _process.stdout.close()
+        with suppress(BrokenPipeError):  # a request that was never read
+            _process.stdin.close()
+    _process = None
+
+
+def _forget() -> None:
+    """After a fork the other process belongs to the parent; the child starts its own."""
+    global _process, _lock
+    _process, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def main() -> None:
+    # The parent may ignore or block the alarm, and a new process inherits that.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.disable(logging.CRITICAL)  # math-verify warns of the time limit that is set here
+    # Its removal of units is off: it takes 5t for 5 tonnes, and so for 5.
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    configuration = [LatexExtractionConfig(normalization_config=normalization)]
+
+    @lru_cache(maxsize=1 << 12)
+    def parsed(text: str) -> list:
+        # In a box the whole text is the expression; without one math-verify looks for an expression in it, and would
+        # take the 7 out of "7:30".
+        return parse(f"\\boxed{{{text}}}", configuration, fallback_mode="no_fallback", parsing_timeout=None)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        gold, answer = parsed(request["gold"]), parsed(request["answer"])
+        same = bool(gold and answer) and verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(same), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Files and folders that are written whole: a reader sees the old or the new one, never a part."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PART = "part"  # of a file or a folder that is being written; below checkpoints/ the folder of those
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never a part."""
+    _write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON Lines file, a line for each row, whole as `write_json` does."""
+    _write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def make_readable(folder: Path) -> None:
+    """Give the files of a folder the permissions of the caller's umask; safetensors writes 0600 whatever it is."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which is `folder` once the block has ended well; so that is whole or not there."""
+    aside = folder.with_name(f"{folder.name}.{PART}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    yield aside
+    put_in_place(aside, folder)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder` when all of it is on the disk; what was there goes. Readable as `make_readable` does.
+
+    A power cut, a killed process or a full disk leaves the one or the other, never a part under the final name.
+    """
+    make_readable(aside)
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{PART}")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+            raise
+    finally:
+        os.close(descriptor)

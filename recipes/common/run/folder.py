@@ -1,0 +1,182 @@
+"""The folder of a run: what it holds, when it may be used again, and its record run.json.
+
+A run never overwrites another. Its identity is the hash of everything that decides its outcome: arguments, data, model
+and lock. A folder whose run has the same identity is gone on with, or reported as finished; any other is refused with
+the difference.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.environment import describe_code, is_first_process
+from common.errors import InputError, MachineError, Stopped
+from common.run.files import PART, write_json
+
+# Arguments that change what is shown or where it lands, never the weights; and the names of data and model, for which
+# their contents stand.
+COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "data", "model"}
+
+
+class Run:
+    """A run. `folder` is its own; `record` is what run.json holds, written whole at every change.
+
+    As a context it makes the folder and opens the record, and ends it: status "done", "stopped" with the reason, or
+    "failed" with the error. Before that nothing is written. Raises MachineError where the run failed on a full disk.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to run.json, which of several processes the first one writes."""
+        self.record |= facts
+        if is_first_process():
+            write_json(self.folder / "run.json", self.record)
+
+    def __enter__(self) -> "Run":
+        self.started = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.update(status="running", started=_now())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        ended = {"finished": _now(), "seconds": round(time.time() - self.started, 1)}
+        if error is None:
+            self.update(status="done", **ended)
+        elif isinstance(error, Stopped):
+            self.update(status="stopped", reason=error.reason, **ended)
+        elif not _disk_is_full(error, self.folder):
+            self.update(status="failed", error=f"{kind.__name__}: {error}", **ended)
+        else:
+            half = self.folder / "checkpoints" / PART
+            for file in half.rglob("*"):
+                if file.is_file():  # room for the record; one that is deleted takes room while a writer has it open
+                    os.truncate(file, 0)
+            shutil.rmtree(half, ignore_errors=True)
+            with suppress(OSError):  # the message below is what counts
+                self.update(status="failed", error="the disk is full", **ended)
+            raise MachineError(
+                f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
+                f"same command again goes on after step {self.record.get('step', 0)}, the last that was saved whole."
+            ) from error
+
+
+def plan_run(
+    recipe: str,
+    name: str,
+    output_dir: str | None,
+    arguments: dict[str, Any],
+    origins: dict[str, str],
+    inputs: dict[str, Any],
+) -> Run | None:
+    """The run of these settings, new or gone on with; None when it is finished already, which is then said.
+
+    `inputs` says what data and model are by their contents: a sha256, or a hub id with its revision. Without
+    `output_dir` the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError
+    when the folder holds something else or a run with another identity.
+    """
+    code = describe_code()
+    matters = {
+        "recipe": recipe,
+        **{name: value for name, value in arguments.items() if name not in COSMETIC},
+        **inputs,
+        "lock": (code["lock"] or {}).get("sha256"),
+    }
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        matters["processes"] = processes  # as many batches to a step
+    matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
+    identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+    folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
+    previous = _read(folder)
+    if previous and previous["matters"] != matters:
+        raise InputError(_difference(folder, previous["matters"], matters))
+    if previous and previous["status"] == "done":
+        print(f"This run is finished already: {folder} ({previous['finished']}). Another --output-dir starts it anew.")
+        return None
+    return Run(
+        folder,
+        {
+            **({"step": previous["step"]} if previous and "step" in previous else {}),
+            "recipe": recipe,
+            "command": sys.argv,
+            "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
+            "matters": matters,
+            "identity": identity,
+            "code": code,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What the run that made an adapter says of the model under it: its name, and what it was by its contents."""
+
+    model: str
+    base: str  # a sha256 of a directory, or hub id @ revision
+
+
+def parent_of(adapter: Path) -> Parent | None:
+    """The model that `adapter` was trained on, from the run.json beside its folder; None where there is none."""
+    record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
+    if record is None:
+        return None
+    return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Is a full disk, or a quota, the cause of `error`?
+
+    safetensors has an error of its own, with the system's words; torch.save has one without any, and leaves no room.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in full or any(os.strerror(number) in str(cause) for number in full):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    probe = folder / f"probe.{PART}"
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as failure:
+        return failure.errno in full
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return False
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder with --output-dir")
+    record = folder / "run.json"
+    if record.exists():
+        return json.loads(record.read_text(encoding="utf-8"))
+    # Another process of this run may be about to write it; a batch job comes with its script and with orders to stop.
+    if is_first_process() and any(path.name not in ("slurm", "STOP") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
+    return None
+
+
+def _difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
+    lines = [
+        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return "\n".join([f"{folder}: holds a run with other settings; give another --output-dir, or the same:", *lines])
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,161 @@
+"""Reading files: every kind gives the same rows with their places, and every broken one says where it broke."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from common.data.rows import Faults, find_source, read_rows, source_sha256
+from common.errors import InputError
+
+ROWS = [{"prompt": "Häuser\nund 树", "completion": 'a, "b"'}, {"prompt": "2", "completion": "two"}]
+
+
+def read(path):
+    faults = Faults()
+    return list(read_rows(find_source(str(path)), faults)), faults
+
+
+def write(path):
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+        case ".json":
+            path.write_text(json.dumps(ROWS, indent=1), encoding="utf-8")
+        case ".csv":
+            with path.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.DictWriter(stream, ["prompt", "completion"])
+                writer.writeheader()
+                writer.writerows(ROWS)
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(ROWS), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"), [("a.jsonl", [1, 2]), ("a.json", [2, 6]), ("a.csv", [2, 4]), ("a.parquet", [1, 2])]
+)
+def test_every_kind_of_file_gives_the_same_rows_with_their_lines(tmp_path, name, lines):
+    path = write(tmp_path / name)
+    rows, faults = read(path)
+    assert [row.fields for row in rows] == ROWS
+    assert [row.place for row in rows] == [f"{path}:{line}" for line in lines]
+    assert faults.count == 0
+
+
+def test_json_lines_under_the_name_json_are_read_as_such(tmp_path):
+    path = write(tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert [row.fields for row in read(path)[0]] == ROWS
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n\r\n{"prompt": "y"}\r\n')
+    rows, faults = read(path)
+    assert [(row.place, row.fields["prompt"]) for row in rows] == [(f"{path}:1", "x"), (f"{path}:3", "y")]
+    assert faults.count == 0
+
+
+def test_a_folder_is_all_its_files_in_order(tmp_path):
+    for name in ("b.csv", "a.jsonl", "c.parquet"):
+        write(tmp_path / name)
+    (tmp_path / "README.md").write_text("not data")
+    assert [row.place.rpartition("/")[2] for row in read(tmp_path)[0]] == [
+        "a.jsonl:1", "a.jsonl:2", "b.csv:2", "b.csv:4", "c.parquet:1", "c.parquet:2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "says"),
+    [
+        ("a.jsonl", b'{"a": 1}\n' * 16 + b'{"a": \n', 17, "broken JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n', 2, "an array, expected a JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', 2, "byte 8 is 0xff, which is not UTF-8"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", 1, "broken JSON: nested too deeply"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", 1, "broken JSON: an integer of thousands of digits"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}\n', 2, "half of a surrogate pair"),
+        ("a.json", b'[\n{"a": 1},\n{"\\udc00": 1}]', 3, "half of a surrogate pair"),
+        ("a.json", b'[\n{"a": ' + b"9" * 5000 + b"}]", 2, "broken JSON: an integer of thousands of digits"),
+        ("a.json", b'[\n{"a": 1},\n{"a": }\n]', 3, "broken JSON"),
+        ("a.json", b'[\n{"a": 1},\n', 3, "broken JSON"),
+        ("a.json", b'[\n{"a": 1},\n\n7]', 4, "a number, expected a JSON object"),
+        ("a.csv", b"a,b\n1,2\n3\n", 3, "b: missing"),
+        ("a.csv", b"a,b\n1,2,3\n", 2, "more cells than the 2 columns"),
+        ("a.csv", b'a,b\n1,"2\n', 2, "broken CSV"),
+        ("a.csv", b"a,b\n1,\xe9\n", 2, "not UTF-8"),
+    ],
+)
+def test_a_broken_line_is_named_with_what_is_wrong(tmp_path, name, content, line, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    _, faults = read(path)
+    with pytest.raises(InputError) as error:
+        faults.stop()
+    assert str(error.value).startswith(f"{path}:{line}: "), error.value
+    assert says in str(error.value)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    assert "the file is empty" in read(tmp_path / "a.jsonl")[1].shown[0]
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\\ud83d\\ude00"}\n')
+    rows, faults = read(tmp_path / "a.jsonl")
+    assert rows[0].fields == {"a": "\N{GRINNING FACE}"}
+    assert faults.count == 0
+
+
+def test_a_parquet_file_with_a_damaged_page_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"a": f"text {number}"} for number in range(1000)]), path)
+    content = bytearray(path.read_bytes())
+    content[100:400] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
+        read(path)
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("data", ["/no/such/folder", "./missing.jsonl", "missing.csv", "missing", "a/b/c"])
+def test_what_looks_like_a_path_and_is_not_there_is_said_before_any_hub_is_asked(data):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_source(data)
+
+
+def test_a_hub_id_is_told_from_a_path():
+    assert find_source("openai/gsm8k") == "openai/gsm8k"
+
+
+def test_an_unknown_kind_of_file_and_an_empty_folder_are_refused(tmp_path):
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(InputError, match=r"unknown kind of file '\.xlsx'"):
+        find_source(str(tmp_path / "a.xlsx"))
+    with pytest.raises(InputError, match="holds no data file"):
+        find_source(str(tmp_path))
+
+
+def test_twenty_faults_are_shown_and_the_rest_counted():
+    faults = Faults()
+    for number in range(25):
+        faults.add(f"f:{number}", "wrong")
+    with pytest.raises(InputError) as error:
+        faults.stop()
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "... and 5 more, 25 in all"
+
+
+def test_the_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"ab")
+    (tmp_path / "b.csv").write_bytes(b"c")
+    # sha256 of "abc", from FIPS 180-2
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert source_sha256(find_source(str(tmp_path))) == expected

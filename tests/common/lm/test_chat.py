@@ -1,0 +1,269 @@
+"""Which tokens carry loss: against TRL's own training templates, and at the edges where masks go wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common.data.examples import Conversation, Pair
+from common.data.formats import FORMATS, PAIR_FORMATS, detect
+from common.data.read import conversations, pairs
+from common.data.rows import Faults, Row, find_source, read_rows
+from common.errors import InputError
+from common.lm.chat import (
+    check_truncation,
+    end_token,
+    render,
+    set_chat_template,
+    set_pad_token,
+    tokenize,
+    tokenize_pairs,
+)
+from conftest import ROOT
+
+# The special tokens each family's template writes; the tokenizer below learns them.
+FAMILIES = {
+    "qwen2_5": ("<|im_end|>", ["<|im_start|>", "<|im_end|>"]),
+    "qwen3": ("<|im_end|>", ["<|im_start|>", "<|im_end|>"]),
+    "llama3": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    "gemma": ("<end_of_turn>", ["<start_of_turn>", "<end_of_turn>"]),
+    "gemma3": ("<end_of_turn>", ["<start_of_turn>", "<end_of_turn>"]),
+    "phi3": ("<|end|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
+    "phi3_5": ("<|end|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
+    "deepseek_r1_distill": ("<｜end▁of▁sentence｜>", ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]),
+}
+TURNS = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four.\n\nIt is even."},
+    {"role": "user", "content": "再加一？"},
+    {"role": "assistant", "content": "五。"},
+]
+
+
+def template(name: str) -> str:
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def family(request, tokenizer):
+    import copy
+
+    end, special = FAMILIES[request.param]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = template(request.param)
+    return request.param, tokenizer, end
+
+
+def only(examples):
+    faults = Faults()
+    (example,) = examples(faults)
+    faults.stop()
+    return example
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "qwen3"], indirect=True)
+def test_the_mask_is_that_of_trls_training_template(family):
+    """But for the turn's header and the line break after its end, which TRL trains and no model ever has to write."""
+    name, tokenizer, _ = family
+    example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", TURNS)], 1000, faults))
+    reference = tokenizer.apply_chat_template(
+        TURNS, chat_template=template(f"{name}_training"), return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert example.input_ids.tolist() == reference["input_ids"]
+    ours, theirs = example.completion_mask == 1, np.array(reference["assistant_masks"]) == 1
+    assert not (ours & ~theirs).any()
+    extra = tokenizer.decode(example.input_ids[theirs & ~ours])
+    assert extra.replace("<｜Assistant｜>", "").replace("<|im_end|>", "").strip() == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_the_trained_tokens_are_the_answers_and_their_end(family):
+    name, tokenizer, end = family
+    assert end_token(tokenizer) == end
+    example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", TURNS)], 1000, faults))
+    trained = tokenizer.decode(example.input_ids[example.completion_mask == 1])
+    # Qwen3's template opens its last answer with an empty thought, which is then part of the answer.
+    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
+    assert trained == f"Four.\n\nIt is even.{end}{thought}五。{end}"
+
+
+def test_a_tool_call_is_trained_and_its_result_is_not(tokenizer):
+    turns = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]},
+        {"role": "tool", "content": "RESULT"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    tools = [{"name": "add", "description": "SUM"}]
+    example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", turns, tools)], 1000, faults))
+    trained = tokenizer.decode(example.input_ids[example.completion_mask == 1])
+    assert '"name": "add"' in trained
+    assert trained.endswith("Four.<|im_end|>")
+    assert "RESULT" not in trained
+    assert "SUM" in tokenizer.decode(example.input_ids)
+
+
+def test_the_prompt_is_tokenized_as_at_inference(tokenizer):
+    example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", TURNS[:2])], 1000, faults))
+    prompt = tokenizer.apply_chat_template(TURNS[:1], add_generation_prompt=True)["input_ids"]
+    first = example.completion_mask.argmax()
+    assert example.input_ids[:first].tolist() == prompt
+
+
+def test_truncation_is_counted_named_and_above_its_share_refused(tokenizer):
+    long = [TURNS[0], {"role": "assistant", "content": "word " * 100}]
+    rows = [Conversation(f"f:{n}", long if n == 7 else TURNS[:2]) for n in range(1, 11)]
+    faults = Faults()
+    examples = list(tokenize(tokenizer, rows, 60, faults))
+    faults.stop()
+    assert len(examples[6].input_ids) == 60 < examples[6].full_length
+    line = check_truncation(examples, 60, max_share=0.1)
+    assert line == "1 of 10 rows (10.0%) are longer than 60 tokens and cut off: f:7"
+    with pytest.raises(InputError, match=r"f:7\nThat is more than --max-truncated 0\.05 allows"):
+        check_truncation(examples, 60, max_share=0.05)
+    assert check_truncation(examples[:6], 60, max_share=0.0) is None
+
+
+def test_a_row_whose_answer_is_cut_off_whole_is_a_fault(tokenizer):
+    faults = Faults()
+    rows = [Conversation("f:1", TURNS[:2]), Conversation("f:2", [{**TURNS[0], "content": "word " * 100}, TURNS[1]])]
+    assert [example.place for example in tokenize(tokenizer, rows, 100, faults)] == ["f:1"]
+    assert faults.shown[0].startswith("f:2: no trainable token in the first 100 of its ")
+
+
+def test_an_answer_before_any_question_has_nothing_to_be_trained_on(tokenizer):
+    faults = Faults()
+    assert not list(tokenize(tokenizer, [Conversation("f:1", [TURNS[1], TURNS[0]])], 1000, faults))
+    assert faults.shown[0].startswith("f:1: no trainable token: ")
+
+
+def test_a_turn_with_the_end_token_in_it_is_a_fault(tokenizer):
+    faults = Faults()
+    turns = [{"role": "user", "content": "What does <|im_end|> mean?"}, TURNS[1]]
+    assert not list(tokenize(tokenizer, [Conversation("f:1", turns)], 1000, faults))
+    assert "a turn of the user contains <|im_end|>" in faults.shown[0]
+
+
+@pytest.mark.parametrize("family", ["gemma"], indirect=True)
+def test_what_the_template_refuses_is_a_fault_with_its_reason(family):
+    _, tokenizer, _ = family
+    faults = Faults()
+    assert not list(tokenize(tokenizer, [Conversation("f:1", [TURNS[0], TURNS[0], TURNS[1]])], 1000, faults))
+    assert faults.shown[0].startswith("f:1: Conversation roles must alternate")
+
+
+def test_a_model_without_a_template_or_without_an_end_is_refused(tokenizer, tmp_path):
+    import copy
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="base has no chat template"):
+        set_chat_template(tokenizer, None, "base")
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}")
+    set_chat_template(tokenizer, str(tmp_path / "t.jinja"), "base")
+    with pytest.raises(InputError, match="would not learn to stop"):
+        end_token(tokenizer)
+    with pytest.raises(InputError, match=r"missing\.jinja"):
+        set_chat_template(tokenizer, str(tmp_path / "missing.jinja"), "base")
+
+
+def test_the_pad_token_is_never_the_end_token(tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = "<|im_end|>"
+    set_pad_token(tokenizer, None, "<|im_end|>")
+    assert tokenizer.pad_token == "<|endoftext|>"
+    with pytest.raises(InputError, match="not in this model's vocabulary"):
+        set_pad_token(tokenizer, "<|nothing|>", "<|im_end|>")
+    with pytest.raises(InputError, match="no token to pad with"):
+        set_pad_token(tokenizer, "<|im_end|>", "<|im_end|>")
+
+
+def test_ready_rendered_chatml_renders_to_itself(tokenizer):
+    text = tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}, *TURNS], tokenize=False)
+    (conversation,) = conversations([Row("f:1", {"text": text})], Faults())
+    assert render(tokenizer, conversation, "<|im_end|>")[0] == text
+
+
+def samples_of(formats):
+    """The files of data_samples/formats that hold one of these formats; pairs of ShareGPT are no conversations."""
+    rows = {file: next(read_rows([file], Faults())) for file in sorted((ROOT / "data_samples" / "formats").iterdir())}
+    kinds = {file: PAIR_FORMATS if detect(row.fields, PAIR_FORMATS) else FORMATS for file, row in rows.items()}
+    return [file for file, row in rows.items() if kinds[file] is formats and detect(row.fields, formats)]
+
+
+@pytest.mark.parametrize("file", samples_of(FORMATS), ids=lambda file: file.name)
+def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer):
+    faults = Faults()
+    rows = list(conversations(read_rows(find_source(str(file)), faults), faults))
+    examples = list(tokenize(tokenizer, rows, 1000, faults))
+    faults.stop()
+    assert len(examples) == len(rows) >= 4
+    for example in examples:
+        trained = tokenizer.decode(example.input_ids[example.completion_mask == 1])
+        assert trained.endswith("<|im_end|>")
+
+
+@pytest.mark.parametrize("file", samples_of(PAIR_FORMATS), ids=lambda file: file.name)
+def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, tokenizer):
+    """The prompt ends where the assistant's turn begins, and each answer is what was said, with its end token."""
+    faults = Faults()
+    rows = list(pairs(read_rows(find_source(str(file)), faults), faults))
+    examples = list(tokenize_pairs(tokenizer, rows, 1000, faults))
+    faults.stop()
+    assert len(examples) == len(rows) >= 4
+    for row, example in zip(rows, examples, strict=True):
+        assert tokenizer.decode(example.prompt_ids).endswith("<|im_start|>assistant\n")
+        assert tokenizer.decode(example.chosen_ids) == row.chosen[-1]["content"] + "<|im_end|>"
+        assert tokenizer.decode(example.rejected_ids) == row.rejected[-1]["content"] + "<|im_end|>"
+
+
+def test_there_is_a_sample_of_every_format():
+    assert len(samples_of(FORMATS)) == 10
+    assert len(samples_of(PAIR_FORMATS)) == 5
+
+
+def test_a_pair_is_cut_at_the_end_of_its_answers(tokenizer):
+    turn = [{"role": "user", "content": "Say a."}]
+    long, short = ([{"role": "assistant", "content": text}] for text in ("a " * 50, "a"))
+    (whole,) = tokenize_pairs(tokenizer, [Pair("x:1", turn, long, short)], 1000, Faults())
+    room = 10
+    (cut,) = tokenize_pairs(tokenizer, [Pair("x:1", turn, long, short)], len(whole.prompt_ids) + room, Faults())
+    assert cut.prompt_ids == whole.prompt_ids
+    assert cut.chosen_ids == whole.chosen_ids[:room]
+    assert cut.rejected_ids == whole.rejected_ids
+    assert cut.full_length == len(whole.prompt_ids) + len(whole.chosen_ids)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ([{"role": "assistant", "content": "a<|im_end|>b"}], "contains <|im_end|>"),
+        (
+            [
+                {"role": "assistant", "content": "a"},
+                *[{"role": "user", "content": "Say a."}],
+                {"role": "assistant", "content": "b"},
+            ],
+            "part before",
+        ),
+    ],
+    ids=["an end token inside", "two turns"],
+)
+def test_a_pair_that_cannot_be_rendered_is_a_fault(tokenizer, chosen, says):
+    faults = Faults()
+    rejected = [{"role": "assistant", "content": "c"}]
+    assert (
+        list(
+            tokenize_pairs(
+                tokenizer, [Pair("x:1", [{"role": "user", "content": "Say a."}], chosen, rejected)], 1000, faults
+            )
+        )
+        == []
+    )
+    assert faults.shown[0].startswith("x:1: ")
+    assert says in faults.shown[0]

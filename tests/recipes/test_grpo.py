@@ -1,0 +1,128 @@
+"""`recipes/grpo.py` as a user runs it, on the tiny model after SFT. What it gains is shown in test_pipeline.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
+
+pytestmark = pytest.mark.slow
+PROBLEMS = (ROOT / "data_samples" / "arithmetic-train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+SMALL = ("--per-device-train-batch-size", 8, "--gradient-accumulation-steps", 2, "--num-generations", 4)
+FEW = (*SMALL, "--max-steps", 4, "--sample-prompts", 0, "--rewards", "math")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    data = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    data.write_text("".join(PROBLEMS[:32]), encoding="utf-8")
+    return data
+
+
+@pytest.fixture(scope="module")
+def whole(merged, few, tmp_path_factory):
+    """Four steps of 4 problems x 4 answers, a checkpoint after every one, and the answers that were sampled."""
+    folder = tmp_path_factory.mktemp("grpo")
+    flags = ("--model", merged, "--data", few, "--save-steps", 1, "--save-total-limit", 9, *FEW)
+    recipe = (ROOT / "tests" / "system" / "record_answers.py", folder / "answers.jsonl", ROOT / "recipes" / "grpo.py")
+    command = [sys.executable, *recipe, "--output-dir", folder / "run", *flags]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", folder / "answers.jsonl", flags
+
+
+def steps(folder):
+    return [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
+
+
+def test_loss_gradient_and_reward_are_those_of_a_plain_trl_script(whole, merged, few, tmp_path):
+    """On the same answers, step for step; the plain script has its own reward."""
+    folder, answers, _ = whole
+    command = [sys.executable, ROOT / "tests" / "references" / "plain_grpo.py", merged, few, answers, tmp_path]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    plain = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert plain.returncode == 0, plain.stderr
+    theirs = json.loads((tmp_path / "steps.json").read_text())
+    ours = [[row["loss"], row["grad_norm"], row["reward"]] for row in steps(folder)]
+    assert len(ours) == len(theirs) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=1e-6)
+    assert max(gradient for _, gradient, _ in ours) > 1e-3  # so that equal is not equal to nothing (see abs above)
+
+
+def test_the_log_has_what_the_live_line_shows(whole):
+    for row in steps(whole[0]):
+        assert {"reward", "rewards/math/mean", "rewards/math/std", "flat", "kl", "entropy"} <= row.keys()
+        assert {"completions/mean_length", "completions/clipped_ratio"} <= row.keys()
+        assert 0 <= row["flat"] <= 1
+        assert row["tokens_per_second"] > 0
+    assert steps(whole[0])[0]["kl"] == 0  # the policy begins as the reference
+    assert steps(whole[0])[-1]["kl"] > 0
+
+
+def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
+    folder, _, flags = whole
+    cut = tmp_path / "cut"
+    done = interrupt("SIGUSR1", 2, "grpo", "--output-dir", cut, *flags)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Stopped by SIGUSR1 after step 2 of 4; ")
+    done = run_recipe("grpo", "--output-dir", cut, *flags)
+    assert done.returncode == 0, done.stderr
+    assert [row["reward"] for row in steps(cut)] == [row["reward"] for row in steps(folder)]
+    assert adapter_bytes(cut) == adapter_bytes(folder)
+
+
+def test_difficulty_refill_a_penalty_and_a_reward_of_ones_own(merged, few, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from common.rewards.builtin import text_of\n"
+        "def shorter(completions, **columns):\n"
+        "    return [-len(text_of(completion)) / 100 for completion in completions]\n"
+    )
+    flags = ("--rewards", "math", f"{tmp_path / 'mine.py'}:shorter=0.1", "--difficulty", "auto", "--refill", 2)
+    flags += ("--difficulty-prompts", 16, "--beta", 0.05, "--max-steps", 2, "--sample-prompts", 2)
+    run = tmp_path / "run"
+    done = run_recipe("grpo", "--model", merged, "--data", few, "--output-dir", run, *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    assert " of 16 problems are auto by pass-rate" in done.stdout
+    samples = read_jsonl(run / "samples.jsonl")
+    assert len(samples) == 4
+    for sample in samples:
+        assert sample["rewards"].keys() == {"math", "shorter"}
+        assert sample["rewards"]["shorter"] == pytest.approx(-len(sample["completion"]) / 100)
+        assert sample["reward"] == pytest.approx(sample["rewards"]["math"] + 0.1 * sample["rewards"]["shorter"])
+    assert all(row["flat"] == 0 for row in steps(run))  # with the length in it no group is flat
+    assert not list(run.rglob("ref"))
+
+
+ROW = json.loads(PROBLEMS[0])
+MINE = {
+    "the first row's answer for all": (
+        "def graded(completions, answer, **columns):\n"
+        "    return [float(f'<answer>{answer[0]}</answer>' in c[-1]['content']) for c in completions]\n"
+    ),
+    "the wrong sign": (
+        "def graded(completions, answer, **columns):\n"
+        "    return [-float(f'<answer>{a}</answer>' in c[-1]['content']) for c, a in zip(completions, answer)]\n"
+    ),
+}
+BAD = {
+    "a gold answer that is none": (json.dumps({**ROW, "answer": "..."}) + "\n", [], ":1: answer: "),
+    "no gold answer": (json.dumps({"prompt": "a"}) + "\n", [], "math: needs the column answer, which no row has"),
+    "groups that do not fit": (PROBLEMS[0], ["--num-generations", 7], "must be a multiple of --num-generations 7"),
+    "an unknown reward": (PROBLEMS[0], ["--rewards", "maths"], "did you mean math?"),
+    **{fault: ("".join(PROBLEMS[:16]), ["--rewards", "mine.py:graded"], "mine.py:1: graded") for fault in MINE},
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
+    content, flags, says = BAD[fault]
+    (tmp_path / "problems.jsonl").write_text(content, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(MINE.get(fault, ""))
+    done = run_recipe("grpo", "--data", "problems.jsonl", *flags, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.py", "problems.jsonl"]

@@ -1,0 +1,487 @@
+"""`recipes/ppo.py`: its phases on a small model with random weights, and the recipe as a user runs it.
+
+The phases are held to a plain implementation in 64 bit that shares no line with them: no adapters switched, no batches,
+no padding, no chunks. What the recipe gains is shown at the end.
+"""
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+
+import ppo
+import pytest
+import torch
+from common.data.examples import Problem
+from common.lm.cuda_graph import RecordedPass
+from common.lm.generate import Answer
+from common.lm.scalar_head import new_head
+from common.rewards.specification import Weighted
+from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+PAD, TEMPERATURE, KL_COEF = 0, 0.7, 0.1
+LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and answer
+SCORES = [0.5, -1.0, 2.0, 0.1]
+
+
+def answers(seed: int = 0) -> list[Answer]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(1, 2048, (sum(lengths),), generator=generator).tolist() for lengths in LENGTHS]
+    return [
+        Answer("", index != 1, ids[:prompt], ids[prompt:])
+        for index, (ids, (prompt, _)) in enumerate(zip(drawn, LENGTHS, strict=True))
+    ]
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """PPO on the tiny model with random adapters, so that policy, critic, reward model and reference all differ."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "data_samples" / "tiny", dtype=torch.float32)
+    plain = copy.deepcopy(base)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(ppo.ATTENTION), task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
+    for name in ("critic", "reward"):
+        model.add_adapter(name, copy.deepcopy(config))
+    heads = {name: new_head(base.config.hidden_size, "cpu") for name in ("critic", "reward")}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+        for head in heads.values():
+            head.weight.normal_(std=0.1)
+    model.train()
+
+    args = ppo.Args(
+        temperature=TEMPERATURE,
+        kl_coef=KL_COEF,
+        kl_target=None,
+        normalize_scores=False,
+        missing_eos_penalty=0.25,
+        lam=0.9,
+        gamma=0.97,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        rollout_batch_size=4,
+        num_ppo_epochs=2,
+        max_approx_kl=1e9,
+        critic_warmup_steps=0,
+        reward_weight=0.0,
+    )
+    settings = TrainingArguments(output_dir=str(tmp_path), optim="adamw_torch_fused", max_grad_norm=1e9)
+    rows = [Problem(str(index), [{"role": "user", "content": str(index)}]) for index in range(4)]
+    critic_parameters = [*ppo.adapter_parameters(model, "critic"), *heads["critic"].parameters()]
+    parts = ppo.PPO(
+        args=args,
+        model=model,
+        pad_token_id=PAD,
+        sample=lambda rows, length, temperature: answers(),
+        rules=[Weighted("given", 1.0, lambda completions, **_: SCORES)],
+        reward_head=heads["reward"],
+        reward_backbone=RecordedPass(model),
+        critic_head=heads["critic"],
+        policy=ppo.Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
+        critic=ppo.Learner(critic_parameters, settings, 1e-2, 10),
+        kl_coef=KL_COEF,
+        scores=ppo.RunningMoments(),
+        prompts=ppo.PromptSampler(rows, "off", "entropy", seed=0),
+    )
+    return parts, plain
+
+
+def rollout(setting) -> ppo.Episodes:
+    parts, _ = setting
+    episodes = ppo.generate(parts)
+    ppo.compute_reward(parts, episodes)
+    ppo.compute_advantages(parts, episodes)
+    return episodes
+
+
+def halves(episodes: ppo.Episodes) -> list[ppo.Episodes]:
+    return [episodes.take([2, 0]), episodes.take([1, 3])]  # of different widths
+
+
+def in_64_bit(plain, model, name: str | None):
+    """The base alone, or with one adapter written into its weights as base + scale B A; leaves to differentiate by."""
+    whole = copy.deepcopy(plain).double().eval()
+    leaves = {}
+    if name:
+        state = {key: value.detach().double() for key, value in model.named_parameters() if f".{name}." in key}
+        for key in [key for key in state if "lora_A" in key]:
+            path = key.removeprefix("base_model.model.").partition(".lora_A")[0]
+            down, up = (state[k].clone().requires_grad_() for k in (key, key.replace("lora_A", "lora_B")))
+            leaves[key], leaves[key.replace("lora_A", "lora_B")] = down, up
+            linear = whole.get_submodule(path)
+            weight = linear.weight.detach()
+            linear.forward = lambda x, w=weight, b=linear.bias, a=down, u=up: (
+                x @ (w + 2.0 * u @ a).T + (0 if b is None else b.detach())
+            )
+    return whole, leaves
+
+
+def slow_log_probs(whole, said: Answer) -> torch.Tensor:
+    logits = whole(input_ids=torch.tensor([said.prompt_ids + said.completion_ids])).logits[0].double() / TEMPERATURE
+    first = len(said.prompt_ids) - 1
+    return torch.stack(
+        [logits[first + t].log_softmax(-1)[token] for t, token in enumerate(said.completion_ids)]
+    )  # (c,)
+
+
+def slow_values(whole, head, said: Answer) -> torch.Tensor:
+    ids = torch.tensor([said.prompt_ids + said.completion_ids])
+    hidden = whole.model(input_ids=ids).last_hidden_state[0]
+    first = len(said.prompt_ids) - 1
+    return torch.stack([(hidden[first + t] * head).sum() for t in range(len(said.completion_ids))])
+
+
+def slow_advantages(parts, plain):
+    """Log-probabilities of policy and reference, values, white advantages and returns of each answer, by loops."""
+    policy, _ = in_64_bit(plain, parts.model, "default")
+    critic, _ = in_64_bit(plain, parts.model, "critic")
+    head = parts.critic_head.weight.detach().double()[0]
+    found = []
+    with torch.no_grad():
+        for said, score in zip(answers(), SCORES, strict=True):
+            log_probs, reference = slow_log_probs(policy, said), slow_log_probs(copy.deepcopy(plain).double(), said)
+            values = slow_values(critic, head, said)
+            rewards = (-KL_COEF * (log_probs - reference)).tolist()
+            rewards[-1] += score - (0.0 if said.ended else 0.25)
+            after, advantage, advantages = 0.0, 0.0, []
+            for reward, value in zip(reversed(rewards), reversed(values.tolist()), strict=True):
+                advantage = reward + 0.97 * after - value + 0.97 * 0.9 * advantage
+                after = value
+                advantages.insert(0, advantage)
+            found.append((log_probs, reference, values, torch.tensor(advantages).double(), rewards))
+    together = torch.cat([advantages for *_, advantages, _ in found])
+    return [
+        (old, reference, values, (a - together.mean()) / together.std(correction=0), a + values, rewards)
+        for old, reference, values, a, rewards in found
+    ]
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def assert_rows(tensor, expected, tolerance=1e-4):
+    """Each row of (B, C) is the expected one, and zeros after it."""
+    for row, want in zip(tensor.double(), expected, strict=True):
+        torch.testing.assert_close(row[: len(want)], torch.as_tensor(want).double(), rtol=tolerance, atol=tolerance)
+        assert not row[len(want) :].any()
+
+
+def test_policy_reference_and_critic_are_three_models_seen_through_the_same_padding(setting):
+    parts, plain = setting
+    episodes = rollout(setting)
+    slow = slow_advantages(parts, plain)
+    assert_rows(episodes.log_probs, [row[0] for row in slow])
+    assert_rows(episodes.ref_log_probs, [row[1] for row in slow])
+    assert_rows(episodes.values, [row[2] for row in slow])
+    assert float((episodes.log_probs - episodes.ref_log_probs).abs().max()) > 0.1  # so that equal is not always equal
+
+
+def test_the_reward_comes_at_the_last_token_and_the_penalties_where_they_belong(setting):
+    parts, plain = setting
+    episodes = rollout(setting)
+    assert_rows(episodes.rewards, [row[5] for row in slow_advantages(parts, plain)])
+    parts.kl_coef = 0.0
+    ppo.compute_reward(parts, episodes)
+    for row, (_, length), score in zip(episodes.rewards, LENGTHS, [0.5, -1.25, 2.0, 0.1], strict=True):
+        assert row.nonzero().tolist() == [[length - 1]]
+        assert float(row[length - 1]) == pytest.approx(score)
+
+
+def test_advantages_are_those_of_a_slow_loop(setting):
+    parts, plain = setting
+    episodes = rollout(setting)
+    slow = slow_advantages(parts, plain)
+    assert_rows(episodes.advantages, [row[3] for row in slow], 1e-3)
+    assert_rows(episodes.returns, [row[4] for row in slow], 1e-3)
+
+
+def test_at_the_first_minibatch_nothing_has_moved(setting):
+    parts, _ = setting
+    episodes = rollout(setting)
+    policy = ppo.update_policy(parts, halves(episodes))
+    assert policy["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert policy["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert policy["policy/clip_fraction"] == 0.0
+    assert policy["policy/grad_norm"] > 0
+    critic = ppo.update_critic(parts, halves(episodes))
+    assert critic["value/clip_fraction"] == 0.0
+    moved = ppo.update_policy(parts, halves(episodes))  # and then it has
+    assert moved["policy/approx_kl"] > 0
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "torch's", "reentrant, as Unsloth's"])
+def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkpointing, monkeypatch):
+    """After two updates, so that ratios and values have moved and some are clipped."""
+    parts, plain = setting
+    if checkpointing != "off":
+        reentrant = checkpointing != "torch's"
+        parts.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            parts.model.enable_input_require_grads()
+            own = torch.utils.checkpoint.checkpoint
+            monkeypatch.setattr(
+                torch.utils.checkpoint,
+                "checkpoint",
+                lambda function, *inputs, **options: own(function, *inputs, **{**options, "use_reentrant": True}),
+            )
+    monkeypatch.setattr(ppo, "CHUNK", 4)  # as with a real model, an answer is in several
+    episodes = rollout(setting)
+    slow = slow_advantages(parts, plain)
+    old_head = parts.critic_head.weight.detach().clone()
+    for _ in range(2):
+        ppo.update_policy(parts, halves(episodes))
+        ppo.update_critic(parts, halves(episodes))
+    assert not torch.equal(parts.critic_head.weight, old_head)
+
+    gradients = {}
+    for learner in (parts.policy, parts.critic):
+        monkeypatch.setattr(learner, "step", lambda: 0.0)  # keep the gradient
+    clipped = ppo.update_policy(parts, halves(episodes))["policy/clip_fraction"]
+    for name, parameter in parts.model.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any() or ".default." in name, name
+        gradients |= {name: parameter.grad} if ".default." in name else {}
+    assert 0 < clipped < 1
+
+    policy, leaves = in_64_bit(plain, parts.model, "default")
+    count, loss = sum(length for _, length in LENGTHS), 0.0
+    for said, (old, _, _, advantages, _, _) in zip(answers(), slow, strict=True):
+        ratios = (slow_log_probs(policy, said) - old).exp()
+        for ratio, advantage in zip(ratios, advantages, strict=True):
+            loss = loss - torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) / count
+    loss.backward()
+    assert leaves.keys() == gradients.keys()
+    for name, leaf in leaves.items():
+        assert relative_error(gradients[name], leaf.grad) < 1e-4, name
+
+    parts.policy.discard()
+    ppo.update_critic(parts, halves(episodes))
+    for name, parameter in parts.model.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any() or ".critic." in name, name
+    critic, leaves = in_64_bit(plain, parts.model, "critic")
+    head = parts.critic_head.weight.detach().double()[0].requires_grad_()
+    bias = float(parts.critic_head.bias.detach())
+    loss = 0.0
+    for said, (_, _, old, _, returns, _) in zip(answers(), slow, strict=True):
+        values = slow_values(critic, head, said) + bias
+        within = torch.max(torch.min(values, old + 0.2), old - 0.2)
+        loss = loss + torch.max((values - returns) ** 2, (within - returns) ** 2).sum() / 2 / count
+    loss.backward()
+    assert relative_error(parts.critic_head.weight.grad[0], head.grad) < 1e-4
+    for name, leaf in leaves.items():
+        assert relative_error(parts.model.get_parameter(name).grad, leaf.grad) < 1e-4, name
+
+
+def test_padding_is_seen_by_nothing(setting):
+    """Other tokens there, and more of them, change no number."""
+    parts, _ = setting
+    episodes, other = rollout(setting), rollout(setting)
+    other.input_ids = torch.where(other.attention_mask.bool(), other.input_ids, 77)
+    other.tokens = torch.where(other.mask, other.tokens, 77)
+    for tensor in ("log_probs", "values", "advantages", "returns"):
+        setattr(other, tensor, torch.where(other.mask, getattr(other, tensor), 1e3))
+    one, two = (ppo.update_policy(copy.deepcopy(parts), [e.take([0, 1, 2, 3])]) for e in (episodes, other))
+    assert one == pytest.approx(two, rel=1e-5)
+    one, two = (ppo.update_critic(copy.deepcopy(parts), [e.take([0, 1, 2, 3])]) for e in (episodes, other))
+    assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_the_policy_stops_once_it_is_too_far_and_the_critic_goes_on(setting):
+    parts, _ = setting
+    parts.args = ppo.replace(parts.args, max_approx_kl=1e-6, num_ppo_epochs=3)
+    stats = ppo.step(parts, rollout(setting), 0)
+    assert stats["policy/stopped"] == 0.5  # the second update was the last, and was not taken
+    assert parts.policy.optimizer.state[parts.policy.parameters[0]]["step"] == 1
+    assert parts.critic.optimizer.state[parts.critic.parameters[0]]["step"] == 3
+
+
+def test_while_the_critic_warms_up_the_policy_stays(setting):
+    parts, _ = setting
+    parts.args = ppo.replace(parts.args, critic_warmup_steps=1)
+    episodes = rollout(setting)
+    before = [parameter.detach().clone() for parameter in parts.policy.parameters]
+    ppo.step(parts, episodes, 0)
+    assert all(torch.equal(old, new) for old, new in zip(before, parts.policy.parameters, strict=True))
+    ppo.step(parts, episodes, 1)
+    assert not all(torch.equal(old, new) for old, new in zip(before, parts.policy.parameters, strict=True))
+
+
+def test_the_reward_model_scores_with_its_own_adapter_and_is_not_trained(setting):
+    parts, plain = setting
+    parts.args = ppo.replace(parts.args, reward_weight=0.5)
+    frozen = {n: p.detach().clone() for n, p in parts.model.named_parameters() if ".reward." in n or "base_layer" in n}
+    episodes = rollout(setting)
+    whole, _ = in_64_bit(plain, parts.model, "reward")
+    head = parts.reward_head.weight.detach().double()[0]
+    for index, said in enumerate(answers()):
+        ids = torch.tensor([said.prompt_ids + said.completion_ids])
+        with torch.no_grad():
+            expected = float((whole.model(input_ids=ids).last_hidden_state[0, -1] * head).sum())
+        assert episodes.parts[ppo.REWARD_MODEL][index] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert episodes.scores[index] == pytest.approx(SCORES[index] + 0.5 * expected, rel=1e-3, abs=1e-4)
+    ppo.step(parts, episodes, 0)
+    for name, old in frozen.items():
+        assert torch.equal(old, parts.model.get_parameter(name)), name
+    assert parts.model.active_adapter == "default"
+
+
+def test_scores_are_normalized_clipped_and_then_penalized(setting):
+    parts, _ = setting
+    parts.args = ppo.replace(parts.args, normalize_scores=True, score_clip=1.0)
+    parts.kl_coef = 0.0
+    episodes = ppo.generate(parts)
+    stats = ppo.compute_reward(parts, episodes)
+    mean, spread = 0.4, 1.0747  # of 0.5 -1.0 2.0 0.1
+    expected = [0.1 / spread, -1.0 - 0.25, 1.0, -0.3 / spread]
+    assert episodes.rewards.sum(1).tolist() == pytest.approx(expected, abs=1e-4)
+    assert stats["score/mean"] == pytest.approx(mean)
+    assert stats["response/no_end"] == 0.25
+    assert stats["response/length"] == 4.0
+
+
+def test_a_checkpoint_brings_everything_back(setting, tmp_path):
+    parts, _ = setting
+    ppo.step(parts, rollout(setting), 0)
+    parts.kl_coef = 0.123
+    parts.scores.update([1.0, 5.0])
+    ppo.save_checkpoint(parts, tmp_path / "checkpoint-1")
+    drawn = torch.rand(3)
+    ppo.step(parts, rollout(setting), 1)
+    other = copy.deepcopy(parts)
+    ppo.load_checkpoint(other, tmp_path / "checkpoint-1")
+    assert torch.equal(torch.rand(3), drawn)
+    assert other.kl_coef == 0.123
+    assert other.scores == ppo.RunningMoments(2, 3.0, 8.0)
+    ppo.step(other, rollout((other, None)), 1)
+    for one, two in zip(parts.policy.parameters, other.policy.parameters, strict=True):
+        assert torch.equal(one, two)
+    for one, two in zip(parts.critic.parameters, other.critic.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
+# As a user runs it.
+
+SCORED = (ROOT / "data_samples" / "scores.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+SMALL = ("--rollout-batch-size", 8, "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 2)
+FEW = (*SMALL, "--num-ppo-epochs", 2, "--critic-warmup-steps", 1, "--max-completion-length", 24)
+FORM = re.compile(r"<think>.*\S.*</think><answer>.*\S.*</answer>")
+
+
+def steps(folder: Path) -> list[dict]:
+    return [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
+
+
+@pytest.mark.slow
+def test_on_scores_it_trains_a_reward_model_first_and_goes_on_after_ctrl_c(merged, tmp_path):
+    (tmp_path / "scores.jsonl").write_text("".join(SCORED[:40]), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "from common.rewards.builtin import text_of\n"
+        "def disclaimer(completions):\n"
+        "    return [float('no advice' in text_of(said)) - 2 * any(map(str.isdigit, text_of(said)[:50]))\n"
+        "            for said in completions]\n"
+    )
+    flags = ("--model", merged, "--data", tmp_path / "scores.jsonl", *FEW, "--max-steps", 4, "--save-steps", 1)
+    flags += ("--rewards", f"{tmp_path / 'mine.py'}:disclaimer=0.5", "--difficulty", "hard", "--save-total-limit", 9)
+    run = tmp_path / "run"
+    done = run_recipe("ppo", "--output-dir", run, *flags)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "No reward model is given, and the data is instruction-rating: one is trained on it first." in said
+    assert (run / "reward" / "adapter" / "head.json").is_file()
+
+    rows = steps(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy begins as the reference
+    assert rows[-1]["objective/kl"] != 0
+    for row in rows:
+        both = row["rewards/reward_model/mean"] + 0.5 * row["rewards/disclaimer/mean"]
+        assert row["score/mean"] == pytest.approx(both, abs=1e-6)
+        assert row["score/model"] + row["score/rules"] == pytest.approx(row["score/mean"], abs=1e-6)
+        phases = ("time/generate", "time/reward", "time/advantages", "time/step")
+        assert {*phases, *ppo.LIVE_LINE.values()} - {"policy/approx_kl", "policy/clip_fraction"} <= row.keys()
+        assert row["tokens_per_second"] > 0
+    assert rows[0]["loss"] == 0  # the critic's own step
+    assert {"policy/approx_kl", "policy/clip_fraction", "policy/ratio"} <= rows[1].keys()
+    samples = read_jsonl(run / "samples.jsonl")
+    assert len(samples) == 4 * 3
+    for sample in samples:
+        assert sample["rewards"]["disclaimer"] == -2 * any(map(str.isdigit, sample["completion"][:50]))
+    assert not list((run / "adapter").glob("critic"))
+
+    cut = tmp_path / "cut"
+    shutil.copytree(run / "reward", cut / "reward")  # it was trained before the first step
+    (cut / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), "status": "stopped"}))
+    done = interrupt("SIGINT", 2, "ppo", "--output-dir", cut, *flags)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Stopped by SIGINT after step 2 of 4; ")
+    again = run_recipe("ppo", "--output-dir", cut, *flags)
+    assert again.returncode == 0, again.stderr
+    for name in ("score/mean", "loss", "value/loss", "objective/kl"):
+        assert [row[name] for row in steps(cut)] == [row[name] for row in rows]
+    assert adapter_bytes(cut) == adapter_bytes(run)
+    assert read_jsonl(cut / "samples.jsonl") == samples
+    last = Path("checkpoints", "checkpoint-4", "critic")
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (cut / last / name).read_bytes() == (run / last / name).read_bytes()
+
+    done = run_recipe("ppo", "--reward-model", run / "reward", "--data", tmp_path / "scores.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "was trained on another base" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_tiny_model_learns_what_the_scores_prefer_and_what_is_right(merged, tmp_path):
+    """With the cards' settings: a reward model from 300 scores, which likes plain thoughts, and one rule."""
+    reward, run = tmp_path / "reward", tmp_path / "run"
+    done = run_recipe("reward", "--model", merged, "--output-dir", reward)
+    assert done.returncode == 0, done.stderr
+    sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
+    flags = ("--data", sums, "--reward-model", reward, "--rewards", "math", "--output-dir", run)
+    done = run_recipe("ppo", "--model", merged, *flags)
+    assert done.returncode == 0, done.stderr
+    before, after = (json.loads((run / "run.json").read_text())["held_out"][when] for when in ("before", "after"))
+    # On five seeds 0.95 to 1.19 spreads (RESULTS.md), where the score ends at 1.9 of 2 at most.
+    assert after["score"] >= before["score"] + 0.75 * before["score_std"]
+    assert after["score"] > 1.6
+    assert after["kl"] < 10
+    last = read_jsonl(run / "samples.jsonl")[-12:]
+    assert sum(FORM.fullmatch(sample["completion"]) is not None for sample in last) >= 11
+
+
+ROW = json.dumps({"prompt": "a"}) + "\n"
+BAD = {
+    "nothing that rewards": (ROW, [], "nothing rewards the answers: it is prompt"),
+    "no reward model": (ROW, ["--reward-model", "nowhere"], "no adapter with a head.json there"),
+    "a batch that does not fit": (ROW, [*SMALL, "--rollout-batch-size", 9], "must be a multiple of"),
+    "an unknown rule": (ROW, ["--rewards", "formt"], "did you mean format?"),
+    "a rule without its column": (ROW, ["--rewards", "math"], "math: needs the column answer"),
+    "a rule that breaks": (ROW, ["--rewards", "mine.py:broken"], "mine.py:2: broken raised ZeroDivisionError"),
+    "nothing to choose from": (ROW, ["--temperature", 0], "must be above 0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
+    content, flags, says = BAD[fault]
+    (tmp_path / "prompts.jsonl").write_text(content, encoding="utf-8")
+    (tmp_path / "mine.py").write_text("def broken(completions):\n    return [1 / 0 for _ in completions]\n")
+    done = run_recipe("ppo", "--data", "prompts.jsonl", *flags, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.py", "prompts.jsonl"]
+
+
+def test_a_run_is_refused_where_the_reward_model_adapts_other_modules(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj", "up_proj"]}))
+    assert ppo.target_modules(ppo.Args(), tmp_path) == ["q_proj", "up_proj"]
+    assert ppo.target_modules(ppo.Args(), None) == list(ppo.ATTENTION)
+    with pytest.raises(ppo.InputError, match="the reward model adapts q_proj up_proj"):
+        ppo.target_modules(ppo.Args(lora_target_modules=("q_proj",)), tmp_path)

@@ -1,0 +1,698 @@
+"""check-data: every planted fault is found at its line, none is invented on clean files, and nothing of the user's is
+touched."""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import pytest
+from common.data.examples import Conversation, Pair
+from common.data.read import conversations
+from common.data.rows import Faults, find_source, read_rows
+from common.errors import InputError
+from conftest import ROOT, read_jsonl
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from check_data import survey as survey_module
+from check_data import texts
+from check_data.duplicates import NearDuplicates, distinct
+from check_data.findings import KINDS, Findings
+from check_data.survey import Survey
+
+SCRIPT = ROOT / "scripts" / "check-data.py"
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+SAMPLES = {
+    "alpaca.csv": "sft",
+    "alpaca.json": "sft",
+    "alpaca.jsonl": "sft",
+    "alpaca.parquet": "sft",
+    "chatml-text.jsonl": "sft",
+    "messages.jsonl": "sft",
+    "prompt-completion-messages.jsonl": "sft",
+    "prompt-completion.jsonl": "sft",
+    "sharegpt-tools.jsonl": "sft",
+    "sharegpt.jsonl": "sft",
+    "dialogue-preference-hh.jsonl": "dpo",
+    "dialogue-preference.jsonl": "dpo",
+    "preference-messages.jsonl": "dpo",
+    "preference.jsonl": "dpo",
+    "sharegpt-preference.jsonl": "dpo",
+    "instruction.jsonl": "grpo",
+    "problem-answer.jsonl": "grpo",
+    "problem-solution.jsonl": "grpo",
+    "prompt-answer.jsonl": "grpo",
+    "prompt.jsonl": "grpo",
+    "question-answer.jsonl": "grpo",
+    "instruction-rating.jsonl": "reward",
+    "prompt-rating.jsonl": "reward",
+}
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("check_data_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def check(command, monkeypatch, tmp_path, capsys):
+    """Run the command; its report as JSON, unless it shows masks, what it printed, and why it refused, if it did."""
+
+    def run(data, *flags):
+        report = tmp_path / "report.json"
+        report.unlink(missing_ok=True)
+        to = [] if "--show-mask" in flags else ["--json", str(report)]
+        monkeypatch.setattr(sys, "argv", ["check-data", "--data", str(data), *to, *map(str, flags)])
+        monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
+        refusal = None
+        try:
+            command.main()
+        except InputError as error:
+            refusal = str(error)
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+        return found, capsys.readouterr().out, refusal
+
+    return run
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def lines(report):
+    """{kind: [line, ...]} of all that was found."""
+    return {
+        kind: [int(one["place"].rpartition(":")[2]) for one in found["listed"]]
+        for kind, found in report["findings"].items()
+    }
+
+
+# 1. Clean data: nothing is invented.
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "data_samples" / "formats").iterdir()))
+def test_nothing_is_found_in_the_samples_and_their_task_is_known(name, check):
+    report, _, refusal = check(ROOT / "data_samples" / "formats" / name)
+    assert refusal is None
+    assert report["task"] == SAMPLES[name]
+    assert report["findings"] == {}
+    assert report["usable"] == report["rows"] >= 4
+    assert {rule["verdict"] for rule in report["rules"][1:]} == {"good"}
+
+
+def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
+    if not GSM8K.exists():
+        pytest.skip("needs ../shared/data/gsm8k/train.jsonl")
+    report, _, refusal = check(GSM8K)
+    assert refusal is None
+    assert (report["rows"], report["usable"], report["gold_answers"]) == (7473, 7473, 7473)
+    assert lines(report) == {"near-duplicate": [6692]}
+    assert report["findings"]["near-duplicate"]["listed"][0]["message"].endswith(":2484")
+    rows = read_jsonl(GSM8K)
+    words = [set(rows[line - 1]["question"].split()) for line in (2484, 6692)]
+    assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.8
+
+
+@pytest.mark.parametrize("name", ["sft", "preferences-train", "arithmetic-train"])
+def test_only_near_duplicates_are_found_in_the_data_of_the_tiny_model(name, check):
+    report, _, refusal = check(ROOT / "data_samples" / f"{name}.jsonl")
+    assert refusal is None
+    assert set(report["findings"]) <= {"near-duplicate"}  # its questions are made by rule
+
+
+# 2. Planted faults: each is found, at its line, and nothing else is.
+
+QUESTIONS = [
+    "Why is the sky blue on a clear day?", "How do bees find their way home?", "What makes bread rise in the oven?",
+    "When did people first draw maps?", "Where does the salt in the sea come from?", "Who invented the paper clip?",
+    "Which metal melts in a warm hand?", "How long does light take from the sun to us?",
+    "What is the use of a keel on a boat?", "Why do cats purr when they are held?",
+]  # fmt: skip
+ANSWERS = [
+    "Air scatters blue light more than red.", "They read the sun and remember landmarks.", "Yeast gives off gas.",
+    "Some are older than writing.", "Rivers wash it out of rocks.", "Nobody knows for certain.", "Gallium does.",
+    "A little more than eight minutes.", "It keeps her upright and on course.", "It seems to calm them.",
+]  # fmt: skip
+SHIP = (
+    "What is the use of the long keel under a sailing boat, and what would happen to the boat without it when a strong "
+    "wind blows from the side and the waves are high?"
+)
+
+
+def alpaca(index):
+    return {"instruction": QUESTIONS[index], "output": ANSWERS[index]}
+
+
+def test_every_planted_finding_of_sft_data_is_at_its_line(check, tmp_path):
+    rows = [
+        alpaca(0),
+        alpaca(1),
+        {"instruction": QUESTIONS[2], "output": "<think></think>Yeast."},
+        {"instruction": QUESTIONS[3], "output": "<think>Long ago, I think. Before writing."},
+        {"instruction": QUESTIONS[4], "output": "I'm sorry, but I can't help with that."},
+        {"instruction": QUESTIONS[5], "output": f"{QUESTIONS[5]} Nobody knows."},
+        alpaca(0),
+        {"instruction": QUESTIONS[6], "output": 5},
+        {"instruction": QUESTIONS[7]},
+        {"instruction": "用一句话解释什么是彩虹。", "output": "抱歉，我无法回答这个问题。"},
+        {"instruction": f"{SHIP} Tell a child of five years.", "output": ANSWERS[8]},
+        {"instruction": f"{SHIP} Tell a child of six years.", "output": ANSWERS[8]},
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    with path.open("a") as stream:
+        stream.write('{"instruction": "a", \n')
+    report, out, refusal = check(path)
+    assert lines(report) == {
+        "fault": [8, 9, 13],
+        "empty-thought": [3],
+        "unbalanced-tags": [4],
+        "refusal": [5, 10],
+        "repeats-prompt": [6],
+        "duplicate": [7],
+        "near-duplicate": [12],
+    }
+    assert report["findings"]["duplicate"]["listed"][0]["message"] == f"the same as {path}:1"
+    assert (report["rows"], report["usable"]) == (13, 10)
+    assert refusal.splitlines()[0] == f"{path}:8: output: should be a valid string, found 5"
+    assert len(refusal.splitlines()) == 3
+    rules = {rule["rule"]: rule["verdict"] for rule in report["rules"]}
+    assert rules["Quality of the outputs"] == "bad"
+    assert rules["One format"] == "bad"
+    # The four rules head what is printed.
+    assert [line[:10] for line in out.splitlines()[1:5]] == ["Quality of", "Diversity ", "One format", "No duplica"]
+
+
+def test_turns_that_do_not_alternate_are_named_and_tool_calls_are_not(check, tmp_path):
+    user, assistant = {"role": "user", "content": QUESTIONS[0]}, {"role": "assistant", "content": ANSWERS[0]}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "sky", "arguments": {}}}]}
+    rows = [
+        {"messages": [user, assistant]},
+        {"messages": [{**user, "content": QUESTIONS[1]}, user, assistant]},
+        {"messages": [assistant, user, assistant]},
+        {"messages": [{**user, "content": QUESTIONS[2]}, call, {"role": "tool", "content": "blue"}, assistant]},
+        {"messages": [{**user, "content": QUESTIONS[3]}, {"role": "system", "content": "Be brief."}, assistant]},
+    ]
+    report, _, refusal = check(write(tmp_path / "data.jsonl", rows))
+    assert refusal is None
+    assert lines(report) == {"turn-order": [2, 3, 5]}
+
+
+def test_every_planted_finding_of_pairs_is_at_its_line(check, tmp_path):
+    long = "Rivers wash it out of the rocks on land and carry it to the sea, where it stays when water rises as vapour."
+    rows = [
+        {"prompt": QUESTIONS[0], "chosen": ANSWERS[0], "rejected": "Nobody can say."},
+        {"prompt": QUESTIONS[1], "chosen": ANSWERS[1], "rejected": ANSWERS[1]},
+        {"prompt": QUESTIONS[2], "chosen": long, "rejected": long.replace("land", "sand")},
+        {"prompt": QUESTIONS[3], "chosen": ANSWERS[3], "rejected": "I'm sorry, but I can't help with that."},
+        {"prompt": QUESTIONS[4], "chosen": "<answer>It stays.", "rejected": "</answer>"},
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, _, refusal = check(path)
+    assert report["task"] == "dpo"
+    assert lines(report) == {"fault": [2], "near-identical": [3], "unbalanced-tags": [5]}
+    assert "chosen and rejected are the same" in refusal
+    # Of four pairs chosen is longer in rows 1 and 5, rejected in row 4; in row 3 both are of one length.
+    assert report["pairs"]["chosen longer"] == 0.5
+    assert report["pairs"]["rejected longer"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("forms", "verdict"), [([20, 0], "good"), ([20, 1], "good"), ([9, 1], "look"), ([3, 1], "bad")]
+)
+def test_answers_of_several_forms_are_no_longer_one_format(forms, verdict, check, tmp_path):
+    """5 % of another form are let pass, 20 % call for a look."""
+    answers = ["Because."] * forms[0] + ["<answer>Because.</answer>"] * forms[1]
+    rows = [{"instruction": f"Question {n}?", "output": answer} for n, answer in enumerate(answers)]
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows))
+    assert report["rules"][2]["verdict"] == verdict
+    assert report["answer_forms"]["plain text"] == forms[0]
+
+
+@pytest.mark.parametrize(("distinct", "verdict"), [(5, "good"), (4, "good"), (3, "look"), (2, "bad")])
+def test_prompts_that_are_asked_again_and_again_are_no_diversity(distinct, verdict, check, tmp_path):
+    rows = [{"instruction": f"Question {n % distinct}?", "output": ANSWERS[n]} for n in range(5)]
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows))
+    assert report["diversity"]["distinct prompts"] == distinct / 5
+    assert report["rules"][1]["verdict"] == verdict
+
+
+def test_a_bias_of_length_is_said(check, tmp_path):
+    rows = [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows))
+    assert "chosen is the longer answer in 100%" in report["rules"][0]["says"]
+    assert report["rules"][0]["verdict"] == "look"
+
+
+def test_gold_answers_that_cannot_be_parsed_are_at_their_lines(check, tmp_path):
+    answers = ["42", "\\frac{1}{", "1,080", "#### 3", "!!!", "x + 1"]
+    rows = [{"prompt": q, "answer": a} for q, a in zip(QUESTIONS, answers, strict=False)]
+    report, _, refusal = check(write(tmp_path / "data.jsonl", rows))
+    assert refusal is None
+    assert (report["task"], report["gold_answers"]) == ("grpo", 6)
+    assert lines(report) == {"gold-answer": [2, 5]}
+
+
+def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp_path):
+    def rated(scores):
+        rows = [{"prompt": q, "response": a, "score": s} for q, a, s in zip(QUESTIONS, ANSWERS, scores, strict=False)]
+        report, _, refusal = check(write(tmp_path / "data.jsonl", rows))
+        return report, refusal
+
+    report, refusal = rated([1, 2, 3, 4, 10])
+    assert refusal is None
+    assert report["task"] == "reward"
+    scores = report["scores"]
+    assert (scores["min"], scores["p50"], scores["max"], scores["mean"], scores["constant"]) == (1, 3, 10, 4, False)
+    assert scores["deviation"] == pytest.approx(10**0.5)  # of 9 + 4 + 1 + 0 + 36 = 50 over 5
+    assert sum(scores["histogram"]["counts"]) == 5
+    report, _ = rated([3, 3, 3])
+    assert report["scores"]["constant"] is True
+    assert report["rules"][0]["verdict"] == "bad"
+    assert "every score is 3" in report["rules"][0]["says"]
+    _, refusal = rated([1, float("nan"), True])
+    assert len(refusal.splitlines()) == 2
+
+
+def test_prompts_of_the_evaluation_data_are_found_alike_or_nearly(check, tmp_path):
+    long = f"{SHIP} Explain it to a child of five years."
+    rows = [alpaca(0), {"instruction": f"  {QUESTIONS[1].upper()} ", "output": "By the sun."},
+            {"instruction": long, "output": "Dust."}, alpaca(3)]  # fmt: skip
+    held = [
+        {"instruction": QUESTIONS[1], "output": "x"},
+        {"instruction": long.replace("five", "six"), "output": "y"},
+        alpaca(5),
+    ]
+    write(tmp_path / "held.jsonl", held)
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows), "--eval-data", tmp_path / "held.jsonl")
+    assert lines(report) == {"overlap": [2, 3]}
+    messages = [one["message"] for one in report["findings"]["overlap"]["listed"]]
+    assert messages[0] == f"the same prompt as {tmp_path}/held.jsonl:1"
+    assert messages[1].endswith(f"% the same as {tmp_path}/held.jsonl:2")
+
+
+# 3. Tasks.
+
+
+def test_a_named_task_refuses_the_data_of_another_and_says_whose_it_is(check, tmp_path):
+    path = write(tmp_path / "data.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    report, _, refusal = check(path, "--task", "sft")
+    assert report is None
+    assert "unknown format: the columns are prompt, chosen, rejected" in refusal
+    assert "TASK=dpo or reward or grpo or ppo" in refusal  # GRPO takes any prompt
+    assert check(path, "--task", "reward")[0]["task"] == "reward"
+    assert check(path, "--task", "ppo")[0]["task"] == "ppo"
+
+
+def test_columns_are_mapped_as_in_the_recipes(check, tmp_path):
+    path = write(tmp_path / "data.jsonl", [{"q": QUESTIONS[0], "a": ANSWERS[0]}])
+    report, _, refusal = check(path, "--columns", "instruction=q", "output=a")
+    assert refusal is None
+    assert (report["task"], report["format"]) == ("sft", "alpaca")
+    assert "Known: prompt-rating: prompt, response, score; " in check(path)[2]
+
+
+def test_a_file_without_rows_is_refused(check, tmp_path):
+    (tmp_path / "data.jsonl").write_text("\n\n")
+    assert check(tmp_path / "data.jsonl")[2].endswith("holds no rows")
+
+
+# 4. Tokens of a model.
+
+
+def test_lengths_are_those_of_the_rendered_rows_and_cut_ones_are_named(check, tmp_path, tokenizer):
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in zip(QUESTIONS[:3], ("Yes.", "Yes. " * 100, "No."), strict=True)
+    ]
+    counts = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in rows]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, _, refusal = check(path, "--model", "tiny", "--max-length", 100)
+    assert refusal is None
+    assert report["length"]["unit"] == "tokens"
+    assert report["length"]["max"] == max(counts) == counts[1] > 100
+    assert report["length"]["mean"] == pytest.approx(sum(counts) / 3)
+    assert report["truncated"] == {"max_length": 100, "rows": 1, "share": pytest.approx(1 / 3), "places": [f"{path}:2"]}
+    report, _, refusal = check(path, "--model", "tiny", "--max-length", 10)
+    assert (report["rows"], report["usable"], report["length"]) == (3, 0, None)
+    assert "no trainable token in the first 10 of its" in refusal
+
+
+@pytest.mark.parametrize(("name", "task"), SAMPLES.items())
+def test_every_sample_has_a_length_in_tokens(name, task, check):
+    report, _, refusal = check(ROOT / "data_samples" / "formats" / name, "--model", "tiny")
+    assert refusal is None
+    assert report["findings"] == {}
+    assert report["truncated"]["rows"] == 0
+    assert report["length"]["min"] > 10
+
+
+def between(marked):
+    """What stands between ▶ and ◀, without the ids."""
+    return [re.sub(r"·\d+ ", "", part).replace("⏎\n", "\n") for part in re.findall("▶(.*?)◀", marked, re.DOTALL)]
+
+
+def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
+    formats = ROOT / "data_samples" / "formats"
+    _, out, refusal = check(formats / "messages.jsonl", "--model", "tiny", "--show-mask", 2)
+    assert refusal is None
+    rows = out.split("messages.jsonl:")[1:]
+    assert len(rows) == 2
+    assert between(rows[0]) == [
+        "A word that reads the same backwards, such as level.<|im_end|>", "Radar.<|im_end|>",
+    ]  # fmt: skip
+    messages = read_jsonl(formats / "messages.jsonl")[0]["messages"]
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    assert [int(token) for token in re.findall(r"·(\d+) ", rows[0])] == ids
+    assert between(rows[1]) == ["H₂O。<|im_end|>"]  # of tokens that are parts of characters
+    _, out, _ = check(formats / "preference.jsonl", "--model", "tiny", "--show-mask", 1)
+    assert [text.partition("<|im_end|>")[0] for text in between(out)[1:]] == [
+        "Keep it in a paper bag at room temperature, and freeze what you will not eat within two days.",
+        "Just buy less of it.",
+    ]
+    _, out, _ = check(formats / "prompt-answer.jsonl", "--model", "tiny", "--show-mask", 1)
+    assert "0 with loss" in out
+    assert len(between(out)) == 1  # that of the heading
+
+
+def test_the_mask_is_coloured(tokenizer):
+    from check_data.mask import CONTEXT, LOSS, coloured
+
+    ids = tokenizer("one two", add_special_tokens=False)["input_ids"]
+    text = coloured(tokenizer, ids, [0] * (len(ids) - 1) + [1])
+    pieces = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+    assert [style for piece, style in pieces if not piece.startswith("·")] == [*[CONTEXT] * (len(ids) - 1), LOSS, LOSS]
+
+
+def test_the_mask_needs_a_model(check):
+    assert "--show-mask needs the model" in check(ROOT / "data_samples" / "sft.jsonl", "--show-mask", 1)[2]
+
+
+@pytest.mark.parametrize("flag", ["--html", "--json", "--fix"])
+def test_the_mask_is_all_that_is_shown(check, tmp_path, flag):
+    """And so no file is promised with it."""
+    sample = ROOT / "data_samples" / "sft.jsonl"
+    _, out, refusal = check(sample, "--model", "tiny", "--show-mask", 1, flag, tmp_path / "out.jsonl")
+    assert out == ""
+    assert "--show-mask prints rows and nothing else" in refusal
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+# 5. The cleaned file.
+
+
+def test_fix_writes_the_good_rows_as_they_were_and_the_others_with_their_reasons(check, tmp_path):
+    rows = [
+        {**alpaca(0), "id": 1, "source": {"a": [1.5, None]}},
+        {**alpaca(1), "output": ""},
+        {**alpaca(0), "id": 3},
+        {**alpaca(2), "output": "<think>Yeast"},
+        {**alpaca(3), "output": "I'm sorry, but I can't help with that."},
+        {**alpaca(4), "id": "äöü 树"},
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    with path.open("a") as stream:
+        stream.write("{broken\n")
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    _, out, refusal = check(path, "--fix", tmp_path / "clean.jsonl")
+    assert refusal is None
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+    assert read_jsonl(tmp_path / "clean.jsonl") == [rows[0], rows[4], rows[5]]
+    dropped = read_jsonl(tmp_path / "clean.dropped.jsonl")
+    assert [(one["place"], one["reasons"][0]["kind"]) for one in dropped] == [
+        (f"{path}:2", "fault"), (f"{path}:3", "duplicate"), (f"{path}:4", "unbalanced-tags"), (f"{path}:7", "fault"),
+    ]  # fmt: skip
+    assert dropped[0]["reasons"][0]["message"] == "output: is empty; expected text"
+    assert dropped[1]["row"] == rows[2]
+    assert "3 rows in" in out
+    assert "4 left out: 2 fault, 1 duplicate, 1 unbalanced-tags" in out
+    # What was cleaned is clean, but for what was not asked to be dropped.
+    report, _, refusal = check(tmp_path / "clean.jsonl")
+    assert refusal is None
+    assert lines(report) == {"refusal": [2]}
+
+
+def test_what_is_dropped_can_be_chosen(check, tmp_path):
+    rows = [alpaca(0), alpaca(0), {**alpaca(3), "output": "I'm sorry, but I can't help with that."}]
+    path = write(tmp_path / "data.jsonl", rows)
+    check(path, "--fix", tmp_path / "clean.jsonl", "--drop", "refusal")
+    assert read_jsonl(tmp_path / "clean.jsonl") == rows[:2]
+
+
+def test_fix_cleans_a_csv_into_json_lines(check, tmp_path):
+    with (tmp_path / "data.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["instruction", "output", "id"])
+        writer.writeheader()
+        writer.writerows([{**alpaca(0), "id": 1}, {**alpaca(1), "output": "", "id": 2}])
+    check(tmp_path / "data.csv", "--fix", tmp_path / "clean.jsonl")
+    assert read_jsonl(tmp_path / "clean.jsonl") == [{**alpaca(0), "id": "1"}]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "there.jsonl", "clean.csv", "no/such/folder.jsonl"])
+def test_fix_overwrites_nothing(name, check, tmp_path):
+    path = write(tmp_path / "data.jsonl", [alpaca(0)])
+    (tmp_path / "there.jsonl").write_text("mine")
+    report, _, refusal = check(path, "--fix", tmp_path / name)
+    assert report is None
+    assert refusal.startswith(f"--fix {tmp_path / name}: ")
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
+    assert read_jsonl(path) == [alpaca(0)]
+
+
+def test_fix_does_not_write_into_the_folder_that_is_read(check, tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.jsonl", [alpaca(0)])
+    _, _, refusal = check(tmp_path / "data", "--fix", tmp_path / "data" / "clean.jsonl")
+    assert "this is the folder that is read" in refusal
+
+
+def test_a_report_does_not_replace_the_data(check, command, tmp_path, monkeypatch):
+    path = write(tmp_path / "data.jsonl", [alpaca(0)])
+    for flag in ("--json", "--html"):
+        monkeypatch.setattr(sys, "argv", ["check-data", "--data", str(path), flag, str(path)])
+        with pytest.raises(InputError, match="this is the data itself"):
+            command.main()
+    assert read_jsonl(path) == [alpaca(0)]
+
+
+def test_nothing_left_is_said(check, tmp_path):
+    path = write(tmp_path / "data.jsonl", [{**alpaca(0), "output": ""}])
+    assert check(path, "--fix", tmp_path / "clean.jsonl")[2].endswith("no row is left")
+
+
+# 6. The command and its page.
+
+
+def test_the_exit_code_is_2_for_faults_and_0_for_findings(tmp_path):
+    def run(rows):
+        path = write(tmp_path / "data.jsonl", rows)
+        return subprocess.run([sys.executable, SCRIPT, "--data", path], capture_output=True, text=True, check=False)
+
+    assert run([alpaca(0), alpaca(0)]).returncode == 0
+    done = run([alpaca(0), {"instruction": "a", "output": ""}])
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path}/data.jsonl:2: output: is empty; expected text\n"
+
+
+def test_make_passes_on_what_is_given():
+    words = ["DATA=a b.jsonl", "TASK=dpo", "MODEL=tiny", "ARGS=--max-length 5"]
+    done = subprocess.run(["make", "-n", "check-data", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith(
+        " scripts/launch.py scripts/check-data.py --data 'a b.jsonl' --task 'dpo' --model 'tiny' --max-length 5"
+    )
+
+
+def test_no_model_needs_no_torch():
+    program = (
+        f"import sys, runpy; sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='x');"
+        "assert not {'torch', 'transformers', 'datasets', 'plotly'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_page_needs_no_network_and_shows_text_as_text(check, tmp_path):
+    bad = "<script>alert(1)</script>"
+    rows = [alpaca(0), {**alpaca(1), "output": "<think>Yes."}, {**alpaca(2), bad: 1}, {**alpaca(3), "output": {bad: 1}}]
+    check(write(tmp_path / "data.jsonl", rows), "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    body = page[page.index("<body>") :]
+    assert "Plotly.newPlot" in body
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page[: page.index("<script>")] + body)
+    assert bad not in body
+    assert "&lt;script&gt;alert(1)" in body
+    assert "data.jsonl:2</b>: &lt;think&gt; has no counterpart" in body
+
+
+def test_above_the_size_of_the_sample_the_report_says_so(check, tmp_path, monkeypatch):
+    path = write(tmp_path / "data.jsonl", [alpaca(index) for index in range(10)])
+    report, out, _ = check(path)
+    assert "near duplicates looked for in all rows" in out
+    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 4)
+    report, out, _ = check(path)
+    assert report["sampled"] == 4
+    assert "near duplicates looked for in 4 rows drawn at random" in out
+
+
+def test_the_sample_is_drawn_from_all_rows_alike(monkeypatch):
+    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 100)
+    survey = Survey(Findings())
+    for number in range(1000):
+        survey.add(turns(f"f:{number}", f"question {number}", "yes"))
+    numbers = [int(row.place[2:]) for row in survey.sample]
+    assert len(set(numbers)) == 100
+    assert 420 < sum(numbers) / 100 < 580  # 2.9 deviations of the mean of 100 of 1,000
+
+
+def turns(place, question, answer):
+    return Conversation(place, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+# 7. What is said of texts.
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is the capital of France?", "English"),
+        ("法国的首都是哪里？", "Chinese"),
+        ("把 hello 翻译成中文。", "Chinese"),
+        ("The word 谢谢 means thank you in the Chinese language.", "English"),
+        ("これは日本語です。", "other"),
+        ("Это не по-английски.", "other"),
+        ("Wie heißt die Hauptstadt und wo ist sie? Das weiß ich nicht.", "other"),
+        ("¿Cuál es la capital de los Estados Unidos?", "other"),
+        ("12 + 30 = 42", "other"),
+    ],
+)
+def test_languages(text, language):
+    assert texts.language(text) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I’m sorry, but I cannot assist.", True),
+        ("As an AI language model, I have no feelings.", True),
+        ("I cannot provide that.", True),
+        ("<think>Is it allowed? No.</think>I'm sorry, I can't do that.", True),
+        ("对不起，我不能回答这个问题。", True),
+        ("作为一个人工智能，我没有感情。", True),
+        ("I'm sorry to hear that! Try again tomorrow.", False),
+        ("Sorry seems to be the hardest word.", False),
+        ("I cannot find the sum without y, so first solve for y.", False),
+        ("对不起，我来晚了。", False),
+        ("As an airline, they fly.", False),
+    ],
+)
+def test_refusals(text, refuses):
+    assert texts.refuses(text) is refuses
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("<think>a</think><answer>b</answer>", None),
+        ("<think>a<answer>b</answer>", "<think>"),
+        ("a</think>b", "</think>"),
+        ("<think>a<answer>b</think>c</answer>", "</think>"),
+        ("<p>a<br>b", None),
+        ("if a <answer> b", "<answer>"),
+    ],
+)
+def test_unbalanced_tags(text, tag):
+    assert texts.unbalanced(texts.marks(text)) == tag
+
+
+def test_the_form_of_an_answer_is_its_marks():
+    assert texts.form(texts.marks("<think>a</think>b")) == "<think> </think>"
+    assert texts.form(texts.marks("It is \\boxed{4}.")) == "\\boxed{"
+    assert texts.form(texts.marks("2 + 2\n#### 4")) == "####"
+    assert texts.form(texts.marks("4 #### 4")) == "plain text"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "repeats"),
+    [
+        ("Say hello", "Say hello", True),
+        ("Say hello", "Say hello to all of them.", False),
+        ("Why is the sky blue today?", "Why is the sky blue today? Because.", True),
+        ("Why is the sky blue today?", "Because. Why is the sky blue today?", False),
+    ],
+)
+def test_answers_that_repeat_the_prompt(prompt, answer, repeats):
+    assert texts.repeats(prompt, answer) is repeats
+
+
+def test_the_difference_of_two_texts_is_what_lies_between_their_ends():
+    assert texts.difference("abcXdef", "abcYdef") == 1 / 7
+    assert texts.difference("abc", "abc") == 0
+    assert texts.difference("abc", "") == 1
+    assert texts.difference("aaa", "aaaaa") == 2 / 5  # beginning and end do not count the same letters twice
+    assert texts.difference("abcd", "wxyz") == 1
+
+
+def test_the_similarity_of_near_duplicates_is_that_of_their_shingles():
+    texts = NearDuplicates()
+    words = [f"w{number}" for number in range(22)]  # 20 shingles of three
+    assert texts.find_or_keep("a", " ".join(words)) is None
+    # The last word replaced: 19 shingles in common of 21.
+    assert texts.find_or_keep("b", " ".join([*words[:-1], "x"])) == ("a", 19 / 21)
+    # Five words replaced at the end: 15 in common of 25, which is below 0.8.
+    assert texts.find_or_keep("c", " ".join([*words[:-5], *"vwxyz"])) is None
+    assert texts.find("1 2") is None
+
+
+def test_distinct_ngrams():
+    assert distinct(["a b a b"], 1) == 2 / 4
+    assert distinct(["a b a b"], 2) == 2 / 3
+    assert distinct(["红红", "红"], 1) == 1 / 3
+    assert distinct(["a"], 2) is None
+
+
+# 8. Size.
+
+
+def test_rows_are_read_and_validated_fast(tmp_path):
+    """At least 20,000 rows a second of processor time; four times that is usual."""
+    path = write(tmp_path / "data.jsonl", ({**alpaca(n % 10), "input": str(n)} for n in range(20_000)))
+    started = time.process_time()
+    faults = Faults()
+    assert sum(1 for _ in conversations(read_rows(find_source(str(path)), faults), faults)) == 20_000
+    assert time.process_time() - started < 1
+
+
+def test_memory_does_not_grow_with_what_rows_hold(monkeypatch):
+    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 100)
+    survey = Survey(Findings())
+    tracemalloc.start()
+    for number in range(3000):
+        survey.add(turns(f"f:{number}", f"question {number}", "yes, " * 4000))  # 60 MB in all
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 2**20
+
+
+def test_a_pair_counts_the_chosen_answer_only():
+    findings = Findings()
+    survey = Survey(findings)
+    user = [{"role": "user", "content": QUESTIONS[0]}]
+    refusal = [{"role": "assistant", "content": "I'm sorry, but I can't help with that."}]
+    survey.add(Pair("f:1", user, [{"role": "assistant", "content": ANSWERS[0]}], refusal))
+    assert not findings.rows
+    survey.add(Pair("f:2", user, refusal, [{"role": "assistant", "content": ANSWERS[0]}]))
+    assert set(findings.rows) == {"refusal"}
+
+
+def test_the_command_can_drop_every_kind_but_faults_which_it_always_drops(command):
+    assert {"fault", *command.Droppable.__args__} == set(KINDS)

@@ -1,0 +1,417 @@
+"""`make choose`: the stages and commands for each kind of data, whether they fit, and what it does with bad input."""
+
+import ast
+import importlib.util
+import itertools
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS
+from common.data.read import column_map, conversations
+from common.data.rows import Faults, read_rows
+from common.errors import InputError
+from common.lm.cards import card_names, read_card
+from common.lm.memory import MAX_LENGTH, estimate
+from conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "choose.py"
+SAMPLES = ROOT / "data_samples"
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+@pytest.fixture(scope="module")
+def choose():
+    spec = importlib.util.spec_from_file_location("choose", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["choose"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, *map(str, flags)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def answer(*flags: str) -> dict:
+    done = run("--json", *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def commands(answer: dict) -> list[list[str]]:
+    """Every command it gives, as the words that make gets."""
+    lines = [command for stage in answer["stages"] for command in stage["commands"]]
+    return [shlex.split(line) for line in [*lines, *filter(None, [answer["pipeline"]])]]
+
+
+STAGES = {
+    "demonstrations": "sft",
+    "pairs": "dpo",
+    "answers": "grpo",
+    "scores": "reward ppo",
+    "reward-model": "ppo",
+    "demonstrations pairs": "sft dpo",
+    "pairs demonstrations": "sft dpo",
+    "demonstrations answers": "sft grpo",
+    "pairs answers": "dpo grpo",
+    "demonstrations scores": "sft reward ppo",
+    "demonstrations reward-model": "sft ppo",
+    "scores reward-model": "ppo",
+    "demonstrations pairs answers": "sft dpo grpo",
+    "demonstrations pairs answers scores": "sft dpo grpo reward ppo",
+    "demonstrations pairs answers scores reward-model": "sft dpo grpo ppo",
+}
+
+
+@pytest.mark.parametrize("have", STAGES)
+def test_each_kind_of_data_has_its_stage(have, choose):
+    stages, _ = choose.choose(have.split(), [], base=False)
+    assert [stage.method for stage in stages] == STAGES[have].split()
+    assert all(stage.reason for stage in stages)
+
+
+def test_a_base_model_learns_to_answer_first(choose):
+    def methods(*have: str) -> list[str]:
+        return [stage.method for stage in choose.choose(list(have), [], base=True)[0]]
+
+    assert methods("pairs") == ["sft", "dpo"]  # from the chosen answers
+    assert methods("demonstrations", "pairs") == ["sft", "dpo"]
+    # Nothing to learn the form from: said, not made up.
+    stages, notes = choose.choose(["answers"], [], base=True)
+    assert [stage.method for stage in stages] == ["grpo"]
+    assert "base model" in notes[0]
+    assert not any("base model" in note for note in choose.choose(["answers"], [], base=False)[1])
+    assert [stage["method"] for stage in answer("--have", "pairs", "--model", "tiny", "--gpu-gib", "0")["stages"]] == [
+        "sft", "dpo",
+    ]  # fmt: skip
+    shown = answer("--have", "pairs", "--model", "a/b", "--base", "--gpu-gib", "8")
+    assert [stage["method"] for stage in shown["stages"]] == ["sft", "dpo"]
+
+
+def test_the_commands_word_for_word():
+    shown = answer("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    assert [command for stage in shown["stages"] for command in stage["commands"]] == [
+        "make sft MODEL=qwen2.5-7b DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft ARGS=--no-load-in-4bit",
+        "make merge ADAPTER=outputs/qwen2.5-7b-sft/adapter OUT=outputs/qwen2.5-7b-sft-merged",
+        "make dpo MODEL=outputs/qwen2.5-7b-sft-merged DATA=pairs.jsonl OUT=outputs/qwen2.5-7b-dpo "
+        "ARGS=--no-load-in-4bit",
+        "make merge ADAPTER=outputs/qwen2.5-7b-dpo/adapter OUT=outputs/qwen2.5-7b-dpo-merged",
+        "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo "
+        "ARGS=--no-load-in-4bit",
+    ]
+    assert shown["pipeline"] == (
+        "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
+        "MATH_DATA=answers.jsonl"
+    )
+
+
+def test_the_reward_model_judges_and_is_no_base():
+    shown = answer("--have", "demonstrations", "scores", "--model", "qwen2.5-7b", "--gpu-gib", "80")
+    assert [command[:2] for command in commands(shown)] == [
+        ["make", "sft"], ["make", "merge"], ["make", "reward"], ["make", "ppo"],
+    ]  # fmt: skip
+    *_, reward, ppo = commands(shown)
+    assert "MODEL=outputs/qwen2.5-7b-sft-merged" in reward
+    assert "MODEL=outputs/qwen2.5-7b-sft-merged" in ppo
+    assert "REWARD=outputs/qwen2.5-7b-reward" in ppo
+    assert shown["pipeline"] is None  # it knows SFT, DPO and GRPO
+
+
+def kind_of(name: str) -> str:
+    """What a sample file is for, by the name of its format."""
+    kinds = {"demonstrations": FORMATS, "pairs": PAIR_FORMATS, "scores": RATING_FORMATS, "answers": PROBLEM_FORMATS}
+    named = [(form, kind) for kind, forms in kinds.items() for form in forms if name.startswith(form)]
+    form, kind = max(named, key=lambda pair: len(pair[0]))  # prompt-pair begins with prompt
+    return "prompts" if form in ("prompt", "instruction") else kind
+
+
+KNOWN = {
+    "sft.jsonl": "demonstrations",
+    "arithmetic.jsonl": "answers",
+    "arithmetic-train.jsonl": "answers",
+    "heldout.jsonl": "answers",
+    "preferences.jsonl": "pairs",
+    "preferences-train.jsonl": "pairs",
+}
+FILES = {f"formats/{file.name}": kind_of(file.name) for file in sorted((SAMPLES / "formats").iterdir())}
+FILES |= {name: kind for name, kind in KNOWN.items() if (SAMPLES / name).exists()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_looks_at_the_samples(name, choose):
+    assert choose.look_at(str(SAMPLES / name)).kind == FILES[name]
+
+
+def test_looks_at_gsm8k(choose):
+    file = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+    if not file.exists():
+        pytest.skip("no shared/data/gsm8k beside the repository")
+    assert choose.look_at(str(file)).kind == "answers"
+
+
+def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
+    file = tmp_path / "long.jsonl"
+    text = "Well, it depends on what you mean by that, for there are many ways to look at the matter. " * 3
+    file.write_text(json.dumps({"question": "Why?", "answer": text}) + "\n")
+    seen = choose.look_at(str(file))
+    assert (seen.kind, seen.flags) == ("demonstrations", ("--columns", "prompt=question", "completion=answer"))
+    rows = list(conversations(read_rows([file], Faults()), Faults(), columns=column_map(seen.flags[1:])))
+    assert [turn["content"] for turn in rows[0].messages] == ["Why?", text]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind == "pairs"])
+def test_sft_reads_the_chosen_answers_as_it_is_told(name, choose):
+    seen = choose.look_at(str(SAMPLES / name))
+    stages, notes = choose.choose(["pairs"], [seen], base=True)
+    if seen.flags is None:
+        assert [stage.method for stage in stages] == ["dpo"]
+        assert notes
+        return
+    faults = Faults()
+    assert stages[0].flags[0] == "--columns"
+    columns = column_map(stages[0].flags[1:])
+    rows = list(conversations(read_rows([SAMPLES / name], faults), faults, columns=columns))
+    faults.stop()
+    for row in rows:
+        assert row.messages[-1]["role"] == "assistant"
+        turns = [json.dumps(turn) for turn in row.messages]
+        assert len(set(turns)) == len(turns), "the prompt is there twice"
+
+
+def test_looking_at_files_gives_the_stages_their_paths(choose):
+    shown = answer("--model", "qwen2.5-7b", "--gpu-gib", "80", "--data", SAMPLES / "arithmetic.jsonl", "--data",
+                   SAMPLES / "sft.jsonl")  # fmt: skip
+    assert [(stage["method"], stage["data"]) for stage in shown["stages"]] == [
+        ("sft", str(SAMPLES / "sft.jsonl")), ("grpo", str(SAMPLES / "arithmetic.jsonl")),
+    ]  # fmt: skip
+
+
+def test_prompts_alone_teach_nothing(choose):
+    seen = choose.look_at(str(SAMPLES / "formats" / "prompt.jsonl"))
+    with pytest.raises(InputError, match="prompts alone teach nothing"):
+        choose.choose([seen.kind], [seen], base=False)
+    stages, _ = choose.choose(["reward-model", seen.kind], [seen], base=False)
+    assert [(stage.method, stage.data) for stage in stages] == [("ppo", seen.path)]
+
+
+def flags_of(stage: dict) -> dict[str, str]:
+    flags = stage["flags"] + [""]
+    return {flag: value for flag, value in itertools.pairwise(flags) if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
+def test_what_is_said_to_fit_fits(gib, choose):
+    for name in card_names():
+        card = read_card(name)
+        for method in card.methods:
+            stage = choose.Stage(method, "", "")
+            choose.plan_memory(stage, card, gib)
+            flags = flags_of({"flags": stage.flags})
+            own = getattr(card, method)
+            batch, steps = choose.BATCHES[method]
+            batch, steps = own.get("per_device_train_batch_size", batch), own.get("gradient_accumulation_steps", steps)
+            rows = int(flags.get("--per-device-train-batch-size", batch))
+            assert rows * int(flags.get("--gradient-accumulation-steps", steps)) == batch * steps, "another step"
+            if method in ("grpo", "ppo"):
+                completion = own.get("max_completion_length", choose.COMPLETIONS[method])
+                length = int(flags.get("--max-prompt-length", own.get("max_prompt_length", 1024)))
+                length += int(flags.get("--max-completion-length", completion))
+            else:
+                length = int(flags.get("--max-length", own.get("max_length", MAX_LENGTH[method])))
+            needed = estimate(
+                card, method, load_in_4bit="--no-load-in-4bit" not in flags,
+                gradient_checkpointing="--no-gradient-checkpointing" not in flags,
+                max_length=length, per_device_train_batch_size=rows,
+            ).total  # fmt: skip
+            if stage.fits:
+                assert needed <= gib
+                assert needed == pytest.approx(stage.gib)
+            else:
+                assert stage.gib > gib
+                assert "does not fit" in stage.settings
+
+
+def test_a_small_gpu_gets_smaller_batches_of_the_same_step():
+    shown = answer("--have", "demonstrations", "pairs", "--model", "qwen2.5-7b", "--gpu-gib", "8")
+    sft = shown["stages"][0]
+    assert sft["fits"]
+    assert flags_of(sft) == {"--per-device-train-batch-size": "2", "--gradient-accumulation-steps": "8"}
+    assert shown["pipeline"] is None  # its defaults would not fit
+
+
+def test_what_does_not_fit_says_what_would():
+    sft = answer("--have", "demonstrations", "--model", "qwen2.5-72b", "--gpu-gib", "24")["stages"][0]
+    assert sft["fits"] is False
+    assert re.match(r"does not fit: 4\d\.\d GiB at the least, of 24\. Take a larger GPU", sft["settings"])
+    assert sft["settings"].endswith("or a smaller model: phi-4, qwen2.5-14b, qwen2.5-32b")
+    ppo = answer("--have", "reward-model", "--model", "qwen2.5-72b", "--gpu-gib", "141")["stages"][0]
+    assert ppo["fits"] is False
+    assert "not offered for ppo" in ppo["settings"]
+    none = answer("--have", "demonstrations", "--model", "qwen2.5-7b", "--gpu-gib", "0")["stages"][0]
+    assert none["fits"] is False
+    assert "needs a GPU" in none["settings"]
+    unknown = answer("--have", "demonstrations", "--model", "some/model", "--gpu-gib", "8")["stages"][0]
+    assert unknown["fits"] is None
+    assert "only the models with a card" in unknown["settings"]
+
+
+def all_answers() -> list[dict]:
+    return [
+        answer("--have", *have.split(), "--model", model, "--gpu-gib", gib)
+        for have in ("demonstrations pairs answers", "pairs scores", "demonstrations answers reward-model")
+        for model, gib in (("qwen2.5-7b", "8"), ("qwen2.5-7b", "80"), ("tiny", "0"))
+    ]
+
+
+def test_the_commands_are_ones_there_are():
+    """Each target is in the Makefile, each flag an argument of its recipe, each batch the recipe's own default."""
+    for shown in all_answers():
+        for _, target, *words in commands(shown):
+            assert target in TARGETS
+            recipe = ROOT / "recipes" / f"{target}.py"
+            if recipe.exists():  # a target that trains
+                given = dict(word.split("=", 1) for word in words)
+                known = arguments(recipe)
+                for flag in re.findall(r"--[a-z0-9-]+", given.get("ARGS", "")):
+                    name = flag.removeprefix("--")
+                    assert name.replace("-", "_") in known or name.removeprefix("no-").replace("-", "_") in known, flag
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
+def test_the_batches_are_the_recipes_own(method, choose):
+    recipe = ROOT / "recipes" / f"{method}.py"
+    known = arguments(recipe)
+    batches = known["per_device_train_batch_size"], known["gradient_accumulation_steps"]
+    assert choose.BATCHES[method] == batches
+    assert known["load_in_4bit"] is known["gradient_checkpointing"] is True
+    lengths = ["max_prompt_length", "max_completion_length"] if method in ("grpo", "ppo") else ["max_length"]
+    assert MAX_LENGTH[method] == sum(known[length] for length in lengths)
+    assert known.get("max_completion_length") == choose.COMPLETIONS.get(method)
+
+
+def arguments(recipe) -> dict[str, object]:
+    """Names and defaults of a recipe's Args; None for a default that is not a plain value."""
+    tree = ast.parse(recipe.read_text(encoding="utf-8"))
+    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    fields = [node for node in args.body if isinstance(node, ast.AnnAssign)]
+    return {field.target.id: getattr(field.value, "value", None) for field in fields}
+
+
+def test_a_path_arrives_as_it_is(tmp_path):
+    """From the printed line, through a shell and make, to the recipe."""
+    file = tmp_path / "it's $HOME, my data.jsonl"
+    file.write_text('{"instruction": "Say a.", "output": "a"}\n')
+    shown = answer("--data", file, "--model", "tiny", "--gpu-gib", "0")
+    (tmp_path / "Makefile").write_text("sft:\n\t@printf %s $(call quote,$(DATA))\nquote = '$(subst ','\\'',$(1))'\n")
+    done = subprocess.run(
+        ["sh", "-c", shown["stages"][0]["commands"][0]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if not re.match("MAKE|MFLAGS", key)},
+    )  # fmt: skip
+    assert done.stdout == str(file), done.stderr
+
+
+def test_without_a_terminal_it_names_the_flags(tmp_path):
+    done = run(PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert all(flag in done.stderr for flag in ("--have", "--data", "--model", "--gpu-gib"))
+    assert "Traceback" not in done.stderr
+    done = run("--have", "pairs", "--gpu-gib", "8")
+    assert done.returncode == 2
+    assert "--model" in done.stderr
+    assert "--have" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--have", "wishes", "--model", "tiny", "--gpu-gib", "0"), "invalid choice: 'wishes'"),
+        (("--have", "pairs", "--model", "qwen2.5-7", "--gpu-gib", "0"), "did you mean qwen2.5-7b?"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "-1"), "--gpu-gib -1"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "nan"), "--gpu-gib nan"),
+        (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
+    ],
+)
+def test_bad_input_has_one_message(flags, said):
+    done = run(*flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_files_are_named(choose, tmp_path):
+    for text, said in (
+        ('{"a": 1}', "the columns are a, which no recipe knows"),
+        ("{", "bad.jsonl:1: broken JSON"),
+        ("\n", "holds no rows"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(InputError, match=re.escape(said)):
+            choose.look_at(str(tmp_path / "bad.jsonl"))
+
+
+def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\ntest \"$1\" = --query-gpu=memory.free && printf '24064\\n81000\\n'\n")
+    smi.chmod(0o755)
+    done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
+    assert json.loads(done.stdout)["gpu_gib"] == 23.5
+    smi.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    done = run("--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "--gpu-gib" in done.stderr
+
+
+def test_the_interview(tmp_path):
+    """On a terminal it asks for what was not given, and again when the answer makes no sense."""
+
+    def interview(typed: bytes, *flags: str) -> tuple[str, int]:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *flags], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": str(tmp_path)},
+        )  # fmt: skip
+        os.write(ours, typed)
+        output = process.communicate(timeout=60)[0].decode()
+        os.close(ours)
+        os.close(theirs)
+        return output, process.returncode
+
+    output, code = interview(b"7\n1, 2\n\nmuch\n24\n")
+    assert code == 0, output
+    assert "Please give numbers from 1 to 5" in output
+    assert "Please give a number, such as 24" in output
+    assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
+    output, code = interview(b"3\n", "--model", "tiny", "--gpu-gib", "0")
+    assert code == 0, output
+    assert "GRPO, for tiny with no GPU" in output
+    assert "Which model?" not in output
+    output, code = interview(b"\x04", "--gpu-gib", "0")
+    assert code == 2
+    assert "Traceback" not in output
+
+
+def test_the_answer_is_one_screen():
+    done = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 32
+    assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
+    for words in ("bring out", "add a skill", "add: every right answer", "17.8 of 24 GiB", "make pipeline"):
+        assert words in done.stdout
+
+
+def test_make_hands_the_words_on():
+    recipe = re.search(r"^choose: .*\n\t(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
+    help_text = run("--help").stdout
+    flags = re.findall(r"call flag,(--[a-z-]+)", recipe)
+    assert flags == ["--model", "--data"]
+    assert all(flag in help_text for flag in flags)

@@ -1,0 +1,158 @@
+"""What only a GPU can show. Run by `make test ARGS="-m gpu"` on a machine that has one; skipped by name elsewhere."""
+
+import json
+
+import pytest
+from conftest import ROOT, read_jsonl, run_recipe
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def first_step(folder, *flags):
+    """Loss and gradient norm of one optimizer step over the first 128 rows of the sample data."""
+    rows = (ROOT / "data_samples" / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(rows[:128]), encoding="utf-8")
+    done = run_recipe(
+        *("sft", "--model", "tiny", "--data", folder / "rows.jsonl", "--output-dir", folder / "run"),
+        *("--max-steps", 1, "--warmup-steps", 0, "--sample-prompts", 0, *flags),
+    )
+    assert done.returncode == 0, done.stderr
+    return next(row for row in read_jsonl(folder / "run" / "metrics.jsonl") if "loss" in row)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_packed_and_an_unpacked_run_see_the_same_loss(tmp_path, dtype):
+    """One step over the same 128 rows, in few packed rows or in 128 padded ones: same mean loss, same gradient."""
+    precision = ("--dtype", dtype)
+    unpacked = first_step(
+        tmp_path / "unpacked",
+        *("--no-packing", "--per-device-train-batch-size", 32, "--gradient-accumulation-steps", 4, *precision),
+    )
+    packed = first_step(
+        tmp_path / "packed",
+        *("--packing", "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 16, *precision),
+    )
+    assert packed["loss"] == pytest.approx(unpacked["loss"], rel=5e-3 if dtype == "bfloat16" else 1e-4)
+    assert packed["grad_norm"] == pytest.approx(unpacked["grad_norm"], rel=5e-2 if dtype == "bfloat16" else 1e-3)
+
+
+def test_tiny_learns_its_form_on_a_gpu_too(tmp_path):
+    done = run_recipe("sft", "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "run" / "samples.json").read_text(encoding="utf-8"))
+    assert all("<answer>" not in sample["before"] for sample in samples)
+    assert all("</answer>" in sample["after"] for sample in samples)
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "done"
+    assert "gpu" in record["machine"]
+
+
+def test_four_bit_weights_are_four_bit_and_still_learn(tmp_path):
+    done = run_recipe("sft", "--output-dir", tmp_path / "run", "--load-in-4bit", "--max-steps", 40)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
+    """One pass over the episodes: the policy that is stepped is the one that sampled, in bfloat16 and under kernels."""
+    sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
+    flags = ("--data", sums, "--rewards", "math", "--num-ppo-epochs", 1, "--critic-warmup-steps", 1)
+    done = run_recipe("ppo", "--model", merged, "--output-dir", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    first, second, *_, last = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert first["objective/kl"] == pytest.approx(0, abs=0.05)
+    assert second["policy/ratio"] == pytest.approx(1, abs=1e-2)
+    assert second["policy/clip_fraction"] < 0.01
+    assert last["objective/kl"] < 10
+    held_out = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["held_out"]
+    assert held_out["after"]["score"] > held_out["before"]["score"] + 0.1
+
+
+@pytest.fixture
+def adapted():
+    """The tiny model with a random adapter, in 32 bit."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "data_samples" / "tiny", dtype=torch.float32)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(base, adapter).cuda().eval()
+
+
+def test_a_recorded_pass_computes_what_the_pass_does(adapted):
+    """Its shapes are multiples of 64, it is replayed over other texts, and it sees the weights change."""
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.hidden_states import last_hidden, pad_right
+    from common.lm.scalar_head import new_head, score_last
+
+    head = new_head(256, "cuda")
+    torch.nn.init.normal_(head.weight)
+    recorded = RecordedPass(adapted)
+    texts = [([5] * 3, [7, 8, 9]), ([4] * 90, [3] * 10), ([6] * 40, [5] * 24), ([9] * 70, [8] * 50)]
+    for _ in range(2):
+        scores = score_last(adapted, head, texts, 0, 2, recorded)
+        assert scores == pytest.approx(score_last(adapted, head, texts, 0, 2), abs=1e-3)
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    weight.mul_(2)
+    assert scores != pytest.approx(score_last(adapted, head, texts, 0, 2), abs=1e-2)
+    assert list(recorded.recordings) == [(2, 128)]
+    ids, mask = pad_right([[5] * 600, [6] * 9], 0, "cuda")
+    assert recorded(ids, mask).shape == last_hidden(adapted, ids, mask).shape
+    assert len(recorded.recordings) == 1  # too many tokens to be worth it
+
+
+def test_a_recorded_pass_keeps_what_it_reads(adapted):
+    """A module drops a cache that the recording reads, and its memory is written over: the replay is the same."""
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.hidden_states import pad_right
+
+    embedding = adapted.get_input_embeddings()
+    embedding.caches = [torch.ones(1 << 20, device="cuda")]
+    embedding.register_forward_hook(lambda module, given, states: states * module.caches[0][:256])
+    recorded = RecordedPass(adapted)
+    ids, mask = pad_right([[5, 6, 7]], 0, "cuda")
+    before = recorded(ids, mask).clone()
+    embedding.caches[0] = None
+    written = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(20)]
+    assert torch.equal(recorded(ids, mask), before)
+    assert len(written) == 20
+
+
+def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
+    """It waits for the GPU in the midst: one warning, right states, and random numbers can be drawn as before."""
+    from common.lm.cuda_graph import RecordedPass
+    from common.lm.hidden_states import last_hidden, pad_right
+
+    waiting = adapted.get_input_embeddings().register_forward_hook(
+        lambda module, given, states: states * bool(states.sum().item() != 0)
+    )
+    recorded = RecordedPass(adapted)
+    ids, mask = pad_right([[5, 6, 7]], 0, "cuda")
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="cannot be recorded, so it is slower: .*captur"):
+        states = recorded(ids, mask)
+    drawn = torch.rand(3, device="cuda")
+    assert torch.equal(states, last_hidden(adapted, ids, mask))
+    assert torch.equal(recorded(ids, mask), states)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3, device="cuda"), drawn)
+    assert recorded.recordings == {}
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    waiting.remove()
+    assert torch.allclose(RecordedPass(adapted)(ids, mask), states, atol=1e-4)
+
+
+def test_grpo_learns(merged, tmp_path):
+    done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", "--max-steps", 15)
+    assert done.returncode == 0, done.stderr
+    rewards = [row["reward"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert rewards[-1] > rewards[0]
