@@ -143,7 +143,7 @@ pin: setup ## write the hub's present revision into a model card: MODEL
 
 ##@ On a Slurm cluster
 slurm: ## submit RECIPE, with SWEEP, or PIPELINE: TIME GPUS NODES PARTITION MODEL DATA OUT ARGS DRY
-	@$(modern_python) && $(python) scripts/slurm/submit.py $(call flag,--recipe,$(RECIPE)) $(call flag,--pipeline,$(PIPELINE)) \
+	@$(modern_python) && export PYTHONPATH=recipes && $(python) scripts/slurm/submit.py $(call flag,--recipe,$(RECIPE)) $(call flag,--pipeline,$(PIPELINE)) \
 		$(call flag,--sweep,$(SWEEP)) $(call flag,--time,$(TIME)) $(call flag,--gpus,$(GPUS)) $(call flag,--nodes,$(NODES)) \
 		$(call flag,--partition,$(PARTITION)) $(call flag,--account,$(ACCOUNT)) $(call flag,--qos,$(QOS)) \
 		$(call flag,--constraint,$(CONSTRAINT)) $(call joined,--sbatch,$(SBATCH)) $(call flag,--runtime,$(RUNTIME)) \
@@ -154,7 +154,7 @@ slurm: ## submit RECIPE, with SWEEP, or PIPELINE: TIME GPUS NODES PARTITION MODE
 		$(call flag,--reward-model,$(REWARD))) $(ARGS)
 
 slurm-status: ## what became of the jobs: OUT
-	@$(modern_python) && $(python) scripts/slurm/status.py $(call flag,--output-dir,$(OUT))
+	@$(modern_python) && export PYTHONPATH=recipes && $(python) scripts/slurm/status.py $(call flag,--output-dir,$(OUT))
 
 ##@ Work on this repository
 setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
@@ -170,10 +170,10 @@ test: setup ## run every test: ARGS="-k data"
 	.venv/bin/python -m pytest $(ARGS)
 
 test-docker: setup ## build the image and run in it, with an engine of its own; needs root: ARGS
-	TEST_DOCKER=$${TEST_DOCKER:-cpu} .venv/bin/python -m pytest -n 0 tests/test_docker.py $(ARGS)
+	TEST_DOCKER=$${TEST_DOCKER:-cpu} .venv/bin/python -m pytest -n 0 tests/system/test_docker.py $(ARGS)
 
 test-slurm: setup ## run the tests on a Slurm cluster of this machine's own: needs slurm-wlm and munge
-	.venv/bin/python -m pytest -n 0 tests/test_slurm.py $(ARGS)
+	.venv/bin/python -m pytest -n 0 tests/system/test_slurm.py $(ARGS)
 
 lint: setup ## check the Python and the shell files
 	.venv/bin/python -m ruff check

@@ -331,6 +331,7 @@ def environment(mounts, image):
             raise setup.WrongInput(f"{name}={place}: no such file")
         mounts.add(place, writable=name in WRITABLE_PLACES)
         passed[name] = place
+    passed["PYTHONPATH"] = os.path.join(ROOT, "recipes")  # the image's own link leads to the recipes baked into it
     if image.digest:
         passed["IMAGE_DIGEST"] = image.digest
     return passed

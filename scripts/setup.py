@@ -43,12 +43,22 @@ def main():
     asked = os.environ.get("VARIANT", "")
     if asked and asked not in VARIANTS:
         raise WrongInput(f"VARIANT={asked} is none of {', '.join(VARIANTS)}")
-    if up_to_date(asked):
-        return
-    check_interpreter()
-    with only_one():
-        if not up_to_date(asked):  # the one we waited for may have done it
-            install(asked)
+    if not up_to_date(asked):
+        check_interpreter()
+        with only_one():
+            if not up_to_date(asked):  # the one we waited for may have done it
+                install(asked)
+    link_recipes()
+
+
+def link_recipes():
+    """Let .venv import `common` from recipes/, by a line relative to site-packages, so that a checkout may move."""
+    import glob
+
+    for packages in glob.glob(os.path.join(glob.escape(VENV), "lib", "python3*", "site-packages")):
+        link = os.path.join(packages, "recipes.pth")
+        if not os.path.exists(link):
+            write_whole(link, os.path.relpath(os.path.join(ROOT, "recipes"), packages).encode() + b"\n")
 
 
 # --- is there anything to do? -------------------------------------------------------------------------------------

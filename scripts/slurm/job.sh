@@ -37,7 +37,7 @@ reason() {
 # Caches of compiled code are each job's own: two jobs that write the same one can wait for each other for ever.
 export UNSLOTH_COMPILE_LOCATION=$scratch/unsloth TORCHINDUCTOR_CACHE_DIR=$scratch/inductor
 export TRITON_CACHE_DIR=$scratch/triton
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 PYTHONPATH=$root/recipes
 # Slurm sets these, again in every step, for GPUs of all makers, and Unsloth takes them for signs of an AMD one.
 no_amd='unset ROCR_VISIBLE_DEVICES GPU_DEVICE_ORDINAL ZE_AFFINITY_MASK'
 $no_amd
@@ -67,7 +67,7 @@ pyxis)
     export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface} # among the mounts
     mkdir -p "$HF_HOME"
     launch=("${srun[@]}" --no-container-mount-home --container-image="$image" --container-mounts="$mounts"
-        --container-workdir="$root" --container-env="$(compgen -e | grep -E '^(HF|WANDB|UNSLOTH|MODELSCOPE)_' | paste -sd,)")
+        --container-workdir="$root" --container-env="$(compgen -e | grep -E '^(HF|WANDB|UNSLOTH|MODELSCOPE)_|^PYTHONPATH$' | paste -sd,)")
     ;;
 esac
 if ((processes > 1)); then
