@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Problem
+from common.data.examples import Conversation, Prompt
 from common.data.hold_out import hold_out
 from common.data.read import column_map, problems
 from common.data.rows import Faults, find_source, read_rows, source_sha256
@@ -33,7 +33,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.contract import check_contract
-from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
@@ -172,7 +172,7 @@ def main() -> None:
     if not rows:
         raise InputError(f"{args.data}: holds no rows")
     rewards = load(args.rewards, args.max_completion_length)
-    check_problems(rewards, rows, faults)
+    check_prompts(rewards, rows, faults)
     faults.stop()
     check_contract(rewards, rows, args.seed)
 
@@ -203,7 +203,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import choose, group_means, pass_rates
-    from common.lm.generate import Answer, generate
+    from common.lm.generate import Completion, generate
     from common.lm.log_probs import score_tokens
     from common.run.progress import ProgressCallback, mean_loss
 
@@ -217,7 +217,7 @@ def main() -> None:
     console = Console()
 
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    rows = [Problem(row.place, [*system, *row.prompt], row.answer, row.fields, row.tools) for row in rows]
+    rows = [Prompt(row.place, [*system, *row.prompt], row.answer, row.fields, row.tools) for row in rows]
     rows = fitting(tokenizer, rows, args, console)
     order = random.Random(args.seed)
     asked, rows = hold_out(rows, min(args.sample_prompts, len(rows) // 10), order)
@@ -257,7 +257,7 @@ def main() -> None:
         )
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        def sample(prompts: list[list[dict]], max_new_tokens: int, temperature: float) -> list[Answer]:
+        def sample(prompts: list[list[dict]], max_new_tokens: int, temperature: float) -> list[Completion]:
             FastLanguageModel.for_inference(model)
             conversations = [Conversation("", prompt) for prompt in prompts]
             said = generate(model, tokenizer, conversations, end, max_new_tokens, temperature, batch_size=128)
@@ -276,7 +276,7 @@ def main() -> None:
             asked = [row for row in rows for _ in range(args.num_generations)]
             said = sample([row.prompt for row in asked], args.max_completion_length, args.temperature)
             if args.difficulty_by == "pass-rate":
-                _, parts = score_answers(rewards, asked, said)
+                _, parts = score_completions(rewards, asked, said)
                 measures = pass_rates(parts[rewards[0].name], args.num_generations)
             else:
                 spans = [(answer.prompt_ids, answer.completion_ids) for answer in said]
@@ -293,7 +293,7 @@ def main() -> None:
                 drawn = [rows[row["index"]] for row in inputs]
                 self.said = sample([row.prompt for row in drawn], args.max_completion_length, args.temperature)
                 for attempt in range(args.refill):
-                    totals, _ = score_answers(rewards, drawn, self.said)
+                    totals, _ = score_completions(rewards, drawn, self.said)
                     flat = flat_groups(totals, args.num_generations)
                     fresh = random.Random(f"{args.seed} {self.state.global_step} {attempt}")
                     for group in flat:
@@ -310,7 +310,7 @@ def main() -> None:
                 return batch
 
             def _calculate_rewards(self, inputs: list, prompts: list, *_: object) -> torch.Tensor:
-                totals, parts = score_answers(rewards, self.drawn, self.said)
+                totals, parts = score_completions(rewards, self.drawn, self.said)
                 # Not TRL's frac_reward_zero_std: a spread of 1e-7, from adding equal floats, is not zero to it.
                 flat = len(flat_groups(totals, args.num_generations)) * args.num_generations / len(totals)
                 self._metrics["train"]["flat"].append(flat)
@@ -330,7 +330,7 @@ def main() -> None:
                 columns = [[torch.nan if value is None else value for value in values] for values in parts.values()]
                 return torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T  # (N, rewards)
 
-            def measure_kl(self, said: list[Answer]) -> float:
+            def measure_kl(self, said: list[Completion]) -> float:
                 """The KL divergence from the reference, by token, estimated as k3 (joschu.net/blog/kl-approx.html)."""
                 spans = [(answer.prompt_ids, answer.completion_ids) for answer in said]
                 policy = score_tokens(model, spans, tokenizer.pad_token_id)
@@ -415,7 +415,7 @@ def main() -> None:
         console.print(f"Adapter in [bold]{saved}[/bold]")
 
 
-def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Problem], args: Args, console: "Console") -> list[Problem]:
+def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
     """The problems of at most --max-prompt-length tokens; InputError when --max-truncated or more are longer."""
     texts = [tokenizer.apply_chat_template(r.prompt, tokenize=False, add_generation_prompt=True) for r in rows]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -435,7 +435,7 @@ def flat_groups(totals: list[float], size: int) -> list[slice]:
     return [group for group in groups if max(totals[group]) - min(totals[group]) < 1e-6]
 
 
-def live_line(rewards: list[Weighted]) -> dict[str, str]:
+def live_line(rewards: list[Reward]) -> dict[str, str]:
     """What the line shows, as {name: key in TRL's log}; +- is the spread of the reward before it."""
     parts = {}
     for reward in rewards:

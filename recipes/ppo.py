@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Problem
+from common.data.examples import Conversation, Prompt
 from common.data.formats import PAIR_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
 from common.data.hold_out import hold_out
 from common.data.prompts import distinct
@@ -53,7 +53,7 @@ from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.adapter import find_reward_adapter
 from common.rewards.contract import check_contract
-from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.curriculum import PromptSampler
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -63,7 +63,7 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from common.lm.cuda_graph import RecordedPass
-    from common.lm.generate import Answer
+    from common.lm.generate import Completion
     from peft import PeftModel
     from rich.console import Console
     from torch import Tensor
@@ -223,7 +223,7 @@ def main() -> None:
     if not rows:
         raise InputError(f"{args.data}: holds no rows")
     if rules:
-        check_problems(rules, rows, faults)
+        check_prompts(rules, rows, faults)
         faults.stop()
         check_contract(rules, rows, args.seed, may_be_silent=True)  # no answer that is tried may need a disclaimer
 
@@ -266,7 +266,7 @@ def main() -> None:
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.lm.generate import Answer, generate as answer_prompts
+    from common.lm.generate import Completion, generate as answer_prompts
     from common.run.progress import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
     from common.lm.scalar_head import load_head, new_head
@@ -340,7 +340,7 @@ def main() -> None:
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        def sample(rows: list[Problem], max_new_tokens: int, temperature: float) -> list[Answer]:
+        def sample(rows: list[Prompt], max_new_tokens: int, temperature: float) -> list[Completion]:
             FastLanguageModel.for_inference(model)
             conversations = [Conversation(row.place, row.prompt, row.tools) for row in rows]
             said = answer_prompts(model, tokenizer, conversations, end, max_new_tokens, temperature, batch_size=128)
@@ -469,8 +469,8 @@ class Episodes:
     them the answer's at most. A column of the (B, C) tensors is a token of the answer: the action.
     """
 
-    rows: list[Problem]
-    answers: "list[Answer]"
+    rows: list[Prompt]
+    answers: "list[Completion]"
     input_ids: "Tensor"  # (B, T)
     attention_mask: "Tensor"  # (B, T)
     start: "Tensor"  # (B,) the column of input_ids where the answer begins
@@ -510,8 +510,8 @@ class PPO:
     args: Args
     model: "PeftModel"
     pad_token_id: int
-    sample: "Callable[[list[Problem], int, float], list[Answer]]"
-    rules: list[Weighted]
+    sample: "Callable[[list[Prompt], int, float], list[Completion]]"
+    rules: list[Reward]
     reward_head: "torch.nn.Linear | None"
     reward_backbone: "RecordedPass"
     critic_head: "torch.nn.Linear"
@@ -678,7 +678,7 @@ def adapter(model: "PeftModel", name: str) -> Iterator[None]:
         model.set_adapter("default")
 
 
-def as_episodes(rows: list[Problem], said: "list[Answer]", pad_token_id: int, device: "torch.device") -> Episodes:
+def as_episodes(rows: list[Prompt], said: "list[Completion]", pad_token_id: int, device: "torch.device") -> Episodes:
     """Prompts and answers as tensors. On the right no token sees the padding, with or without a mask."""
     import torch
     from common.lm.hidden_states import pad_right
@@ -769,7 +769,7 @@ def score_episodes(ppo: PPO, episodes: Episodes) -> None:
 
     episodes.scores, episodes.parts = [0.0] * len(episodes), {}
     if ppo.rules:
-        episodes.scores, episodes.parts = score_answers(ppo.rules, episodes.rows, episodes.answers)
+        episodes.scores, episodes.parts = score_completions(ppo.rules, episodes.rows, episodes.answers)
     if ppo.reward_head is not None and ppo.args.reward_weight:
         texts = [(said.prompt_ids, said.completion_ids) for said in episodes.answers]
         with adapter(ppo.model, "reward"):
@@ -794,7 +794,7 @@ def score_figures(ppo: PPO, episodes: Episodes) -> dict[str, float]:
     return figures
 
 
-def assess(ppo: PPO, rows: list[Problem]) -> dict[str, float] | None:
+def assess(ppo: PPO, rows: list[Prompt]) -> dict[str, float] | None:
     """What sampled answers to these prompts score, and how far from the reference they are; None for no prompts."""
     if not rows:
         return None
@@ -1025,7 +1025,7 @@ def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
     return folder / "adapter"
 
 
-def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Problem], args: Args, console: "Console") -> list[Problem]:
+def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
     """The prompts of at most --max-prompt-length tokens; InputError when --max-truncated or more are longer."""
     texts = [
         tokenizer.apply_chat_template(row.prompt, tools=row.tools, tokenize=False, add_generation_prompt=True)

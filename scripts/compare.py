@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 from common import environment
-from common.data.examples import Conversation, Problem
+from common.data.examples import Conversation, Prompt
 from common.data.read import column_map, prompts
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
@@ -51,7 +51,7 @@ from common.run.files import write_json
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 if TYPE_CHECKING:
-    from common.lm.generate import Answer
+    from common.lm.generate import Completion
 
 DIMENSIONS = ("instruction following", "completeness", "fluency", "harmlessness")
 LOWEST, HIGHEST = 1, 5
@@ -143,7 +143,7 @@ class Checks(BaseModel):
 class Asked:
     """A prompt, and what is known of a good answer to it."""
 
-    problem: Problem
+    problem: Prompt
     checks: Checks
     refuse: bool
 
@@ -286,7 +286,7 @@ def read(source: list[Path] | str, args: Args) -> list[Asked]:
 
 def answers(
     model: Model, adapter: str | None, asked: list[Conversation], most: int, temperature: float, args: Args
-) -> list["Answer"]:
+) -> list["Completion"]:
     """One answer to each, by a model that is loaded for it and let go again."""
     import gc
 
@@ -308,7 +308,7 @@ def answers(
 # Rules.
 
 
-def rate_by_rule(asked: Asked, answer: "Answer", judged: bool) -> Ratings:
+def rate_by_rule(asked: Asked, answer: "Completion", judged: bool) -> Ratings:
     """From 1 to 5 where a rule can tell, else None; see the top of this file."""
     ratings: Ratings = dict.fromkeys(DIMENSIONS)
     text = answer.text

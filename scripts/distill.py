@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from common import environment
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.data.prompts import distinct
 from common.data.read import column_map, problems
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, run_command
-from common.lm.generate import sample_answers
+from common.lm.generate import sample_completions
 from common.lm.hub import contents, fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.rewards.contract import check_contract
-from common.rewards.specification import check_problems, load, score_answers
+from common.rewards.specification import check_prompts, load, score_completions
 from common.run.files import write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from common.lm.generate import Answer
+    from common.lm.generate import Completion
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def main() -> None:
     if not rows:
         raise InputError(f"{args.data}: holds no rows")
     rewards = load(args.rewards, args.max_completion_length)
-    check_problems(rewards, rows, faults)
+    check_prompts(rewards, rows, faults)
     faults.stop()
     check_contract(rewards, rows, args.seed)
     threshold = args.accept * sum(max(reward.weight, 0.0) for reward in rewards)
@@ -99,10 +99,10 @@ def main() -> None:
     tokenizer, end = load_chat_tokenizer(base)
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
     set_seed(args.seed)
-    drawn = sample_answers(
+    drawn = sample_completions(
         model, tokenizer, rows, end, args.num_generations, args.max_completion_length, args.temperature
     )
-    totals, _ = score_answers(
+    totals, _ = score_completions(
         rewards, [row for row in rows for _ in range(args.num_generations)], [answer for row in drawn for answer in row]
     )
 
@@ -134,10 +134,10 @@ def main() -> None:
 
 
 def accept(
-    answers: Sequence["Answer"], totals: Sequence[float], threshold: float
-) -> tuple[list["Answer"], Counter[str]]:
+    answers: Sequence["Completion"], totals: Sequence[float], threshold: float
+) -> tuple[list["Completion"], Counter[str]]:
     """The answers to one problem that ended and reach the threshold, no text twice; and what became of all."""
-    accepted: dict[str, Answer] = {}
+    accepted: dict[str, Completion] = {}
     counts = Counter()
     for answer, total in zip(answers, totals, strict=True):
         text = " ".join(answer.text.split())
@@ -153,16 +153,18 @@ def accept(
     return list(accepted.values()), counts
 
 
-def shortest(answers: Sequence["Answer"], k: int) -> list["Answer"]:
+def shortest(answers: Sequence["Completion"], k: int) -> list["Completion"]:
     """The `k` answers of the fewest tokens; of equally long ones the first drawn."""
     return sorted(answers, key=lambda answer: len(answer.completion_ids))[:k]
 
 
-def diverse(answers: Sequence["Answer"], k: int) -> list["Answer"]:
+def diverse(answers: Sequence["Completion"], k: int) -> list["Completion"]:
     """The shortest answer, and then again and again the one least like any before it, by the trigrams they share."""
     trigrams = {id(answer): {answer.text[at : at + 3] for at in range(len(answer.text))} for answer in answers}
 
-    def distance(one: "Answer", other: "Answer") -> float:  # Jaccard's: 0 for the same trigrams, 1 for none in common
+    def distance(
+        one: "Completion", other: "Completion"
+    ) -> float:  # Jaccard's: 0 for the same trigrams, 1 for none in common
         first, second = trigrams[id(one)], trigrams[id(other)]
         return 1 - len(first & second) / len(first | second)
 
@@ -173,7 +175,7 @@ def diverse(answers: Sequence["Answer"], k: int) -> list["Answer"]:
     return chosen
 
 
-def as_example(problem: Problem, answer: "Answer") -> dict:
+def as_example(problem: Prompt, answer: "Completion") -> dict:
     """A row of data for SFT."""
     messages = [*problem.prompt, {"role": "assistant", "content": answer.text}]
     return {"messages": messages} | ({"tools": problem.tools} if problem.tools else {})

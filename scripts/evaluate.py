@@ -22,7 +22,7 @@ from typing import Any
 
 import tyro
 from common import environment
-from common.data.examples import Conversation, Pair, Problem
+from common.data.examples import Conversation, Pair, Prompt
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, detect
 from common.data.read import conversations, pairs, problems
 from common.data.rows import Faults, find_source, read_rows
@@ -61,7 +61,7 @@ class Args:
 class Question:
     """A problem and its gold answer, parsed."""
 
-    problem: Problem
+    problem: Prompt
     gold: Gold
 
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from common.data.examples import Conversation, Pair, Problem
+from common.data.examples import Conversation, Pair, Prompt
 from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, detect
 from common.data.read import column_map, conversations, pairs, problems
 from common.data.rows import Faults, find_source, read_rows, source_sha256
@@ -47,7 +47,7 @@ from common.lm.hub import MERGE_RECORD, Model, contents, find_model
 from common.run.files import write_json, write_jsonl
 from common.run.stopping import Stop
 
-Example = Conversation | Pair | Problem
+Example = Conversation | Pair | Prompt
 Figures = dict[str, dict[str, float]]  # by held-out file, by what is measured
 
 SAMPLES = ROOT / "data_samples"
@@ -229,7 +229,7 @@ def hold_out(
     for name, one in {} if files else data.items():
         by_prompt: dict[str, dict[str, Any]] = {}
         for fields, example in zip(one.rows, one.examples, strict=True):
-            if not isinstance(example, Problem) or example.answer is not None:
+            if not isinstance(example, Prompt) or example.answer is not None:
                 by_prompt.setdefault(prompt_key(example), fields)
         count = min(HELD_OUT_MOST, max(1, round(len(by_prompt) * HELD_OUT_SHARE)))
         chosen[name] = {key: by_prompt[key] for key in sorted(by_prompt)[:count]}

@@ -28,22 +28,22 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 from common import environment
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.data.formats import RATING_FORMATS, detect
 from common.data.prompts import distinct
 from common.data.read import column_map, prompts, ratings
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.data.turns import Turns
 from common.errors import InputError, run_command
-from common.lm.generate import sample_answers
+from common.lm.generate import sample_completions
 from common.lm.hub import Model, fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.rewards.contract import check_contract
-from common.rewards.specification import Weighted, check_problems, load, score_answers
+from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.files import write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from common.lm.generate import Answer
+    from common.lm.generate import Completion
 
 CHOICE_COLUMNS = ("prompt", "a", "b", "choice")
 TIES = ("tie", "both", "neither", "skip", "")
@@ -134,7 +134,7 @@ def main() -> None:
         faults.stop()
         rewards = load(args.rewards or ("math", "format=0.2"), args.max_completion_length)
         if args.rewards or not args.strong:
-            check_problems(rewards, problems, faults)
+            check_prompts(rewards, problems, faults)
             faults.stop()
             check_contract(rewards, problems, args.seed)
         if args.strong:
@@ -154,13 +154,11 @@ def main() -> None:
     print(f"{output}: {len(pairs)} pairs, for make dpo DATA={output}. Dropped: {why}")
 
 
-def from_one_model(
-    model: Loadable, problems: list[Problem], rewards: list[Weighted], args: Args
-) -> tuple[Pairs, Dropped]:
+def from_one_model(model: Loadable, problems: list[Prompt], rewards: list[Reward], args: Args) -> tuple[Pairs, Dropped]:
     """Several answers of one model to each prompt, ranked by the rewards."""
     drawn = answers_of(model, problems, args.num_generations, args)
     asked = [problem for problem in problems for _ in range(args.num_generations)]
-    totals, _ = score_answers(rewards, asked, [answer for answers in drawn for answer in answers])
+    totals, _ = score_completions(rewards, asked, [answer for answers in drawn for answer in answers])
     pairs, dropped = [], Counter()
     for index, (problem, answers) in enumerate(zip(problems, drawn, strict=True)):
         scores = totals[index * args.num_generations :][: args.num_generations]
@@ -173,11 +171,11 @@ def from_one_model(
 
 
 def from_two_models(
-    models: list[Loadable], problems: list[Problem], rewards: list[Weighted], args: Args
+    models: list[Loadable], problems: list[Prompt], rewards: list[Reward], args: Args
 ) -> tuple[Pairs, Dropped]:
     """The strong model's answer against the weak one's; with rewards only where it scores more by the margin."""
     strong, weak = ([answers[0] for answers in answers_of(model, problems, 1, args)] for model in models)
-    totals, _ = score_answers(rewards, [*problems, *problems], [*strong, *weak])
+    totals, _ = score_completions(rewards, [*problems, *problems], [*strong, *weak])
     pairs, dropped = [], Counter()
     for index, (problem, better, worse) in enumerate(zip(problems, strong, weak, strict=True)):
         gap = totals[index] - totals[index + len(problems)]
@@ -263,7 +261,7 @@ def rank(prompt: Any, answers: Sequence[Scored], args: Args, pairs: Pairs, dropp
         dropped["prompts with no difference of the margin"] += 1
 
 
-def answers_of(model: Loadable, problems: list[Problem], count: int, args: Args) -> list[list["Answer"]]:
+def answers_of(model: Loadable, problems: list[Prompt], count: int, args: Args) -> list[list["Completion"]]:
     """`count` sampled answers of a model to each prompt. The model's memory is free afterwards."""
     base, adapter = model
     environment.quiet_loggers()
@@ -275,7 +273,7 @@ def answers_of(model: Loadable, problems: list[Problem], count: int, args: Args)
     tokenizer, end = load_chat_tokenizer(base)
     loaded = load_for_inference(base, adapter, args.load_in_4bit)
     set_seed(args.seed)
-    said = sample_answers(loaded, tokenizer, problems, end, count, args.max_completion_length, args.temperature)
+    said = sample_completions(loaded, tokenizer, problems, end, count, args.max_completion_length, args.temperature)
     del loaded
     gc.collect()
     if torch.cuda.is_available():
@@ -283,7 +281,7 @@ def answers_of(model: Loadable, problems: list[Problem], count: int, args: Args)
     return said
 
 
-def is_whole(answer: "Answer") -> bool:
+def is_whole(answer: "Completion") -> bool:
     """Did it end by itself, with something said?"""
     return answer.ended and bool(answer.text.strip())
 

@@ -21,7 +21,7 @@ from common.data.read import column_map, problems
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import BAD_INPUT, DONE, InputError, run_command
 from common.rewards.contract import contract
-from common.rewards.specification import check_problems, load
+from common.rewards.specification import check_prompts, load
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main() -> int:
     environment.set_variables(offline=not isinstance(source, str) and all(reward.local for reward in rewards))
     faults = Faults()
     rows = list(problems(read_rows(source, faults), faults, args.format, column_map(args.columns)))
-    check_problems(rewards, rows, faults)
+    check_prompts(rewards, rows, faults)
     faults.stop()
     if not rows:
         raise InputError(f"{args.data}: holds no rows")

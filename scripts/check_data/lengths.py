@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterator
 
 import jinja2
-from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import end_token, set_chat_template, tokenize, tokenize_pairs
 from common.lm.hub import Model, fetch, load_tokenizer
@@ -45,7 +45,7 @@ class Lengths:
         if isinstance(batch[0], Pair):
             for pair in tokenize_pairs(self.tokenizer, batch, self.max_length, self.faults):
                 yield pair.place, pair.full_length
-        elif isinstance(batch[0], Problem):
+        elif isinstance(batch[0], Prompt):
             for problem in batch:
                 if ids := self.prompt_ids(problem):
                     yield problem.place, len(ids)
@@ -53,7 +53,7 @@ class Lengths:
             for example in tokenize(self.tokenizer, map(as_conversation, batch), self.max_length, self.faults):
                 yield example.place, example.full_length
 
-    def prompt_ids(self, problem: Problem) -> list[int]:
+    def prompt_ids(self, problem: Prompt) -> list[int]:
         """The tokens of a problem, up to where the model goes on; none, and a fault, if the template refuses it."""
         try:
             text = self.tokenizer.apply_chat_template(

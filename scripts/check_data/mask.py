@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from common.data.examples import Pair, Problem
+from common.data.examples import Pair, Prompt
 from common.lm.chat import tokenize, tokenize_pairs
 from rich.console import Console
 from rich.text import Text
@@ -31,7 +31,7 @@ def _sides(lengths: Lengths, example: Example) -> Iterator[tuple[str, list[int],
     """Label, tokens, mask and whole length: of a pair for both answers; a problem is a prompt, without loss."""
     tokenizer, longest, faults = lengths.tokenizer, lengths.max_length, lengths.faults
     match example:
-        case Problem():
+        case Prompt():
             if ids := lengths.prompt_ids(example):
                 yield "from here on the model answers", ids[:longest], [0] * len(ids[:longest]), len(ids)
         case Pair():

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.examples import Conversation, Pair, Prompt, Rating
 
 from . import texts
 from .duplicates import NearDuplicates, distinct
@@ -90,14 +90,14 @@ class Survey:
             self.findings.add("overlap", place, f"the same prompt as {self.evaluation.places[prompt_hash]}")
         is_copy = self._look_for_the_same(place, _identity(example))
         self._look_at_turns(place, _turns(example))
-        if not isinstance(example, Problem):
+        if not isinstance(example, Prompt):
             self._look_at_answers(place, prompt, answers)
         match example:
             case Pair():
                 self._look_at_pair(place, answers[0], _text(example.rejected))
             case Rating():
                 self.scores.append(example.score)
-            case Problem(answer=str()):
+            case Prompt(answer=str()):
                 self._look_at_gold_answer(place, example.answer)
         self._draw(Sampled(place, prompt_text[:CLIP], answer_text[:CLIP], is_copy, overlaps))
 
@@ -191,7 +191,7 @@ def _answers(example: Example) -> list[str]:
             turns = example.chosen
         case Rating():
             turns = example.response
-        case Problem():
+        case Prompt():
             return []
     return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
 
@@ -204,7 +204,7 @@ def _turns(example: Example) -> list[dict[str, Any]]:
             return example.prompt + example.chosen
         case Rating():
             return example.prompt + example.response
-        case Problem():
+        case Prompt():
             return example.prompt
 
 
@@ -217,7 +217,7 @@ def _identity(example: Example) -> str:
             parts = [*example.prompt, example.chosen, example.rejected]
         case Rating():
             parts = [*example.prompt, example.response, example.score]
-        case Problem():
+        case Prompt():
             parts = [*example.prompt, example.answer]
     return repr(parts)
 

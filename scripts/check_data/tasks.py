@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats, detect
 from common.data.read import conversations, pairs, problems, prompts, ratings, unknown_columns
 from common.data.rows import Row
 from common.errors import InputError
 
 TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
-Example = Conversation | Pair | Problem | Rating
+Example = Conversation | Pair | Prompt | Rating
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import ppo
 import pytest
 import torch
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.lm.cuda_graph import RecordedPass
-from common.lm.generate import Answer
+from common.lm.generate import Completion
 from common.lm.scalar_head import new_head
-from common.rewards.specification import Weighted
+from common.rewards.specification import Reward
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -27,11 +27,11 @@ LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and answer
 SCORES = [0.5, -1.0, 2.0, 0.1]
 
 
-def answers(seed: int = 0) -> list[Answer]:
+def answers(seed: int = 0) -> list[Completion]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(1, 2048, (sum(lengths),), generator=generator).tolist() for lengths in LENGTHS]
     return [
-        Answer("", index != 1, ids[:prompt], ids[prompt:])
+        Completion("", index != 1, ids[:prompt], ids[prompt:])
         for index, (ids, (prompt, _)) in enumerate(zip(drawn, LENGTHS, strict=True))
     ]
 
@@ -72,14 +72,14 @@ def setting(tmp_path):
         reward_weight=0.0,
     )
     settings = TrainingArguments(output_dir=str(tmp_path), optim="adamw_torch_fused", max_grad_norm=1e9)
-    rows = [Problem(str(index), [{"role": "user", "content": str(index)}]) for index in range(4)]
+    rows = [Prompt(str(index), [{"role": "user", "content": str(index)}]) for index in range(4)]
     critic_parameters = [*ppo.adapter_parameters(model, "critic"), *heads["critic"].parameters()]
     parts = ppo.PPO(
         args=args,
         model=model,
         pad_token_id=PAD,
         sample=lambda rows, length, temperature: answers(),
-        rules=[Weighted("given", 1.0, lambda completions, **_: SCORES)],
+        rules=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=heads["reward"],
         reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
@@ -122,7 +122,7 @@ def in_64_bit(plain, model, name: str | None):
     return whole, leaves
 
 
-def slow_log_probs(whole, said: Answer) -> torch.Tensor:
+def slow_log_probs(whole, said: Completion) -> torch.Tensor:
     logits = whole(input_ids=torch.tensor([said.prompt_ids + said.completion_ids])).logits[0].double() / TEMPERATURE
     first = len(said.prompt_ids) - 1
     return torch.stack(
@@ -130,7 +130,7 @@ def slow_log_probs(whole, said: Answer) -> torch.Tensor:
     )  # (c,)
 
 
-def slow_values(whole, head, said: Answer) -> torch.Tensor:
+def slow_values(whole, head, said: Completion) -> torch.Tensor:
     ids = torch.tensor([said.prompt_ids + said.completion_ids])
     hidden = whole.model(input_ids=ids).last_hidden_state[0]
     first = len(said.prompt_ids) - 1

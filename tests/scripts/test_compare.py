@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.errors import InputError, MachineError
-from common.lm.generate import Answer
+from common.lm.generate import Completion
 from conftest import ROOT, read_jsonl
 
 DATA = ROOT / "data_samples"
@@ -34,12 +34,12 @@ def module():
 
 
 def asked(module, refuse=False, answer=None, **checks):
-    problem = Problem("f:1", [{"role": "user", "content": "q"}], answer)
+    problem = Prompt("f:1", [{"role": "user", "content": "q"}], answer)
     return module.Asked(problem, module.Checks.model_validate(checks), refuse)
 
 
 def answer(text, ended=True):
-    return Answer(text, ended, [1], [2])
+    return Completion(text, ended, [1], [2])
 
 
 # Rules.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from common.data.read import conversations
 from common.data.rows import Faults, find_source, read_rows
-from common.lm.generate import Answer
+from common.lm.generate import Completion
 from common.rewards.builtin import format_reward, math_reward
 from conftest import ROOT, read_jsonl
 
@@ -32,8 +32,8 @@ def distill(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-def answer(text: str, tokens: int = 3, ended: bool = True) -> Answer:
-    return Answer(text, ended, [1], [5] * tokens)
+def answer(text: str, tokens: int = 3, ended: bool = True) -> Completion:
+    return Completion(text, ended, [1], [5] * tokens)
 
 
 def test_an_answer_is_accepted_that_ended_and_reaches_the_bar_and_is_new(module):

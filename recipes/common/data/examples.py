@@ -32,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Prompt:
     """A prompt whose answers are scored. `answer` is the gold one as text; `fields` are the row's other columns."""
 
     place: str

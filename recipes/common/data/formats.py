@@ -11,10 +11,10 @@ from pydantic import (
 )
 
 from common.data.turns import (
-    Form,
     GoldAnswer,
     Instruction,
     Message,
+    RowFormat,
     Score,
     Text,
     TextOrMessages,
@@ -34,7 +34,7 @@ class Alpaca(Instruction):
         return [*self.turns(), {"role": "assistant", "content": self.output}]
 
 
-class ShareGPT(Form):
+class ShareGPT(RowFormat):
     columns: ClassVar = ("conversations",)
     conversations: list[Turn]
     system: str | None = None
@@ -45,7 +45,7 @@ class ShareGPT(Form):
         return system + [turn.as_dict() for turn in self.conversations]
 
 
-class Messages(Form):
+class Messages(RowFormat):
     columns: ClassVar = ("messages",)
     conversation: list[Message] = Field(validation_alias="messages")
     tools: Any = None
@@ -54,7 +54,7 @@ class Messages(Form):
         return [message.as_dict() for message in self.conversation]
 
 
-class PromptCompletion(Form):
+class PromptCompletion(RowFormat):
     columns: ClassVar = ("prompt", "completion")
     prompt: TextOrMessages
     completion: TextOrMessages
@@ -64,7 +64,7 @@ class PromptCompletion(Form):
         return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
 
 
-class ChatMLText(Form):
+class ChatMLText(RowFormat):
     columns: ClassVar = ("text",)
     text: Text
 
@@ -82,7 +82,7 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-class PairForm(Form):
+class PairFormat(RowFormat):
     def pair(self) -> tuple[Turns, Turns, Turns]:
         """Prompt, chosen, rejected. Raises ValueError when they are no such three."""
         prompt, chosen, rejected = self.split()
@@ -94,7 +94,7 @@ class PairForm(Form):
         raise NotImplementedError
 
 
-class PromptPair(PairForm):
+class PromptPair(PairFormat):
     """A prompt and its two answers. Answers that repeat the prompt as their first turns are taken without it."""
 
     columns: ClassVar = ("prompt", "chosen", "rejected")
@@ -117,7 +117,7 @@ TextOrTurn = Annotated[
 ]
 
 
-class ShareGPTPair(PairForm):
+class ShareGPTPair(PairFormat):
     """A ShareGPT conversation up to the assistant's turn, and two ways to go on."""
 
     columns: ClassVar = ("conversations", "chosen", "rejected")
@@ -137,7 +137,7 @@ class ShareGPTPair(PairForm):
         return as_turns("assistant", answer) if isinstance(answer, str) else [answer.as_dict()]
 
 
-class DialoguePair(PairForm):
+class DialoguePair(PairFormat):
     """Two whole dialogues, as messages or as HH-RLHF's text; what they begin with alike is the prompt."""
 
     columns: ClassVar = ("chosen", "rejected")
@@ -175,7 +175,7 @@ class DialoguePair(PairForm):
         return turns
 
 
-class ProblemForm(Form):
+class PromptFormat(RowFormat):
     def asked(self) -> Turns:
         """The prompt. Raises ValueError when it does not end where the assistant is to speak."""
         return check_prompt(as_turns("user", self.prompt))
@@ -187,48 +187,48 @@ class ProblemForm(Form):
         return {name: value for name, value in fields.items() if name not in own}
 
 
-class PromptAnswer(ProblemForm):
+class PromptAnswer(PromptFormat):
     columns: ClassVar = ("prompt", "answer")
     prompt: TextOrMessages
     answer: GoldAnswer
     tools: Any = None
 
 
-class QuestionAnswer(ProblemForm):
+class QuestionAnswer(PromptFormat):
     columns: ClassVar = ("question", "answer")
     prompt: TextOrMessages = Field(validation_alias="question")
     answer: GoldAnswer
     tools: Any = None
 
 
-class ProblemAnswer(ProblemForm):
+class ProblemAnswer(PromptFormat):
     columns: ClassVar = ("problem", "answer")
     prompt: TextOrMessages = Field(validation_alias="problem")
     answer: GoldAnswer
     tools: Any = None
 
 
-class ProblemSolution(ProblemForm):
+class ProblemSolution(PromptFormat):
     columns: ClassVar = ("problem", "solution")
     prompt: TextOrMessages = Field(validation_alias="problem")
     answer: GoldAnswer = Field(validation_alias="solution")
     tools: Any = None
 
 
-class PromptOnly(ProblemForm):
+class PromptOnly(PromptFormat):
     columns: ClassVar = ("prompt",)
     prompt: TextOrMessages
     tools: Any = None
 
 
-class InstructionOnly(Instruction, ProblemForm):
+class InstructionOnly(Instruction, PromptFormat):
     columns: ClassVar = ("instruction",)
 
     def asked(self) -> Turns:
         return self.turns()
 
 
-class RatingForm(Form):
+class RatingFormat(RowFormat):
     def asked(self) -> Turns:
         raise NotImplementedError
 
@@ -237,7 +237,7 @@ class RatingForm(Form):
         return check_completion("response", as_turns("assistant", self.response))
 
 
-class PromptRating(RatingForm):
+class PromptRating(RatingFormat):
     columns: ClassVar = ("prompt", "response", "score")
     prompt: TextOrMessages
     response: TextOrMessages
@@ -248,7 +248,7 @@ class PromptRating(RatingForm):
         return check_prompt(as_turns("user", self.prompt))
 
 
-class InstructionRating(Instruction, RatingForm):
+class InstructionRating(Instruction, RatingFormat):
     columns: ClassVar = ("instruction", "response", "score")
     response: TextOrMessages
     score: Score
@@ -257,7 +257,7 @@ class InstructionRating(Instruction, RatingForm):
         return self.turns()
 
 
-Formats = dict[str, type[Form]]
+Formats = dict[str, type[RowFormat]]
 
 # The first whose columns a row has wins: a row with `messages` and a stray `text` is messages.
 FORMATS: Formats = {

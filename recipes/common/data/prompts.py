@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from common.data.examples import Problem
+from common.data.examples import Prompt
 
 if TYPE_CHECKING:
     pass
 
 
-def distinct(problems: Iterable[Problem]) -> list[Problem]:
+def distinct(problems: Iterable[Prompt]) -> list[Prompt]:
     """The problems without those whose prompt has been there before."""
-    first: dict[str, Problem] = {}
+    first: dict[str, Prompt] = {}
     for problem in problems:
         first.setdefault(repr((problem.prompt, problem.tools)), problem)
     return list(first.values())

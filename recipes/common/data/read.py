@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.data.examples import Conversation, Pair, Problem, Rating
+from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.formats import (
     FORMATS,
     PAIR_FORMATS,
@@ -15,13 +15,13 @@ from common.data.formats import (
     PROMPT_FORMATS,
     RATING_FORMATS,
     Formats,
-    PairForm,
-    ProblemForm,
-    RatingForm,
+    PairFormat,
+    PromptFormat,
+    RatingFormat,
     detect,
 )
 from common.data.rows import Faults, Row
-from common.data.turns import Form, Turns, parse_json
+from common.data.turns import RowFormat, Turns, parse_json
 from common.errors import InputError
 
 SHOWN_COLUMNS = 20
@@ -60,7 +60,7 @@ def pairs(
 
 def problems(
     rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Problem]:
+) -> Iterator[Prompt]:
     """Turn rows into problems, as `conversations` does into conversations."""
     return _examples(rows, faults, form, columns, PROBLEM_FORMATS)
 
@@ -74,13 +74,13 @@ def ratings(
 
 def prompts(
     rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Problem]:
+) -> Iterator[Prompt]:
     """The prompts of pairs, ratings or problems, each as a problem; those of pairs and ratings have no gold answer."""
     for example in _examples(rows, faults, form, columns, PROMPT_FORMATS):
-        if isinstance(example, Problem):
+        if isinstance(example, Prompt):
             yield example
         else:
-            yield Problem(example.place, example.prompt, tools=example.tools)
+            yield Prompt(example.place, example.prompt, tools=example.tools)
 
 
 def _examples(
@@ -110,18 +110,18 @@ def _examples(
             yield example
 
 
-def _example(place: str, form: type[Form], fields: dict[str, Any]) -> Conversation | Pair | Problem | Rating:
+def _example(place: str, form: type[RowFormat], fields: dict[str, Any]) -> Conversation | Pair | Prompt | Rating:
     row = form.model_validate(fields)
     tools = _tools(getattr(row, "tools", None))
-    if isinstance(row, PairForm):
+    if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()
         _check_count(prompt, chosen, rejected)
         return Pair(place, prompt, chosen, rejected, tools)
-    if isinstance(row, ProblemForm):
+    if isinstance(row, PromptFormat):
         prompt = row.asked()
         _check_count(prompt)
-        return Problem(place, prompt, getattr(row, "answer", None), row.other_fields(fields), tools)
-    if isinstance(row, RatingForm):
+        return Prompt(place, prompt, getattr(row, "answer", None), row.other_fields(fields), tools)
+    if isinstance(row, RatingFormat):
         prompt, response = row.asked(), row.answered()
         _check_count(prompt, response)
         return Rating(place, prompt, response, row.score, tools)

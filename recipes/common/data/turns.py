@@ -64,14 +64,14 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
-class Form(BaseModel):
+class RowFormat(BaseModel):
     """A form of row; `columns` are those that tell it. Others it does not name are ignored: ids, sources, licences."""
 
     columns: ClassVar[tuple[str, ...]]
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class TextPart(Form):
+class TextPart(RowFormat):
     type: Literal["text"]
     text: str
 
@@ -80,7 +80,7 @@ def _text_or_list(value: Any) -> str:
     return "as list" if isinstance(value, list) else "as text"
 
 
-class Message(Form):
+class Message(RowFormat):
     """A turn in the shape of the OpenAI API and of Hugging Face's chat templates."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -117,7 +117,7 @@ class Message(Form):
         return {"role": self.role, "content": self.text(), **given}
 
 
-class Turn(Form):
+class Turn(RowFormat):
     """A turn of a ShareGPT conversation, with from/value or role/content."""
 
     role: str = Field(validation_alias=AliasChoices("from", "role"))
@@ -145,7 +145,7 @@ class Turn(Form):
         return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls]}
 
 
-class Instruction(Form):
+class Instruction(RowFormat):
     instruction: Text
     input: str | None = ""
     system: str | None = None

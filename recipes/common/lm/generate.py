@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation, Problem
+from common.data.examples import Conversation, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Completion:
     """What a model answered: its text without special tokens, and whether it ended itself or was cut off."""
 
     text: str
@@ -31,7 +31,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     batch_size: int = 64,
-) -> list[Answer]:
+) -> list[Completion]:
     """One answer to each prompt, a conversation up to where the model goes on; greedy at temperature 0, else sampled.
 
     `end` is the token that ends an answer. Prompts are padded on the left, so that all answers of a batch begin in the
@@ -70,20 +70,20 @@ def generate(
             ended = end_id in row
             row = row[: row.index(end_id) + 1] if ended else row
             text = tokenizer.decode(row, skip_special_tokens=True)
-            answers.append(Answer(text, ended, prompt[mask.count(0) :], row))
+            answers.append(Completion(text, ended, prompt[mask.count(0) :], row))
     return answers
 
 
-def sample_answers(
+def sample_completions(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Problem],
+    prompts: Sequence[Prompt],
     end: str,
     count: int,
     max_new_tokens: int,
     temperature: float,
     batch_size: int = 64,
-) -> list[list["Answer"]]:
+) -> list[list["Completion"]]:
     """`count` answers to each prompt, with a line of progress; as `generate` gives them."""
     from rich.progress import track
 

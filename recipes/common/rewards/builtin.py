@@ -17,7 +17,7 @@ import referencing
 from common.rewards.answers import final_answer, gold, same
 from common.rewards.sandbox import extract_code, run_many
 
-Completion = str | list[dict[str, Any]]
+TextOrMessages = str | list[dict[str, Any]]
 Scores = list[float | None]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -26,7 +26,7 @@ NGRAM = 4  # words; shorter phrases recur in any honest calculation
 HAN = r"[\u3400-\u9fff]"
 
 
-def text_of(turns: Completion) -> str:
+def text_of(turns: TextOrMessages) -> str:
     """The text of a completion, or of a prompt: of chat messages, what the last of them says, its thoughts included."""
     if isinstance(turns, str):
         return turns
@@ -38,10 +38,10 @@ def text_of(turns: Completion) -> str:
     return f"<think>{thoughts}</think>{content}" if thoughts else content
 
 
-def math_reward(completions: Sequence[Completion], answer: Sequence[str | None], **_: Any) -> Scores:
+def math_reward(completions: Sequence[TextOrMessages], answer: Sequence[str | None], **_: Any) -> Scores:
     """1 if the final answer is the row's `answer`, else 0; what is the same is said in answers.py.
 
-    Raises ValueError for an answer that cannot be compared with; check_problems finds those before a run.
+    Raises ValueError for an answer that cannot be compared with; check_prompts finds those before a run.
     """
     return [
         None if right is None else float(same(gold(right), final_answer(text_of(completion))))
@@ -49,7 +49,7 @@ def math_reward(completions: Sequence[Completion], answer: Sequence[str | None],
     ]
 
 
-def format_reward(completions: Sequence[Completion], **_: Any) -> Scores:
+def format_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """1 if the whole completion is <think>...</think><answer>...</answer>, each tag once and neither empty, else 0."""
     return [
         float(FORM.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in TAGS))
@@ -57,7 +57,7 @@ def format_reward(completions: Sequence[Completion], **_: Any) -> Scores:
     ]
 
 
-def tags_reward(completions: Sequence[Completion], **_: Any) -> Scores:
+def tags_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """A quarter for each of the four tags that is there exactly once, after those before it: a way up to the format."""
     scores = []
     for text in map(text_of, completions):
@@ -85,7 +85,7 @@ def overlong_reward(completion_ids: Sequence[Sequence[int]], max_completion_leng
     return [-min(max(len(ids) - 4 * margin, 0.0) / margin, 1.0) for ids in completion_ids]
 
 
-def repetition_reward(completions: Sequence[Completion], **_: Any) -> Scores:
+def repetition_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """0 if no four words in a row come twice, down to nearly -1: minus the share of repeated n-grams.
 
     "Demystifying Long Chain-of-Thought Reasoning in LLMs", appendix C.2, https://arxiv.org/abs/2502.03373. A Chinese
@@ -99,7 +99,7 @@ def repetition_reward(completions: Sequence[Completion], **_: Any) -> Scores:
     return scores
 
 
-def language_reward(prompts: Sequence[Completion], completions: Sequence[Completion], **_: Any) -> Scores:
+def language_reward(prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """The share of a completion's words that are in the script of its prompt, Chinese or Latin; 0 for no completion.
 
     As in DeepSeek-R1 (section 2.3.2, https://arxiv.org/abs/2501.12948), told by script. Tags, LaTeX commands and single
@@ -121,12 +121,12 @@ def language_reward(prompts: Sequence[Completion], completions: Sequence[Complet
     return scores
 
 
-def json_reward(completions: Sequence[Completion], **_: Any) -> Scores:
+def json_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """1 if the answer is a JSON object or array, and nothing else but a code fence around it; else 0."""
     return [float(_parse_json(text_of(completion)) is not None) for completion in completions]
 
 
-def json_schema_reward(completions: Sequence[Completion], schema: Sequence[Any], **_: Any) -> Scores:
+def json_schema_reward(completions: Sequence[TextOrMessages], schema: Sequence[Any], **_: Any) -> Scores:
     """1 if the answer is a JSON object or array that the row's `schema` allows, else 0."""
     scores: Scores = []
     for completion, wanted in zip(completions, schema, strict=True):
@@ -138,7 +138,7 @@ def json_schema_reward(completions: Sequence[Completion], schema: Sequence[Any],
     return scores
 
 
-def xml_reward(completions: Sequence[Completion], **_: Any) -> Scores:
+def xml_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """1 if the answer is one well-formed XML element, and nothing else but a code fence around it; else 0.
 
     A document type is refused: its entities could grow without bound.
@@ -153,7 +153,7 @@ def xml_reward(completions: Sequence[Completion], **_: Any) -> Scores:
     return scores
 
 
-def code_reward(completions: Sequence[Completion], tests: Sequence[Sequence[str] | None], **_: Any) -> Scores:
+def code_reward(completions: Sequence[TextOrMessages], tests: Sequence[Sequence[str] | None], **_: Any) -> Scores:
     """The share of the row's `tests` that the completion's code passes in the sandbox; 0 without code.
 
     Raises MachineError where this machine cannot confine a program.

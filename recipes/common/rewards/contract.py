@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.errors import InputError
 from common.rewards.answers import gold, same
 from common.rewards.builtin import Scores, text_of
-from common.rewards.specification import FORM, Weighted, columns_of
+from common.rewards.specification import FORM, Reward, columns_of
 
 ROWS, SLOW_ROWS = 16, 2
 TOLERANCE = 0.02  # of the spread of the scores: a model's depend a little on what they share a batch with
@@ -30,7 +30,7 @@ TOLERANCE = 0.02  # of the spread of the scores: a model's depend a little on wh
 class Attempt:
     """A completion of a problem; `kind` says whether it is right, wrong, empty or prose, `answer` what it answers."""
 
-    problem: Problem
+    problem: Prompt
     kind: str
     answer: str
     text: str
@@ -40,7 +40,7 @@ Batch = list[Attempt]
 
 
 def check_contract(
-    rewards: Sequence[Weighted], problems: Sequence[Problem], seed: int = 0, may_be_silent: bool = False
+    rewards: Sequence[Reward], problems: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
 ) -> None:
     """Raise InputError with all that is wrong with the rewards, as `contract` finds it."""
     faults = [fault for reward in rewards for fault in contract(reward, problems, seed, may_be_silent=may_be_silent)]
@@ -49,8 +49,8 @@ def check_contract(
 
 
 def contract(
-    reward: Weighted,
-    problems: Sequence[Problem],
+    reward: Reward,
+    problems: Sequence[Prompt],
     seed: int = 0,
     form: str | None = None,
     seconds: float = 60.0,
@@ -77,7 +77,7 @@ def contract(
     return faults
 
 
-def _faults(reward: Weighted, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
+def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
     # Off the main thread first: there a call that does not come back can be left behind.
     refused = None
     try:
@@ -119,7 +119,7 @@ def _faults(reward: Weighted, batch: Batch, seconds: float, may_be_silent: bool)
         yield f"{reward.place}: gives every completion {scores[0]}, the empty one too; nothing can be learnt from it"
 
 
-def _order_faults(reward: Weighted, batch: Batch, scores: Scores) -> Iterator[str]:
+def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]:
     """Right answers must score more than wrong ones and than none, once the score has its weight."""
     sign = -1 if reward.weight < 0 else 1
     scored = {
@@ -148,7 +148,7 @@ def _order_faults(reward: Weighted, batch: Batch, scores: Scores) -> Iterator[st
             yield f"{reward.place}: the gold answer does not score the most in {rows}; {bad[0][1]}"
 
 
-def _reads_the_answer(reward: Weighted, batch: Batch, scores: Scores) -> bool:
+def _reads_the_answer(reward: Reward, batch: Batch, scores: Scores) -> bool:
     """Do the scores change when every row has the gold answer of another?"""
     arguments = _arguments(batch)
     answers = arguments.get("answer", [])
@@ -158,9 +158,9 @@ def _reads_the_answer(reward: Weighted, batch: Batch, scores: Scores) -> bool:
     return _differ(scores, reward(**arguments))
 
 
-def _batch(reward: Weighted, problems: Sequence[Problem], form: str) -> Batch:
+def _batch(reward: Reward, problems: Sequence[Prompt], form: str) -> Batch:
     """A few problems, of different answers, and to each a right, a wrong, an empty and a useless completion."""
-    different: dict[str, Problem] = {}
+    different: dict[str, Prompt] = {}
     for problem in problems:
         different.setdefault(problem.answer or problem.place, problem)
     few = list(different.values())[: SLOW_ROWS if reward.slow else ROWS]
@@ -210,7 +210,7 @@ def _arguments(batch: Batch, as_text: bool = False) -> dict[str, Any]:
     }
 
 
-def _start(reward: Weighted, batch: Batch) -> "Future[Scores]":
+def _start(reward: Reward, batch: Batch) -> "Future[Scores]":
     """Call the reward on another thread, one that does not keep the program from ending if it hangs."""
     future: Future[Scores] = Future()
 

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.data.rows import Faults
 from common.errors import InputError
 from common.rewards import builtin as built_in
 from common.rewards.answers import gold
-from common.rewards.builtin import Completion, Scores
+from common.rewards.builtin import Scores, TextOrMessages
 from common.rewards.classifier import RewardModel
 from common.rewards.sandbox import parse_tests
 from common.rewards.user_file import find_function, line_of, said
 
 if TYPE_CHECKING:
-    from common.lm.generate import Answer
+    from common.lm.generate import Completion
 
 # The form that the recipes ask for.
 FORM = "<think>Let me think.</think><answer>{answer}</answer>"
@@ -38,7 +38,7 @@ GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra
 
 
 @dataclass(frozen=True)
-class Reward:
+class BuiltIn:
     """A built-in reward: its function, and for each column it reads how to check a value (raises when it is wrong).
 
     `constants` names arguments of the recipe that the function takes too. `form` is a completion that it must score
@@ -52,28 +52,28 @@ class Reward:
     slow: bool = False
 
 
-REWARDS: dict[str, Reward] = {
-    "math": Reward(built_in.math_reward, {"answer": gold}, form=FORM),
-    "format": Reward(built_in.format_reward),
-    "tags": Reward(built_in.tags_reward),
-    "length": Reward(built_in.length_reward, constants=("max_completion_length",)),
-    "overlong": Reward(built_in.overlong_reward, constants=("max_completion_length",)),
-    "repetition": Reward(built_in.repetition_reward),
-    "language": Reward(built_in.language_reward),
-    "json": Reward(built_in.json_reward),
-    "json_schema": Reward(built_in.json_schema_reward, {"schema": built_in.schema_validator}),
-    "xml": Reward(built_in.xml_reward),
-    "code": Reward(built_in.code_reward, {"tests": parse_tests}, form="```python\n{answer}\n```", slow=True),
+REWARDS: dict[str, BuiltIn] = {
+    "math": BuiltIn(built_in.math_reward, {"answer": gold}, form=FORM),
+    "format": BuiltIn(built_in.format_reward),
+    "tags": BuiltIn(built_in.tags_reward),
+    "length": BuiltIn(built_in.length_reward, constants=("max_completion_length",)),
+    "overlong": BuiltIn(built_in.overlong_reward, constants=("max_completion_length",)),
+    "repetition": BuiltIn(built_in.repetition_reward),
+    "language": BuiltIn(built_in.language_reward),
+    "json": BuiltIn(built_in.json_reward),
+    "json_schema": BuiltIn(built_in.json_schema_reward, {"schema": built_in.schema_validator}),
+    "xml": BuiltIn(built_in.xml_reward),
+    "code": BuiltIn(built_in.code_reward, {"tests": parse_tests}, form="```python\n{answer}\n```", slow=True),
 }
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Reward:
     """A reward of this run. Calling it calls the function and checks what comes back; TRL takes it as a function.
 
     `needs` are the columns without which the function cannot be called, each with its check, if it has one. `file` is
     the user's file that the function is from, `takes` the arguments it names, None if it takes any. `form` and `slow`
-    are as in Reward.
+    are as in BuiltIn.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Weighted:
             return self.name
         return f"{self.file}:{inspect.unwrap(self.function).__code__.co_firstlineno}: {self.name}"
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> Scores:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[TextOrMessages], **columns: Any) -> Scores:
         """One score a completion, None where the reward does not apply.
 
         Raises InputError, with the line, when a user's function raises or returns anything else.
@@ -134,7 +134,7 @@ class Weighted:
         return [None if score is None else float(score) for score in scores]
 
 
-def load(spec: Sequence[str], max_completion_length: int) -> list[Weighted]:
+def load(spec: Sequence[str], max_completion_length: int) -> list[Reward]:
     """The rewards that `spec` names, each NAME, FILE.py:FUNCTION or model:CHECKPOINT, with =WEIGHT or 1.
 
     An entry may hold several, with commas between. `max_completion_length` is in tokens, for the rewards of length.
@@ -144,11 +144,11 @@ def load(spec: Sequence[str], max_completion_length: int) -> list[Weighted]:
     entries = [entry.strip() for words in spec for entry in words.split(",") if entry.strip()]
     if not entries:
         raise InputError(f"no reward is named; give one or more of {', '.join(REWARDS)}, or FILE.py:FUNCTION")
-    rewards: list[Weighted] = []
+    rewards: list[Reward] = []
     for entry in entries:
         source, weight = _weight(entry)
         if source.startswith("model:"):
-            reward = Weighted("model", weight, RewardModel(source.removeprefix("model:")), slow=True)
+            reward = Reward("model", weight, RewardModel(source.removeprefix("model:")), slow=True)
         elif ":" in source or source.endswith(".py"):
             reward = _from_file(source, weight)
         else:
@@ -162,7 +162,7 @@ def load(spec: Sequence[str], max_completion_length: int) -> list[Weighted]:
 
 
 def score(
-    rewards: Sequence[Weighted], prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    rewards: Sequence[Reward], prompts: Sequence[Any], completions: Sequence[TextOrMessages], **columns: Any
 ) -> tuple[list[float], dict[str, Scores]]:
     """The weighted sum of each completion's scores, and the scores by reward's name, before weighting.
 
@@ -176,7 +176,7 @@ def score(
     return totals, parts
 
 
-def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+def columns_of(problems: Sequence[Prompt]) -> dict[str, list[Any]]:
     """What reward functions get of the problems besides the prompts: a list by column, None where a row has no value.
 
     `answer` is there if any problem has one.
@@ -186,7 +186,7 @@ def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def check_problems(rewards: Sequence[Weighted], problems: Iterable[Problem], faults: Faults) -> None:
+def check_prompts(rewards: Sequence[Reward], problems: Iterable[Prompt], faults: Faults) -> None:
     """Add to `faults` each problem that the rewards cannot score: a value that is wrong, or no column that they need.
 
     A problem may lack what one reward needs if it has what another does, so one file may hold mathematics and code.
@@ -228,7 +228,7 @@ def _weight(entry: str) -> tuple[str, float]:
     return source, weight
 
 
-def _built_in(name: str, weight: float, constants: dict[str, Any]) -> Weighted:
+def _built_in(name: str, weight: float, constants: dict[str, Any]) -> Reward:
     if name not in REWARDS:
         near = difflib.get_close_matches(name, REWARDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -238,10 +238,10 @@ def _built_in(name: str, weight: float, constants: dict[str, Any]) -> Weighted:
         )
     reward = REWARDS[name]
     function = functools.partial(reward.function, **{constant: constants[constant] for constant in reward.constants})
-    return Weighted(name, weight, function, reward.columns, form=reward.form, slow=reward.slow)
+    return Reward(name, weight, function, reward.columns, form=reward.form, slow=reward.slow)
 
 
-def _from_file(source: str, weight: float) -> Weighted:
+def _from_file(source: str, weight: float) -> Reward:
     function, file = find_function(source)
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
@@ -255,7 +255,7 @@ def _from_file(source: str, weight: float) -> Weighted:
         and parameter.default is parameter.empty
         and parameter.name not in GIVEN
     }
-    return Weighted(function.__name__, weight, function, needs, file, takes)
+    return Reward(function.__name__, weight, function, needs, file, takes)
 
 
 def _is_number(value: Any) -> bool:
@@ -271,8 +271,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def score_answers(
-    rewards: Sequence[Weighted], problems: Sequence[Problem], answers: Sequence["Answer"]
+def score_completions(
+    rewards: Sequence[Reward], problems: Sequence[Prompt], answers: Sequence["Completion"]
 ) -> tuple[list[float], dict[str, Scores]]:
     """The weighted sum of each answer's rewards, and what every reward gave it. There is a problem for each answer."""
     return score(

@@ -8,7 +8,7 @@ import random
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.errors import InputError
 
 Level = Literal["easy", "medium", "hard", "auto"]
@@ -58,14 +58,14 @@ class PromptSampler:
     of another level are drawn a tenth as often, to see whether they still are.
     """
 
-    def __init__(self, rows: list[Problem], level: str, by: str, seed: int) -> None:
+    def __init__(self, rows: list[Prompt], level: str, by: str, seed: int) -> None:
         self.rows, self.level, self.by = rows, level, by
         self.random = random.Random(seed)
         self.order: list[int] = []  # what is left of this epoch
         self.drawn: list[int] = []  # by the last draw
         self.seen: dict[int, list[tuple[float, float]]] = {}  # entropy and score of the last answers
 
-    def draw(self, count: int) -> list[Problem]:
+    def draw(self, count: int) -> list[Prompt]:
         self.drawn = []
         while len(self.drawn) < count:
             self.drawn += self._turn(count - len(self.drawn)) if self.level == "off" else self._weighted(count)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from common.data.examples import Pair, Problem, Rating
+from common.data.examples import Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.read import column_map, conversations, pairs, problems, prompts, ratings
 from common.data.rows import Faults, Row, find_source, read_rows
@@ -211,7 +211,7 @@ def test_a_pair_that_does_not_fit_says_why(row, says):
     ],
 )  # fmt: skip
 def test_every_problem_format_becomes_prompt_answer_and_fields(row, prompt, answer, fields):
-    assert read(problems, row) == ([Problem("f:1", prompt, answer, fields)], [])
+    assert read(problems, row) == ([Prompt("f:1", prompt, answer, fields)], [])
 
 
 @pytest.mark.parametrize(
@@ -287,12 +287,12 @@ def test_a_rated_answer_is_an_answer():
     ],
 )
 def test_the_prompts_of_pairs_and_ratings_are_problems_without_an_answer(row):
-    assert read(prompts, row) == ([Problem("f:1", [ASK])], [])
+    assert read(prompts, row) == ([Prompt("f:1", [ASK])], [])
 
 
 def test_the_prompts_of_problems_keep_answer_and_fields():
     row = {"question": "2 + 2?", "answer": "4", "task": "sum"}
-    assert read(prompts, row) == read(problems, row) == ([Problem("f:1", [ASK], "4", {"task": "sum"})], [])
+    assert read(prompts, row) == read(problems, row) == ([Prompt("f:1", [ASK], "4", {"task": "sum"})], [])
 
 
 def test_tools_come_along_with_every_kind():

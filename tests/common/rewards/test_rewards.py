@@ -7,12 +7,12 @@ import threading
 import time
 
 import pytest
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.data.rows import Faults
 from common.errors import InputError, MachineError
 from common.rewards.builtin import schema_validator, text_of
 from common.rewards.contract import check_contract, contract
-from common.rewards.specification import REWARDS, check_problems, columns_of, load, score
+from common.rewards.specification import REWARDS, check_prompts, columns_of, load, score
 from conftest import ROOT
 
 PROMPT = [{"role": "user", "content": "How much is 40 plus 2?"}]
@@ -26,8 +26,8 @@ def one(name: str, completion: str, prompt: str = "How much is it?", **columns):
     return value
 
 
-def problem(number: int, answer: str | None, **fields) -> Problem:
-    return Problem(f"data.jsonl:{number}", PROMPT, answer, fields)
+def problem(number: int, answer: str | None, **fields) -> Prompt:
+    return Prompt(f"data.jsonl:{number}", PROMPT, answer, fields)
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_problems_that_cannot_be_scored_are_faults_with_their_place():
         problem(4, None),
         problem(5, "", schema={}),
     ]
-    check_problems(rewards, rows, faults)
+    check_prompts(rewards, rows, faults)
     assert [fault.split(": ")[:2] for fault in faults.shown] == [
         ["data.jsonl:1", "answer"], ["data.jsonl:3", "schema"],
         ["data.jsonl:4", "no column to score an answer by"], ["data.jsonl:5", "answer"],
@@ -298,7 +298,7 @@ def test_problems_that_cannot_be_scored_are_faults_with_their_place():
 
 def test_a_column_that_no_row_has_is_said_once():
     with pytest.raises(InputError, match="code: needs the column tests, which no row has"):
-        check_problems(load(["code"], 100), [problem(1, "5"), problem(2, "6")], Faults())
+        check_prompts(load(["code"], 100), [problem(1, "5"), problem(2, "6")], Faults())
 
 
 def test_columns_of_holds_every_column_of_every_row():

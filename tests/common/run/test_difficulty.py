@@ -1,7 +1,7 @@
 """Which problems a level takes, by hand-worked numbers."""
 
 import pytest
-from common.data.examples import Problem
+from common.data.examples import Prompt
 from common.errors import InputError
 from common.run.curriculum import PromptSampler, choose, group_means, pass_rates
 
@@ -37,7 +37,7 @@ def test_a_level_without_problems_is_said():
         choose([1.0, 1.0], "hard", "pass-rate")
 
 
-ROWS = [Problem(str(index), [{"role": "user", "content": str(index)}]) for index in range(9)]
+ROWS = [Prompt(str(index), [{"role": "user", "content": str(index)}]) for index in range(9)]
 
 
 def places(rows):
