@@ -20,7 +20,6 @@ Left out: stages side by side, a choice among several models, PPO.
 """
 
 import argparse
-import difflib
 import hashlib
 import itertools
 import json
@@ -42,7 +41,7 @@ from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, detect
 from common.data.read import column_map, conversations, pairs, problems
 from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.environment import ROOT, installed_lock
-from common.errors import STOPPED, InputError, run_command
+from common.errors import STOPPED, InputError, did_you_mean, run_command
 from common.lm.hub import MERGE_RECORD, Model, contents, find_model
 from common.run.files import write_json, write_jsonl
 from common.run.stopping import Stop
@@ -171,9 +170,9 @@ def stage_names(words: str) -> list[str]:
     names = [name for name in re.split(r"[,\s]+", words) if name]
     for name in names:
         if name not in STAGES:
-            near = difflib.get_close_matches(name, STAGES, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"--stages {words}: there is no stage {name!r}{hint} There are {', '.join(STAGES)}")
+            raise InputError(
+                f"--stages {words}: unknown stage {name!r}{did_you_mean(name, STAGES)}. There are {', '.join(STAGES)}."
+            )
     if not names or len(set(names)) < len(names):
         raise InputError(f"--stages {words}: expected one or more of {', '.join(STAGES)}, each once")
     if "sft" in names[1:]:

@@ -4,8 +4,9 @@
 command again to go on); 1 is a bug and keeps its traceback.
 """
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 
@@ -53,3 +54,14 @@ def run_command(main: Callable[[], int | None]) -> None:
             file=sys.stderr,
         )
         sys.exit(CANNOT)
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of the `known` names that is most like `word`, at least `cutoff` (0 to 1); None when none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The words to put behind a message about an unknown name: " (did you mean NAME?)", or none."""
+    near = nearest(word, known)
+    return f" (did you mean {near}?)" if near else ""

@@ -301,7 +301,7 @@ def test_make_passes_every_variable_on(module):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--stages", "sft,dop"], "did you mean dpo?"),
+        (["--stages", "sft,dop"], "(did you mean dpo?). There are"),
         (["--stages", "sft,dpo", "--until", "grpo"], "--until grpo: it is none of --stages sft,dpo"),
         (["--stages", ""], "expected one or more of sft, dpo, grpo"),
         (["--stages", "dpo,dpo"], "each once"),

@@ -1,6 +1,5 @@
 """Turn the rows of a source into examples, with every fault by line and field."""
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from common.data.formats import (
 )
 from common.data.rows import Faults, Row
 from common.data.turns import RowFormat, Turns, parse_json
-from common.errors import InputError
+from common.errors import InputError, nearest
 
 SHOWN_COLUMNS = 20
 
@@ -174,8 +173,8 @@ def unknown_columns(fields: dict[str, Any], known: Formats) -> str:
     names = [name for name in list(fields)[:SHOWN_COLUMNS] if name and len(name) < 100]
     hint = ""
     for needed in sorted({column for form in known.values() for column in form.columns} - set(fields)):
-        if near := difflib.get_close_matches(needed, names, 1, cutoff=0.75):
-            hint = f" (did you mean {needed!r} by {near[0]!r}?)"
+        if near := nearest(needed, names, cutoff=0.75):
+            hint = f" (did you mean {needed!r} by {near!r}?)"
     found = ", ".join(names) + (", ..." if len(names) < len(fields) else "") if fields else "none"
     return (
         f"unknown format: the columns are {found}{hint}. Known: {forms}.\n"

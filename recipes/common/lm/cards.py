@@ -3,7 +3,6 @@
 Nothing here knows what is in any of the files, and nothing asks a hub.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from common.errors import InputError
+from common.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     pass
@@ -81,7 +80,9 @@ def card_names() -> list[str]:
 def read_card(name: str) -> Card:
     """The card `models/<name>.toml`. Raises InputError when there is none or a line of it is wrong."""
     if name not in card_names():
-        raise InputError(f"no model card is named {name!r}{_nearest(name, card_names())}. `make models` lists them.")
+        raise InputError(
+            f"no model card is named {name!r}{did_you_mean(name, card_names())}. `make models` lists them."
+        )
     file = CARDS / f"{name}.toml"
     try:
         facts = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -96,7 +97,8 @@ def read_card(name: str) -> Card:
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = Architecture.model_fields if key.startswith("architecture.") else Card.model_fields
-            raise InputError(f"{file}: {key}: unknown key{_nearest(str(problem['loc'][-1]), known)}.") from None
+            hint = did_you_mean(str(problem["loc"][-1]), known)
+            raise InputError(f"{file}: {key}: unknown key{hint}.") from None
         raise InputError(
             f"{file}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}."
         ) from None
@@ -115,10 +117,5 @@ def method_settings(card: Card | None, method: str, known: Iterable[str]) -> Set
         raise InputError(f"{file}: {card.name} is not offered for {method}, only for {', '.join(card.methods)}.")
     for key in (settings := getattr(card, method)):
         if key not in known:
-            raise InputError(f"{file}: {method}.{key}: the recipe has no such argument{_nearest(key, known)}.")
+            raise InputError(f"{file}: {method}.{key}: the recipe has no such argument{did_you_mean(key, known)}.")
     return dict(settings)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

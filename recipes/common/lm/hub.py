@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.environment import ROOT
-from common.errors import InputError, MachineError
-from common.lm.cards import HUB_ID, Card, _nearest, card_names, read_card
+from common.errors import InputError, MachineError, did_you_mean
+from common.lm.cards import HUB_ID, Card, card_names, read_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def find_model(name: str) -> Model:
     if HUB_ID.fullmatch(name):
         return Model(name.rpartition("/")[2], name, None, None, local=False)
     raise InputError(
-        f"no model {name!r}: it is no card{_nearest(name, card_names())}, no directory and no hub id (org/name). "
+        f"no model {name!r}: it is no card{did_you_mean(name, card_names())}, no directory and no hub id (org/name). "
         "`make models` lists the cards."
     )
 

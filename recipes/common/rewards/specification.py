@@ -8,7 +8,6 @@ A user's file holds functions in TRL's signature, or with those of its arguments
         return [-len(text_of(completion)) / 1000 for completion in completions]
 """
 
-import difflib
 import functools
 import inspect
 import math
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.examples import Prompt
 from common.data.rows import Faults
-from common.errors import InputError
+from common.errors import InputError, did_you_mean
 from common.rewards import builtin as built_in
 from common.rewards.answers import gold
 from common.rewards.builtin import Scores, TextOrMessages
@@ -230,11 +229,9 @@ def _weight(entry: str) -> tuple[str, float]:
 
 def _built_in(name: str, weight: float, constants: dict[str, Any]) -> Reward:
     if name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
-            f"--rewards {name}: there is no such reward{hint} There are {', '.join(REWARDS)}, model:CHECKPOINT and "
-            "functions of your own, FILE.py:FUNCTION"
+            f"--rewards {name}: unknown reward{did_you_mean(name, REWARDS)}. There are {', '.join(REWARDS)}, "
+            "model:CHECKPOINT and functions of your own, FILE.py:FUNCTION."
         )
     reward = REWARDS[name]
     function = functools.partial(reward.function, **{constant: constants[constant] for constant in reward.constants})

@@ -1,6 +1,5 @@
 """A user's own reward functions: found in a Python file, and their errors told by the line they are on."""
 
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, did_you_mean
 
 
 def find_function(source: str) -> tuple[Callable[..., Any], Path]:
@@ -35,10 +34,9 @@ def find_function(source: str) -> tuple[Callable[..., Any], Path]:
         ]
         there = hasattr(module, name)
         what = "is no plain function" if there else "is not there"
-        near = [] if there else difflib.get_close_matches(name, functions, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = "" if there else did_you_mean(name, functions)
         raise InputError(
-            f"--rewards {source}: {name} {what}{hint} The file has {', '.join(functions) or 'no function'}"
+            f"--rewards {source}: {name} {what}{hint}. The file has {', '.join(functions) or 'no function'}."
         )
     return function, file
 

@@ -222,8 +222,8 @@ def test_what_lies_beside_a_users_file_can_be_imported(own, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mth", "there is no such reward; did you mean math?"),
-        ("zzz", "FILE.py:FUNCTION"),
+        ("mth", "unknown reward (did you mean math?). There are math, "),
+        ("zzz", "zzz: unknown reward. There are math, "),
         ("math=much", "'much' is no weight"),
         ("math=nan", "'nan' is no weight"),
         ("math,math=2", "another reward of the name math"),
@@ -242,7 +242,7 @@ def test_a_reward_that_is_not_there(spec, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def rewards(completions): return []", "reward is not there; did you mean rewards?"),
+        ("def rewards(completions): return []", "reward is not there (did you mean rewards?). The file"),
         ("reward = 3", "reward is no plain function"),
         ("async def reward(completions): return []", "reward is no plain function"),
         ("x = 1\nimport no_such_module_here", ".py:2: importing it raised ModuleNotFoundError"),
