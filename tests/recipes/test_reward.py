@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from common.data.examples import Pair, Rating
+from common.data.formats import PAIR_FORMATS
+from common.data.read import read_examples
+from common.data.rows import find_source
 from common.lm.chat import Example
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from rich.console import Console
@@ -267,10 +270,10 @@ def test_a_stand_alone_model_scores_as_it_was_trained_to(paired, module):
 
     folder, _, _ = paired
     kept = read_jsonl(folder / "held-out.jsonl")[:20]
-    rows = module.read(str(DATA / "preferences.jsonl"), module.Args())[:20]
-    asked = [row.prompt for row in rows for _ in range(2)]
+    rows = read_examples(find_source(str(DATA / "preferences.jsonl")), PAIR_FORMATS).examples[:20]
+    prompts = [row.prompt for row in rows for _ in range(2)]
     outputs = RewardModel(str(folder / "model"))(
-        asked, [answer for row in rows for answer in (row.chosen, row.rejected)]
+        prompts, [answer for row in rows for answer in (row.chosen, row.rejected)]
     )
     trained = [output for row in kept for output in row["outputs"]]
     assert np.corrcoef(outputs, trained)[0, 1] > 0.999
@@ -295,8 +298,12 @@ BAD = {
     "nothing": ("", [], "the file is empty"),
     "both": (ROW + PAIR, [], ":2: "),
     "a score that is none": (ROW + ROW.replace("1}", '"good"}'), [], ":2: score: "),
-    "one score for all": (ROW * 3, ["--eval-ratio", 0], "every score is 1; there is nothing to tell good from bad by"),
-    "pairs to be held to scores": (PAIR, ["--eval-data", SCORES], "one of the two files holds pairs, the other scores"),
+    "one score for all": (ROW * 3, ["--eval-ratio", 0], "every score is 1; nothing distinguishes good from bad"),
+    "pairs to be held to scores": (
+        PAIR,
+        ["--eval-data", SCORES],
+        "one of the two sources holds pairs, the other scores",
+    ),
     "a setting that is not there": (PAIR, ["--learnin-rate", 1], "--learning-rate"),
 }
 
