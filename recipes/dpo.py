@@ -30,6 +30,7 @@ from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, check_truncation, end_token, set_chat_template, set_pad_token, tokenize_pairs
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
@@ -306,7 +307,7 @@ def main() -> None:
         after = answers()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 if __name__ == "__main__":

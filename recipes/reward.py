@@ -34,6 +34,7 @@ from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
 from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
+from common.run.ending import show_ending
 from common.run.files import write_folder, write_json, write_jsonl
 from common.run.folder import plan_run
 from common.run.screen import loading
@@ -349,7 +350,7 @@ def main() -> None:
                 ),
             )
             show(console, report)
-        console.print(f"{'Model' if args.stand_alone else 'Adapter and head'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 def read(name: str, args: Args) -> list[Pair] | list[Rating]:

@@ -24,6 +24,7 @@ from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
 from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
@@ -277,7 +278,7 @@ def main() -> None:
         after = answers()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"{'Adapter' if args.use_peft else 'Model'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from common.environment import is_first_process, quiet_loggers
 # shown: a new line of theirs may be a warning.
 NOISE = re.compile(
     r"(🦥 )?Unsloth: (Will patch your computer|Will smartly offload gradients|Padded batches \+ per-block compile)"
-    r"|(🦥 )?Unsloth: (Packing|Padding-free (auto-)?)enabled"
+    r"|(🦥 )?Unsloth: (Packing |Padding-free |Padding-free auto-)enabled"
     r"|Unsloth [\d.]+: no GPU found, training on CPU"
     r"|Unsloth [\d.]+ patched \d+ layers with "
     r"|Unsloth \(CPU\): \w+ on \d+ CPU threads\."

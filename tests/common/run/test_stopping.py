@@ -23,7 +23,6 @@ from common.run import folder as record
 from common.run.checkpoints import CheckpointCallback, newest_checkpoint
 from common.run.files import put_in_place, write_folder
 from common.run.folder import Run
-from common.run.metrics import mean_loss
 from common.run.stopping import Stop, seconds, shielded
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from torch import distributed
@@ -123,7 +122,8 @@ def test_a_stop_is_announced_once_and_a_second_ctrl_c_ends_the_run_at_once():
 def test_of_several_processes_the_first_announces_the_stop():
     code = (
         "import os; from pathlib import Path; from common.run.stopping import Stop; print('ready', flush=True)\n"
-        "stop = Stop(); stop.begin_steps(Path('/')); os.kill(os.getpid(), 15); assert stop.reason(Path('/')) == 'SIGTERM'"
+        "stop = Stop(); stop.begin_steps(Path('/')); os.kill(os.getpid(), 15)\n"
+        "assert stop.reason(Path('/')) == 'SIGTERM'"
     )
     for rank, announcements in (("0", 1), ("1", 0)):
         process = child(code, RANK=rank)
@@ -516,12 +516,6 @@ def test_a_resumed_run_knows_its_step_before_it_has_loaded_anything(tmp_path):
         assert status(run)["step"] == 7
         assert status(run)["status"] == "running"
         raise Stopped("SIGTERM", "before training began")
-
-
-def test_the_mean_loss_is_one_over_all_steps_that_were_logged():
-    log = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 9.0}, {"step": 4, "loss": 1.0}]
-    assert mean_loss(log) == (4 + 2 + 2 * 1) / 4
-    assert mean_loss([]) is None
 
 
 def test_a_full_disk_is_named_and_the_half_checkpoint_makes_room(run):
