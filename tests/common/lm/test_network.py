@@ -1,6 +1,5 @@
 """Without a network a command says so in seconds, or runs from the cache. The hubs here are real sockets."""
 
-import http.server
 import os
 import shutil
 import socket
@@ -15,7 +14,8 @@ from common.errors import MachineError
 from common.lm import network
 from common.lm.hub import Model
 from common.lm.network import cache, check_hub, in_cache, why_unreachable
-from conftest import ROOT
+from conftest import ROOT, run_recipe
+from fake_hub import serve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLOSED = "http://127.0.0.1:9"
@@ -34,23 +34,10 @@ def empty_machine(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A server that has none of the things it is asked for, and its number of requests."""
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            requests.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    yield requests
-    server.shutdown()
-    server.server_close()
+    """A hub that has nothing; the paths of the requests to it."""
+    with serve({}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub.requests
 
 
 def model(revision: str | None = None) -> Model:
@@ -92,11 +79,18 @@ def test_a_hub_that_never_answers_is_given_up_after_seconds(monkeypatch):
 
 def test_an_address_that_is_never_found_is_given_up_after_seconds(monkeypatch):
     """The search for the address of a host has no timeout: it may hang for half a minute."""
+    over = threading.Event()
+
+    def search(*_, **__):
+        over.wait(20)
+        raise OSError("no such host")
+
     monkeypatch.setattr(network, "TIMEOUT", 0.5)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    monkeypatch.setattr(socket, "getaddrinfo", search)
     start = time.monotonic()
     assert why_unreachable("https://huggingface.co") == "no answer in 0 seconds"
     assert time.monotonic() - start < 5
+    over.set()
 
 
 def test_any_answer_means_that_the_libraries_may_try(hub):
@@ -178,3 +172,39 @@ def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, tmp_path):
             environment.pop(name, None)
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=ROOT)
         assert done.stdout == "True\n", (changes, done.stderr)
+
+
+def run_without_network(*flags: str) -> tuple[int, str, float]:
+    """`make sft` with the hub at a closed port, as a user has it: exit code, errors and seconds."""
+    start = time.monotonic()
+    done = run_recipe("sft", *flags, HF_HUB_OFFLINE="0", HF_ENDPOINT=CLOSED)
+    return done.returncode, done.stderr, time.monotonic() - start
+
+
+def test_a_recipe_refuses_in_seconds_and_writes_nothing(tmp_path):
+    code, errors, seconds = run_without_network("--model", "qwen2.5-7b", "--output-dir", str(tmp_path / "run"))
+    assert code == 3, errors
+    assert "cannot be reached" in errors
+    assert len(errors.splitlines()) == 2
+    assert seconds < 60  # on an idle machine 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_of_the_hub_is_refused_in_seconds_too(tmp_path):
+    code, errors, seconds = run_without_network("--data", "org/data", "--output-dir", str(tmp_path / "run"))
+    assert code == 3, errors
+    assert errors.startswith(f"{CLOSED} cannot be reached (")
+    assert "org/data: no file or folder of this name, and the hub gave no dataset" in errors
+    assert "Traceback" not in errors
+    assert seconds < 60
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_from_the_cache_without_a_network(tmp_path):
+    put_into_cache()
+    flags = ("--model", "org/tiny", "--output-dir", str(tmp_path / "run"), "--max-steps", "1", "--sample-prompts", "0")
+    code, errors, seconds = run_without_network(*flags)
+    assert code == 0, errors
+    assert "using the files in the cache." in errors
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert seconds < 120
