@@ -55,9 +55,11 @@ from common.rewards.adapter import find_reward_adapter
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.curriculum import PromptSampler
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -256,10 +258,9 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
-    from rich.console import Console
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
@@ -267,7 +268,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.generate import Completion, generate as answer_prompts
-    from common.run.progress import ProgressCallback
+    from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
     from common.lm.scalar_head import load_head, new_head
 
@@ -277,7 +278,6 @@ def main() -> None:
     set_chat_template(tokenizer, args.chat_template_path, base.name)
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
-    console = Console()
 
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     rows = [replace(row, prompt=[*system, *row.prompt]) for row in rows]
@@ -444,7 +444,7 @@ def main() -> None:
                 f"{len(held_out)} held-out prompts: score {was['score']:.3f} +- {was['score_std']:.3f} -> "
                 f"{now['score']:.3f} +- {now['score_std']:.3f}, {now['kl']:.2f} nats from the reference"
             )
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 LIVE_LINE = {
@@ -452,11 +452,11 @@ LIVE_LINE = {
     "kl": "objective/kl",
     "entropy": "objective/entropy",
     "approx kl": "policy/approx_kl",
-    "clipped": "policy/clip_fraction",
+    "clip fraction": "policy/clip_fraction",
     "value loss": "value/loss",
-    "explained": "value/explained_variance",
+    "explained variance": "value/explained_variance",
     "length": "response/length",
-    "no end": "response/no_end",
+    "truncated": "response/no_end",
 }
 
 
@@ -1018,8 +1018,8 @@ def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
         command += [flag, value] if value else []
     with stop.noted_only():
         code = stop.wait(subprocess.Popen(command), run_folder)
-    if code == STOPPED or stop.told:
-        raise Stopped(stop.told or "its own stop", "while the reward model was trained")
+    if code == STOPPED or stop.requested:
+        raise Stopped(stop.requested or "its own stop", "while the reward model was trained")
     if code:
         sys.exit(code)
     return folder / "adapter"
