@@ -23,9 +23,10 @@ CHANGED = {"tokens_per_second", "memory_gib", "time/generate", "time/reward", "t
 SMALL = ("--rollout-batch-size", 16, "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 2)
 SMALL += ("--max-steps", 4, "--save-steps", 2, "--critic-warmup-steps", 1, "--max-completion-length", 24)
 SMALL += ("--data", ROOT / "data_samples" / "arithmetic-train.jsonl", "--sample-tokens", 8, "--eval-ratio", 0.01)
-COUNT_E = """
-def count_e(completions):
-    return [(text if isinstance(text, str) else text[-1]["content"]).count("e") / 10 for text in completions]
+DIFFERENT = """
+def different(completions):
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    return [sum(map(ord, text)) % 17 / 17 for text in texts]
 """
 
 
@@ -97,14 +98,17 @@ def results(folder: Path, renamed: dict[str, str]) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("scored_by", ["reward functions", "a reward model and a reward function"])
 def test_results_are_those_of_the_recipe_before_the_rewrite(recipe_before, reward_model, tmp_path, scored_by):
-    (tmp_path / "mine.py").write_text(COUNT_E, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(DIFFERENT, encoding="utf-8")
     if scored_by == "reward functions":
-        flags = ("--rewards", "mine.py:count_e", "format=0.2", "--difficulty", "hard", "--kl-estimator", "k3")
-        flags += ("--learning-rate", 0.01, "--max-approx-kl", 0.02)  # too far in some steps, so that those stop early
+        flags = ("--rewards", "mine.py:different", "format=0.2", "--difficulty", "hard", "--kl-estimator", "k3")
+        flags += ("--learning-rate", 0.01, "--max-approx-kl", 0.002)  # too far in some steps, so that those stop early
     else:
-        flags = ("--rewards", "mine.py:count_e=0.5", "--reward-model", reward_model, "--gradient-checkpointing")
+        flags = ("--rewards", "mine.py:different=0.5", "--reward-model", reward_model, "--gradient-checkpointing")
     then = results(run(recipe_before, tmp_path / "then", *flags), RENAMED)
     now = results(run(ROOT / "recipes" / "ppo.py", tmp_path / "now", *flags, *FLAGS_OF_TODAY), {})
+    assert all(row["score/std"] > 0 for row in then["metrics"] if "score/std" in row)
+    if scored_by == "reward functions":
+        assert any(row.get("policy/stopped") for row in then["metrics"])
     for row_then, row_now in zip(then.pop("metrics"), now.pop("metrics"), strict=True):
         assert row_then == {name: row_now.get(name) for name in row_then}  # there may be new ones
     assert then.keys() == now.keys()
