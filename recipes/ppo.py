@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common import environment
 from common.cli import parse
@@ -50,7 +50,10 @@ from common.data.read import column_map, prompts
 from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import STOPPED, InputError, Stopped, run_command
 from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
+from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import find_reward_adapter
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
@@ -59,6 +62,7 @@ from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
 from common.run.stopping import Stop
+from common.run.training_state import Learner, random_state, restore_random_state
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +71,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from rich.console import Console
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REWARD_FILES = ("adapter_model.safetensors", "head.safetensors")
 REWARD_MODEL = "reward_model"  # its name among the rewards
-CHUNK = 128  # tokens whose logits are in memory at once: 78 MB in 32 bit for a vocabulary of 152,000
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,6 @@ def main() -> None:
     from common.lm.generate import Completion, generate as answer_prompts
     from common.run.progress import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
-    from common.lm.scalar_head import load_head, new_head
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -637,7 +639,11 @@ def update_policy(ppo: PPO, batch: list[Episodes]) -> dict[str, float]:
         figures["policy/clip_fraction"] += float(((ratios - 1).abs() > args.cliprange).sum()) / count
         figures["policy/ratio"] += float(ratios.sum()) / count
     stopped = figures["policy/approx_kl"] > args.max_approx_kl
-    gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
+    gradient_norm = 0.0
+    if stopped:
+        ppo.policy.discard()
+    else:
+        gradient_norm = ppo.policy.step()
     return {**figures, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
 
 
@@ -681,7 +687,6 @@ def adapter(model: "PeftModel", name: str) -> Iterator[None]:
 def as_episodes(rows: list[Prompt], said: "list[Completion]", pad_token_id: int, device: "torch.device") -> Episodes:
     """Prompts and answers as tensors. On the right no token sees the padding, with or without a mask."""
     import torch
-    from common.lm.hidden_states import pad_right
 
     input_ids, attention_mask = pad_right([a.prompt_ids + a.completion_ids for a in said], pad_token_id, device)
     tokens, mask = pad_right([answer.completion_ids for answer in said], pad_token_id, device)
@@ -689,54 +694,22 @@ def as_episodes(rows: list[Prompt], said: "list[Completion]", pad_token_id: int,
     return Episodes(rows, said, input_ids, attention_mask, start, tokens, mask.bool())
 
 
-def states_before(hidden: "Tensor", start: "Tensor", columns: int) -> "Tensor":
-    """Of hidden states (B, T, h) those that each token of the answer was predicted from, a column before it: (B, C, h).
-
-    `start` (B,) is the column where the answer begins. Past the answer's end the states mean nothing.
-    """
-    offsets = start.new_ones(columns).cumsum(0) - 2  # -1, 0, 1, ...
-    index = (start[:, None] + offsets).clamp(max=hidden.shape[1] - 1)  # (B, C)
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))
-
-
 def log_probs_of(model: "PeftModel", episodes: Episodes, temperature: float) -> "tuple[Tensor, Tensor]":
-    """Log-probability of each token of the answers, and the entropy (without gradient) it was drawn at: (B, C), nats.
-
-    Zeros at padding. Logits are computed of the answers only, CHUNK tokens at a time, and again in the backward pass:
-    whole they would take more memory than everything else.
-    """
-    import torch
-    from common.lm.hidden_states import last_hidden
-    from torch.utils.checkpoint import checkpoint
-
-    causal, mask = model.get_base_model(), episodes.mask
-    to_logits = causal.get_output_embeddings()
-    cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2 has one
-
-    def score(states: "Tensor", tokens: "Tensor") -> "Tensor":
-        logits = to_logits(states.to(to_logits.weight.dtype)).float()  # (N, V)
-        logits = (logits / cap).tanh() * cap if cap else logits
-        return torch.stack(token_log_probs(logits, tokens, temperature))  # (2, N)
-
-    hidden = last_hidden(model, episodes.input_ids, episodes.attention_mask)  # (B, T, h)
-    states = states_before(hidden, episodes.start, mask.shape[1])[mask]  # (N, h)
-    tokens = episodes.tokens[mask]  # (N,)
-    parts = [
-        checkpoint(score, some, taken, use_reentrant=False)
-        for some, taken in zip(states.split(CHUNK), tokens.split(CHUNK), strict=True)
-    ]
-    log_probs, entropies = torch.cat(parts, 1)  # (N,) each
-    zeros = log_probs.new_zeros(mask.shape)
-    return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
+    """`completion_log_probs` of these episodes: log-probabilities and entropies (B, C)."""
+    return completion_log_probs(
+        model,
+        episodes.input_ids,
+        episodes.attention_mask,
+        episodes.start,
+        episodes.tokens,
+        episodes.mask,
+        temperature,
+    )
 
 
 def values_of(model: "PeftModel", head: "torch.nn.Linear", episodes: Episodes) -> "Tensor":
     """What the critic expects before each token of the answers: (B, C), 0 at padding. Its adapter must be active."""
-    from common.lm.hidden_states import last_hidden
-    from common.lm.scalar_head import apply_head
-
-    hidden = last_hidden(model, episodes.input_ids, episodes.attention_mask)  # (B, T, h)
-    return apply_head(head, states_before(hidden, episodes.start, episodes.mask.shape[1])) * episodes.mask
+    return completion_values(model, head, episodes.input_ids, episodes.attention_mask, episodes.start, episodes.mask)
 
 
 def all_log_probs(ppo: PPO, episodes: Episodes, name: str) -> "tuple[Tensor, Tensor]":
@@ -765,8 +738,6 @@ def in_parts(episodes: Episodes, args: Args, compute: "Callable[[Episodes], Tens
 
 def score_episodes(ppo: PPO, episodes: Episodes) -> None:
     """Fill in `scores` and `parts`: the weighted sum of reward model and rules, and what each of them gave."""
-    from common.lm.scalar_head import score_last
-
     episodes.scores, episodes.parts = [0.0] * len(episodes), {}
     if ppo.rules:
         episodes.scores, episodes.parts = score_completions(ppo.rules, episodes.rows, episodes.answers)
@@ -816,62 +787,6 @@ def assess(ppo: PPO, rows: list[Prompt]) -> dict[str, float] | None:
 # What is carried from step to step.
 
 
-class Learner:
-    """Parameters that are trained together: their optimizer, their learning rate, and their gradient's bounds.
-
-    The list of parameters is made once. PEFT switches requires_grad with the adapter, so it says nothing about them.
-    """
-
-    def __init__(
-        self, parameters: "list[Tensor]", settings: "TrainingArguments", learning_rate: float, steps: int
-    ) -> None:
-        import torch
-        from transformers import Trainer, get_scheduler
-
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(settings)
-        self.parameters = parameters
-        self.optimizer = optimizer(
-            parameters, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
-        )
-        self.schedule = get_scheduler(
-            settings.lr_scheduler_type, self.optimizer, settings.get_warmup_steps(steps), steps
-        )
-        self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
-        self.max_grad_norm = settings.max_grad_norm
-
-    @property
-    def learning_rate(self) -> float:
-        return self.schedule.get_last_lr()[0]
-
-    def backward(self, loss: "Tensor") -> None:
-        self.scaler.scale(loss).backward()
-
-    def step(self) -> float:
-        """Clip the gradient, move, forget the gradient; the norm it had before."""
-        import torch
-
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return float(norm)
-
-    def discard(self) -> float:
-        """Forget the gradient; 0, the norm of no move."""
-        self.optimizer.zero_grad()
-        return 0.0
-
-    def state(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
-        return {name: part.state_dict() for name, part in parts.items()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-
-
 @dataclass
 class RunningMoments:
     """Mean and variance of all scores so far, by the parallel update of Chan, Golub and LeVeque (1979)."""
@@ -909,38 +824,10 @@ def moments(values: list[float]) -> tuple[float, float]:
 # The arithmetic. (B, C): episodes by tokens of the answer, a bool mask false at padding; no model is needed.
 
 
-def masked_mean(values: "Tensor", mask: "Tensor") -> "Tensor":
-    """Mean of the values (B, C) where the mask is true: a scalar."""
-    return (values * mask).sum() / mask.sum()
-
-
 def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
     """(B, C) moved and scaled to mean 0 and standard deviation 1 over the mask; 0 outside."""
     centred = values - masked_mean(values, mask)
     return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
-
-
-def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":
-    """Log-probability of each token (N,) under softmax(logits / temperature), and that distribution's entropy: (N,).
-
-    `logits` are (N, V) float32. In nats. The entropy has no gradient.
-    """
-    log_probs = (logits / temperature).log_softmax(-1)  # (N, V)
-    without_gradient = log_probs.detach()
-    entropies = -(without_gradient.exp() * without_gradient).sum(-1)
-    return log_probs.gather(-1, tokens[:, None])[:, 0], entropies
-
-
-def kl_estimate(log_ratios: "Tensor", kind: str) -> "Tensor":
-    """KL(p || q) from tokens drawn from p, log_ratios = log p - log q, any shape; joschu.net/blog/kl-approx.html.
-
-    k1 is unbiased and may be negative, k2 is biased and has less variance, k3 is unbiased and never negative.
-    """
-    if kind == "k1":
-        return log_ratios
-    if kind == "k2":
-        return log_ratios**2 / 2
-    return (-log_ratios).exp() - 1 + log_ratios
 
 
 def shaped_rewards(scores: "Tensor", penalty: "Tensor", kl_coef: float, mask: "Tensor") -> "Tensor":
@@ -1083,35 +970,24 @@ def forget_after(file: Path, number: int) -> None:
 
 def save_checkpoint(ppo: PPO, folder: Path) -> None:
     """Write all that the run has to hold into `folder`; the trainer's state CheckpointCallback adds."""
-    import numpy as np
     import torch
-    from common.lm.scalar_head import save_head
 
     ppo.model.save_pretrained(folder, selected_adapters=["default", "critic"])
     save_head(ppo.critic_head, folder / "critic", {"kind": "critic"})
-    of_numpy = np.random.get_state(legacy=False)
-    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
     rest = {
         "policy": ppo.policy.state(),
         "critic": ppo.critic.state(),
         "kl_coef": ppo.kl_coef,
         "scores": asdict(ppo.scores),
         "prompts": ppo.prompts.state(),
-        "random": {
-            "python": random.getstate(),
-            "numpy": of_numpy,
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "random": random_state(),
     }
     torch.save(rest, folder / "ppo_state.pt")
 
 
 def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     """Put back what `save_checkpoint` wrote; of the random numbers last, for loading may draw some."""
-    import numpy as np
     import torch
-    from common.lm.scalar_head import load_head
     from peft import load_peft_weights, set_peft_model_state_dict
 
     for name, folder in (("default", checkpoint), ("critic", checkpoint / "critic")):
@@ -1125,13 +1001,7 @@ def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     ppo.kl_coef = rest["kl_coef"]
     ppo.scores = RunningMoments(**rest["scores"])
     ppo.prompts.restore(rest["prompts"])
-    of_numpy = rest["random"]["numpy"]
-    of_numpy["state"]["key"] = np.array(of_numpy["state"]["key"], dtype=np.uint32)
-    random.setstate(rest["random"]["python"])
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(rest["random"]["torch"])
-    if rest["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(rest["random"]["cuda"])
+    restore_random_state(rest["random"])
 
 
 if __name__ == "__main__":

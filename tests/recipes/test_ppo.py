@@ -14,10 +14,12 @@ import ppo
 import pytest
 import torch
 from common.data.examples import Prompt
+from common.lm import log_probs
 from common.lm.cuda_graph import RecordedPass
 from common.lm.generate import Completion
 from common.lm.scalar_head import new_head
 from common.rewards.specification import Reward
+from common.run.training_state import Learner
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -83,8 +85,8 @@ def setting(tmp_path):
         reward_head=heads["reward"],
         reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
-        policy=ppo.Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
-        critic=ppo.Learner(critic_parameters, settings, 1e-2, 10),
+        policy=Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
+        critic=Learner(critic_parameters, settings, 1e-2, 10),
         kl_coef=KL_COEF,
         scores=ppo.RunningMoments(),
         prompts=ppo.PromptSampler(rows, "off", "entropy", seed=0),
@@ -231,7 +233,7 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
                 "checkpoint",
                 lambda function, *inputs, **options: own(function, *inputs, **{**options, "use_reentrant": True}),
             )
-    monkeypatch.setattr(ppo, "CHUNK", 4)  # as with a real model, an answer is in several
+    monkeypatch.setattr(log_probs, "CHUNK", 4)  # as with a real model, an answer is in several
     episodes = rollout(setting)
     slow = slow_advantages(parts, plain)
     old_head = parts.critic_head.weight.detach().clone()

@@ -7,6 +7,7 @@ import statistics
 import ppo
 import pytest
 import torch
+from common.lm.log_probs import kl_estimate, masked_mean
 
 T, F = True, False
 
@@ -21,40 +22,11 @@ MASK = torch.tensor([[T, T, T], [T, F, F]])
 
 def test_masked_mean_and_whitening_see_the_mask_alone():
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 100.0, -100.0]])
-    assert float(ppo.masked_mean(values, MASK)) == 3.0  # (1 + 2 + 3 + 6) / 4
+    assert float(masked_mean(values, MASK)) == 3.0  # (1 + 2 + 3 + 6) / 4
     white = ppo.masked_whiten(values, MASK)
     spread = math.sqrt(3.5)  # ((-2)^2 + (-1)^2 + 0 + 3^2) / 4
     close(white, torch.tensor([[-2, -1, 0], [3, 0, 0]]) / spread)
     close(ppo.masked_whiten(torch.full((2, 3), 7.0), MASK), torch.zeros(2, 3))  # no spread: nothing is better
-
-
-@pytest.mark.parametrize(("temperature", "odds"), [(1.0, 3), (0.5, 9), (2.0, math.sqrt(3))])
-def test_token_log_probs_are_those_of_the_tempered_distribution(temperature, odds):
-    """Logits 0 and ln 3 are odds of 1 to 3; at temperature 1/2 of 1 to 9."""
-    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
-    log_probs, entropies = ppo.token_log_probs(logits, torch.tensor([0, 1]), temperature)
-    low, high = 1 / (1 + odds), odds / (1 + odds)
-    close(log_probs.exp(), [low, high])
-    close(entropies, [-low * math.log(low) - high * math.log(high)] * 2)
-
-
-def test_the_entropy_has_no_gradient():
-    logits = torch.zeros(1, 4, requires_grad=True)
-    log_probs, entropies = ppo.token_log_probs(logits, torch.tensor([0]), 0.7)
-    assert log_probs.requires_grad
-    assert not entropies.requires_grad
-
-
-def test_kl_estimates():
-    ratio = torch.tensor([math.log(2.0)])
-    assert float(ppo.kl_estimate(ratio, "k1")) == pytest.approx(math.log(2))
-    assert float(ppo.kl_estimate(ratio, "k2")) == pytest.approx(math.log(2) ** 2 / 2)
-    assert float(ppo.kl_estimate(ratio, "k3")) == pytest.approx(1 / 2 - 1 + math.log(2))
-    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
-    exact = 0.25 * math.log(2)  # 0.5 ln 2 + 0.25 ln 1/2
-    for unbiased in ("k1", "k3"):  # in expectation under p
-        assert float((p * ppo.kl_estimate((p / q).log(), unbiased)).sum()) == pytest.approx(exact)
-    assert (ppo.kl_estimate(torch.linspace(-3, 3, 7), "k3") >= 0).all()
 
 
 def test_the_score_comes_at_the_last_token_and_the_penalty_at_each():
@@ -145,7 +117,7 @@ def test_everything_against_a_slow_loop_in_64_bit():
     old, reference, new, values = (torch.randn(4, width, generator=generator) for _ in range(4))
     scores = torch.randn(4, generator=generator)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    rewards = ppo.shaped_rewards(scores, ppo.kl_estimate(old - reference, "k1"), kl_coef, mask)
+    rewards = ppo.shaped_rewards(scores, kl_estimate(old - reference, "k1"), kl_coef, mask)
     advantages, returns = ppo.gae(rewards, values, mask, gamma, lam)
     losses = ppo.policy_losses(new, old, ppo.masked_whiten(advantages, mask), clip)
 
@@ -168,14 +140,7 @@ def test_everything_against_a_slow_loop_in_64_bit():
         ratio = math.exp(float(new[row, t]) - float(old[row, t]))
         white = (advantage - mean) / spread
         total -= min(ratio * white, max(1 - clip, min(1 + clip, ratio)) * white)
-    assert float(ppo.masked_mean(losses, mask)) == pytest.approx(total / len(slow), rel=1e-4)
-
-
-def test_states_are_taken_one_column_before_the_token():
-    hidden = torch.arange(2 * 6).reshape(2, 6, 1).float()
-    states = ppo.states_before(hidden, torch.tensor([3, 5]), 3)[..., 0]
-    assert states[0].tolist() == [2, 3, 4]  # the answer is columns 3, 4, 5
-    assert states[1, 0] == 6 + 4  # the answer is column 5; the others are padding
+    assert float(masked_mean(losses, mask)) == pytest.approx(total / len(slow), rel=1e-4)
 
 
 def test_running_moments_are_those_of_all_values_so_far():
