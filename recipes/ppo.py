@@ -34,9 +34,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -269,7 +269,6 @@ def main() -> None:
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.lm.generate import Completion, generate as answer_prompts
     from common.run.progress import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
 
@@ -342,16 +341,6 @@ def main() -> None:
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        def sample(rows: list[Prompt], max_new_tokens: int, temperature: float) -> list[Completion]:
-            FastLanguageModel.for_inference(model)
-            conversations = [Conversation(row.place, row.prompt, row.tools) for row in rows]
-            said = answer_prompts(model, tokenizer, conversations, end, max_new_tokens, temperature, batch_size=128)
-            FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-            return said
-
-        def shown_answers() -> list[str]:
-            return [said.text + ("" if said.ended else " ...") for said in sample(asked, args.sample_tokens, 0.0)]
-
         # 5. What learns, and what every phase shares.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         settings = TrainingArguments(
@@ -374,22 +363,22 @@ def main() -> None:
         ppo = PPO(
             args=args,
             model=model,
-            pad_token_id=tokenizer.pad_token_id,
-            sample=sample,
-            rules=rules,
-            reward_head=reward_head,
+            tokenizer=tokenizer,
+            end=end,
+            reward_functions=rules,
+            reward_head=reward_head if args.reward_weight else None,
             reward_backbone=RecordedPass(model),
             critic_head=critic_head,
             policy=Learner(
                 adapter_parameters(model, "default"), settings, args.learning_rate, steps - args.critic_warmup_steps
             ),
             critic=Learner(critic_parameters, settings, args.critic_learning_rate, steps),
-            kl_coef=args.kl_coef,
-            scores=RunningMoments(),
-            prompts=PromptSampler(rows, args.difficulty, args.difficulty_by, args.seed),
+            prompt_sampler=PromptSampler(rows, args.difficulty, args.difficulty_by, args.seed),
+            score_moments=RunningMoments(),
+            kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
         )
         set_seed(args.seed)
-        before, quality_before = shown_answers(), assess(ppo, held_out)
+        before, quality_before = shown_answers(ppo, asked), evaluate(ppo, held_out)
 
         # 6. The loop, with the trainer's callbacks for logs, as in the other recipes.
         state, control = TrainerState(max_steps=steps), TrainerControl()
@@ -406,20 +395,12 @@ def main() -> None:
         callbacks.on_train_begin(settings, state, control)
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
-            stats: dict[str, float] = {}
-            with seconds(stats, "time/generate"):
-                episodes = generate(ppo)
-            with seconds(stats, "time/reward"):
-                stats |= compute_reward(ppo, episodes)
-            with seconds(stats, "time/advantages"):
-                stats |= compute_advantages(ppo, episodes)
-            with seconds(stats, "time/step"):
-                stats |= step(ppo, episodes, state.global_step)
-            keep_samples(run.folder / "samples.jsonl", episodes, args.sample_prompts, state.global_step)
+            rollout, scores, stats = ppo_step(ppo, state.global_step)
+            keep_samples(run.folder / "samples.jsonl", rollout, scores, args.sample_prompts, state.global_step)
 
             state.global_step += 1
             state.epoch = state.global_step * args.rollout_batch_size / len(rows)
-            state.num_input_tokens_seen += int(episodes.attention_mask.sum())
+            state.num_input_tokens_seen += int(rollout.attention_mask.sum())
             callbacks.on_step_end(settings, state, control)
             if control.should_log:
                 callbacks.on_log(settings, state, control, logs=stats)
@@ -434,7 +415,7 @@ def main() -> None:
             model.save_pretrained(part, selected_adapters=["default"])
             tokenizer.save_pretrained(part)
         set_seed(args.seed)
-        after, quality_after = shown_answers(), assess(ppo, held_out)
+        after, quality_after = shown_answers(ppo, asked), evaluate(ppo, held_out)
         run.update(
             tokens=state.num_input_tokens_seen,
             held_out={"prompts": len(held_out), "before": quality_before, "after": quality_after},
@@ -462,417 +443,7 @@ LIVE_LINE = {
 }
 
 
-# The phases. Each may be changed by itself; what one finds out it writes into the episodes, for those after it.
-
-
-@dataclass
-class Episodes:
-    """What was asked and answered, as text and as tensors, padded on the right: B episodes, T tokens each at most, C of
-    them the answer's at most. A column of the (B, C) tensors is a token of the answer: the action.
-    """
-
-    rows: list[Prompt]
-    answers: "list[Completion]"
-    input_ids: "Tensor"  # (B, T)
-    attention_mask: "Tensor"  # (B, T)
-    start: "Tensor"  # (B,) the column of input_ids where the answer begins
-    tokens: "Tensor"  # (B, C) the answer's
-    mask: "Tensor"  # (B, C) bool; false at padding
-    # compute_reward
-    log_probs: "Tensor | None" = None  # (B, C) of the policy that sampled
-    ref_log_probs: "Tensor | None" = None  # (B, C) of the reference
-    rewards: "Tensor | None" = None  # (B, C)
-    scores: list[float] = field(default_factory=list)  # B, before they are normalized
-    parts: dict[str, list[float | None]] = field(default_factory=dict)  # B by reward, before weighting
-    # compute_advantages
-    values: "Tensor | None" = None  # (B, C) of the critic, before each token
-    advantages: "Tensor | None" = None  # (B, C)
-    returns: "Tensor | None" = None  # (B, C)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: list[int]) -> "Episodes":
-        """The episodes `index`, with no more columns of padding than they need."""
-        width = {"T": int(self.attention_mask[index].sum(1).max()), "C": int(self.mask[index].sum(1).max())}
-        taken = {"rows": [self.rows[i] for i in index], "answers": [self.answers[i] for i in index]}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if not hasattr(value, "shape"):
-                continue
-            columns = width["T"] if entry.name in ("input_ids", "attention_mask") else width["C"]
-            taken[entry.name] = value[index] if value.dim() == 1 else value[index, :columns]
-        return Episodes(**taken)
-
-
-@dataclass
-class PPO:
-    """What the phases share: the models, what learns, and every number that a checkpoint has to hold."""
-
-    args: Args
-    model: "PeftModel"
-    pad_token_id: int
-    sample: "Callable[[list[Prompt], int, float], list[Completion]]"
-    rules: list[Reward]
-    reward_head: "torch.nn.Linear | None"
-    reward_backbone: "RecordedPass"
-    critic_head: "torch.nn.Linear"
-    policy: "Learner"
-    critic: "Learner"
-    kl_coef: float
-    scores: "RunningMoments"
-    prompts: PromptSampler
-
-
-def generate(ppo: PPO) -> Episodes:
-    """Phase 1: draw prompts and let the policy answer them."""
-    rows = ppo.prompts.draw(ppo.args.rollout_batch_size)
-    said = ppo.sample(rows, ppo.args.max_completion_length, ppo.args.temperature)
-    return as_episodes(rows, said, ppo.pad_token_id, ppo.critic_head.weight.device)
-
-
-def compute_reward(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """Phase 2: score each answer as a whole, and take the KL divergence from the reference off at each token.
-
-    The log-probabilities are computed anew, by the same pass as in `step`: those of sampling, with its cache and its
-    padding on the left, differ by more than a ratio of 1 can bear.
-    """
-    import torch
-
-    args, mask = ppo.args, episodes.mask
-    score_episodes(ppo, episodes)
-    normalized = episodes.scores
-    if args.normalize_scores:
-        ppo.scores.update(episodes.scores)
-        normalized = [ppo.scores.normalize(score) for score in episodes.scores]
-    final = [
-        max(-args.score_clip, min(args.score_clip, score)) - args.missing_eos_penalty * (not said.ended)
-        for score, said in zip(normalized, episodes.answers, strict=True)
-    ]
-    episodes.log_probs, entropies = all_log_probs(ppo, episodes, "default")
-    episodes.ref_log_probs, _ = all_log_probs(ppo, episodes, "reference")
-    log_ratios = episodes.log_probs - episodes.ref_log_probs  # (B, C)
-    penalty = kl_estimate(log_ratios, args.kl_estimator)
-    episodes.rewards = shaped_rewards(torch.tensor(final, device=mask.device), penalty, ppo.kl_coef, mask)
-
-    kl = float((log_ratios * mask).sum(1).mean())
-    kl_coef = ppo.kl_coef
-    if args.kl_target is not None:
-        ppo.kl_coef = steered(ppo.kl_coef, kl, args.kl_target, len(episodes), args.kl_horizon)
-    lengths = [len(said.completion_ids) for said in episodes.answers]
-    ppo.prompts.learn((entropies.sum(1) / mask.sum(1)).tolist(), episodes.scores)
-    return {
-        "objective/kl": kl,
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": float(masked_mean(entropies, mask)),
-        "objective/reward": float(episodes.rewards.sum(1).mean()),
-        **score_figures(ppo, episodes),
-        "score/normalized": sum(final) / len(final),
-        "response/length": sum(lengths) / len(lengths),
-        "response/no_end": sum(not said.ended for said in episodes.answers) / len(episodes),
-    }
-
-
-def compute_advantages(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """Phase 3: what the critic expected before each token, and how much better than that it went."""
-    import torch
-
-    args, mask = ppo.args, episodes.mask
-    with torch.no_grad(), adapter(ppo.model, "critic"):
-        episodes.values = in_parts(episodes, args, lambda part: values_of(ppo.model, ppo.critic_head, part))
-    advantages, episodes.returns = gae(episodes.rewards, episodes.values, mask, args.gamma, args.lam)
-    episodes.advantages = masked_whiten(advantages, mask)
-    return {
-        "value/mean": float(masked_mean(episodes.values, mask)),
-        "value/explained_variance": float(explained_variance(episodes.values, episodes.returns, mask)),
-    }
-
-
-def step(ppo: PPO, episodes: Episodes, number: int) -> dict[str, float]:
-    """Phase 4: move policy and critic, a few times over the same episodes. `number` counts the steps from 0.
-
-    Each has a backward pass and an optimizer of its own. One backward pass through both would run after the adapter has
-    been switched, and gradient checkpointing would then recompute the policy's activations with the critic's adapter:
-    no error, wrong gradients.
-    """
-    import torch
-
-    args = ppo.args
-    learns = number >= args.critic_warmup_steps
-    figures: dict[str, list[float]] = defaultdict(list, {"loss": [] if learns else [0.0]})
-    for _ in range(args.num_ppo_epochs):
-        order = torch.randperm(len(episodes)).tolist()
-        size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        for first in range(0, len(order), size):
-            batch = [
-                episodes.take(order[i : i + args.per_device_train_batch_size])
-                for i in range(first, first + size, args.per_device_train_batch_size)
-            ]
-            if learns:
-                of_policy = update_policy(ppo, batch)
-                learns = not of_policy["policy/stopped"]
-                for name, value in of_policy.items():
-                    figures[name].append(value)
-            for name, value in update_critic(ppo, batch).items():
-                figures[name].append(value)
-    rates = {"learning_rate": ppo.policy.learning_rate, "critic/learning_rate": ppo.critic.learning_rate}
-    if number >= args.critic_warmup_steps:
-        ppo.policy.schedule.step()
-    ppo.critic.schedule.step()
-    return {name: sum(values) / len(values) for name, values in figures.items()} | rates
-
-
-def update_policy(ppo: PPO, batch: list[Episodes]) -> dict[str, float]:
-    """One optimization step of the policy on `batch`, a pass for each of its parts; none if it has moved too far."""
-    args, figures = ppo.args, defaultdict(float)
-    count = int(sum(part.mask.sum() for part in batch))  # a token weighs the same, whatever part it is in
-    for part in batch:
-        log_probs, _ = log_probs_of(ppo.model, part, args.temperature)  # (B, C)
-        losses = policy_losses(log_probs, part.log_probs, part.advantages, args.cliprange)
-        loss = (losses * part.mask).sum() / count
-        ppo.policy.backward(loss)
-
-        log_ratios = (log_probs.detach() - part.log_probs)[part.mask]  # (N,)
-        ratios = log_ratios.exp()
-        figures["loss"] += float(loss.detach())
-        figures["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
-        figures["policy/clip_fraction"] += float(((ratios - 1).abs() > args.cliprange).sum()) / count
-        figures["policy/ratio"] += float(ratios.sum()) / count
-    stopped = figures["policy/approx_kl"] > args.max_approx_kl
-    gradient_norm = 0.0
-    if stopped:
-        ppo.policy.discard()
-    else:
-        gradient_norm = ppo.policy.step()
-    return {**figures, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
-
-
-def update_critic(ppo: PPO, batch: list[Episodes]) -> dict[str, float]:
-    """One optimization step of the critic on `batch`, as `update_policy`."""
-    args, figures = ppo.args, defaultdict(float)
-    count = int(sum(part.mask.sum() for part in batch))
-    with adapter(ppo.model, "critic"):
-        for part in batch:
-            values = values_of(ppo.model, ppo.critic_head, part)  # (B, C)
-            losses = value_losses(values, part.values, part.returns, args.cliprange_value)
-            loss = (losses * part.mask).sum() / count
-            ppo.critic.backward(loss)
-            moved = (values.detach() - part.values).abs() > args.cliprange_value
-            figures["value/loss"] += float(loss.detach())
-            figures["value/clip_fraction"] += float((moved & part.mask).sum()) / count
-    return {**figures, "value/grad_norm": ppo.critic.step()}
-
-
-# What the phases ask of the models.
-
-
-@contextmanager
-def adapter(model: "PeftModel", name: str) -> Iterator[None]:
-    """Within the block the model is "critic", "reward" or "reference"; outside, and as "default", the policy.
-
-    A block holds the forward pass and its backward pass, or neither: see `step`.
-    """
-    if name == "reference":
-        with model.disable_adapter():
-            yield
-        return
-    # Only the active adapter takes gradients, and the reward model's takes none.
-    model.set_adapter(name, inference_mode=name == "reward")
-    try:
-        yield
-    finally:
-        model.set_adapter("default")
-
-
-def as_episodes(rows: list[Prompt], said: "list[Completion]", pad_token_id: int, device: "torch.device") -> Episodes:
-    """Prompts and answers as tensors. On the right no token sees the padding, with or without a mask."""
-    import torch
-
-    input_ids, attention_mask = pad_right([a.prompt_ids + a.completion_ids for a in said], pad_token_id, device)
-    tokens, mask = pad_right([answer.completion_ids for answer in said], pad_token_id, device)
-    start = torch.tensor([len(answer.prompt_ids) for answer in said], device=device)
-    return Episodes(rows, said, input_ids, attention_mask, start, tokens, mask.bool())
-
-
-def log_probs_of(model: "PeftModel", episodes: Episodes, temperature: float) -> "tuple[Tensor, Tensor]":
-    """`completion_log_probs` of these episodes: log-probabilities and entropies (B, C)."""
-    return completion_log_probs(
-        model,
-        episodes.input_ids,
-        episodes.attention_mask,
-        episodes.start,
-        episodes.tokens,
-        episodes.mask,
-        temperature,
-    )
-
-
-def values_of(model: "PeftModel", head: "torch.nn.Linear", episodes: Episodes) -> "Tensor":
-    """What the critic expects before each token of the answers: (B, C), 0 at padding. Its adapter must be active."""
-    return completion_values(model, head, episodes.input_ids, episodes.attention_mask, episodes.start, episodes.mask)
-
-
-def all_log_probs(ppo: PPO, episodes: Episodes, name: str) -> "tuple[Tensor, Tensor]":
-    """`log_probs_of` all the episodes by the policy, "default", or by the reference; without gradient."""
-    import torch
-
-    with torch.no_grad(), adapter(ppo.model, name):
-        both = in_parts(
-            episodes, ppo.args, lambda part: torch.stack(log_probs_of(ppo.model, part, ppo.args.temperature), -1)
-        )
-    return both[..., 0], both[..., 1]
-
-
-def in_parts(episodes: Episodes, args: Args, compute: "Callable[[Episodes], Tensor]") -> "Tensor":
-    """`compute` (b, c, ...) for as many episodes at a time as a training pass has, put together as (B, C, ...)."""
-    import torch
-
-    parts = []
-    for first in range(0, len(episodes), args.per_device_train_batch_size):
-        index = [*range(first, min(first + args.per_device_train_batch_size, len(episodes)))]
-        part = compute(episodes.take(index))
-        missing = episodes.mask.shape[1] - part.shape[1]
-        parts.append(torch.cat([part, part.new_zeros(len(index), missing, *part.shape[2:])], 1))
-    return torch.cat(parts)
-
-
-def score_episodes(ppo: PPO, episodes: Episodes) -> None:
-    """Fill in `scores` and `parts`: the weighted sum of reward model and rules, and what each of them gave."""
-    episodes.scores, episodes.parts = [0.0] * len(episodes), {}
-    if ppo.rules:
-        episodes.scores, episodes.parts = score_completions(ppo.rules, episodes.rows, episodes.answers)
-    if ppo.reward_head is not None and ppo.args.reward_weight:
-        texts = [(said.prompt_ids, said.completion_ids) for said in episodes.answers]
-        with adapter(ppo.model, "reward"):
-            batch_size = ppo.args.per_device_train_batch_size
-            given = score_last(ppo.model, ppo.reward_head, texts, ppo.pad_token_id, batch_size, ppo.reward_backbone)
-        episodes.parts = {**episodes.parts, REWARD_MODEL: given}
-        episodes.scores = [s + ppo.args.reward_weight * g for s, g in zip(episodes.scores, given, strict=True)]
-
-
-def score_figures(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """What the log says of the scores: all together, the reward model's part, the rules' part, and each one's own."""
-    mean, std = moments(episodes.scores)
-    figures = {"score/mean": mean, "score/std": std}
-    if REWARD_MODEL in episodes.parts:
-        figures["score/model"] = ppo.args.reward_weight * moments(episodes.parts[REWARD_MODEL])[0]
-    if ppo.rules:
-        figures["score/rules"] = mean - figures.get("score/model", 0.0)
-    for name, values in episodes.parts.items():
-        known = [value for value in values if value is not None]  # None: the rule does not apply to that row
-        if known:
-            figures[f"rewards/{name}/mean"], figures[f"rewards/{name}/std"] = moments(known)
-    return figures
-
-
-def assess(ppo: PPO, rows: list[Prompt]) -> dict[str, float] | None:
-    """What sampled answers to these prompts score, and how far from the reference they are; None for no prompts."""
-    if not rows:
-        return None
-    said = ppo.sample(rows, ppo.args.max_completion_length, ppo.args.temperature)
-    episodes = as_episodes(rows, said, ppo.pad_token_id, ppo.critic_head.weight.device)
-    score_episodes(ppo, episodes)
-    log_probs, _ = all_log_probs(ppo, episodes, "default")
-    ref_log_probs, _ = all_log_probs(ppo, episodes, "reference")
-    mean, std = moments(episodes.scores)
-    return {
-        "score": mean,
-        "score_std": std,
-        "kl": float((log_probs - ref_log_probs).sum(1).mean()),
-        "length": sum(len(answer.completion_ids) for answer in said) / len(said),
-        "no_end": sum(not answer.ended for answer in said) / len(said),
-    }
-
-
-# What is carried from step to step.
-
-
-@dataclass
-class RunningMoments:
-    """Mean and variance of all scores so far, by the parallel update of Chan, Golub and LeVeque (1979)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0  # sum of squared distances from the mean
-
-    def update(self, values: list[float]) -> None:
-        mean, std = moments(values)
-        count, apart = self.count + len(values), mean - self.mean
-        self.squares += std**2 * len(values) + apart**2 * self.count * len(values) / count
-        self.mean += apart * len(values) / count
-        self.count = count
-
-    def normalize(self, value: float) -> float:
-        return (value - self.mean) / (math.sqrt(self.squares / self.count) + 1e-8)
-
-
-def steered(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
-    """The next weight of the KL divergence: a fifth up or down in `horizon` episodes at most (arXiv:1909.08593, 2.2).
-
-    `kl` and `target` are nats in a whole answer.
-    """
-    error = max(-0.2, min(0.2, kl / target - 1))
-    return kl_coef * (1 + error * episodes / horizon)
-
-
-def moments(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation, of these values and no more."""
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-
-
-# The arithmetic. (B, C): episodes by tokens of the answer, a bool mask false at padding; no model is needed.
-
-
-def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
-    """(B, C) moved and scaled to mean 0 and standard deviation 1 over the mask; 0 outside."""
-    centred = values - masked_mean(values, mask)
-    return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
-
-
-def shaped_rewards(scores: "Tensor", penalty: "Tensor", kl_coef: float, mask: "Tensor") -> "Tensor":
-    """Rewards (B, C): -kl_coef x penalty at each token, and the score (B,) at the answer's last token on top."""
-    rewards = -kl_coef * penalty * mask
-    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
-    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
-
-
-def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", gamma: float, lam: float) -> "tuple[Tensor, Tensor]":
-    """Advantages and returns (B, C) by generalized advantage estimation; after the last token there is nothing.
-
-    delta_t = r_t + gamma V_t+1 - V_t;  A_t = delta_t + gamma lam A_t+1;  returns are A + V.
-    """
-    advantages = rewards.new_zeros(rewards.shape)
-    next_value = next_advantage = rewards.new_zeros(len(rewards))  # (B,)
-    for column in reversed(range(rewards.shape[1])):
-        delta = rewards[:, column] + gamma * next_value - values[:, column]
-        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, column]
-        next_value = values[:, column] * mask[:, column]
-        advantages[:, column] = next_advantage
-    return advantages, (advantages + values) * mask
-
-
-def policy_losses(log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float) -> "Tensor":
-    """-min(ratio A, clip(ratio) A) by token, (B, C); ratio = exp(log_probs - old). Only log_probs has a gradient."""
-    ratios = (log_probs - old.detach()).clamp(-20, 20).exp()  # the clamp keeps a wild token from being infinite
-    advantages = advantages.detach()
-    return (-advantages * ratios).maximum(-advantages * ratios.clamp(1 - cliprange, 1 + cliprange))
-
-
-def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "Tensor":
-    """Half the squared error, or that of the value clipped to `cliprange` about the old one if it is larger; (B, C)."""
-    old, returns = old.detach(), returns.detach()
-    clipped = old + (values - old).clamp(-cliprange, cliprange)
-    return ((values - returns) ** 2).maximum((clipped - returns) ** 2) / 2
-
-
-def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
-    returns, errors = returns[mask], (returns - values)[mask]
-    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
-
-
-# Before the run, and beside it.
+# Set-up and logging.
 
 
 def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
@@ -942,18 +513,18 @@ def seconds(stats: dict[str, float], name: str) -> Iterator[None]:
     stats[name] = round(time.monotonic() - start, 3)
 
 
-def keep_samples(file: Path, episodes: Episodes, count: int, number: int) -> None:
-    """Append some of the episodes of step `number` to a JSON Lines file."""
+def keep_samples(file: Path, rollout: "Rollout", scores: "Scores", count: int, number: int) -> None:
+    """Append some of the completions of step `number` to a JSON Lines file."""
     with file.open("a", encoding="utf-8") as stream:
-        for index in range(min(count, len(episodes))):
-            said = episodes.answers[index]
+        for index in range(min(count, len(rollout))):
+            completion = rollout.completions[index]
             entry = {
                 "step": number,
-                "prompt": episodes.rows[index].prompt,
-                "completion": said.text,
-                "ended": said.ended,
-                "score": episodes.scores[index],
-                "rewards": {name: values[index] for name, values in episodes.parts.items()},
+                "prompt": rollout.prompts[index].prompt,
+                "completion": completion.text,
+                "ended": completion.ended,
+                "score": scores.total[index],
+                "rewards": {name: values[index] for name, values in scores.parts.items()},
             }
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -963,6 +534,513 @@ def forget_after(file: Path, number: int) -> None:
     if file.exists():
         rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
         file.write_text("".join(row for row in rows if json.loads(row)["step"] < number), encoding="utf-8")
+
+
+def step_metrics(
+    ppo: "PPO", rollout: "Rollout", scores: "Scores", rewards: "Rewards", advantages: "Advantages"
+) -> dict[str, float]:
+    """What the log says of a rollout; `update` has the metrics of the losses."""
+    mask, completions = rollout.mask, rollout.completions
+    return {
+        "objective/kl": float((rewards.log_probs - rewards.ref_log_probs).sum(1).mean()),
+        "objective/kl_coef": rewards.kl_coef,
+        "objective/entropy": float(masked_mean(rewards.entropies, mask)),
+        "objective/reward": float(rewards.rewards.sum(1).mean()),
+        **score_metrics(ppo, scores),
+        "score/normalized": sum(rewards.scores) / len(rollout),
+        "response/length": sum(len(completion.completion_ids) for completion in completions) / len(rollout),
+        "response/no_end": sum(not completion.ended for completion in completions) / len(rollout),
+        "value/mean": float(masked_mean(advantages.values, mask)),
+        "value/explained_variance": float(explained_variance(advantages.values, advantages.returns, mask)),
+    }
+
+
+def score_metrics(ppo: "PPO", scores: "Scores") -> dict[str, float]:
+    """Mean and spread of the scores: all together, the reward model's part, the reward functions', and each one's."""
+    mean, std = moments(scores.total)
+    metrics = {"score/mean": mean, "score/std": std}
+    if REWARD_MODEL in scores.parts:
+        metrics["score/model"] = ppo.args.reward_weight * moments(scores.parts[REWARD_MODEL])[0]
+    if ppo.reward_functions:
+        metrics["score/rules"] = mean - metrics.get("score/model", 0.0)
+    for name, values in scores.parts.items():
+        known = [value for value in values if value is not None]  # None: it does not apply to that row
+        if known:
+            metrics[f"rewards/{name}/mean"], metrics[f"rewards/{name}/std"] = moments(known)
+    return metrics
+
+
+def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
+    """Scores of completions sampled to held-out prompts, and their KL from the reference; None without prompts."""
+    if not prompts:
+        return None
+    rollout = sample(ppo, prompts)
+    mean, std = moments(score(ppo, rollout).total)
+    log_probs, _ = all_log_probs(ppo, rollout, "default")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    return {
+        "score": mean,
+        "score_std": std,
+        "kl": float((log_probs - ref_log_probs).sum(1).mean()),
+        "length": sum(len(completion.completion_ids) for completion in rollout.completions) / len(rollout),
+        "no_end": sum(not completion.ended for completion in rollout.completions) / len(rollout),
+    }
+
+
+def as_rollout(
+    prompts: list[Prompt], completions: "list[Completion]", pad_token_id: int, device: "torch.device | str"
+) -> "Rollout":
+    """Prompts and completions with their tensors."""
+    import torch
+
+    input_ids, attention_mask = pad_right([c.prompt_ids + c.completion_ids for c in completions], pad_token_id, device)
+    tokens, mask = pad_right([completion.completion_ids for completion in completions], pad_token_id, device)
+    start = torch.tensor([len(completion.prompt_ids) for completion in completions], device=device)
+    return Rollout(prompts, completions, input_ids, attention_mask, start, tokens, mask.bool())
+
+
+def shown_answers(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
+    """Greedy completions as text, to be shown; "..." marks a truncated one."""
+    completions = complete(ppo, prompts, ppo.args.sample_tokens, 0.0)
+    return [completion.text + ("" if completion.ended else " ...") for completion in completions]
+
+
+# The four models: which one runs, and what the phases ask of them.
+
+
+@contextmanager
+def active_adapter(model: "PeftModel", name: str) -> Iterator[None]:
+    """Within the block the model is the "critic", the "reward" model or the "reference" policy, outside it the policy.
+
+    A block holds a forward pass and its backward pass, or neither: see `update`.
+    """
+    if name == "reference":
+        with model.disable_adapter():
+            yield
+        return
+    # Only the active adapter takes gradients, and the reward model's takes none.
+    model.set_adapter(name, inference_mode=name == "reward")
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
+
+
+def complete(ppo: "PPO", prompts: list[Prompt], max_new_tokens: int, temperature: float) -> "list[Completion]":
+    """One completion to each prompt from the policy; greedy at temperature 0."""
+    from common.lm.generate import generate
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_inference(ppo.model)
+    conversations = [Conversation(row.place, row.prompt, row.tools) for row in prompts]
+    completions = generate(
+        ppo.model, ppo.tokenizer, conversations, ppo.end, max_new_tokens, temperature, batch_size=128
+    )
+    FastLanguageModel.for_training(ppo.model, use_gradient_checkpointing=ppo.args.gradient_checkpointing)
+    return completions
+
+
+def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
+    """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
+    inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
+    return completion_log_probs(ppo.model, *inputs, ppo.args.temperature)
+
+
+def values_of(ppo: "PPO", part: "Rollout") -> "Tensor":
+    """What the critic, whose adapter must be active, expects before each token of the completions: (B, C)."""
+    return completion_values(ppo.model, ppo.critic_head, part.input_ids, part.attention_mask, part.start, part.mask)
+
+
+def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str) -> "tuple[Tensor, Tensor]":
+    """`log_probs_of` a whole rollout under the policy, "default", or the "reference", in small passes; no gradient."""
+    import torch
+
+    with torch.no_grad(), active_adapter(ppo.model, name):
+        parts = [log_probs_of(ppo, part) for part in passes(ppo, rollout)]
+    log_probs, entropies = zip(*parts, strict=True)
+    return stacked(log_probs, rollout), stacked(entropies, rollout)
+
+
+def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
+    """`values_of` a whole rollout, (B, C), in small passes; no gradient."""
+    import torch
+
+    with torch.no_grad(), active_adapter(ppo.model, "critic"):
+        return stacked([values_of(ppo, part) for part in passes(ppo, rollout)], rollout)
+
+
+def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
+    """What the reward model gives to each completion, B numbers."""
+    texts = [(completion.prompt_ids, completion.completion_ids) for completion in rollout.completions]
+    size = ppo.args.per_device_train_batch_size
+    with active_adapter(ppo.model, "reward"):
+        return score_last(ppo.model, ppo.reward_head, texts, ppo.tokenizer.pad_token_id, size, ppo.reward_backbone)
+
+
+def passes(ppo: "PPO", rollout: "Rollout") -> "Iterator[Rollout]":
+    """The rollout in parts of as many completions as a training pass has."""
+    for index in split([*range(len(rollout))], ppo.args.per_device_train_batch_size):
+        yield rollout.take(index)
+
+
+def split(index: list[int], size: int) -> list[list[int]]:
+    return [index[first : first + size] for first in range(0, len(index), size)]
+
+
+def stacked(parts: "Sequence[Tensor]", rollout: "Rollout") -> "Tensor":
+    """Tensors (b, c) of the parts of a rollout, put together as (B, C)."""
+    import torch
+
+    columns = rollout.mask.shape[1]
+    return torch.cat([torch.nn.functional.pad(part, (0, columns - part.shape[1])) for part in parts])
+
+
+# The algorithm. `ppo_step` is one step of it: four phases, each of which returns what it computes, and the three
+# states that change from step to step. Below it the phases in order, then the arithmetic, which knows no model.
+# Shapes: B completions, T tokens of the longest prompt with its completion, C tokens of the longest completion. A
+# column of a (B, C) tensor is one token of the completion: the action.
+
+
+@dataclass
+class PPO:
+    """The models, what trains them, and the states that change from step to step. A checkpoint holds all that changes.
+
+    One frozen base carries four models: with the adapter "default" it is the policy, with "critic" and `critic_head`
+    the critic, with "reward" and `reward_head` the reward model, without an adapter the reference policy.
+    """
+
+    args: Args
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    end: str  # the token that ends a completion
+    reward_functions: list[Reward]
+    reward_head: "torch.nn.Linear | None"  # None without a reward model
+    reward_backbone: "RecordedPass"
+    critic_head: "torch.nn.Linear"
+    policy: Learner
+    critic: Learner
+    prompt_sampler: PromptSampler
+    score_moments: "RunningMoments"
+    kl_controller: "KLController"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and the completions sampled to them, as text and as tensors padded on the right."""
+
+    prompts: list[Prompt]
+    completions: "list[Completion]"
+    input_ids: "Tensor"  # (B, T)
+    attention_mask: "Tensor"  # (B, T)
+    start: "Tensor"  # (B,) the column of input_ids where the completion begins
+    tokens: "Tensor"  # (B, C) of the completion
+    mask: "Tensor"  # (B, C) bool; false at padding
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def take(self, index: list[int]) -> "Rollout":
+        """The rows `index`, with no more columns of padding than they need."""
+        longest, columns = int(self.attention_mask[index].sum(1).max()), int(self.mask[index].sum(1).max())
+        return Rollout(
+            [self.prompts[i] for i in index],
+            [self.completions[i] for i in index],
+            self.input_ids[index, :longest],
+            self.attention_mask[index, :longest],
+            self.start[index],
+            self.tokens[index, :columns],
+            self.mask[index, :columns],
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the reward model and the reward functions gave to each completion as a whole."""
+
+    total: list[float]  # B, the weighted sum
+    parts: dict[str, list[float | None]]  # B by name, before weighting; None where a reward function does not apply
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The reward of each token, and what it is made of."""
+
+    scores: list[float]  # B, normalized, clipped and penalized
+    log_probs: "Tensor"  # (B, C) under the policy that sampled; 0 at padding, as all of these
+    ref_log_probs: "Tensor"  # (B, C) under the reference policy
+    entropies: "Tensor"  # (B, C) of the policy that sampled
+    kl_coef: float
+    rewards: "Tensor"  # (B, C)
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the critic expected, and how much better than that each token turned out."""
+
+    values: "Tensor"  # (B, C) before each token
+    advantages: "Tensor"  # (B, C) whitened
+    returns: "Tensor"  # (B, C)
+
+
+def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
+    """Step `number`, from 0: the rollout, its scores, and the metrics of the step."""
+    args, stats = ppo.args, {}
+    # Phase 1. Sample completions to prompts from the policy.
+    with seconds(stats, "time/generate"):
+        rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size))
+    # Phase 2. Score them, and take the KL divergence from the reference policy off the reward of each token.
+    with seconds(stats, "time/reward"):
+        scores = score(ppo, rollout)
+        if args.normalize_scores:
+            ppo.score_moments.update(scores.total)
+        rewards = compute_rewards(ppo, rollout, scores)
+        kl = float((rewards.log_probs - rewards.ref_log_probs).sum(1).mean())  # nats in a whole completion
+        ppo.kl_controller.update(kl, len(rollout))
+        ppo.prompt_sampler.learn((rewards.entropies.sum(1) / rollout.mask.sum(1)).tolist(), scores.total)
+    # Phase 3. Estimate how much better than the critic's expectation each token turned out.
+    with seconds(stats, "time/advantages"):
+        advantages = compute_advantages(ppo, rollout, rewards)
+    # Phase 4. Update policy and critic, several times on the same rollout.
+    with seconds(stats, "time/step"):
+        stats |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    return rollout, scores, stats | step_metrics(ppo, rollout, scores, rewards, advantages)
+
+
+# Phase 1: sample.
+
+
+def sample(ppo: PPO, prompts: list[Prompt]) -> Rollout:
+    """One completion to each prompt, sampled from the policy, and both as tensors.
+
+    They are padded on the right: there no token can attend to the padding, with or without an attention mask.
+    """
+    completions = complete(ppo, prompts, ppo.args.max_completion_length, ppo.args.temperature)
+    return as_rollout(prompts, completions, ppo.tokenizer.pad_token_id, ppo.critic_head.weight.device)
+
+
+# Phase 2: scores and rewards.
+
+
+def score(ppo: PPO, rollout: Rollout) -> Scores:
+    """2.1 Score each completion as a whole: reward functions and reward model, added with their weights."""
+    total, parts = [0.0] * len(rollout), {}
+    if ppo.reward_functions:
+        total, parts = score_completions(ppo.reward_functions, rollout.prompts, rollout.completions)
+    if ppo.reward_head is not None:
+        given = reward_model_scores(ppo, rollout)
+        parts = {**parts, REWARD_MODEL: given}
+        total = [t + ppo.args.reward_weight * g for t, g in zip(total, given, strict=True)]
+    return Scores(total, parts)
+
+
+def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
+    """2.2 to 2.5: from scores to the reward of each token.
+
+    The log-probabilities are computed by the same pass as in `update`. Those of sampling, with its cache and its
+    padding on the left, differ by more than a probability ratio of 1 can bear.
+    """
+    import torch
+
+    args = ppo.args
+    # 2.2 Normalize the scores by their running moments, and clip them.
+    normalized = [ppo.score_moments.normalize(s) if args.normalize_scores else s for s in scores.total]
+    clipped = [max(-args.score_clip, min(args.score_clip, s)) for s in normalized]
+    # 2.3 Penalize completions that were truncated before their end token.
+    final = [s - args.missing_eos_penalty * (not c.ended) for s, c in zip(clipped, rollout.completions, strict=True)]
+    # 2.4 Estimate the KL divergence from the reference policy at each token.
+    log_probs, entropies = all_log_probs(ppo, rollout, "default")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    kl = kl_estimate(log_probs - ref_log_probs, args.kl_estimator)  # (B, C)
+    # 2.5 Reward: minus kl_coef x KL at each token, and the score at the last token.
+    kl_coef = ppo.kl_controller.coef
+    rewards = shaped_rewards(torch.tensor(final, device=kl.device), kl, kl_coef, rollout.mask)
+    return Rewards(final, log_probs, ref_log_probs, entropies, kl_coef, rewards)
+
+
+# Phase 3: advantages.
+
+
+def compute_advantages(ppo: PPO, rollout: Rollout, rewards: Rewards) -> Advantages:
+    """3.1 values of the critic, 3.2 advantages and returns by GAE, 3.3 advantages whitened over the rollout."""
+    values = all_values(ppo, rollout)
+    advantages, returns = gae(rewards.rewards, values, rollout.mask, ppo.args.gamma, ppo.args.lam)
+    return Advantages(values, masked_whiten(advantages, rollout.mask), returns)
+
+
+# Phase 4: update.
+
+
+def update(
+    ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, policy_learns: bool
+) -> dict[str, float]:
+    """Several epochs over the rollout, in shuffled minibatches; policy and critic take one step on each.
+
+    Each of the two has a backward pass and an optimizer of its own, so there is no vf_coef to weigh their losses. One
+    backward pass through both would run after the adapter has been switched, and gradient checkpointing would then
+    recompute the policy's activations with the critic's adapter: no error, wrong gradients.
+    """
+    import torch
+
+    args, learns = ppo.args, policy_learns
+    figures: dict[str, list[float]] = defaultdict(list, {"loss": [] if learns else [0.0]})
+    for _ in range(args.num_ppo_epochs):
+        order = torch.randperm(len(rollout)).tolist()
+        for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
+            stats = {}
+            if learns:
+                stats = update_policy(ppo, rollout, rewards, advantages, minibatch)
+                learns = not stats["policy/stopped"]
+            for name, value in (stats | update_critic(ppo, rollout, advantages, minibatch)).items():
+                figures[name].append(value)
+    figures["learning_rate"], figures["critic/learning_rate"] = [ppo.policy.learning_rate], [ppo.critic.learning_rate]
+    if policy_learns:
+        ppo.policy.schedule.step()
+    ppo.critic.schedule.step()
+    return {name: sum(values) / len(values) for name, values in figures.items()}
+
+
+def update_policy(
+    ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, minibatch: list[int]
+) -> dict[str, float]:
+    """4.1 One optimization step of the policy, unless it has moved too far from the policy that sampled."""
+    args, stats = ppo.args, defaultdict(float)
+    count = int(rollout.mask[minibatch].sum())  # every token weighs the same, whichever pass it is in
+    for index in split(minibatch, args.per_device_train_batch_size):
+        part = rollout.take(index)
+        columns = part.mask.shape[1]
+        old_log_probs = rewards.log_probs[index, :columns]
+        log_probs, _ = log_probs_of(ppo, part)  # (b, c)
+        losses = policy_losses(log_probs, old_log_probs, advantages.advantages[index, :columns], args.cliprange)
+        loss = (losses * part.mask).sum() / count
+        ppo.policy.backward(loss)
+
+        log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
+        ratios = log_ratios.exp()
+        stats["loss"] += float(loss.detach())
+        stats["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
+        stats["policy/clip_fraction"] += float(((ratios - 1).abs() > args.cliprange).sum()) / count
+        stats["policy/ratio"] += float(ratios.sum()) / count
+    stopped = stats["policy/approx_kl"] > args.max_approx_kl
+    gradient_norm = 0.0
+    if stopped:
+        ppo.policy.discard()
+    else:
+        gradient_norm = ppo.policy.step()
+    return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
+
+
+def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]) -> dict[str, float]:
+    """4.2 One optimization step of the critic."""
+    args, stats = ppo.args, defaultdict(float)
+    count = int(rollout.mask[minibatch].sum())
+    with active_adapter(ppo.model, "critic"):
+        for index in split(minibatch, args.per_device_train_batch_size):
+            part = rollout.take(index)
+            columns = part.mask.shape[1]
+            old_values, returns = advantages.values[index, :columns], advantages.returns[index, :columns]
+            values = values_of(ppo, part)  # (b, c)
+            loss = (value_losses(values, old_values, returns, args.cliprange_value) * part.mask).sum() / count
+            ppo.critic.backward(loss)
+
+            moved = (values.detach() - old_values).abs() > args.cliprange_value
+            stats["value/loss"] += float(loss.detach())
+            stats["value/clip_fraction"] += float((moved & part.mask).sum()) / count
+    return {**stats, "value/grad_norm": ppo.critic.step()}
+
+
+# The arithmetic: tensors (B, C) and a bool mask that is false at padding; no model is needed.
+
+
+def shaped_rewards(scores: "Tensor", kl: "Tensor", kl_coef: float, mask: "Tensor") -> "Tensor":
+    """Rewards (B, C): -kl_coef x kl at each token, and the score (B,) on top at the last token of the completion."""
+    rewards = -kl_coef * kl * mask
+    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", gamma: float, lam: float) -> "tuple[Tensor, Tensor]":
+    """Advantages and returns (B, C) by generalized advantage estimation (arXiv:1506.02438).
+
+    delta_t = r_t + gamma V_t+1 - V_t;  A_t = delta_t + gamma lam A_t+1;  returns are A + V. After the last token the
+    value is 0: a truncated completion ends there as well.
+    """
+    advantages = rewards.new_zeros(rewards.shape)
+    next_value = next_advantage = rewards.new_zeros(len(rewards))  # (B,)
+    for column in reversed(range(rewards.shape[1])):
+        delta = rewards[:, column] + gamma * next_value - values[:, column]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, column]
+        next_value = values[:, column] * mask[:, column]
+        advantages[:, column] = next_advantage
+    return advantages, (advantages + values) * mask
+
+
+def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """(B, C) shifted and scaled to mean 0 and standard deviation 1 over the mask; 0 outside."""
+    centred = values - masked_mean(values, mask)
+    return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
+
+
+def policy_losses(log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float) -> "Tensor":
+    """-min(ratio A, clip(ratio) A) by token, (B, C); ratio = exp(log_probs - old). Only log_probs has a gradient."""
+    ratios = (log_probs - old.detach()).clamp(-20, 20).exp()  # the clamp keeps a wild token from being infinite
+    advantages = advantages.detach()
+    return (-advantages * ratios).maximum(-advantages * ratios.clamp(1 - cliprange, 1 + cliprange))
+
+
+def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "Tensor":
+    """Half the squared error, or that of the value clipped to `cliprange` about the old one if it is larger; (B, C)."""
+    old, returns = old.detach(), returns.detach()
+    clipped = old + (values - old).clamp(-cliprange, cliprange)
+    return ((values - returns) ** 2).maximum((clipped - returns) ** 2) / 2
+
+
+def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
+    returns, errors = returns[mask], (returns - values)[mask]
+    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
+
+
+@dataclass
+class KLController:
+    """The weight of the KL penalty, steered so that KL(policy || reference) stays near a target.
+
+    It changes by a fifth in `horizon` completions at most (arXiv:1909.08593, section 2.2).
+    """
+
+    coef: float
+    target: float | None  # nats in a whole completion; None keeps the weight as it is
+    horizon: int
+
+    def update(self, kl: float, count: int) -> None:
+        """`kl` is the mean over `count` completions, in nats in a whole one."""
+        if self.target is not None:
+            error = max(-0.2, min(0.2, kl / self.target - 1))
+            self.coef *= 1 + error * count / self.horizon
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all scores so far, by the parallel update of Chan, Golub and LeVeque (1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared distances from the mean
+
+    def update(self, values: list[float]) -> None:
+        mean, std = moments(values)
+        count, apart = self.count + len(values), mean - self.mean
+        self.squares += std**2 * len(values) + apart**2 * self.count * len(values) / count
+        self.mean += apart * len(values) / count
+        self.count = count
+
+    def normalize(self, value: float) -> float:
+        return (value - self.mean) / (math.sqrt(self.squares / self.count) + 1e-8)
+
+
+def moments(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation of these values."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 # Checkpoints: the policy's adapter at the root, the critic's and its head in a folder, all the rest in ppo_state.pt.
@@ -977,9 +1055,9 @@ def save_checkpoint(ppo: PPO, folder: Path) -> None:
     rest = {
         "policy": ppo.policy.state(),
         "critic": ppo.critic.state(),
-        "kl_coef": ppo.kl_coef,
-        "scores": asdict(ppo.scores),
-        "prompts": ppo.prompts.state(),
+        "kl_coef": ppo.kl_controller.coef,
+        "score_moments": asdict(ppo.score_moments),
+        "prompt_sampler": ppo.prompt_sampler.state(),
         "random": random_state(),
     }
     torch.save(rest, folder / "ppo_state.pt")
@@ -998,9 +1076,9 @@ def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     rest = torch.load(checkpoint / "ppo_state.pt", map_location="cpu", weights_only=True)
     ppo.policy.restore(rest["policy"])
     ppo.critic.restore(rest["critic"])
-    ppo.kl_coef = rest["kl_coef"]
-    ppo.scores = RunningMoments(**rest["scores"])
-    ppo.prompts.restore(rest["prompts"])
+    ppo.kl_controller.coef = rest["kl_coef"]
+    ppo.score_moments = RunningMoments(**rest["score_moments"])
+    ppo.prompt_sampler.restore(rest["prompt_sampler"])
     restore_random_state(rest["random"])
 
 

@@ -8,7 +8,9 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ppo
 import pytest
@@ -29,7 +31,7 @@ LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and answer
 SCORES = [0.5, -1.0, 2.0, 0.1]
 
 
-def answers(seed: int = 0) -> list[Completion]:
+def completions(seed: int = 0) -> list[Completion]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(1, 2048, (sum(lengths),), generator=generator).tolist() for lengths in LENGTHS]
     return [
@@ -71,7 +73,6 @@ def setting(tmp_path):
         num_ppo_epochs=2,
         max_approx_kl=1e9,
         critic_warmup_steps=0,
-        reward_weight=0.0,
     )
     settings = TrainingArguments(output_dir=str(tmp_path), optim="adamw_torch_fused", max_grad_norm=1e9)
     rows = [Prompt(str(index), [{"role": "user", "content": str(index)}]) for index in range(4)]
@@ -79,31 +80,39 @@ def setting(tmp_path):
     parts = ppo.PPO(
         args=args,
         model=model,
-        pad_token_id=PAD,
-        sample=lambda rows, length, temperature: answers(),
-        rules=[Reward("given", 1.0, lambda completions, **_: SCORES)],
-        reward_head=heads["reward"],
+        tokenizer=SimpleNamespace(pad_token_id=PAD),
+        end="",
+        reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
+        reward_head=None,
         reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
         policy=Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
         critic=Learner(critic_parameters, settings, 1e-2, 10),
-        kl_coef=KL_COEF,
-        scores=ppo.RunningMoments(),
-        prompts=ppo.PromptSampler(rows, "off", "entropy", seed=0),
+        prompt_sampler=ppo.PromptSampler(rows, "off", "entropy", seed=0),
+        score_moments=ppo.RunningMoments(),
+        kl_controller=ppo.KLController(KL_COEF, None, 10_000),
     )
-    return parts, plain
+    return parts, plain, heads["reward"]
 
 
-def rollout(setting) -> ppo.Episodes:
-    parts, _ = setting
-    episodes = ppo.generate(parts)
-    ppo.compute_reward(parts, episodes)
-    ppo.compute_advantages(parts, episodes)
-    return episodes
+ALL = [0, 2, 1, 3]  # in passes of two, of different widths
 
 
-def halves(episodes: ppo.Episodes) -> list[ppo.Episodes]:
-    return [episodes.take([2, 0]), episodes.take([1, 3])]  # of different widths
+def phases(parts: ppo.PPO) -> tuple[ppo.Rollout, ppo.Scores, ppo.Rewards, ppo.Advantages]:
+    """What phases 1 to 3 return, with given completions in place of sampled ones."""
+    rollout = ppo.as_rollout(parts.prompt_sampler.draw(4), completions(), PAD, "cpu")
+    scores = ppo.score(parts, rollout)
+    if parts.args.normalize_scores:
+        parts.score_moments.update(scores.total)
+    rewards = ppo.compute_rewards(parts, rollout, scores)
+    return rollout, scores, rewards, ppo.compute_advantages(parts, rollout, rewards)
+
+
+def update_both(parts, rollout, rewards, advantages) -> tuple[dict[str, float], dict[str, float]]:
+    return (
+        ppo.update_policy(parts, rollout, rewards, advantages, ALL),
+        ppo.update_critic(parts, rollout, advantages, ALL),
+    )
 
 
 def in_64_bit(plain, model, name: str | None):
@@ -124,19 +133,22 @@ def in_64_bit(plain, model, name: str | None):
     return whole, leaves
 
 
-def slow_log_probs(whole, said: Completion) -> torch.Tensor:
-    logits = whole(input_ids=torch.tensor([said.prompt_ids + said.completion_ids])).logits[0].double() / TEMPERATURE
-    first = len(said.prompt_ids) - 1
+def slow_log_probs(whole, completion: Completion) -> torch.Tensor:
+    logits = (
+        whole(input_ids=torch.tensor([completion.prompt_ids + completion.completion_ids])).logits[0].double()
+        / TEMPERATURE
+    )
+    first = len(completion.prompt_ids) - 1
     return torch.stack(
-        [logits[first + t].log_softmax(-1)[token] for t, token in enumerate(said.completion_ids)]
+        [logits[first + t].log_softmax(-1)[token] for t, token in enumerate(completion.completion_ids)]
     )  # (c,)
 
 
-def slow_values(whole, head, said: Completion) -> torch.Tensor:
-    ids = torch.tensor([said.prompt_ids + said.completion_ids])
+def slow_values(whole, head, completion: Completion) -> torch.Tensor:
+    ids = torch.tensor([completion.prompt_ids + completion.completion_ids])
     hidden = whole.model(input_ids=ids).last_hidden_state[0]
-    first = len(said.prompt_ids) - 1
-    return torch.stack([(hidden[first + t] * head).sum() for t in range(len(said.completion_ids))])
+    first = len(completion.prompt_ids) - 1
+    return torch.stack([(hidden[first + t] * head).sum() for t in range(len(completion.completion_ids))])
 
 
 def slow_advantages(parts, plain):
@@ -146,11 +158,14 @@ def slow_advantages(parts, plain):
     head = parts.critic_head.weight.detach().double()[0]
     found = []
     with torch.no_grad():
-        for said, score in zip(answers(), SCORES, strict=True):
-            log_probs, reference = slow_log_probs(policy, said), slow_log_probs(copy.deepcopy(plain).double(), said)
-            values = slow_values(critic, head, said)
+        for completion, score in zip(completions(), SCORES, strict=True):
+            log_probs, reference = (
+                slow_log_probs(policy, completion),
+                slow_log_probs(copy.deepcopy(plain).double(), completion),
+            )
+            values = slow_values(critic, head, completion)
             rewards = (-KL_COEF * (log_probs - reference)).tolist()
-            rewards[-1] += score - (0.0 if said.ended else 0.25)
+            rewards[-1] += score - (0.0 if completion.ended else 0.25)
             after, advantage, advantages = 0.0, 0.0, []
             for reward, value in zip(reversed(rewards), reversed(values.tolist()), strict=True):
                 advantage = reward + 0.97 * after - value + 0.97 * 0.9 * advantage
@@ -176,52 +191,51 @@ def assert_rows(tensor, expected, tolerance=1e-4):
 
 
 def test_policy_reference_and_critic_are_three_models_seen_through_the_same_padding(setting):
-    parts, plain = setting
-    episodes = rollout(setting)
+    parts, plain, _ = setting
+    _, _, rewards, advantages = phases(parts)
     slow = slow_advantages(parts, plain)
-    assert_rows(episodes.log_probs, [row[0] for row in slow])
-    assert_rows(episodes.ref_log_probs, [row[1] for row in slow])
-    assert_rows(episodes.values, [row[2] for row in slow])
-    assert float((episodes.log_probs - episodes.ref_log_probs).abs().max()) > 0.1  # so that equal is not always equal
+    assert_rows(rewards.log_probs, [row[0] for row in slow])
+    assert_rows(rewards.ref_log_probs, [row[1] for row in slow])
+    assert_rows(advantages.values, [row[2] for row in slow])
+    assert float((rewards.log_probs - rewards.ref_log_probs).abs().max()) > 0.1  # so that equal is not always equal
 
 
-def test_the_reward_comes_at_the_last_token_and_the_penalties_where_they_belong(setting):
-    parts, plain = setting
-    episodes = rollout(setting)
-    assert_rows(episodes.rewards, [row[5] for row in slow_advantages(parts, plain)])
-    parts.kl_coef = 0.0
-    ppo.compute_reward(parts, episodes)
-    for row, (_, length), score in zip(episodes.rewards, LENGTHS, [0.5, -1.25, 2.0, 0.1], strict=True):
+def test_the_score_comes_at_the_last_token_and_the_penalties_where_they_belong(setting):
+    parts, plain, _ = setting
+    _, _, rewards, _ = phases(parts)
+    assert_rows(rewards.rewards, [row[5] for row in slow_advantages(parts, plain)])
+    parts.kl_controller.coef = 0.0
+    _, _, rewards, _ = phases(parts)
+    for row, (_, length), score in zip(rewards.rewards, LENGTHS, [0.5, -1.25, 2.0, 0.1], strict=True):
         assert row.nonzero().tolist() == [[length - 1]]
         assert float(row[length - 1]) == pytest.approx(score)
 
 
 def test_advantages_are_those_of_a_slow_loop(setting):
-    parts, plain = setting
-    episodes = rollout(setting)
+    parts, plain, _ = setting
+    _, _, _, advantages = phases(parts)
     slow = slow_advantages(parts, plain)
-    assert_rows(episodes.advantages, [row[3] for row in slow], 1e-3)
-    assert_rows(episodes.returns, [row[4] for row in slow], 1e-3)
+    assert_rows(advantages.advantages, [row[3] for row in slow], 1e-3)
+    assert_rows(advantages.returns, [row[4] for row in slow], 1e-3)
 
 
 def test_at_the_first_minibatch_nothing_has_moved(setting):
-    parts, _ = setting
-    episodes = rollout(setting)
-    policy = ppo.update_policy(parts, halves(episodes))
+    parts, _, _ = setting
+    rollout, _, rewards, advantages = phases(parts)
+    policy, critic = update_both(parts, rollout, rewards, advantages)
     assert policy["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert policy["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert policy["policy/clip_fraction"] == 0.0
     assert policy["policy/grad_norm"] > 0
-    critic = ppo.update_critic(parts, halves(episodes))
     assert critic["value/clip_fraction"] == 0.0
-    moved = ppo.update_policy(parts, halves(episodes))  # and then it has
+    moved, _ = update_both(parts, rollout, rewards, advantages)  # and then it has
     assert moved["policy/approx_kl"] > 0
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "torch's", "reentrant, as Unsloth's"])
 def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkpointing, monkeypatch):
     """After two updates, so that ratios and values have moved and some are clipped."""
-    parts, plain = setting
+    parts, plain, _ = setting
     if checkpointing != "off":
         reentrant = checkpointing != "torch's"
         parts.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -233,19 +247,18 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
                 "checkpoint",
                 lambda function, *inputs, **options: own(function, *inputs, **{**options, "use_reentrant": True}),
             )
-    monkeypatch.setattr(log_probs, "CHUNK", 4)  # as with a real model, an answer is in several
-    episodes = rollout(setting)
+    monkeypatch.setattr(log_probs, "CHUNK", 4)  # as with a real model, a completion is in several
+    rollout, _, rewards, advantages = phases(parts)
     slow = slow_advantages(parts, plain)
     old_head = parts.critic_head.weight.detach().clone()
     for _ in range(2):
-        ppo.update_policy(parts, halves(episodes))
-        ppo.update_critic(parts, halves(episodes))
+        update_both(parts, rollout, rewards, advantages)
     assert not torch.equal(parts.critic_head.weight, old_head)
 
     gradients = {}
     for learner in (parts.policy, parts.critic):
         monkeypatch.setattr(learner, "step", lambda: 0.0)  # keep the gradient
-    clipped = ppo.update_policy(parts, halves(episodes))["policy/clip_fraction"]
+    clipped = ppo.update_policy(parts, rollout, rewards, advantages, ALL)["policy/clip_fraction"]
     for name, parameter in parts.model.named_parameters():
         assert parameter.grad is None or not parameter.grad.any() or ".default." in name, name
         gradients |= {name: parameter.grad} if ".default." in name else {}
@@ -253,9 +266,9 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
 
     policy, leaves = in_64_bit(plain, parts.model, "default")
     count, loss = sum(length for _, length in LENGTHS), 0.0
-    for said, (old, _, _, advantages, _, _) in zip(answers(), slow, strict=True):
-        ratios = (slow_log_probs(policy, said) - old).exp()
-        for ratio, advantage in zip(ratios, advantages, strict=True):
+    for completion, (old, _, _, white, _, _) in zip(completions(), slow, strict=True):
+        ratios = (slow_log_probs(policy, completion) - old).exp()
+        for ratio, advantage in zip(ratios, white, strict=True):
             loss = loss - torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) / count
     loss.backward()
     assert leaves.keys() == gradients.keys()
@@ -263,15 +276,15 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
         assert relative_error(gradients[name], leaf.grad) < 1e-4, name
 
     parts.policy.discard()
-    ppo.update_critic(parts, halves(episodes))
+    ppo.update_critic(parts, rollout, advantages, ALL)
     for name, parameter in parts.model.named_parameters():
         assert parameter.grad is None or not parameter.grad.any() or ".critic." in name, name
     critic, leaves = in_64_bit(plain, parts.model, "critic")
     head = parts.critic_head.weight.detach().double()[0].requires_grad_()
     bias = float(parts.critic_head.bias.detach())
     loss = 0.0
-    for said, (_, _, old, _, returns, _) in zip(answers(), slow, strict=True):
-        values = slow_values(critic, head, said) + bias
+    for completion, (_, _, old, _, returns, _) in zip(completions(), slow, strict=True):
+        values = slow_values(critic, head, completion) + bias
         within = torch.max(torch.min(values, old + 0.2), old - 0.2)
         loss = loss + torch.max((values - returns) ** 2, (within - returns) ** 2).sum() / 2 / count
     loss.backward()
@@ -280,87 +293,118 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
         assert relative_error(parts.model.get_parameter(name).grad, leaf.grad) < 1e-4, name
 
 
-def test_padding_is_seen_by_nothing(setting):
-    """Other tokens there, and more of them, change no number."""
-    parts, _ = setting
-    episodes, other = rollout(setting), rollout(setting)
-    other.input_ids = torch.where(other.attention_mask.bool(), other.input_ids, 77)
-    other.tokens = torch.where(other.mask, other.tokens, 77)
-    for tensor in ("log_probs", "values", "advantages", "returns"):
-        setattr(other, tensor, torch.where(other.mask, getattr(other, tensor), 1e3))
-    one, two = (ppo.update_policy(copy.deepcopy(parts), [e.take([0, 1, 2, 3])]) for e in (episodes, other))
-    assert one == pytest.approx(two, rel=1e-5)
-    one, two = (ppo.update_critic(copy.deepcopy(parts), [e.take([0, 1, 2, 3])]) for e in (episodes, other))
-    assert one == pytest.approx(two, rel=1e-5)
+def test_padding_changes_no_number(setting):
+    """Other tokens there change nothing, in one pass of all completions."""
+    parts, _, _ = setting
+    parts.args = replace(parts.args, per_device_train_batch_size=4)
+    rollout, _, rewards, advantages = phases(parts)
+    other = replace(
+        rollout,
+        input_ids=torch.where(rollout.attention_mask.bool(), rollout.input_ids, 77),
+        tokens=torch.where(rollout.mask, rollout.tokens, 77),
+    )
+
+    def filled(record, *names):
+        return replace(record, **{name: torch.where(rollout.mask, getattr(record, name), 1e3) for name in names})
+
+    other_rewards, other_advantages = (
+        filled(rewards, "log_probs"),
+        filled(advantages, "values", "advantages", "returns"),
+    )
+    one = update_both(copy.deepcopy(parts), rollout, rewards, advantages)
+    two = update_both(copy.deepcopy(parts), other, other_rewards, other_advantages)
+    for first, second in zip(one, two, strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
 
 
-def test_the_policy_stops_once_it_is_too_far_and_the_critic_goes_on(setting):
-    parts, _ = setting
-    parts.args = ppo.replace(parts.args, max_approx_kl=1e-6, num_ppo_epochs=3)
-    stats = ppo.step(parts, rollout(setting), 0)
+def test_the_policy_stops_once_it_is_too_far_and_the_critic_continues(setting):
+    parts, _, _ = setting
+    parts.args = replace(parts.args, max_approx_kl=1e-6, num_ppo_epochs=3)
+    rollout, _, rewards, advantages = phases(parts)
+    stats = ppo.update(parts, rollout, rewards, advantages, policy_learns=True)
     assert stats["policy/stopped"] == 0.5  # the second update was the last, and was not taken
     assert parts.policy.optimizer.state[parts.policy.parameters[0]]["step"] == 1
     assert parts.critic.optimizer.state[parts.critic.parameters[0]]["step"] == 3
 
 
 def test_while_the_critic_warms_up_the_policy_stays(setting):
-    parts, _ = setting
-    parts.args = ppo.replace(parts.args, critic_warmup_steps=1)
-    episodes = rollout(setting)
+    parts, _, _ = setting
+    rollout, _, rewards, advantages = phases(parts)
     before = [parameter.detach().clone() for parameter in parts.policy.parameters]
-    ppo.step(parts, episodes, 0)
+    ppo.update(parts, rollout, rewards, advantages, policy_learns=False)
     assert all(torch.equal(old, new) for old, new in zip(before, parts.policy.parameters, strict=True))
-    ppo.step(parts, episodes, 1)
+    assert parts.critic.optimizer.state[parts.critic.parameters[0]]["step"] == 2
+    ppo.update(parts, rollout, rewards, advantages, policy_learns=True)
     assert not all(torch.equal(old, new) for old, new in zip(before, parts.policy.parameters, strict=True))
 
 
+def test_a_step_runs_the_phases_in_order_and_changes_what_goes_from_step_to_step(setting, monkeypatch):
+    parts, _, _ = setting
+    parts.args = replace(parts.args, normalize_scores=True, critic_warmup_steps=1)
+    parts.kl_controller = ppo.KLController(KL_COEF, target=1e-6, horizon=40)
+    monkeypatch.setattr(ppo, "complete", lambda parts, prompts, length, temperature: completions())
+    rollout, scores, stats = ppo.ppo_step(parts, 0)
+    assert rollout.completions == completions()
+    assert scores.total == SCORES
+    assert parts.score_moments.count == 4
+    assert parts.score_moments.mean == pytest.approx(0.4)
+    assert stats["objective/kl_coef"] == KL_COEF  # that of this step
+    assert parts.kl_controller.coef == pytest.approx(KL_COEF * (1 + 0.2 * 4 / 40))  # that of the next one
+    assert set(parts.prompt_sampler.seen) == {0, 1, 2, 3}
+    assert "policy/approx_kl" not in stats
+    _, _, stats = ppo.ppo_step(parts, 1)
+    assert stats["policy/approx_kl"] >= 0
+    assert {"time/generate", "time/reward", "time/advantages", "time/step"} <= stats.keys()
+
+
 def test_the_reward_model_scores_with_its_own_adapter_and_is_not_trained(setting):
-    parts, plain = setting
-    parts.args = ppo.replace(parts.args, reward_weight=0.5)
+    parts, plain, parts.reward_head = setting
+    parts.args = replace(parts.args, reward_weight=0.5)
     frozen = {n: p.detach().clone() for n, p in parts.model.named_parameters() if ".reward." in n or "base_layer" in n}
-    episodes = rollout(setting)
+    rollout, scores, rewards, advantages = phases(parts)
     whole, _ = in_64_bit(plain, parts.model, "reward")
     head = parts.reward_head.weight.detach().double()[0]
-    for index, said in enumerate(answers()):
-        ids = torch.tensor([said.prompt_ids + said.completion_ids])
+    for index, completion in enumerate(completions()):
+        ids = torch.tensor([completion.prompt_ids + completion.completion_ids])
         with torch.no_grad():
             expected = float((whole.model(input_ids=ids).last_hidden_state[0, -1] * head).sum())
-        assert episodes.parts[ppo.REWARD_MODEL][index] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-        assert episodes.scores[index] == pytest.approx(SCORES[index] + 0.5 * expected, rel=1e-3, abs=1e-4)
-    ppo.step(parts, episodes, 0)
+        assert scores.parts[ppo.REWARD_MODEL][index] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert scores.total[index] == pytest.approx(SCORES[index] + 0.5 * expected, rel=1e-3, abs=1e-4)
+    ppo.update(parts, rollout, rewards, advantages, policy_learns=True)
     for name, old in frozen.items():
         assert torch.equal(old, parts.model.get_parameter(name)), name
     assert parts.model.active_adapter == "default"
 
 
 def test_scores_are_normalized_clipped_and_then_penalized(setting):
-    parts, _ = setting
-    parts.args = ppo.replace(parts.args, normalize_scores=True, score_clip=1.0)
-    parts.kl_coef = 0.0
-    episodes = ppo.generate(parts)
-    stats = ppo.compute_reward(parts, episodes)
+    parts, _, _ = setting
+    parts.args = replace(parts.args, normalize_scores=True, score_clip=1.0)
+    parts.kl_controller.coef = 0.0
+    rollout, scores, rewards, advantages = phases(parts)
+    stats = ppo.step_metrics(parts, rollout, scores, rewards, advantages)
     mean, spread = 0.4, 1.0747  # of 0.5 -1.0 2.0 0.1
     expected = [0.1 / spread, -1.0 - 0.25, 1.0, -0.3 / spread]
-    assert episodes.rewards.sum(1).tolist() == pytest.approx(expected, abs=1e-4)
+    assert rewards.rewards.sum(1).tolist() == pytest.approx(expected, abs=1e-4)
     assert stats["score/mean"] == pytest.approx(mean)
     assert stats["response/no_end"] == 0.25
     assert stats["response/length"] == 4.0
 
 
-def test_a_checkpoint_brings_everything_back(setting, tmp_path):
-    parts, _ = setting
-    ppo.step(parts, rollout(setting), 0)
-    parts.kl_coef = 0.123
-    parts.scores.update([1.0, 5.0])
+def test_a_checkpoint_restores_everything(setting, tmp_path, monkeypatch):
+    parts, _, _ = setting
+    monkeypatch.setattr(ppo, "complete", lambda parts, prompts, length, temperature: completions())
+    ppo.ppo_step(parts, 0)
+    parts.kl_controller.coef = 0.123
+    parts.score_moments.update([1.0, 5.0])
     ppo.save_checkpoint(parts, tmp_path / "checkpoint-1")
     drawn = torch.rand(3)
-    ppo.step(parts, rollout(setting), 1)
+    ppo.ppo_step(parts, 1)
     other = copy.deepcopy(parts)
     ppo.load_checkpoint(other, tmp_path / "checkpoint-1")
     assert torch.equal(torch.rand(3), drawn)
-    assert other.kl_coef == 0.123
-    assert other.scores == ppo.RunningMoments(2, 3.0, 8.0)
-    ppo.step(other, rollout((other, None)), 1)
+    assert other.kl_controller.coef == 0.123
+    assert other.score_moments == ppo.RunningMoments(2, 3.0, 8.0)
+    ppo.ppo_step(other, 1)
     for one, two in zip(parts.policy.parameters, other.policy.parameters, strict=True):
         assert torch.equal(one, two)
     for one, two in zip(parts.critic.parameters, other.critic.parameters, strict=True):

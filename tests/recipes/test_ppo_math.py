@@ -156,8 +156,17 @@ def test_running_moments_are_those_of_all_values_so_far():
     assert abs(constant.normalize(0.1)) < 1e-3
 
 
-def test_the_weight_of_the_kl_is_steered_towards_its_target():
-    assert ppo.steered(0.1, kl=6.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.1)
-    assert ppo.steered(0.1, kl=60.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.102)  # a fifth at most
-    assert ppo.steered(0.1, kl=0.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.098)
-    assert ppo.steered(0.1, kl=6.6, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.101)
+@pytest.mark.parametrize(
+    ("kl", "target", "coef"),
+    [
+        (6.0, 6.0, 0.1),
+        (60.0, 6.0, 0.102),  # a fifth at most
+        (0.0, 6.0, 0.098),
+        (6.6, 6.0, 0.101),
+        (60.0, None, 0.1),
+    ],
+)
+def test_the_weight_of_the_kl_is_steered_towards_its_target(kl, target, coef):
+    controller = ppo.KLController(0.1, target, horizon=1000)
+    controller.update(kl, 100)
+    assert controller.coef == pytest.approx(coef)
