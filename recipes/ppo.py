@@ -399,11 +399,12 @@ def main() -> None:
             keep_samples(run.folder / "samples.jsonl", rollout, scores, args.sample_prompts, state.global_step)
 
             state.global_step += 1
-            state.epoch = state.global_step * args.rollout_batch_size / len(rows)
+            episode = state.global_step * args.rollout_batch_size  # a prompt with its completion, TRL's word
+            state.epoch = episode / len(rows)
             state.num_input_tokens_seen += int(rollout.attention_mask.sum())
             callbacks.on_step_end(settings, state, control)
-            if control.should_log:
-                callbacks.on_log(settings, state, control, logs=stats)
+            if control.should_log or state.global_step == steps:
+                callbacks.on_log(settings, state, control, logs={**stats, "episode": episode})
             if control.should_save:
                 save_checkpoint(ppo, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
                 callbacks.on_save(settings, state, control)
@@ -433,13 +434,13 @@ def main() -> None:
 LIVE_LINE = {
     "score": "score/mean",
     "kl": "objective/kl",
-    "entropy": "objective/entropy",
+    "entropy": "policy/entropy",
     "approx kl": "policy/approx_kl",
-    "clipped": "policy/clip_fraction",
-    "value loss": "value/loss",
+    "clipped": "policy/clipfrac_avg",
+    "value loss": "loss/value_avg",
     "explained": "value/explained_variance",
-    "length": "response/length",
-    "no end": "response/no_end",
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
 }
 
 
@@ -539,34 +540,38 @@ def forget_after(file: Path, number: int) -> None:
 def step_metrics(
     ppo: "PPO", rollout: "Rollout", scores: "Scores", rewards: "Rewards", advantages: "Advantages"
 ) -> dict[str, float]:
-    """What the log says of a rollout; `update` has the metrics of the losses."""
-    mask, completions = rollout.mask, rollout.completions
-    return {
-        "objective/kl": float((rewards.log_probs - rewards.ref_log_probs).sum(1).mean()),
+    """The metrics of a rollout; `update` has those of the losses. Means are over completions, or over their tokens.
+
+    A key that TRL has too (objective/*, val/*, episode of its PPOTrainer; completions/*, rewards/* of its GRPOTrainer)
+    is the same quantity as there.
+    """
+    mask, completions, count = rollout.mask, rollout.completions, len(rollout)
+    kl = float((rewards.kl * mask).sum(1).mean())
+    ended = sum(completion.ended for completion in completions)
+    metrics = {
+        "objective/kl": kl,  # of a whole completion, by --kl-estimator
         "objective/kl_coef": rewards.kl_coef,
-        "objective/entropy": float(masked_mean(rewards.entropies, mask)),
-        "objective/reward": float(rewards.rewards.sum(1).mean()),
-        **score_metrics(ppo, scores),
-        "score/normalized": sum(rewards.scores) / len(rollout),
-        "response/length": sum(len(completion.completion_ids) for completion in completions) / len(rollout),
-        "response/no_end": sum(not completion.ended for completion in completions) / len(rollout),
+        "objective/entropy": -float(rewards.log_probs.sum(1).mean()),  # of a whole completion
+        "objective/scores": sum(rewards.scores) / count,  # normalized, clipped and penalized
+        "objective/non_score_reward": -rewards.kl_coef * kl,
+        "objective/rlhf_reward": float(rewards.rewards.sum(1).mean()),  # the sum of the two lines above
+        "policy/entropy": float(masked_mean(rewards.entropies, mask)),  # of a token's distribution, when it was sampled
         "value/mean": float(masked_mean(advantages.values, mask)),
         "value/explained_variance": float(explained_variance(advantages.values, advantages.returns, mask)),
+        "completions/mean_length": sum(len(completion.completion_ids) for completion in completions) / count,
+        "completions/clipped_ratio": (count - ended) / count,  # the share that was truncated
+        "val/num_eos_tokens": ended,
     }
-
-
-def score_metrics(ppo: "PPO", scores: "Scores") -> dict[str, float]:
-    """Mean and spread of the scores: all together, the reward model's part, the reward functions', and each one's."""
-    mean, std = moments(scores.total)
-    metrics = {"score/mean": mean, "score/std": std}
+    # The scores as they were given: all together, the reward model's part, the reward functions' part, and each one's.
+    metrics["score/mean"], metrics["score/std"] = moments(scores.total)
     if REWARD_MODEL in scores.parts:
-        metrics["score/model"] = ppo.args.reward_weight * moments(scores.parts[REWARD_MODEL])[0]
+        metrics["score/reward_model"] = ppo.args.reward_weight * moments(scores.parts[REWARD_MODEL])[0]
     if ppo.reward_functions:
-        metrics["score/rules"] = mean - metrics.get("score/model", 0.0)
+        metrics["score/reward_functions"] = metrics["score/mean"] - metrics.get("score/reward_model", 0.0)
     for name, values in scores.parts.items():
-        known = [value for value in values if value is not None]  # None: it does not apply to that row
-        if known:
-            metrics[f"rewards/{name}/mean"], metrics[f"rewards/{name}/std"] = moments(known)
+        applies = [value for value in values if value is not None]
+        if applies:
+            metrics[f"rewards/{name}/mean"], metrics[f"rewards/{name}/std"] = moments(applies)
     return metrics
 
 
@@ -769,6 +774,7 @@ class Rewards:
     log_probs: "Tensor"  # (B, C) under the policy that sampled; 0 at padding, as all of these
     ref_log_probs: "Tensor"  # (B, C) under the reference policy
     entropies: "Tensor"  # (B, C) of the policy that sampled
+    kl: "Tensor"  # (B, C) estimated from the two
     kl_coef: float
     rewards: "Tensor"  # (B, C)
 
@@ -786,7 +792,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     """Step `number`, from 0: the rollout, its scores, and the metrics of the step."""
     args, stats = ppo.args, {}
     # Phase 1. Sample completions to prompts from the policy.
-    with seconds(stats, "time/generate"):
+    with seconds(stats, "time/sample"):
         rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size))
     # Phase 2. Score them, and take the KL divergence from the reference policy off the reward of each token.
     with seconds(stats, "time/reward"):
@@ -801,7 +807,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     with seconds(stats, "time/advantages"):
         advantages = compute_advantages(ppo, rollout, rewards)
     # Phase 4. Update policy and critic, several times on the same rollout.
-    with seconds(stats, "time/step"):
+    with seconds(stats, "time/update"):
         stats |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
     return rollout, scores, stats | step_metrics(ppo, rollout, scores, rewards, advantages)
 
@@ -854,7 +860,7 @@ def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
     # 2.5 Reward: minus kl_coef x KL at each token, and the score at the last token.
     kl_coef = ppo.kl_controller.coef
     rewards = shaped_rewards(torch.tensor(final, device=kl.device), kl, kl_coef, rollout.mask)
-    return Rewards(final, log_probs, ref_log_probs, entropies, kl_coef, rewards)
+    return Rewards(final, log_probs, ref_log_probs, entropies, kl, kl_coef, rewards)
 
 
 # Phase 3: advantages.
@@ -882,21 +888,23 @@ def update(
     import torch
 
     args, learns = ppo.args, policy_learns
-    figures: dict[str, list[float]] = defaultdict(list, {"loss": [] if learns else [0.0]})
+    stats: dict[str, list[float]] = defaultdict(list)
     for _ in range(args.num_ppo_epochs):
         order = torch.randperm(len(rollout)).tolist()
         for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
-            stats = {}
+            of_policy = {}
             if learns:
-                stats = update_policy(ppo, rollout, rewards, advantages, minibatch)
-                learns = not stats["policy/stopped"]
-            for name, value in (stats | update_critic(ppo, rollout, advantages, minibatch)).items():
-                figures[name].append(value)
-    figures["learning_rate"], figures["critic/learning_rate"] = [ppo.policy.learning_rate], [ppo.critic.learning_rate]
+                of_policy = update_policy(ppo, rollout, rewards, advantages, minibatch)
+                learns = not of_policy["policy/stopped"]
+            for name, value in (of_policy | update_critic(ppo, rollout, advantages, minibatch)).items():
+                stats[name].append(value)
+    metrics = {name: sum(values) / len(values) for name, values in stats.items()}
+    metrics |= {"lr": ppo.policy.learning_rate, "critic_lr": ppo.critic.learning_rate}
+    metrics["loss"] = metrics.get("loss/policy_avg", 0.0) + metrics["loss/value_avg"]
     if policy_learns:
         ppo.policy.schedule.step()
     ppo.critic.schedule.step()
-    return {name: sum(values) / len(values) for name, values in figures.items()}
+    return metrics
 
 
 def update_policy(
@@ -910,16 +918,17 @@ def update_policy(
         columns = part.mask.shape[1]
         old_log_probs = rewards.log_probs[index, :columns]
         log_probs, _ = log_probs_of(ppo, part)  # (b, c)
-        losses = policy_losses(log_probs, old_log_probs, advantages.advantages[index, :columns], args.cliprange)
+        losses, clipped = policy_losses(
+            log_probs, old_log_probs, advantages.advantages[index, :columns], args.cliprange
+        )
         loss = (losses * part.mask).sum() / count
         ppo.policy.backward(loss)
 
         log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
-        ratios = log_ratios.exp()
-        stats["loss"] += float(loss.detach())
+        stats["loss/policy_avg"] += float(loss.detach())
         stats["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
-        stats["policy/clip_fraction"] += float(((ratios - 1).abs() > args.cliprange).sum()) / count
-        stats["policy/ratio"] += float(ratios.sum()) / count
+        stats["policy/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
+        stats["val/ratio"] += float(log_ratios.exp().sum()) / count
     stopped = stats["policy/approx_kl"] > args.max_approx_kl
     gradient_norm = 0.0
     if stopped:
@@ -939,12 +948,11 @@ def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch:
             columns = part.mask.shape[1]
             old_values, returns = advantages.values[index, :columns], advantages.returns[index, :columns]
             values = values_of(ppo, part)  # (b, c)
-            loss = (value_losses(values, old_values, returns, args.cliprange_value) * part.mask).sum() / count
+            losses, clipped = value_losses(values, old_values, returns, args.cliprange_value)
+            loss = (losses * part.mask).sum() / count
             ppo.critic.backward(loss)
-
-            moved = (values.detach() - old_values).abs() > args.cliprange_value
-            stats["value/loss"] += float(loss.detach())
-            stats["value/clip_fraction"] += float((moved & part.mask).sum()) / count
+            stats["loss/value_avg"] += float(loss.detach())
+            stats["val/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
     return {**stats, "value/grad_norm": ppo.critic.step()}
 
 
@@ -980,18 +988,28 @@ def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
     return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
 
 
-def policy_losses(log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float) -> "Tensor":
-    """-min(ratio A, clip(ratio) A) by token, (B, C); ratio = exp(log_probs - old). Only log_probs has a gradient."""
+def policy_losses(
+    log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float
+) -> "tuple[Tensor, Tensor]":
+    """-min(ratio A, clip(ratio) A) by token, (B, C), and where clipping decides, bool (B, C).
+
+    ratio = exp(log_probs - old). Only log_probs has a gradient.
+    """
     ratios = (log_probs - old.detach()).clamp(-20, 20).exp()  # the clamp keeps a wild token from being infinite
     advantages = advantages.detach()
-    return (-advantages * ratios).maximum(-advantages * ratios.clamp(1 - cliprange, 1 + cliprange))
+    plain, clipped = -advantages * ratios, -advantages * ratios.clamp(1 - cliprange, 1 + cliprange)
+    return plain.maximum(clipped), clipped > plain
 
 
-def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "Tensor":
-    """Half the squared error, or that of the value clipped to `cliprange` about the old one if it is larger; (B, C)."""
+def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "tuple[Tensor, Tensor]":
+    """Half the squared error by token, (B, C), and where clipping decides, bool (B, C).
+
+    Clipping takes the value to within `cliprange` of the old one, where that makes the error larger.
+    """
     old, returns = old.detach(), returns.detach()
-    clipped = old + (values - old).clamp(-cliprange, cliprange)
-    return ((values - returns) ** 2).maximum((clipped - returns) ** 2) / 2
+    plain = (values - returns) ** 2
+    clipped = (old + (values - old).clamp(-cliprange, cliprange) - returns) ** 2
+    return plain.maximum(clipped) / 2, clipped > plain
 
 
 def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":

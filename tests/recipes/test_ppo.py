@@ -223,11 +223,11 @@ def test_at_the_first_minibatch_nothing_has_moved(setting):
     parts, _, _ = setting
     rollout, _, rewards, advantages = phases(parts)
     policy, critic = update_both(parts, rollout, rewards, advantages)
-    assert policy["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert policy["val/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert policy["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
-    assert policy["policy/clip_fraction"] == 0.0
+    assert policy["policy/clipfrac_avg"] == 0.0
     assert policy["policy/grad_norm"] > 0
-    assert critic["value/clip_fraction"] == 0.0
+    assert critic["val/clipfrac_avg"] == 0.0
     moved, _ = update_both(parts, rollout, rewards, advantages)  # and then it has
     assert moved["policy/approx_kl"] > 0
 
@@ -258,7 +258,7 @@ def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkp
     gradients = {}
     for learner in (parts.policy, parts.critic):
         monkeypatch.setattr(learner, "step", lambda: 0.0)  # keep the gradient
-    clipped = ppo.update_policy(parts, rollout, rewards, advantages, ALL)["policy/clip_fraction"]
+    clipped = ppo.update_policy(parts, rollout, rewards, advantages, ALL)["policy/clipfrac_avg"]
     for name, parameter in parts.model.named_parameters():
         assert parameter.grad is None or not parameter.grad.any() or ".default." in name, name
         gradients |= {name: parameter.grad} if ".default." in name else {}
@@ -354,7 +354,7 @@ def test_a_step_runs_the_phases_in_order_and_changes_what_goes_from_step_to_step
     assert "policy/approx_kl" not in stats
     _, _, stats = ppo.ppo_step(parts, 1)
     assert stats["policy/approx_kl"] >= 0
-    assert {"time/generate", "time/reward", "time/advantages", "time/step"} <= stats.keys()
+    assert {"time/sample", "time/reward", "time/advantages", "time/update"} <= stats.keys()
 
 
 def test_the_reward_model_scores_with_its_own_adapter_and_is_not_trained(setting):
@@ -386,8 +386,28 @@ def test_scores_are_normalized_clipped_and_then_penalized(setting):
     expected = [0.1 / spread, -1.0 - 0.25, 1.0, -0.3 / spread]
     assert rewards.rewards.sum(1).tolist() == pytest.approx(expected, abs=1e-4)
     assert stats["score/mean"] == pytest.approx(mean)
-    assert stats["response/no_end"] == 0.25
-    assert stats["response/length"] == 4.0
+    assert stats["completions/clipped_ratio"] == 0.25
+    assert stats["completions/mean_length"] == 4.0
+
+
+def test_metrics_with_a_name_of_trls_are_trls_quantities(setting):
+    """As trl/experimental/ppo/ppo_trainer.py of TRL 1.12 computes them, over completions one by one."""
+    parts, plain, _ = setting
+    rollout, scores, rewards, advantages = phases(parts)
+    stats = ppo.step_metrics(parts, rollout, scores, rewards, advantages)
+    slow = slow_advantages(parts, plain)
+    kl = sum(float((log_probs - reference).sum()) for log_probs, reference, *_ in slow) / 4
+    assert stats["objective/kl"] == pytest.approx(kl, rel=1e-3)
+    assert stats["objective/entropy"] == pytest.approx(-sum(float(row[0].sum()) for row in slow) / 4, rel=1e-4)
+    assert stats["objective/scores"] == pytest.approx((sum(SCORES) - 0.25) / 4)
+    assert stats["objective/non_score_reward"] == pytest.approx(-KL_COEF * kl, rel=1e-3)
+    both = stats["objective/non_score_reward"] + stats["objective/scores"]
+    assert stats["objective/rlhf_reward"] == pytest.approx(both, rel=1e-4)
+    assert stats["val/num_eos_tokens"] == 3
+    policy, critic = update_both(parts, rollout, rewards, advantages)
+    assert policy["loss/policy_avg"] == pytest.approx(0.0, abs=1e-5)  # ratios are 1, and advantages white
+    errors = [float(((row[2] - row[4]) ** 2).sum()) for row in slow]
+    assert critic["loss/value_avg"] == pytest.approx(sum(errors) / 2 / sum(length for _, length in LENGTHS), rel=1e-3)
 
 
 def test_a_checkpoint_restores_everything(setting, tmp_path, monkeypatch):
@@ -445,15 +465,17 @@ def test_on_scores_it_trains_a_reward_model_first_and_goes_on_after_ctrl_c(merge
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy begins as the reference
     assert rows[-1]["objective/kl"] != 0
+    times = ("time/sample", "time/reward", "time/advantages", "time/update")
+    of_policy = {"loss/policy_avg", "policy/approx_kl", "policy/clipfrac_avg", "val/ratio"}
     for row in rows:
         both = row["rewards/reward_model/mean"] + 0.5 * row["rewards/disclaimer/mean"]
         assert row["score/mean"] == pytest.approx(both, abs=1e-6)
-        assert row["score/model"] + row["score/rules"] == pytest.approx(row["score/mean"], abs=1e-6)
-        phases = ("time/generate", "time/reward", "time/advantages", "time/step")
-        assert {*phases, *ppo.LIVE_LINE.values()} - {"policy/approx_kl", "policy/clip_fraction"} <= row.keys()
+        assert row["score/reward_model"] + row["score/reward_functions"] == pytest.approx(row["score/mean"], abs=1e-6)
+        assert {*times, *ppo.LIVE_LINE.values()} - of_policy <= row.keys()
         assert row["tokens_per_second"] > 0
-    assert rows[0]["loss"] == 0  # the critic's own step
-    assert {"policy/approx_kl", "policy/clip_fraction", "policy/ratio"} <= rows[1].keys()
+        assert row["loss"] == pytest.approx(row.get("loss/policy_avg", 0) + row["loss/value_avg"])
+    assert not of_policy & rows[0].keys()  # the critic's own step
+    assert of_policy <= rows[1].keys()
     samples = read_jsonl(run / "samples.jsonl")
     assert len(samples) == 4 * 3
     for sample in samples:
@@ -468,7 +490,7 @@ def test_on_scores_it_trains_a_reward_model_first_and_goes_on_after_ctrl_c(merge
     assert done.stderr.splitlines()[-1].startswith("Stopped by SIGINT after step 2 of 4; ")
     again = run_recipe("ppo", "--output-dir", cut, *flags)
     assert again.returncode == 0, again.stderr
-    for name in ("score/mean", "loss", "value/loss", "objective/kl"):
+    for name in ("score/mean", "loss", "objective/kl"):
         assert [row[name] for row in steps(cut)] == [row[name] for row in rows]
     assert adapter_bytes(cut) == adapter_bytes(run)
     assert read_jsonl(cut / "samples.jsonl") == samples

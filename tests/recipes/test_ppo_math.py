@@ -62,17 +62,18 @@ def test_with_lambda_and_gamma_1_the_return_is_the_sum_of_what_comes():
         (1.0, -2.0, 2.0, 2.0),
         (1.1, 1.0, -1.1, -1.1),
         (1.5, 1.0, -1.2, 0.0),  # far enough up already
-        (0.5, 1.0, -0.5, -0.5),  # a good token that has become rare is helped on
+        (0.5, 1.0, -0.5, -0.5),  # a good token that has become rare is still reinforced
         (0.5, -1.0, 0.8, 0.0),  # far enough down already
         (1.5, -1.0, 1.5, 1.5),
     ],
 )
 def test_the_policy_loss_and_its_slope(ratio, advantage, loss, slope):
-    """The slope is along the log-probability; below 0 it makes the token likelier."""
+    """The slope is along the log-probability; below 0 it makes the token likelier, at 0 it is clipped."""
     log_probs = torch.tensor([[math.log(ratio)]], requires_grad=True)
     old, advantages = torch.zeros(1, 1, requires_grad=True), torch.full((1, 1), advantage, requires_grad=True)
-    found = ppo.policy_losses(log_probs, old, advantages, 0.2)
+    found, clipped = ppo.policy_losses(log_probs, old, advantages, 0.2)
     found.sum().backward()
+    assert bool(clipped) == (slope == 0)
     close(found.detach(), [[loss]])
     close(log_probs.grad, [[slope]])
     assert old.grad is None
@@ -80,23 +81,25 @@ def test_the_policy_loss_and_its_slope(ratio, advantage, loss, slope):
 
 
 def test_a_wild_ratio_stays_finite():
-    assert ppo.policy_losses(torch.tensor([[500.0]]), torch.zeros(1, 1), -torch.ones(1, 1), 0.2).isfinite().all()
+    losses, _ = ppo.policy_losses(torch.tensor([[500.0]]), torch.zeros(1, 1), -torch.ones(1, 1), 0.2)
+    assert losses.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("value", "old", "returned", "loss"),
+    ("value", "old", "returned", "loss", "is_clipped"),
     [
-        (1.0, 1.0, 3.0, 2.0),  # nothing moved: (1 - 3)^2 / 2
-        (1.1, 1.0, 3.0, 1.805),  # within the range
-        (2.0, 1.0, 3.0, 1.62),  # as if it had come to 1.2 only: (1.2 - 3)^2 / 2
-        (2.0, 1.0, 1.0, 0.5),  # moved away: the larger error counts
+        (1.0, 1.0, 3.0, 2.0, False),  # nothing moved: (1 - 3)^2 / 2
+        (1.1, 1.0, 3.0, 1.805, False),  # within the range
+        (2.0, 1.0, 3.0, 1.62, True),  # as if it had come to 1.2 only: (1.2 - 3)^2 / 2
+        (2.0, 1.0, 1.0, 0.5, False),  # moved away: the larger error counts
     ],
 )
-def test_the_value_loss(value, old, returned, loss):
+def test_the_value_loss(value, old, returned, loss, is_clipped):
     values = torch.tensor([[value]], requires_grad=True)
     before, returns = torch.tensor([[old]], requires_grad=True), torch.tensor([[returned]], requires_grad=True)
-    found = ppo.value_losses(values, before, returns, 0.2)
+    found, clipped = ppo.value_losses(values, before, returns, 0.2)
     close(found.detach(), [[loss]])
+    assert bool(clipped) == is_clipped
     found.sum().backward()
     assert before.grad is None
     assert returns.grad is None
@@ -119,7 +122,7 @@ def test_everything_against_a_slow_loop_in_64_bit():
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
     rewards = ppo.shaped_rewards(scores, kl_estimate(old - reference, "k1"), kl_coef, mask)
     advantages, returns = ppo.gae(rewards, values, mask, gamma, lam)
-    losses = ppo.policy_losses(new, old, ppo.masked_whiten(advantages, mask), clip)
+    losses, _ = ppo.policy_losses(new, old, ppo.masked_whiten(advantages, mask), clip)
 
     slow: list[tuple[float, float, int, int]] = []
     for row, length in enumerate(lengths):
