@@ -54,7 +54,7 @@ from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
-from common.rewards.adapter import find_reward_adapter
+from common.rewards.adapter import find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.curriculum import PromptSampler
@@ -163,6 +163,8 @@ class Args:
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     lora_r: int = 16
     lora_alpha: int = 16
+    critic_init: Literal["reward", "base"] = "base"
+    """What the critic starts from."""
     lora_target_modules: tuple[str, ...] = ()
     """By default those of the reward model that is given, else the attention's projections."""
 
@@ -332,12 +334,12 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
-        critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
-        reward_head = None
-        if reward_adapter:
-            model.load_adapter(str(reward_adapter), adapter_name="reward")
-            reward_head, _ = load_head(reward_adapter, model.device)
+        reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
+        if args.critic_init == "reward":
+            critic_head = load_reward_adapter(model, reward_adapter, "critic", is_trainable=True)
+        else:
+            model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
+            critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 

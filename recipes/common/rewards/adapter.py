@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
+from common.lm.scalar_head import load_head
 
 if TYPE_CHECKING:
-    pass
+    import torch
+    from peft import PeftModel
 
 
 def find_reward_adapter(name: str, base: str) -> Path:
@@ -26,3 +28,17 @@ def find_reward_adapter(name: str, base: str) -> Path:
             "train it on this one: make reward MODEL=..., or name its base with --model"
         )
     return folder
+
+
+def load_reward_adapter(model: "PeftModel", folder: Path, name: str, is_trainable: bool = False) -> "torch.nn.Linear":
+    """Add the adapter in `folder` to `model` under this name, and return its scalar head.
+
+    The dropout that it may have been trained with is switched off: a score is the same each time, and so is a value.
+    """
+    model.load_adapter(str(folder), adapter_name=name, is_trainable=is_trainable)
+    for module in model.modules():
+        dropouts = getattr(module, "lora_dropout", {})
+        if name in dropouts and hasattr(dropouts[name], "p"):
+            dropouts[name].p = 0.0
+    head, _ = load_head(folder, model.device)
+    return head
