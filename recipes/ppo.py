@@ -1,28 +1,41 @@
-"""Proximal policy optimization (PPO) on one card: sample answers, score them, and move towards the better ones.
+"""Proximal policy optimization (PPO) on one GPU: sample completions, score them, reinforce the better ones.
 
-    make ppo                                                        the tiny model; a reward model of sample scores
+    make ppo                                                               the tiny model on sums, in minutes on a CPU
     make ppo MODEL=outputs/merged DATA=prompts.jsonl REWARD=outputs/reward     scored by a run of make reward
-    make ppo MODEL=outputs/merged DATA=prompts.jsonl ARGS="--rewards format my_rules.py:polite=0.5"
-    make ppo MODEL=qwen2-1.5b DATA=scores.jsonl                     trains a reward model on the scores first
+    make ppo MODEL=outputs/merged DATA=prompts.jsonl REWARDS="format my_rewards.py:disclaimer=0.5"
+    make pipeline STAGES=reward,ppo                                        both, one after the other
 
-The four models of PPO are one frozen base, in 4 or 16 bit: with the adapter "default" on it is the policy, with
-"critic" and a scalar head the critic, with "reward" and its head the reward model, with none the reference. So the
-stage before must be in the base, merged. The method is that of arXiv:1707.06347 for language models as in
-arXiv:1909.08593, in the phases of section "The phases" below; the arithmetic under it has shapes and no model.
+The method is that of arXiv:1707.06347, for language models as in arXiv:1909.08593. `ppo_step` near the end of this file
+is one step of it, in four phases; the phases follow, then the arithmetic.
 
-A reward is a reward model, or rules (the functions of GRPO, or your own in a Python file), or both, added with weights:
+The four models of PPO are one frozen base, in 4 or 16 bit, with an adapter each for policy, critic and reward model;
+the reference policy is the base alone. So the stage before PPO must be merged into the base.
 
-    from common.rewards.builtin import text_of                     # my_rules.py, as --rewards my_rules.py:disclaimer
+A reward is a reward model, or reward functions (those of GRPO, or your own in a Python file), or both, added by weight:
 
-    def disclaimer(completions):
-        return [float("no medical advice" in text_of(said)) - 2 * any(map(str.isdigit, text_of(said)[:50]))
-                for said in completions]
+    def disclaimer(texts):                            # my_rewards.py, as --rewards my_rewards.py:disclaimer
+        return [float("no medical advice" in text) - 2 * any(map(str.isdigit, text[:50])) for text in texts]
 
-Data is prompts, alone or with the columns that the rules read; or scores, or pairs. A score that stands in the data
-rates the answer that stands beside it, not the one that the policy has just sampled: it never rewards a rollout. Scores
-and pairs train a reward model (recipes/reward.py), which can score anything; their prompts are what PPO samples from.
+Without --reward-model and --rewards the reward functions are `math` and `format=0.2`, for prompts with gold answers.
+Of data with scores or pairs only the prompts are used. A score in the data rates the completion beside it, not the one
+that the policy samples; train a reward model on such data (make reward), which can score anything.
 
-Left out: several answers to a prompt at once, rewards between the tokens, vLLM, several GPUs.
+What other implementations do differently, and this one does so:
+- The critic starts from the reward model, adapter and head, if there is one (as in summarize_from_feedback_details and
+  TRL), else from the base with a head of zeros: --critic-init. At first only the critic learns: --critic-warmup-steps.
+- Policy and critic have an optimizer and a learning rate each, so there is no vf_coef. Adam's betas are 0.9 and 0.999
+  and its eps 1e-8 (cleanrl, summarize_from_feedback_details: 1e-5).
+- Completions are sampled at --temperature with top_k 0, top_p 1 and no repetition penalty, and log-probabilities are
+  those at that temperature: the policy is the distribution that was sampled from. There is no dropout.
+- Scores are normalized by their running mean and standard deviation, then clipped; truncated completions lose
+  --missing-eos-penalty. Rewards are not whitened, advantages are, over the whole rollout.
+- The KL penalty is part of each token's reward, and a controller steers its weight: --kl-target. No entropy bonus.
+- Losses are means over tokens, all of the same weight. Past --max-approx-kl, cleanrl's target_kl, an update of the
+  policy is discarded and the policy learns no more from that rollout; the critic does.
+- A truncated completion ends like any other: nothing is bootstrapped from the critic after it.
+
+Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, vLLM, several
+GPUs.
 """
 
 import copy
@@ -30,37 +43,35 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Prompt
-from common.data.formats import PAIR_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
+from common.data.formats import PROMPT_FORMATS
 from common.data.hold_out import hold_out
-from common.data.prompts import distinct
-from common.data.read import column_map, prompts
-from common.data.rows import Faults, find_source, read_rows, source_sha256
-from common.errors import STOPPED, InputError, Stopped, run_command
-from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
+from common.data.read import Data, read_examples
+from common.data.rows import Faults, find_source, source_sha256
+from common.errors import InputError, run_command
 from common.lm.hidden_states import pad_right
-from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.lm.hub import contents, fetch, resolved_revision
+from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
-from common.rewards.adapter import find_reward_adapter, load_reward_adapter
-from common.rewards.contract import check_contract
-from common.rewards.specification import Reward, check_prompts, load, score_completions
+from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
+from common.rewards.contract import check_functions, check_models
+from common.rewards.specification import Reward, check_prompts, identities, load, reward_models, score_completions
 from common.run.curriculum import PromptSampler
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.samples import Sample, show
+from common.run.samples import Sample, append, forget_after, show
 from common.run.stopping import Stop
 from common.run.training_state import Learner, random_state, restore_random_state
 
@@ -69,30 +80,29 @@ if TYPE_CHECKING:
     from common.lm.cuda_graph import RecordedPass
     from common.lm.generate import Completion
     from peft import PeftModel
-    from rich.console import Console
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-REWARD_FILES = ("adapter_model.safetensors", "head.safetensors")
+REWARD_FUNCTIONS = ("math", "format=0.2")  # where neither --reward-model nor --rewards is given
 REWARD_MODEL = "reward_model"  # its name among the rewards
 
 
 @dataclass(frozen=True)
 class Args:
-    """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's of its own."""
+    """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's PPOConfig's."""
 
     # What to train, on what, and where it goes.
     model: str = "tiny"
-    """A model card's name (`make models`), a local directory or a hub id; it is also the reference."""
-    data: str = str(environment.ROOT / "data_samples" / "scores.jsonl")
-    """A file, a folder of files or a hub dataset."""
+    """A model card's name (`make models`), a local directory or a hub id; it is also the reference policy."""
+    data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
+    """A file, a folder of files or a hub dataset: prompts, with the columns that the reward functions read."""
     output_dir: str | None = None
     """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
 
     # How the data is read.
     format: Literal["auto", *PROMPT_FORMATS] = "auto"
-    """The format of the rows; auto takes it from the columns of the first."""
+    """The row format; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
     system_prompt: str | None = None
@@ -102,59 +112,62 @@ class Args:
     pad_token: str | None = None
     """The token to pad with, where the model has none that differs from its end token."""
     max_prompt_length: int = 1024
-    """Tokens of a prompt; one that is longer is left out, for half a prompt is another one."""
+    """Tokens of a prompt. Longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be left out."""
+    """Stop when a larger share of the prompts would be dropped."""
     eval_ratio: float = 0.05
-    """Share of the prompts to hold out; answers to them are scored before and after."""
+    """Share of the prompts to hold out; completions of them are scored before and after."""
 
     # The reward.
     reward_model: str | None = None
-    """A run of `make reward` on the same base. Without one, scores or pairs in the data train one first."""
+    """A run of `make reward` on the same base."""
     reward_weight: float = 1.0
-    """Its weight beside the rules; 0 does without a reward model. Its unit is a standard deviation of its data."""
-    rewards: tuple[str, ...] = ()
-    """The rules: NAME, FILE.py:FUNCTION or model:CHECKPOINT, each with =WEIGHT if it is not 1."""
+    """The reward model's weight beside the reward functions. Its unit is a standard deviation of its training data."""
+    rewards: tuple[str, ...] | None = None
+    """NAME, FILE.py:FUNCTION or model:CHECKPOINT, each with =WEIGHT; without --reward-model math format=0.2."""
     normalize_scores: bool = True
-    """Take the running mean off the scores and divide them by their running standard deviation."""
+    """Subtract the running mean of the scores and divide by their running standard deviation. TRL does not."""
     score_clip: float = 10.0
-    """Then cut them off at plus and minus this."""
+    """Then clip the scores at plus and minus this."""
     missing_eos_penalty: float = 1.0
-    """Then take this off where an answer was cut off before its end token."""
+    """Then subtract this where a completion was truncated before its end token."""
     kl_coef: float = 0.05
-    """Weight of the KL divergence from the reference, taken off the reward of each token."""
+    """Weight of the KL divergence from the reference policy, subtracted from the reward of each token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How that is estimated from the sampled token (joschu.net/blog/kl-approx.html); k1 is unbiased."""
+    """How KL is estimated from the sampled token (joschu.net/blog/kl-approx.html); k1 is unbiased."""
     kl_target: float | None = 6.0
-    """Nats of KL divergence in a whole answer that the weight is steered to; None keeps the weight as it is."""
+    """KL in nats, of a whole completion by k1, towards which the weight is steered; None keeps the weight fixed."""
     kl_horizon: int = 10_000
-    """Episodes in which the weight may change by a fifth."""
+    """Completions in which the weight may change by a fifth."""
 
     # Which prompts.
     difficulty: Literal["off", "easy", "medium", "hard"] = "off"
-    """Draw prompts by what the policy itself last showed on them; off: every prompt once an epoch."""
+    """Draw prompts by the policy's last completions of them; off: every prompt once an epoch."""
     difficulty_by: Literal["entropy", "reward-spread", "pass-rate"] = "entropy"
-    """The entropy of the tokens of the answers, the spread of their scores, or the share of good scores."""
+    """The mean entropy of their tokens, the standard deviation of their scores, or the share of good scores."""
 
     # The loss.
     rollout_batch_size: int = 32
-    """Episodes, a prompt and its sampled answer, in each step."""
+    """Completions in a step, one to each prompt: TRL's batch_size."""
     num_ppo_epochs: int = 4
-    """Passes over the episodes of a step."""
+    """Passes over the rollout of a step."""
     max_completion_length: int = 128
+    """Tokens of a completion: TRL's response_length."""
     temperature: float = 0.7
-    """Of sampling, and of every log-probability: the policy is the distribution that was sampled from."""
+    """Of sampling, and of every log-probability."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
-    """How far a value may move from what it was when the episode was sampled."""
+    """How far a value may move from what it was when the completion was sampled."""
     gamma: float = 1.0
     lam: float = 0.95
     """Lambda of generalized advantage estimation (arXiv:1506.02438)."""
     max_approx_kl: float = 0.15
-    """The policy stops learning from a step's episodes once it is so far, in nats a token, from what sampled them."""
+    """cleanrl's target_kl: nats a token from the policy that sampled, past which the policy is not updated further."""
+    critic_init: Literal["reward", "base"] | None = None
+    """The critic starts as the reward model, or as the base with a head of zeros; reward if there is a reward model."""
     critic_warmup_steps: int = 5
-    """Steps at the beginning in which only the critic learns, for its first advantages are noise."""
+    """Steps at the beginning in which only the critic learns: its first advantages are noise."""
 
     # The model and the adapters.
     load_in_4bit: bool = True
@@ -163,18 +176,16 @@ class Args:
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     lora_r: int = 16
     lora_alpha: int = 16
-    critic_init: Literal["reward", "base"] = "base"
-    """What the critic starts from."""
     lora_target_modules: tuple[str, ...] = ()
-    """By default those of the reward model that is given, else the attention's projections."""
+    """By default those of --reward-model, else the projections of the attention."""
 
     # The optimization.
     per_device_train_batch_size: int = 8
-    """Episodes in one pass; times the accumulation it is the episodes of an optimization step."""
+    """Completions in one forward and backward pass; times the accumulation it is a minibatch, TRL's mini_batch_size."""
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    """Stop after so many steps, whatever the epochs say."""
+    """Stop after so many steps, whatever the epochs are."""
     learning_rate: float = 1.41e-5
     """Of the policy."""
     critic_learning_rate: float = 1e-4
@@ -199,52 +210,32 @@ class Args:
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
-    """Held-out prompts to show answers to, before and after; and as many episodes of each step go to samples.jsonl."""
+    """Held-out prompts to show completions of, before and after; also the completions of a step in samples.jsonl."""
     sample_tokens: int = 128
-    """The longest answer to show."""
+    """The longest completion to show."""
 
 
 def main() -> None:
     args, base, origins = parse(Args, "ppo", __doc__)
     stop = Stop(args.time_limit)
-    if args.rollout_batch_size % (args.per_device_train_batch_size * args.gradient_accumulation_steps):
-        raise InputError(
-            f"--rollout-batch-size {args.rollout_batch_size} must be a multiple of --per-device-train-batch-size "
-            f"{args.per_device_train_batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps}"
-        )
-    if args.temperature <= 0:
-        raise InputError(f"--temperature {args.temperature:g} must be above 0: PPO learns from answers that differ")
+    args = with_defaults(args)
 
-    # 1. Data and rewards: read and checked whole, before anything slow is loaded.
-    faults = Faults()
+    # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    rules = load(args.rewards, args.max_completion_length) if args.rewards else []
-    environment.set_variables(offline=base.local and not isinstance(source, str) and all(rule.local for rule in rules))
-    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # every adapter, and none, would be compiled anew
-    found = list(read_rows(source, faults))
-    columns = column_map(args.columns)
-    rows = distinct(prompts(found, faults, args.format, columns))
+    reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
+    environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for every adapter
+    data = read_examples(source, PROMPT_FORMATS, args.format, args.columns)
+    prompts = distinct(map(as_prompt, data.examples))
+    if not args.reward_model and origins["rewards"] == "recipe":
+        check_gold_answers(args, data, prompts)
+    faults = Faults()
+    check_prompts(reward_functions, prompts, faults)
     faults.stop()
-    if not rows:
-        raise InputError(f"{args.data}: holds no rows")
-    if rules:
-        check_prompts(rules, rows, faults)
-        faults.stop()
-        check_contract(rules, rows, args.seed, may_be_silent=True)  # no answer that is tried may need a disclaimer
+    check_functions(reward_functions, prompts, args.seed, may_be_silent=True)  # such as one that looks for a disclaimer
+    reward_adapter = find_reward_adapter(args.reward_model, contents(base)) if args.reward_model else None
 
-    form = detect({columns.get(name, name): value for name, value in found[0].fields.items()}, PROMPT_FORMATS)
-    rated = {**PAIR_FORMATS, **RATING_FORMATS}
-    train_reward_model = bool(args.reward_weight) and not args.reward_model and form in rated
-    if not (rules or train_reward_model or (args.reward_model and args.reward_weight)):
-        raise InputError(
-            f"{args.data}: nothing rewards the answers: it is {form}. Give --reward-model, a run of `make reward` on "
-            "this base, or --rewards; or data with scores or pairs, on which a reward model is trained first"
-        )
-    identity = contents(base)
-    reward_adapter = find_reward_adapter(args.reward_model, identity) if args.reward_model else None
-    reward_files = [reward_adapter / name for name in REWARD_FILES] if reward_adapter else []
-
-    # 2. The run: a new one, one to go on with, or one that is finished. Nothing is written yet.
+    # 2. The run: a new one, one to resume, or one that is finished. Nothing is written yet.
     run = plan_run(
         "ppo",
         base.name,
@@ -252,10 +243,10 @@ def main() -> None:
         arguments=asdict(args),
         origins=origins,
         inputs={
-            "data": source_sha256(source) or source,
-            "base": identity,
-            "reward_model": source_sha256(reward_files),
-            "reward_files": [source_sha256([rule.file]) for rule in rules if rule.file],
+            "data": data.identity,
+            "base": contents(base),
+            "reward_model": source_sha256([reward_adapter / name for name in REWARD_FILES if reward_adapter]),
+            "reward_files": identities(reward_functions),
         },
     )
     if run is None:
@@ -268,52 +259,32 @@ def main() -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-    from unsloth import FastLanguageModel, is_bfloat16_supported
+    from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.progress import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
 
-    # 3. Prompts: the model's own chat template, up to where it goes on.
+    # 3. Prompts in the model's own chat template, up to the generation prompt.
+    check_models(reward_functions, prompts, args.seed, may_be_silent=True)
     base = fetch(base)
-    tokenizer = load_tokenizer(base)
-    set_chat_template(tokenizer, args.chat_template_path, base.name)
-    end = end_token(tokenizer)
-    set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
+    tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     console = Console()
+    prompts, dropped = drop_long(
+        tokenizer, with_system_prompt(prompts, args.system_prompt), args.max_prompt_length, args.max_truncated
+    )
+    if dropped:
+        console.print(dropped)
+    held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
+    steps = number_of_steps(args, len(prompts))
 
-    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    rows = [replace(row, prompt=[*system, *row.prompt]) for row in rows]
-    rows = fitting(tokenizer, rows, args, console)
-    held_out, rows = hold_out(rows, round(len(rows) * args.eval_ratio), random.Random(args.seed))
-    asked = held_out[: args.sample_prompts]
-    samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in asked]
-    steps = args.max_steps
-    if steps < 0:
-        steps = math.ceil(args.num_train_epochs * len(rows) / args.rollout_batch_size)
-    if steps <= args.critic_warmup_steps:
-        raise InputError(
-            f"{steps} steps are no more than --critic-warmup-steps {args.critic_warmup_steps}: the policy would never "
-            f"learn. {len(rows)} prompts are {len(rows) / args.rollout_batch_size:.1f} steps an epoch; raise "
-            "--num-train-epochs, or --max-steps"
-        )
-
-    console.print(f"[bold]{base.name}[/bold], {len(rows)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if train_reward_model:
-            console.print(f"No reward model is given, and the data is {form}: one is trained on it first.")
-            reward_adapter = train_reward(args, run.folder, stop)
-
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
-        dtype = {
-            "auto": (torch.bfloat16 if is_bfloat16_supported() else torch.float16) if on_gpu else torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "float32": torch.float32,
-        }[args.dtype]
+        dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
@@ -329,7 +300,7 @@ def main() -> None:
             model,
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
-            lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would move
+            lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would change
             target_modules=target_modules(args, reward_adapter),
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
@@ -343,10 +314,10 @@ def main() -> None:
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        # 5. What learns, and what every phase shares.
+        # 5. What trains the models, and the state that changes from step to step.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         settings = TrainingArguments(
-            output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
+            output_dir=str(run.folder / "checkpoints" / "part"),  # CheckpointCallback moves complete checkpoints out
             learning_rate=args.learning_rate,
             lr_scheduler_type=args.lr_scheduler_type,
             warmup_steps=args.warmup_steps,
@@ -361,26 +332,26 @@ def main() -> None:
             run_name=run.folder.name,
             seed=args.seed,
         )
+        policy_parameters = adapter_parameters(model, "default")
         critic_parameters = [*adapter_parameters(model, "critic"), *critic_head.parameters()]
         ppo = PPO(
             args=args,
             model=model,
             tokenizer=tokenizer,
             end=end,
-            reward_functions=rules,
-            reward_head=reward_head if args.reward_weight else None,
+            reward_functions=reward_functions,
+            reward_head=reward_head,
             reward_backbone=RecordedPass(model),
             critic_head=critic_head,
-            policy=Learner(
-                adapter_parameters(model, "default"), settings, args.learning_rate, steps - args.critic_warmup_steps
-            ),
+            policy=Learner(policy_parameters, settings, args.learning_rate, steps - args.critic_warmup_steps),
             critic=Learner(critic_parameters, settings, args.critic_learning_rate, steps),
-            prompt_sampler=PromptSampler(rows, args.difficulty, args.difficulty_by, args.seed),
+            prompt_sampler=PromptSampler(prompts, args.difficulty, args.difficulty_by, args.seed),
             score_moments=RunningMoments(),
             kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
         )
+        shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
-        before, quality_before = shown_answers(ppo, asked), evaluate(ppo, held_out)
+        before, scores_before = shown_completions(ppo, shown), evaluate(ppo, held_out)
 
         # 6. The loop, with the trainer's callbacks for logs, as in the other recipes.
         state, control = TrainerState(max_steps=steps), TrainerControl()
@@ -392,21 +363,22 @@ def main() -> None:
         reports = [report() for report in get_reporting_integration_callbacks(settings.report_to)]
         progress = ProgressCallback(run.folder / "metrics.jsonl", None, console, LIVE_LINE)
         checkpoints = CheckpointCallback(run, stop, args.save_total_limit)
-        flow = [DefaultFlowCallback(), progress, *reports, checkpoints]
-        callbacks = CallbackHandler(flow, model, tokenizer, None, None)
+        callbacks = CallbackHandler(
+            [DefaultFlowCallback(), progress, *reports, checkpoints], model, tokenizer, None, None
+        )
         callbacks.on_train_begin(settings, state, control)
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
-            rollout, scores, stats = ppo_step(ppo, state.global_step)
-            keep_samples(run.folder / "samples.jsonl", rollout, scores, args.sample_prompts, state.global_step)
+            rollout, scores, metrics = ppo_step(ppo, state.global_step)
+            append(run.folder / "samples.jsonl", entries(rollout, scores, state.global_step, args.sample_prompts))
 
             state.global_step += 1
-            episode = state.global_step * args.rollout_batch_size  # a prompt with its completion, TRL's word
-            state.epoch = episode / len(rows)
+            episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
+            state.epoch = episode / len(prompts)
             state.num_input_tokens_seen += int(rollout.attention_mask.sum())
             callbacks.on_step_end(settings, state, control)
             if control.should_log or state.global_step == steps:
-                callbacks.on_log(settings, state, control, logs={**stats, "episode": episode})
+                callbacks.on_log(settings, state, control, logs={**metrics, "episode": episode})
             if control.should_save:
                 save_checkpoint(ppo, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
                 callbacks.on_save(settings, state, control)
@@ -418,17 +390,18 @@ def main() -> None:
             model.save_pretrained(part, selected_adapters=["default"])
             tokenizer.save_pretrained(part)
         set_seed(args.seed)
-        after, quality_after = shown_answers(ppo, asked), evaluate(ppo, held_out)
+        after, scores_after = shown_completions(ppo, shown), evaluate(ppo, held_out)
         run.update(
             tokens=state.num_input_tokens_seen,
-            held_out={"prompts": len(held_out), "before": quality_before, "after": quality_after},
+            held_out={"prompts": len(held_out), "before": scores_before, "after": scores_after},
         )
+        samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in shown]
         show(console, run.folder / "samples.json", samples, before, after)
         if held_out:
-            was, now = quality_before, quality_after
+            old, new = scores_before, scores_after
             console.print(
-                f"{len(held_out)} held-out prompts: score {was['score']:.3f} +- {was['score_std']:.3f} -> "
-                f"{now['score']:.3f} +- {now['score_std']:.3f}, {now['kl']:.2f} nats from the reference"
+                f"{len(held_out)} held-out prompts: score {old['score']:.3f} +- {old['score_std']:.3f} -> "
+                f"{new['score']:.3f} +- {new['score_std']:.3f}, {new['kl']:.2f} nats from the reference policy"
             )
         console.print(f"Adapter in [bold]{saved}[/bold]")
 
@@ -446,61 +419,74 @@ LIVE_LINE = {
 }
 
 
-# Set-up and logging.
+# Set-up.
+
+
+def with_defaults(args: Args) -> Args:
+    """The arguments with the defaults that depend on --reward-model. Raises InputError for values that do not fit."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.rollout_batch_size % batch:
+        raise InputError(
+            f"--rollout-batch-size {args.rollout_batch_size} must be a multiple of --per-device-train-batch-size "
+            f"{args.per_device_train_batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps}"
+        )
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature:g} must be above 0: PPO learns from completions that differ")
+    if args.critic_init == "reward" and not args.reward_model:
+        raise InputError("--critic-init reward needs --reward-model, from which the critic is to start")
+    if args.rewards == () and not args.reward_model:
+        raise InputError("nothing rewards the completions: give --reward-model or --rewards")
+    rewards = args.rewards if args.rewards is not None else () if args.reward_model else REWARD_FUNCTIONS
+    return replace(args, rewards=rewards, critic_init=args.critic_init or ("reward" if args.reward_model else "base"))
+
+
+def check_gold_answers(args: Args, data: Data, prompts: list[Prompt]) -> None:
+    """Raise InputError where the default reward functions have no gold answer to compare with."""
+    if any(prompt.answer is not None for prompt in prompts):
+        return
+    reward = f"make reward MODEL={args.model} DATA={args.data}"
+    if isinstance(data.examples[0], Prompt):
+        advice = "Give reward functions that need none, with --rewards, or a run of `make reward` with --reward-model."
+    else:
+        advice = (
+            f"Train a reward model on these rows and give its folder as --reward-model:\n  {reward}\n"
+            "Or do both with one command: make pipeline STAGES=reward,ppo. Or give reward functions with --rewards."
+        )
+    raise InputError(
+        f"{args.data}: nothing rewards the completions: the rows ({data.row_format}) have no gold answers. {advice}"
+    )
+
+
+def number_of_steps(args: Args, prompts: int) -> int:
+    """--max-steps, or the steps of the epochs. Raises InputError where the critic's warm-up takes them all."""
+    steps = args.max_steps
+    if steps < 0:
+        steps = math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
+    if steps <= args.critic_warmup_steps:
+        raise InputError(
+            f"{steps} steps are no more than --critic-warmup-steps {args.critic_warmup_steps}: the policy would never "
+            f"learn. {prompts} prompts are {prompts / args.rollout_batch_size:.1f} steps an epoch; raise "
+            "--num-train-epochs or --max-steps"
+        )
+    return steps
 
 
 def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
-    """The modules that policy and critic adapt. Unsloth's kernels want all adapters of a model on the same ones.
+    """The modules that policy and critic adapt: Unsloth's kernels need all adapters of a model on the same ones.
 
-    Raises InputError where the reward model's are others than --lora-target-modules.
+    Raises InputError where --lora-target-modules are not those of the reward model.
     """
     wanted = args.lora_target_modules
     if reward_adapter is None:
         return list(wanted or ATTENTION)
     config = json.loads((reward_adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    its_own = config["target_modules"]
-    if wanted and set(wanted) != set(its_own):
+    adapted = sorted(config["target_modules"])
+    if wanted and sorted(wanted) != adapted:
         raise InputError(
-            f"--lora-target-modules {' '.join(wanted)}: the reward model adapts {' '.join(sorted(its_own))}, and all "
-            "adapters must adapt the same; leave the flag out to take those"
+            f"--lora-target-modules {' '.join(wanted)}: the reward model adapts {' '.join(adapted)}, and all adapters "
+            "must adapt the same modules; leave the argument out to use those"
         )
-    return sorted(its_own)
-
-
-def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
-    """Run recipes/reward.py on the same model and data, in a process of its own; its adapter. Exits as it does."""
-    folder = run_folder / "reward"
-    command = [sys.executable, str(Path(__file__).with_name("reward.py")), "--output-dir", str(folder)]
-    command += ["--model", args.model, "--data", args.data, "--format", args.format, "--dtype", args.dtype]
-    command += ["--load-in-4bit" if args.load_in_4bit else "--no-load-in-4bit", "--seed", str(args.seed)]
-    command += ["--lora-target-modules", *(args.lora_target_modules or ATTENTION)]
-    command += ["--columns", *args.columns] if args.columns else []
-    for flag, value in (("--chat-template-path", args.chat_template_path), ("--pad-token", args.pad_token)):
-        command += [flag, value] if value else []
-    with stop.noted_only():
-        code = stop.wait(subprocess.Popen(command), run_folder)
-    if code == STOPPED or stop.told:
-        raise Stopped(stop.told or "its own stop", "while the reward model was trained")
-    if code:
-        sys.exit(code)
-    return folder / "adapter"
-
-
-def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
-    """The prompts of at most --max-prompt-length tokens; InputError when --max-truncated or more are longer."""
-    texts = [
-        tokenizer.apply_chat_template(row.prompt, tools=row.tools, tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= args.max_prompt_length]
-    if len(kept) < len(rows):
-        share = 1 - len(kept) / len(rows)
-        line = f"{len(rows) - len(kept)} of {len(rows)} prompts ({share:.1%}) are longer than {args.max_prompt_length}"
-        if share > args.max_truncated:
-            raise InputError(f"{line} tokens, the longest {max(lengths)}: raise --max-prompt-length or --max-truncated")
-        console.print(f"{line} tokens and left out")
-    return kept
+    return adapted
 
 
 def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
@@ -508,35 +494,15 @@ def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
     return [parameter for path, parameter in model.named_parameters() if f".{name}." in path]
 
 
+# What is logged and shown.
+
+
 @contextmanager
-def seconds(stats: dict[str, float], name: str) -> Iterator[None]:
-    """Write how long the block took into `stats`."""
+def seconds(metrics: dict[str, float], name: str) -> Iterator[None]:
+    """Write how long the block took into `metrics`."""
     start = time.monotonic()
     yield
-    stats[name] = round(time.monotonic() - start, 3)
-
-
-def keep_samples(file: Path, rollout: "Rollout", scores: "Scores", count: int, number: int) -> None:
-    """Append some of the completions of step `number` to a JSON Lines file."""
-    with file.open("a", encoding="utf-8") as stream:
-        for index in range(min(count, len(rollout))):
-            completion = rollout.completions[index]
-            entry = {
-                "step": number,
-                "prompt": rollout.prompts[index].prompt,
-                "completion": completion.text,
-                "ended": completion.ended,
-                "score": scores.total[index],
-                "rewards": {name: values[index] for name, values in scores.parts.items()},
-            }
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def forget_after(file: Path, number: int) -> None:
-    """Drop the rows of `keep_samples` that a resumed run does again: those of step `number` and later."""
-    if file.exists():
-        rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        file.write_text("".join(row for row in rows if json.loads(row)["step"] < number), encoding="utf-8")
+    metrics[name] = round(time.monotonic() - start, 3)
 
 
 def step_metrics(
@@ -577,6 +543,12 @@ def step_metrics(
     return metrics
 
 
+def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
+    returns, errors = returns[mask], (returns - values)[mask]
+    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
+
+
 def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
     """Scores of completions sampled to held-out prompts, and their KL from the reference; None without prompts."""
     if not prompts:
@@ -590,26 +562,27 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
         "score_std": std,
         "kl": float((log_probs - ref_log_probs).sum(1).mean()),
         "length": sum(len(completion.completion_ids) for completion in rollout.completions) / len(rollout),
-        "no_end": sum(not completion.ended for completion in rollout.completions) / len(rollout),
+        "truncated": sum(not completion.ended for completion in rollout.completions) / len(rollout),
     }
 
 
-def as_rollout(
-    prompts: list[Prompt], completions: "list[Completion]", pad_token_id: int, device: "torch.device | str"
-) -> "Rollout":
-    """Prompts and completions with their tensors."""
-    import torch
-
-    input_ids, attention_mask = pad_right([c.prompt_ids + c.completion_ids for c in completions], pad_token_id, device)
-    tokens, mask = pad_right([completion.completion_ids for completion in completions], pad_token_id, device)
-    start = torch.tensor([len(completion.prompt_ids) for completion in completions], device=device)
-    return Rollout(prompts, completions, input_ids, attention_mask, start, tokens, mask.bool())
-
-
-def shown_answers(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
+def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
-    completions = complete(ppo, prompts, ppo.args.sample_tokens, 0.0)
+    completions = complete(ppo, prompts, ppo.args.sample_tokens, temperature=0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
+
+
+def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iterator[dict[str, Any]]:
+    """The first `count` completions of a rollout, for samples.jsonl."""
+    for index in range(min(count, len(rollout))):
+        yield {
+            "step": step,
+            "prompt": rollout.prompts[index].prompt,
+            "completion": rollout.completions[index].text,
+            "ended": rollout.completions[index].ended,
+            "score": scores.total[index],
+            "rewards": {name: values[index] for name, values in scores.parts.items()},
+        }
 
 
 # The four models: which one runs, and what the phases ask of them.
@@ -702,15 +675,14 @@ def stacked(parts: "Sequence[Tensor]", rollout: "Rollout") -> "Tensor":
     return torch.cat([torch.nn.functional.pad(part, (0, columns - part.shape[1])) for part in parts])
 
 
-# The algorithm. `ppo_step` is one step of it: four phases, each of which returns what it computes, and the three
-# states that change from step to step. Below it the phases in order, then the arithmetic, which knows no model.
-# Shapes: B completions, T tokens of the longest prompt with its completion, C tokens of the longest completion. A
-# column of a (B, C) tensor is one token of the completion: the action.
+# The algorithm: the records, one step of four phases, the phases, the arithmetic. A phase returns what it computes;
+# what changes from step to step is in PPO. Shapes: B completions, T tokens of the longest prompt with its completion, C
+# tokens of the longest completion. A column of a (B, C) tensor is one token of the completion: an action.
 
 
 @dataclass
 class PPO:
-    """The models, what trains them, and the states that change from step to step. A checkpoint holds all that changes.
+    """The models, what trains them, and the state that changes from step to step, which a checkpoint holds.
 
     One frozen base carries four models: with the adapter "default" it is the policy, with "critic" and `critic_head`
     the critic, with "reward" and `reward_head` the reward model, without an adapter the reference policy.
@@ -762,7 +734,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the reward model and the reward functions gave to each completion as a whole."""
+    """What reward functions and reward model gave to each completion as a whole."""
 
     total: list[float]  # B, the weighted sum
     parts: dict[str, list[float | None]]  # B by name, before weighting; None where a reward function does not apply
@@ -783,7 +755,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What the critic expected, and how much better than that each token turned out."""
+    """What the critic expected, and how much better than that each token was."""
 
     values: "Tensor"  # (B, C) before each token
     advantages: "Tensor"  # (B, C) whitened
@@ -791,13 +763,13 @@ class Advantages:
 
 
 def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
-    """Step `number`, from 0: the rollout, its scores, and the metrics of the step."""
-    args, stats = ppo.args, {}
+    """Step `number`, counted from 0. Returns the rollout, its scores, and the metrics of the step."""
+    args, metrics = ppo.args, {}
     # Phase 1. Sample completions to prompts from the policy.
-    with seconds(stats, "time/sample"):
+    with seconds(metrics, "time/sample"):
         rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size))
-    # Phase 2. Score them, and take the KL divergence from the reference policy off the reward of each token.
-    with seconds(stats, "time/reward"):
+    # Phase 2. Score them, and subtract the KL divergence from the reference policy from the reward of each token.
+    with seconds(metrics, "time/reward"):
         scores = score(ppo, rollout)
         if args.normalize_scores:
             ppo.score_moments.update(scores.total)
@@ -805,32 +777,33 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
         kl = float((rewards.log_probs - rewards.ref_log_probs).sum(1).mean())  # nats in a whole completion
         ppo.kl_controller.update(kl, len(rollout))
         ppo.prompt_sampler.learn((rewards.entropies.sum(1) / rollout.mask.sum(1)).tolist(), scores.total)
-    # Phase 3. Estimate how much better than the critic's expectation each token turned out.
-    with seconds(stats, "time/advantages"):
+    # Phase 3. Estimate how much better than the critic expected each token was.
+    with seconds(metrics, "time/advantages"):
         advantages = compute_advantages(ppo, rollout, rewards)
     # Phase 4. Update policy and critic, several times on the same rollout.
-    with seconds(stats, "time/update"):
-        stats |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
-    return rollout, scores, stats | step_metrics(ppo, rollout, scores, rewards, advantages)
-
-
-# Phase 1: sample.
+    with seconds(metrics, "time/update"):
+        metrics |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
 
 
 def sample(ppo: PPO, prompts: list[Prompt]) -> Rollout:
-    """One completion to each prompt, sampled from the policy, and both as tensors.
-
-    They are padded on the right: there no token can attend to the padding, with or without an attention mask.
-    """
+    """Phase 1: one completion to each prompt, sampled from the policy."""
     completions = complete(ppo, prompts, ppo.args.max_completion_length, ppo.args.temperature)
     return as_rollout(prompts, completions, ppo.tokenizer.pad_token_id, ppo.critic_head.weight.device)
 
 
-# Phase 2: scores and rewards.
+def as_rollout(
+    prompts: list[Prompt], completions: "list[Completion]", pad_token_id: int, device: "torch.device | str"
+) -> Rollout:
+    """Prompts and completions with their tensors, padded on the right: there no token can attend to the padding."""
+    input_ids, attention_mask = pad_right([c.prompt_ids + c.completion_ids for c in completions], pad_token_id, device)
+    tokens, mask = pad_right([c.completion_ids for c in completions], pad_token_id, device)
+    start = attention_mask.sum(1) - mask.sum(1)
+    return Rollout(prompts, completions, input_ids, attention_mask, start, tokens, mask.bool())
 
 
 def score(ppo: PPO, rollout: Rollout) -> Scores:
-    """2.1 Score each completion as a whole: reward functions and reward model, added with their weights."""
+    """Phase 2.1: score each completion as a whole; reward functions and reward model are added with their weights."""
     total, parts = [0.0] * len(rollout), {}
     if ppo.reward_functions:
         total, parts = score_completions(ppo.reward_functions, rollout.prompts, rollout.completions)
@@ -842,7 +815,7 @@ def score(ppo: PPO, rollout: Rollout) -> Scores:
 
 
 def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
-    """2.2 to 2.5: from scores to the reward of each token.
+    """Phase 2.2 to 2.5: from scores to the reward of each token.
 
     The log-probabilities are computed by the same pass as in `update`. Those of sampling, with its cache and its
     padding on the left, differ by more than a probability ratio of 1 can bear.
@@ -865,23 +838,17 @@ def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
     return Rewards(final, log_probs, ref_log_probs, entropies, kl, kl_coef, rewards)
 
 
-# Phase 3: advantages.
-
-
 def compute_advantages(ppo: PPO, rollout: Rollout, rewards: Rewards) -> Advantages:
-    """3.1 values of the critic, 3.2 advantages and returns by GAE, 3.3 advantages whitened over the rollout."""
+    """Phase 3: the critic's values, advantages and returns by GAE, and the advantages whitened over the rollout."""
     values = all_values(ppo, rollout)
     advantages, returns = gae(rewards.rewards, values, rollout.mask, ppo.args.gamma, ppo.args.lam)
     return Advantages(values, masked_whiten(advantages, rollout.mask), returns)
 
 
-# Phase 4: update.
-
-
 def update(
     ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, policy_learns: bool
 ) -> dict[str, float]:
-    """Several epochs over the rollout, in shuffled minibatches; policy and critic take one step on each.
+    """Phase 4: some epochs over the rollout in shuffled minibatches, with a step of policy and critic on each.
 
     Each of the two has a backward pass and an optimizer of its own, so there is no vf_coef to weigh their losses. One
     backward pass through both would run after the adapter has been switched, and gradient checkpointing would then
@@ -912,7 +879,7 @@ def update(
 def update_policy(
     ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, minibatch: list[int]
 ) -> dict[str, float]:
-    """4.1 One optimization step of the policy, unless it has moved too far from the policy that sampled."""
+    """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
     args, stats = ppo.args, defaultdict(float)
     count = int(rollout.mask[minibatch].sum())  # every token weighs the same, whichever pass it is in
     for index in split(minibatch, args.per_device_train_batch_size):
@@ -932,16 +899,12 @@ def update_policy(
         stats["policy/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
         stats["val/ratio"] += float(log_ratios.exp().sum()) / count
     stopped = stats["policy/approx_kl"] > args.max_approx_kl
-    gradient_norm = 0.0
-    if stopped:
-        ppo.policy.discard()
-    else:
-        gradient_norm = ppo.policy.step()
+    gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
     return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
 
 
 def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]) -> dict[str, float]:
-    """4.2 One optimization step of the critic."""
+    """Phase 4.2: one optimization step of the critic."""
     args, stats = ppo.args, defaultdict(float)
     count = int(rollout.mask[minibatch].sum())
     with active_adapter(ppo.model, "critic"):
@@ -1012,12 +975,6 @@ def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: 
     plain = (values - returns) ** 2
     clipped = (old + (values - old).clamp(-cliprange, cliprange) - returns) ** 2
     return plain.maximum(clipped) / 2, clipped > plain
-
-
-def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
-    returns, errors = returns[mask], (returns - values)[mask]
-    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
 
 
 @dataclass

@@ -61,9 +61,10 @@ class Learner:
         self.optimizer.zero_grad()
         return float(norm)
 
-    def discard(self) -> None:
-        """Clear the gradient without an update."""
+    def discard(self) -> float:
+        """Clear the gradient without an update. Returns 0, the norm of no step."""
         self.optimizer.zero_grad()
+        return 0.0
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes; torch.save can write it."""
