@@ -202,7 +202,7 @@ def main() -> None:
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.run.curriculum import choose, group_means, pass_rates
+    from common.run.curriculum import group_means, pass_rates, select
     from common.lm.generate import Completion, generate
     from common.lm.log_probs import score_tokens
     from common.run.progress import ProgressCallback, mean_loss
@@ -282,7 +282,7 @@ def main() -> None:
                 spans = [(answer.prompt_ids, answer.completion_ids) for answer in said]
                 entropies = [float(s.entropies.mean()) for s in score_tokens(model, spans, tokenizer.pad_token_id)]
                 measures = group_means(entropies, args.num_generations)
-            rows = [rows[index] for index in choose(measures, args.difficulty, args.difficulty_by)]
+            rows = [rows[index] for index in select(measures, args.difficulty, args.difficulty_by)]
             console.print(f"{len(rows)} of {len(measures)} problems are {args.difficulty} by {args.difficulty_by}")
 
         # 6. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
