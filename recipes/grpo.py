@@ -34,9 +34,11 @@ from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -192,11 +194,10 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
@@ -205,7 +206,7 @@ def main() -> None:
     from common.run.curriculum import group_means, pass_rates, select
     from common.lm.generate import Completion, generate
     from common.lm.log_probs import score_tokens
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -214,7 +215,6 @@ def main() -> None:
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
     tokenizer.eos_token = end  # TRL takes an answer that ends otherwise for one that was cut off
-    console = Console()
 
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     rows = [Prompt(row.place, [*system, *row.prompt], row.answer, row.fields, row.tools) for row in rows]
@@ -412,7 +412,7 @@ def main() -> None:
         after = answers()
         run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
@@ -435,17 +435,15 @@ def flat_groups(totals: list[float], size: int) -> list[slice]:
     return [group for group in groups if max(totals[group]) - min(totals[group]) < 1e-6]
 
 
-def live_line(rewards: list[Reward]) -> dict[str, str]:
-    """What the line shows, as {name: key in TRL's log}; +- is the spread of the reward before it."""
-    parts = {}
-    for reward in rewards:
-        parts |= {reward.name: f"rewards/{reward.name}/mean", f"+-{reward.name}": f"rewards/{reward.name}/std"}
+def live_line(rewards: list[Reward]) -> dict[str, str | tuple[str, str]]:
+    """What the screen shows, as {name: key in TRL's log}; of each reward function the mean and the spread."""
+    parts = {reward.name: (f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std") for reward in rewards}
     return {
         "reward": "reward",
         **parts,
         "flat": "flat",
         "length": "completions/mean_length",
-        "cut": "completions/clipped_ratio",
+        "truncated": "completions/clipped_ratio",
         "kl": "kl",
         "entropy": "entropy",
     }

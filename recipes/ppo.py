@@ -69,9 +69,11 @@ from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_rewar
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import Reward, check_prompts, identities, load, reward_models, score_completions
 from common.run.curriculum import PromptSampler
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, append, forget_after, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 from common.run.training_state import Learner, random_state, restore_random_state
 
@@ -206,7 +208,7 @@ class Args:
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
     time_limit: str | None = None
-    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
+    """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
@@ -252,24 +254,22 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
-    from rich.console import Console
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.run.progress import ProgressCallback
+    from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
 
     # 3. Prompts in the model's own chat template, up to the generation prompt.
     check_models(reward_functions, prompts, args.seed, may_be_silent=True)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
-    console = Console()
     prompts, dropped = drop_long(
         tokenizer, with_system_prompt(prompts, args.system_prompt), args.max_prompt_length, args.max_truncated
     )
@@ -377,7 +377,7 @@ def main() -> None:
             state.epoch = episode / len(prompts)
             state.num_input_tokens_seen += int(rollout.attention_mask.sum())
             callbacks.on_step_end(settings, state, control)
-            if control.should_log or state.global_step == steps:
+            if control.should_log:
                 callbacks.on_log(settings, state, control, logs={**metrics, "episode": episode})
             if control.should_save:
                 save_checkpoint(ppo, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
@@ -403,7 +403,7 @@ def main() -> None:
                 f"{len(held_out)} held-out prompts: score {old['score']:.3f} +- {old['score_std']:.3f} -> "
                 f"{new['score']:.3f} +- {new['score_std']:.3f}, {new['kl']:.2f} nats from the reference policy"
             )
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 LIVE_LINE = {
@@ -411,9 +411,9 @@ LIVE_LINE = {
     "kl": "objective/kl",
     "entropy": "policy/entropy",
     "approx kl": "policy/approx_kl",
-    "clipped": "policy/clipfrac_avg",
+    "clip fraction": "policy/clipfrac_avg",
     "value loss": "loss/value_avg",
-    "explained": "value/explained_variance",
+    "explained variance": "value/explained_variance",
     "length": "completions/mean_length",
     "truncated": "completions/clipped_ratio",
 }
