@@ -305,12 +305,12 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         if args.critic_init == "reward":
             critic_head = load_reward_adapter(model, reward_adapter, "critic", is_trainable=True)
         else:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
+        reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
