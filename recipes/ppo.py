@@ -585,7 +585,7 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
         }
 
 
-# The four models: which one runs, and what the phases ask of them.
+# Forward passes of the four models.
 
 
 @contextmanager

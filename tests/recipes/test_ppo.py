@@ -1,7 +1,7 @@
 """`recipes/ppo.py`: its phases on a small model with random weights, and the recipe as a user runs it.
 
-The phases are held to a plain implementation in 64 bit that shares no line with them: no adapters switched, no batches,
-no padding, no chunks. What the recipe gains is shown at the end.
+The phases are compared with a plain implementation in 64 bit that shares no line with them: no adapters switched, no
+batches, no padding, no chunks. What the recipe gains is shown at the end.
 """
 
 import copy
@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 PAD, TEMPERATURE, KL_COEF = 0, 0.7, 0.1
-LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and answer
+LENGTHS = ((5, 7), (3, 2), (9, 1), (4, 6))  # of prompt and completion
 SCORES = [0.5, -1.0, 2.0, 0.1]
 
 
@@ -151,7 +151,7 @@ def slow_values(whole, head, completion: Completion) -> torch.Tensor:
 
 
 def slow_advantages(parts, plain):
-    """Log-probabilities of policy and reference, values, white advantages and returns of each answer, by loops."""
+    """Log-probabilities of policy and reference, values, white advantages and returns of each completion, by loops."""
     policy, _ = in_64_bit(plain, parts.model, "default")
     critic, _ = in_64_bit(plain, parts.model, "critic")
     head = parts.critic_head.weight.detach().double()[0]
@@ -381,8 +381,8 @@ def test_scores_are_normalized_clipped_and_then_penalized(setting):
     parts.kl_controller.coef = 0.0
     rollout, scores, rewards, advantages = phases(parts)
     stats = ppo.step_metrics(parts, rollout, scores, rewards, advantages)
-    mean, spread = 0.4, 1.0747  # of 0.5 -1.0 2.0 0.1
-    expected = [0.1 / spread, -1.0 - 0.25, 1.0, -0.3 / spread]
+    mean, std = 0.4, 1.0747  # of 0.5 -1.0 2.0 0.1
+    expected = [0.1 / std, -1.0 - 0.25, 1.0, -0.3 / std]
     assert rewards.rewards.sum(1).tolist() == pytest.approx(expected, abs=1e-4)
     assert stats["score/mean"] == pytest.approx(mean)
     assert stats["completions/clipped_ratio"] == 0.25

@@ -1,4 +1,4 @@
-"""The arithmetic of `recipes/ppo.py`, held to numbers worked out by hand and to slow loops in 64 bit."""
+"""The arithmetic of `recipes/ppo.py`, compared with numbers worked out by hand and with slow loops in 64 bit."""
 
 import math
 import random
@@ -16,7 +16,7 @@ def close(found, expected):
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-# Two episodes, of three tokens and of one; what stands at padding is there to be ignored.
+# Two completions, of three tokens and of one. What is at padding has to be ignored.
 MASK = torch.tensor([[T, T, T], [T, F, F]])
 
 
@@ -24,9 +24,9 @@ def test_masked_mean_and_whitening_see_the_mask_alone():
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 100.0, -100.0]])
     assert float(masked_mean(values, MASK)) == 3.0  # (1 + 2 + 3 + 6) / 4
     white = ppo.masked_whiten(values, MASK)
-    spread = math.sqrt(3.5)  # ((-2)^2 + (-1)^2 + 0 + 3^2) / 4
-    close(white, torch.tensor([[-2, -1, 0], [3, 0, 0]]) / spread)
-    close(ppo.masked_whiten(torch.full((2, 3), 7.0), MASK), torch.zeros(2, 3))  # no spread: nothing is better
+    std = math.sqrt(3.5)  # ((-2)^2 + (-1)^2 + 0 + 3^2) / 4
+    close(white, torch.tensor([[-2, -1, 0], [3, 0, 0]]) / std)
+    close(ppo.masked_whiten(torch.full((2, 3), 7.0), MASK), torch.zeros(2, 3))  # all the same: nothing is better
 
 
 def test_the_score_comes_at_the_last_token_and_the_penalty_at_each():
@@ -114,7 +114,7 @@ def test_explained_variance():
 
 
 def test_everything_against_a_slow_loop_in_64_bit():
-    """From scores, log-probabilities and values to the loss, on random episodes of different lengths."""
+    """From scores, log-probabilities and values to the loss, for random completions of different lengths."""
     generator = torch.Generator().manual_seed(0)
     lengths, width, gamma, lam, kl_coef, clip = [5, 1, 9, 7], 9, 0.97, 0.9, 0.3, 0.2
     old, reference, new, values = (torch.randn(4, width, generator=generator) for _ in range(4))
@@ -135,13 +135,13 @@ def test_everything_against_a_slow_loop_in_64_bit():
             advantage = sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas))
             slow.append((advantage, advantage + v[t], row, t))
     mean = statistics.fmean(a for a, *_ in slow)
-    spread = statistics.pstdev([a for a, *_ in slow])
+    std = statistics.pstdev([a for a, *_ in slow])
     total = 0.0
     for advantage, returned, row, t in slow:
         assert float(advantages[row, t]) == pytest.approx(advantage, abs=1e-5)
         assert float(returns[row, t]) == pytest.approx(returned, abs=1e-5)
         ratio = math.exp(float(new[row, t]) - float(old[row, t]))
-        white = (advantage - mean) / spread
+        white = (advantage - mean) / std
         total -= min(ratio * white, max(1 - clip, min(1 + clip, ratio)) * white)
     assert float(masked_mean(losses, mask)) == pytest.approx(total / len(slow), rel=1e-4)
 
@@ -152,8 +152,8 @@ def test_running_moments_are_those_of_all_values_so_far():
     for batch in batches:
         moments.update(batch)
     together = [value for batch in batches for value in batch]
-    spread = statistics.pstdev(together)
-    assert moments.normalize(5.0) == pytest.approx((5.0 - statistics.fmean(together)) / spread)
+    std = statistics.pstdev(together)
+    assert moments.normalize(5.0) == pytest.approx((5.0 - statistics.fmean(together)) / std)
     constant = ppo.RunningMoments()
     constant.update([0.1] * 7)
     assert abs(constant.normalize(0.1)) < 1e-3

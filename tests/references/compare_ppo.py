@@ -1,4 +1,4 @@
-"""Compare recipes/ppo.py with the PPOTrainer of TRL 1.12.0: same base, prompts, reward model, settings and episodes.
+"""Compare recipes/ppo.py with the PPOTrainer of TRL 1.12.0: same base, prompts, reward model and settings.
 
     make sft; make merge; make reward MODEL=MERGED ARGS="--lora-target-modules q_proj k_proj v_proj o_proj"
     python tests/references/compare_ppo.py --base MERGED --reward RUN --seeds 42 1 2 --learning-rates 1e-3 3e-3 1e-2

@@ -60,7 +60,7 @@ def test_four_bit_weights_are_four_bit_and_still_learn(tmp_path):
 
 
 def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
-    """One pass over the episodes: the policy that is stepped is the one that sampled, in bfloat16 and under kernels."""
+    """One epoch over a rollout: the policy that is updated is the one that sampled, in bfloat16 and under kernels."""
     sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
     flags = ("--data", sums, "--rewards", "math", "--num-ppo-epochs", 1, "--critic-warmup-steps", 1)
     done = run_recipe("ppo", "--model", merged, "--output-dir", tmp_path / "run", *flags)

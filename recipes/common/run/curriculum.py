@@ -43,14 +43,14 @@ def select(measures: list[float], level: Level, by: Measure) -> list[int]:
     if by == "pass-rate":
         above, up_to = PASS_RATES[level]
         selected = [index for index, rate in enumerate(measures) if above < rate <= up_to and rate < 1]
-        spread = f"{sum(r == 0 for r in measures)} never solved, {sum(r == 1 for r in measures)} always"
+        counts = f"{sum(r == 0 for r in measures)} never solved, {sum(r == 1 for r in measures)} always"
     else:
         first, stop = (round(share * len(measures)) for share in ENTROPY_RANKS[level])
         selected = sorted(sorted(range(len(measures)), key=measures.__getitem__)[first:stop])
-        spread = f"{len(measures)} measured"
+        counts = f"{len(measures)} measured"
     if not selected:
         raise InputError(
-            f"--difficulty {level}: by {by} no prompt is of this level ({spread}); take another level or more prompts"
+            f"--difficulty {level}: by {by} no prompt is of this level ({counts}); take another level or more prompts"
         )
     return selected
 

@@ -66,8 +66,8 @@ def test_a_score_is_the_heads_output_at_the_last_token_of_the_row_alone(model, h
 def test_a_head_is_kept_with_its_facts(head, tmp_path):
     facts = {"kind": "regression", "mean": 3.5, "std": 1.25, "base": "abc"}
     save_head(head, tmp_path / "new" / "folder", facts)
-    again, told = load_head(tmp_path / "new" / "folder", "cpu")
-    assert told == facts == json.loads((tmp_path / "new" / "folder" / "head.json").read_text())
+    again, loaded = load_head(tmp_path / "new" / "folder", "cpu")
+    assert loaded == facts == json.loads((tmp_path / "new" / "folder" / "head.json").read_text())
     for name, value in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
 
