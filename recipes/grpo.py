@@ -481,7 +481,7 @@ def of_difficulty(
 ) -> list[Prompt]:
     """The prompts of --difficulty, as measured on --num-generations completions of each by this model."""
     from common.lm.log_probs import score_tokens
-    from common.run.curriculum import choose, group_means, pass_rates
+    from common.run.curriculum import group_means, pass_rates, select
 
     repeated = [prompt for prompt in prompts for _ in range(args.num_generations)]
     completions = sample(repeated, args.max_completion_length, args.temperature)
@@ -492,7 +492,7 @@ def of_difficulty(
         spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
         entropies = [float(scored.entropies.mean()) for scored in score_tokens(model, spans, pad_token_id)]
         measures = group_means(entropies, args.num_generations)
-    return [prompts[index] for index in choose(measures, args.difficulty, args.difficulty_by)]
+    return [prompts[index] for index in select(measures, args.difficulty, args.difficulty_by)]
 
 
 def as_sample(prompt: Prompt) -> Sample:
