@@ -37,8 +37,10 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, check_truncation, tokenize
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.run.ending import show_ending
 from common.run.files import write_folder, write_json, write_jsonl
 from common.run.folder import plan_run
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -179,16 +181,15 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
     from common.lm.scalar_head import new_head, save_head, score_last
 
     # 3. Tokens: prompt and completion together, rendered by the model's own chat template.
@@ -197,7 +198,6 @@ def main() -> None:
         refuse_quantised(base)
     tokenizer, _ = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
-    console = Console()
     training = as_tokens(tokenizer, rows, args, console)
     evaluation = as_tokens(tokenizer, held_out, args, console)
     kind = "bradley-terry" if paired else "regression"
@@ -324,7 +324,7 @@ def main() -> None:
                 ),
             )
             show(console, report)
-        console.print(f"{'Model' if args.stand_alone else 'Adapter and head'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 class RewardLoss(Trainer):

@@ -9,6 +9,7 @@ answer. Scores cannot show whether a reward measures what its author wants.
 import contextlib
 import copy
 import io
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -90,7 +91,7 @@ def contract(
         return [str(error)]
     drawn = Random(seed).sample(list(prompts), len(prompts))
     batch = _batch(reward, drawn, answer_template or reward.answer_template or ANSWER_TEMPLATE)
-    printed = io.StringIO()
+    printed = _Printed()
     faults = []
     with contextlib.redirect_stdout(printed):
         try:
@@ -100,6 +101,28 @@ def contract(
     if printed.getvalue():
         faults.append(f"{reward.place}: prints {printed.getvalue()[:40]!r}; that would break the display of the run")
     return faults
+
+
+class _Printed(io.StringIO):
+    """Standard output while rewards are tried. Threads that ran before, such as the spinner's, print past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stdout = sys.stdout
+        self.others = set(threading.enumerate()) - {threading.current_thread()}
+
+    def write(self, text: str) -> int:
+        return self.stdout.write(text) if self._is_other() else super().write(text)
+
+    def flush(self) -> None:
+        if self._is_other():
+            self.stdout.flush()
+
+    def isatty(self) -> bool:
+        return self._is_other() and self.stdout.isatty()
+
+    def _is_other(self) -> bool:
+        return threading.current_thread() in self.others
 
 
 def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
