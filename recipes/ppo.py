@@ -103,8 +103,11 @@ class Args:
     """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
 
     # How the data is read.
-    format: Literal["auto", *PROMPT_FORMATS] = "auto"
-    """The row format; auto takes it from the columns of the first row."""
+    format: Literal[
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
+        "preference", "sharegpt-preference", "dialogue-preference", "prompt-rating", "instruction-rating",
+    ] = "auto"  # fmt: skip
+    """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
     system_prompt: str | None = None
