@@ -134,11 +134,11 @@ class Args:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A row as the model reads it: one completion and its score, or the chosen and the rejected completion."""
+    """A row as the model reads it: one answer and its score, or the chosen and the rejected answer."""
 
     place: str
-    answers: list[list[int]]  # 1 or 2 of (T,): prompt and completion, up to the end token
-    lengths: list[int]  # tokens of each completion alone
+    answers: list[list[int]]  # 1 or 2 of (T,): prompt and answer, up to the end token
+    lengths: list[int]  # tokens of each answer alone
     score: float | None
 
 
@@ -378,8 +378,8 @@ def collate(batch: list[dict], pad_token_id: int, facts: dict[str, Any]) -> dict
     return inputs
 
 
-def as_tokens(tokenizer: Any, rows: list[Pair | Rating], args: Args, console: "Console") -> list[Tokens]:
-    """Each row's completions after their prompt, as token ids. Raises InputError for a row that teaches nothing."""
+def as_tokens(tokenizer: Any, rows: list[Pair] | list[Rating], args: Args, console: "Console") -> list[Tokens]:
+    """Each row's answers after their prompt, as token ids. Raises InputError for a row that teaches nothing."""
     faults = Faults()
     answered = [row.prompt + answer for row in rows for answer in answers_of(row)]
     places = [row.place for row in rows for _ in answers_of(row)]
@@ -393,7 +393,7 @@ def as_tokens(tokenizer: Any, rows: list[Pair | Rating], args: Args, console: "C
     for row in rows:
         own = [next(following) for _ in answers_of(row)]
         spans = [answer_span(example) for example in own]
-        # A sequence classifier reads the whole rendering, with what the template writes after the end token.
+        # A sequence classifier is given the whole rendering, with what the template writes after the end token.
         ids = [
             example.input_ids[: None if args.stand_alone else stop].tolist()
             for example, (_, stop) in zip(own, spans, strict=True)
