@@ -281,7 +281,9 @@ def main() -> None:
     held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
     steps = number_of_steps(args, len(prompts))
 
-    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

@@ -21,6 +21,7 @@ from common.errors import InputError, MachineError, run_command
 from common.lm.hub import MERGE_RECORD, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
 from common.run.files import write_folder, write_json
+from common.run.screen import loading
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +61,8 @@ def main() -> None:
         print(f"{folder} holds this merge already.")
         return
 
-    environment.set_variables(offline=base.local)
-    environment.quiet_loggers()
+    environment.set_variables(models=[base])
+    loading(base.name)
     base = fetch(base)
     check = merge(base, adapter, folder, inputs)
     print(
