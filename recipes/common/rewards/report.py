@@ -1,15 +1,19 @@
 """What a reward model says of held-out answers, and whether their length alone says it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from common.run.intervals import interval
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 BINS = 10  # of predicted probability, for the calibration error
 
-Report = dict[str, float | int | None]  # None where it is not defined, as a correlation of equal numbers
+# None where a figure is not defined, as a correlation of equal numbers; two numbers for an interval.
+Report = dict[str, float | int | list[float] | None]
 
 
 def pair_report(
@@ -22,6 +26,7 @@ def pair_report(
     return {
         "pairs": len(margins),
         "accuracy": _number(right.mean()),
+        "accuracy, 95 %": [_number(bound) for bound in interval(right)],
         "loss": _number(np.logaddexp(0, -margins).mean()),
         "margin": _number(margins.mean()),
         "calibration error": calibration_error(margins),
@@ -34,34 +39,47 @@ def pair_report(
 
 def score_report(predictions: list[float], scores: list[float], lengths: list[int]) -> Report:
     """Of rated answers: predictions in the units of the scores, the scores, and tokens of the answers."""
+    from scipy.stats import linregress
+
     errors = np.array(predictions) - np.array(scores)
-    variance = np.var(predictions)
-    covariance = np.mean((np.array(predictions) - np.mean(predictions)) * (np.array(scores) - np.mean(scores)))
     return {
         "rated answers": len(scores),
         "pearson": pearson(predictions, scores),
-        "spearman": pearson(ranks(predictions), ranks(scores)),
+        "pearson, 95 %": pearson_interval(predictions, scores),
+        "spearman": spearman(predictions, scores),
         "error": _number(np.sqrt(np.mean(errors**2))),
-        "calibration slope": _number(covariance / variance) if variance else None,
+        "calibration slope": _number(linregress(predictions, scores).slope) if _vary(predictions) else None,
         "bias": _number(errors.mean()),
         "scores with length": pearson(scores, lengths),
         "predictions with length": pearson(predictions, lengths),
     }
 
 
-def pearson(one: Any, other: Any) -> float | None:
-    """Pearson's correlation; of ranks it is Spearman's."""
-    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+def pearson(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Pearson's correlation; None where it is not defined: of a single row, or of equal numbers."""
+    from scipy.stats import pearsonr
+
+    return _number(pearsonr(one, other).statistic) if _vary(one, other) else None
+
+
+def pearson_interval(one: Sequence[float], other: Sequence[float]) -> list[float] | None:
+    """The 95 % confidence interval of `pearson`, by Fisher's transformation; None below four rows."""
+    from scipy.stats import pearsonr
+
+    if len(one) < 4 or not _vary(one, other):
         return None
-    return _number(np.corrcoef(one, other)[0, 1])
+    return [_number(bound) for bound in pearsonr(one, other).confidence_interval(0.95)]
 
 
-def ranks(values: list[float]) -> np.ndarray:
-    """The ranks of the values, from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's correlation, that of the ranks; None where it is not defined."""
+    from scipy.stats import spearmanr
+
+    return _number(spearmanr(one, other).statistic) if _vary(one, other) else None
+
+
+def _vary(*columns: Sequence[float]) -> bool:
+    return all(len(values) > 1 and np.ptp(values) > 0 for values in columns)
 
 
 def calibration_error(margins: np.ndarray) -> float:
@@ -87,6 +105,7 @@ def _number(value: Any) -> float:
 
 MEANS = {
     "accuracy": "how often the chosen answer scores higher",
+    "accuracy, 95 %": "its confidence interval over the pairs",
     "loss": "0.693 is a guess",
     "margin": "chosen less rejected; e to this power are the odds",
     "calibration error": "of the probability that the preferred answer is the better",
@@ -95,6 +114,7 @@ MEANS = {
     "accuracy, chosen shorter": "what is left where length misleads",
     "correlation with length": "of the scores given, with the tokens of the answer",
     "pearson": "correlation of predicted and given scores",
+    "pearson, 95 %": "its confidence interval over the answers",
     "spearman": "the same of their ranks",
     "error": "root of the mean squared error, in the scores' units",
     "calibration slope": "given over predicted differences; below 1 it exaggerates",
@@ -104,13 +124,21 @@ MEANS = {
 }
 
 
+def shown(value: float | int | list[float] | None) -> str:
+    """A figure as text."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return " to ".join(map(shown, value))
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
 def show(console: "Console", report: Report) -> None:
     from rich.table import Table
 
     table = Table("held out", "", "", title="The reward model on answers it has not seen")
     for name, value in report.items():
-        shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-        table.add_row(name, shown, MEANS.get(name, ""))
+        table.add_row(name, shown(value), MEANS.get(name, ""))
     console.print(table)
     if report["accuracy"] < 0.5 if "accuracy" in report else (report["pearson"] or 0) < 0:
         console.print("Worse than a guess: are chosen and rejected, or high and low scores, the wrong way round?")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from common.rewards.report import calibration_error, pair_report, pearson, ranks, score_report
+from common.rewards.report import calibration_error, pair_report, pearson, pearson_interval, score_report, spearman
 
 
 def test_correlations():
@@ -13,8 +13,22 @@ def test_correlations():
     assert pearson([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     assert pearson([1, 1], [1, 2]) is None
     assert pearson([1], [1]) is None
-    assert ranks([10, 30, 20, 20, 5]).tolist() == [2, 5, 3.5, 3.5, 1]
-    assert ranks([7, 7, 7]).tolist() == [2, 2, 2]
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    """Ranks 2, 5, 3.5, 3.5, 1 against 1 to 5: by hand Pearson's correlation of them is -3.5 / sqrt(9.5 * 10)."""
+    assert spearman([10, 30, 20, 20, 5], [1, 2, 3, 4, 5]) == pytest.approx(-3.5 / math.sqrt(9.5 * 10), abs=1e-6)
+    assert spearman([1, 2, 3], [10, 20, 900]) == 1
+    assert spearman([7, 7, 7], [1, 2, 3]) is None
+
+
+def test_the_interval_of_a_correlation_is_fishers():
+    """atanh(0.8) plus and minus 1.96 / sqrt(N - 3)."""
+    one, other = [1, 2, 3, 4] * 10, [1, 3, 2, 4] * 10
+    low, high = pearson_interval(one, other)
+    assert math.atanh(low) == pytest.approx(math.atanh(0.8) - 1.96 / math.sqrt(37), abs=1e-3)
+    assert math.atanh(high) == pytest.approx(math.atanh(0.8) + 1.96 / math.sqrt(37), abs=1e-3)
+    assert pearson_interval([1, 2, 3], [1, 2, 4]) is None
 
 
 def test_the_calibration_error():
@@ -34,6 +48,7 @@ def test_the_report_on_pairs():
     report = pair_report([2, 3, 0, 1], [1, 1, 2, 1], [9, 3, 2, 4], [5, 8, 6, 4])
     assert report["pairs"] == 4
     assert report["accuracy"] == 2.5 / 4
+    assert report["accuracy, 95 %"] == [0.25, 1]  # of resampled means of 1, 1, 0 and 0.5
     assert report["margin"] == (1 + 2 - 2 + 0) / 4
     assert report["chosen is longer"] == pytest.approx(1 / 3, abs=1e-6)
     assert report["longer scores higher"] == pytest.approx(2 / 3, abs=1e-6)  # the first and the third
@@ -55,4 +70,6 @@ def test_the_report_on_scores():
     assert report["error"] == pytest.approx(math.sqrt((4 + 1 + 0) / 3), abs=1e-6)
     assert report["scores with length"] == report["predictions with length"] == pytest.approx(0.917663, abs=1e-6)
     flat = score_report([3, 3], [1, 2], [5, 5])
-    assert flat["pearson"] is flat["calibration slope"] is flat["predictions with length"] is None
+    assert (
+        flat["pearson"] is flat["pearson, 95 %"] is flat["calibration slope"] is flat["predictions with length"] is None
+    )
