@@ -35,7 +35,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.report import pair_report, score_report, show
-from common.run.files import write_folder, write_json, write_jsonl
+from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
 from common.run.stopping import Stop
 
@@ -183,6 +183,7 @@ def main() -> None:
     from common.lm.scalar_head import apply_head, load_head, new_head
     from common.lm.hidden_states import at_last_token, last_hidden
     from common.lm.hidden_states import pad_right
+    from common.lm.merge import save_classifier
     from common.lm.scalar_head import save_head, score_last
 
     # 3. Tokens: the model's own chat template, prompt and answer in one.
@@ -433,35 +434,6 @@ def refuse_quantised(base: Model) -> None:
     config = AutoConfig.from_pretrained(base.source, revision=base.revision)
     if getattr(config, "quantization_config", None):
         raise InputError(f"--stand-alone: {base.source} is stored in few bits; an adapter merges into a 16-bit base")
-
-
-def save_classifier(
-    model: "PeftModel", head: "torch.nn.Linear", base: Model, folder: Path, pad_token_id: int, facts: dict
-) -> None:
-    """Write base, adapter and head as one AutoModelForSequenceClassification with one output, in 16 bit.
-
-    The adapter's weights are added in 32 bit to the stored base's, not to a 4-bit copy, and rounded once.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # it says that the base has no head; ours is put in below
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        base.source, revision=base.revision, num_labels=1, dtype="auto"
-    )
-    if classifier.dtype == torch.float32:
-        classifier = classifier.to(torch.bfloat16)
-    for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = classifier.get_submodule(name).weight
-            delta = layer.get_delta_weight("default")
-            weight.data = (weight.data.float() + delta.float().to(weight.device)).to(weight.dtype)
-    classifier.score.weight.data.copy_(head.weight)
-    classifier.config.pad_token_id = pad_token_id  # by it the last token of a row is found
-    classifier.save_pretrained(folder)
-    write_json(folder / "head.json", facts)
 
 
 if __name__ == "__main__":

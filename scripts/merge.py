@@ -24,7 +24,7 @@ from common.run.files import write_folder, write_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 PROMPTS = ("What is 2 + 3?", "Name a colour.", "Write one sentence about water.", "二加三等于多少？")
 NEW_TOKENS = 32
@@ -73,6 +73,7 @@ def main() -> None:
 def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     """Write `base` with `adapter` merged into it to `folder`, checked and whole, or not at all."""
     import torch
+    from common.lm.merge import merge_weights
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -92,18 +93,6 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
         tokenizer.save_pretrained(part)
         write_json(part / MERGE_RECORD, {**inputs, "check": check})
     return check
-
-
-def merge_weights(model: "torch.nn.Module") -> "PreTrainedModel":
-    """Add each layer's B @ A * alpha / r to its weight: summed in 32 bit and rounded once."""
-    from peft.tuners.lora import LoraLayer
-
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            delta = layer.get_delta_weight(layer.active_adapters[0])
-            weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-    return model.unload()
 
 
 def check_prompts(adapter: Path) -> list[list[dict]]:
