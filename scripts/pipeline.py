@@ -36,22 +36,19 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from common.data.examples import Conversation, Pair, Prompt
-from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, detect
+from common.data.hold_out import DataSet, Example, hold_out_prompts
 from common.data.read import column_map, conversations, pairs, problems
 from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.environment import ROOT, installed_lock
 from common.errors import STOPPED, InputError, did_you_mean, run_command
 from common.lm.hub import MERGE_RECORD, Model, contents, find_model
-from common.run.files import write_json, write_jsonl
+from common.run.files import write_json
 from common.run.stopping import Stop
 
-Example = Conversation | Pair | Prompt
 Figures = dict[str, dict[str, float]]  # by held-out file, by what is measured
 
 SAMPLES = ROOT / "data_samples"
 SAMPLES_HELD_OUT = ("heldout.jsonl", "preferences.jsonl", "arithmetic.jsonl")
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 200
 # Of the user's own data no form of an answer is known, and 64 tokens are few for a thought.
 OWN_DATA_EVAL_ARGS = ("--form", "", "--max-new-tokens", "512")
 OURS = ("--model", "--data", "--output-dir", "--no-use-peft")
@@ -104,16 +101,6 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Data:
-    """A stage's data, read: each row's fields under our names, and the example it is; and what the recipe is given."""
-
-    source: str
-    words: list[str]  # the stage's arguments
-    rows: list[dict[str, Any]]
-    examples: list[Example]
-
-
-@dataclass(frozen=True)
 class Done:
     """A stage that is finished, or the start: what came out, and how it does on held-out data."""
 
@@ -144,8 +131,12 @@ def main() -> int | None:
             raise InputError(f"{args.model} is not offered for {name}, only for {', '.join(start.card.methods)}")
     folder = Path(args.output_dir or f"outputs/pipeline-{start.name}").expanduser()
     own_data = any(getattr(args, stage.data) for stage in STAGES.values())
-    data = {name: read_data(name, args, own_data) for name in names}
-    data, held_out = hold_out(data, args.eval_data, own_data, folder)
+    read = {name: read_data(name, args, own_data) for name in names}
+    words = {name: one[0] for name, one in read.items()}
+    files = list(args.eval_data) or ([] if own_data else [str(SAMPLES / name) for name in SAMPLES_HELD_OUT])
+    data, held_out = hold_out_prompts({name: one[1] for name, one in read.items()}, files, folder)
+    if not held_out:
+        raise InputError("there is nothing to score the stages on; give held-out data with --eval-data")
     evaluation = [*(OWN_DATA_EVAL_ARGS if own_data else ()), *split(args.eval_args, "--eval-args")]
 
     began = time.time()
@@ -154,10 +145,11 @@ def main() -> int | None:
     try:
         at_start = folder / f"start-{digest(contents(start))}"
         at_start.mkdir(parents=True, exist_ok=True)
-        figures = evaluate("start", args.model, at_start, held_out, evaluation, stop)
+        figures = evaluate("start", args.model, at_start, list(held_out), evaluation, stop)
         done.append(Done("start", at_start, args.model, 0.0, figures))
         for name in names[: names.index(args.until) + 1 if args.until else None]:
-            done.append(run_stage(name, data[name], done[-1].model, folder, held_out, evaluation, stop))
+            stage = run_stage(name, words[name], data[name], done[-1].model, folder, list(held_out), evaluation, stop)
+            done.append(stage)
     except StageFailed as failure:
         print(failure, file=sys.stderr)
         return failure.exit_code
@@ -187,8 +179,8 @@ def split(text: str, flag: str) -> list[str]:
         raise InputError(f"{flag} {text}: {error}") from None
 
 
-def read_data(name: str, args: Args, own_data: bool) -> Data:
-    """The data of a stage, all of it read and checked, and the stage's arguments."""
+def read_data(name: str, args: Args, own_data: bool) -> tuple[list[str], DataSet]:
+    """The stage's arguments, and its data, all of it read and checked."""
     stage = STAGES[name]
     source = getattr(args, stage.data) or (None if own_data else str(SAMPLES / stage.sample))
     if source is None:
@@ -199,7 +191,7 @@ def read_data(name: str, args: Args, own_data: bool) -> Data:
     words = split(getattr(args, f"{name}_args"), f"--{name}-args")
     if taken := [word for word in words if word.partition("=")[0] in OURS]:
         raise InputError(f"--{name}-args {' '.join(taken)}: the pipeline itself sets {', '.join(OURS)}; leave it out")
-    reading, _ = reading_flags(words)
+    reading = reading_flags(words)
     columns = column_map(reading.columns)
     faults = Faults()
     rows = list(read_rows(find_source(source), faults))
@@ -207,99 +199,34 @@ def read_data(name: str, args: Args, own_data: bool) -> Data:
     faults.stop()
     if not rows:
         raise InputError(f"{source}: holds no rows")
-    fields = [{columns.get(key, key): value for key, value in row.fields.items()} for row in rows]
-    return Data(source, words, fields, examples)
+    return words, DataSet(source, [row.fields for row in rows], examples, columns)
 
 
-def reading_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Those of a recipe's arguments that say how data is read, and the rest of them."""
+def reading_flags(words: list[str]) -> argparse.Namespace:
+    """Those of a recipe's arguments that say how data is read."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--format", default="auto")
     parser.add_argument("--columns", nargs="*", default=[])
-    return parser.parse_known_args(words)
-
-
-def hold_out(
-    data: dict[str, Data], eval_data: tuple[str, ...], own_data: bool, folder: Path
-) -> tuple[dict[str, Data], list[str]]:
-    """The data of every stage without the prompts that are held out, and the held-out files."""
-    files = list(eval_data) or ([] if own_data else [str(SAMPLES / name) for name in SAMPLES_HELD_OUT])
-    chosen: dict[str, dict[str, dict[str, Any]]] = {}  # by stage, by prompt: the row to hold out
-    for name, one in {} if files else data.items():
-        by_prompt: dict[str, dict[str, Any]] = {}
-        for fields, example in zip(one.rows, one.examples, strict=True):
-            if not isinstance(example, Prompt) or example.answer is not None:
-                by_prompt.setdefault(prompt_key(example), fields)
-        count = min(HELD_OUT_MOST, max(1, round(len(by_prompt) * HELD_OUT_SHARE)))
-        chosen[name] = {key: by_prompt[key] for key in sorted(by_prompt)[:count]}
-        if not chosen[name]:
-            print(f"{name}: no row of {one.source} has an answer; nothing is held out of it")
-    if not files and not any(chosen.values()):
-        raise InputError("there is nothing to score the stages on; give held-out data with --eval-data (EVAL_DATA)")
-    held = {key for rows in chosen.values() for key in rows} | {
-        prompt_key(example) for file in files for example in read_held_out(file)
-    }
-
-    for name, rows in chosen.items():
-        if rows:
-            files.append(str(folder / "data" / f"{name}-heldout.jsonl"))
-            Path(files[-1]).parent.mkdir(parents=True, exist_ok=True)
-            write_jsonl(Path(files[-1]), rows.values())
-            print(f"{name}: {len(rows)} prompts of {data[name].source} are held out, in {files[-1]}")
-    return {name: without(name, one, held, folder) for name, one in data.items()}, files
-
-
-def without(name: str, data: Data, held: set[str], folder: Path) -> Data:
-    """The data without the rows whose prompt is in `held`, in a file of its own; itself where there are none."""
-    kept = [index for index, example in enumerate(data.examples) if prompt_key(example) not in held]
-    if len(kept) == len(data.rows):
-        return data
-    if not kept:
-        raise InputError(f"{data.source}: all its prompts are held-out ones, and nothing is left to train {name} on")
-    file = folder / "data" / f"{name}-train.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, (data.rows[index] for index in kept))
-    print(f"{name}: {len(data.rows) - len(kept)} rows with held-out prompts are left out, {len(kept)} train, in {file}")
-    reading, words = reading_flags(data.words)
-    words += ["--format", reading.format] if reading.format != "auto" else []  # its columns have our names now
-    return Data(str(file), words, [data.rows[index] for index in kept], [data.examples[index] for index in kept])
-
-
-def prompt_key(example: Example) -> str:
-    """A hash of what the user says in a prompt, which of a conversation is all before the assistant's first turn."""
-    turns = example.messages if isinstance(example, Conversation) else example.prompt
-    asked = []
-    for turn in turns:
-        if turn["role"] == "assistant" and isinstance(example, Conversation):
-            break
-        if turn["role"] == "user":
-            asked.append(str(turn["content"]).strip())
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def read_held_out(file: str) -> list[Example]:
-    faults = Faults()
-    rows = list(read_rows(find_source(file), faults))
-    faults.stop()
-    if not rows:
-        raise InputError(f"{file}: holds no rows")
-    form = detect(rows[0].fields, PAIR_FORMATS | PROBLEM_FORMATS)
-    read = pairs if form in PAIR_FORMATS else conversations if form in (None, "prompt", "instruction") else problems
-    examples = list(read(rows, faults))
-    faults.stop()
-    return examples
+    return parser.parse_known_args(words)[0]
 
 
 def run_stage(
-    name: str, data: Data, parent: str, folder: Path, held_out: list[str], evaluation: list[str], stop: Stop
+    name: str,
+    words: list[str],
+    data: DataSet,
+    parent: str,
+    folder: Path,
+    held_out: list[str],
+    evaluation: list[str],
+    stop: Stop,
 ) -> Done:
     """Train, merge and evaluate, as far as it is not done already. Raises StageFailed where one of them fails."""
     base = find_model(parent)
-    own = folder / f"{name}-{address(name, data, base)}"
+    own = folder / f"{name}-{address(name, words, data.source, base)}"
     record = own / "run.json"
     if not (record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"):
         recipe = ["recipes", f"{name}.py", "--model", parent, "--data", data.source, "--output-dir", str(own)]
-        run(f"{name}: train", [*recipe, *data.words], stop, folder)
+        run(f"{name}: train", [*recipe, *words], stop, folder)
     merged = own / "merged"
     if not (merged / MERGE_RECORD).is_file():
         run(
@@ -316,14 +243,14 @@ def run_stage(
     return Done(name, own, str(merged), seconds, figures)
 
 
-def address(name: str, data: Data, parent: Model) -> str:
+def address(name: str, words: list[str], source: str, parent: Model) -> str:
     """The hash of what decides a stage's outcome; files that its arguments name count by their contents."""
-    pieces = [piece for word in data.words for piece in re.split("[=:,]", word)]
+    pieces = [piece for word in words for piece in re.split("[=:,]", word)]
     return digest(
         name,
-        data.words,
+        words,
         {piece: source_sha256([Path(piece)]) for piece in pieces if Path(piece).is_file()},
-        sha256_of(data.source),
+        sha256_of(source),
         contents(parent),
         getattr(parent.card, name) if parent.card else None,
         installed_lock(),

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import tyro
-from common.errors import InputError
 from common.lm.hub import base_sha256
-from conftest import ROOT, read_jsonl
+from conftest import ROOT
 
 STEPS = ("--sft-args=--max-steps 25 --sample-prompts 1", "--dpo-args=--max-steps 4 --sample-prompts 1")
 
@@ -143,93 +142,6 @@ def test_an_adapter_of_another_parent_is_refused(staged, tmp_path):
     done = pipeline(ROOT, *words)
     assert done.returncode == 2
     assert "merged into" in done.stderr
-
-
-# What is held out.
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def prepared(module, folder: Path, eval_data: tuple[str, ...] = (), **settings):
-    args = module.Args(**settings)
-    names = [name for name, stage in module.STAGES.items() if getattr(args, stage.data)]
-    data = {name: module.read_data(name, args, own_data=True) for name in names}
-    return module.hold_out(data, eval_data, True, folder)
-
-
-def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(module, tmp_path, capsys):
-    problems = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(100)]
-    # The same questions as examples, every one twice, and some more.
-    examples = [{"question": row["question"], "answer": "a"} for row in problems * 2]
-    examples += [{"question": f"Say {n}.", "answer": "b"} for n in range(60)]
-    settings = {
-        "sft_data": write(tmp_path / "examples.jsonl", examples),
-        "sft_args": "--max-steps 3 --columns prompt=question completion=answer --seed 1",
-        "math_data": write(tmp_path / "problems.jsonl", problems),
-    }
-    data, files = prepared(module, tmp_path / "p", **settings)
-    assert [Path(file).name for file in files] == ["sft-heldout.jsonl", "grpo-heldout.jsonl"]
-    held = [read_jsonl(Path(file)) for file in files]
-    assert [len(rows) for rows in held] == [8, 5]  # of 160 and of 100 prompts
-    assert set(held[0][0]) == {"prompt", "completion"}
-    assert set(held[1][0]) == {"question", "answer"}
-    asked = {row["prompt"] for row in held[0]} | {row["question"] for row in held[1]}
-    trained = [read_jsonl(Path(data[name].source)) for name in ("sft", "grpo")]
-    assert not asked & ({row["prompt"] for row in trained[0]} | {row["question"] for row in trained[1]})
-    assert len(trained[1]) == 100 - len(asked & {row["question"] for row in problems})
-    assert data["sft"].words == ["--max-steps", "3", "--seed", "1"]  # the columns have their names already
-    assert "8 prompts" in capsys.readouterr().out
-
-    # The same rows in another order: the same are held out.
-    write(tmp_path / "problems.jsonl", problems[::-1])
-    _, files = prepared(module, tmp_path / "q", **settings)
-    assert {row["question"] for row in read_jsonl(Path(files[1]))} == {row["question"] for row in held[1]}
-
-
-def test_at_least_one_and_at_most_two_hundred_are_held_out(module, tmp_path):
-    for count, held in ((3, 1), (5000, 200)):
-        rows = [{"prompt": f"{n}?", "answer": str(n)} for n in range(count)]
-        _, (file,) = prepared(module, tmp_path / "p", math_data=write(tmp_path / "rows.jsonl", rows))
-        assert len(read_jsonl(Path(file))) == held
-
-
-def test_rows_that_ask_what_is_held_out_are_left_out(module, tmp_path):
-    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(10)]
-    questions = write(tmp_path / "questions.jsonl", [{"prompt": " 3? ", "answer": "3"}])
-    data, files = prepared(module, tmp_path, (questions,), dpo_data=write(tmp_path / "rows.jsonl", rows))
-    assert files == [questions]
-    assert [row["prompt"] for row in read_jsonl(Path(data["dpo"].source))] == [f"{n}?" for n in range(10) if n != 3]
-    other = write(tmp_path / "other.jsonl", [{"prompt": "else?", "answer": "3"}])
-    data, _ = prepared(module, tmp_path, (other,), dpo_data=str(tmp_path / "rows.jsonl"))
-    assert data["dpo"].source == str(tmp_path / "rows.jsonl")  # as it is
-    all_of_them = write(tmp_path / "all.jsonl", rows)
-    with pytest.raises(InputError, match="nothing is left to train dpo on"):
-        prepared(module, tmp_path, (all_of_them,), dpo_data=str(tmp_path / "rows.jsonl"))
-
-
-def test_rows_without_an_answer_are_not_held_out(module, tmp_path, capsys):
-    rows = [{"prompt": f"{n}?", "tests": "assert True"} for n in range(40)]
-    settings = {"math_data": write(tmp_path / "rows.jsonl", rows)}
-    with pytest.raises(InputError, match="nothing to score the stages on"):
-        prepared(module, tmp_path, **settings)
-    assert "nothing is held out" in capsys.readouterr().out
-    settings["dpo_data"] = write(
-        tmp_path / "pairs.jsonl",
-        [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2 + [{"prompt": "q", "chosen": "a", "rejected": "b"}],
-    )
-    data, files = prepared(module, tmp_path, **settings)
-    assert [Path(file).name for file in files] == ["dpo-heldout.jsonl"]
-    assert len(data["grpo"].rows) == 40
-
-
-def test_the_sample_data_shares_no_prompt_with_its_held_out_files(module, tmp_path):
-    data = {name: module.read_data(name, module.Args(), own_data=False) for name in module.STAGES}
-    kept, files = module.hold_out(data, (), False, tmp_path)
-    assert [Path(file).name for file in files] == list(module.SAMPLES_HELD_OUT)
-    assert kept == data
 
 
 # What is measured on held-out data that has no right and wrong.

@@ -1,9 +1,23 @@
-"""Rows that are kept out of training."""
+"""Rows that are kept out of training: some of one run's, or the same prompts of every stage of a pipeline."""
 
+import hashlib
+import json
 import random
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.read import conversations, pairs, problems, ratings
+from common.data.rows import Faults, find_source, read_rows
+from common.errors import InputError
+from common.run.files import write_jsonl
 
 T = TypeVar("T")
+Example = Conversation | Pair | Prompt | Rating
+
+SHARE, MOST = 0.05, 200  # of the prompts of a data set that are held out: a share, and at most so many
 
 
 def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], list[T]]:
@@ -11,3 +25,100 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
     drawn = set(order.sample(range(len(rows)), count))
     taken = [row for index, row in enumerate(rows) if index in drawn]
     return taken, [row for index, row in enumerate(rows) if index not in drawn]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data source, read whole: the fields of each row as they are there, and the example that the row is."""
+
+    source: str
+    rows: list[dict[str, Any]]
+    examples: list[Example]
+    columns: dict[str, str]  # the source's own column names, to ours
+
+
+def hold_out_prompts(
+    data: dict[str, DataSet], files: list[str], folder: Path
+) -> tuple[dict[str, DataSet], dict[str, list[Example]]]:
+    """The data of every stage without the prompts that are held out; and the held-out examples, by their file.
+
+    Held out are the prompts of `files`. Where there are none it is SHARE of the prompts of every data set, at most
+    MOST, chosen by a hash: the same ones whatever the order of the rows. A row without an answer to compare with is
+    not chosen. A prompt that is held out of one data set is held out of all. What is chosen is written to
+    folder/data, and so is a data set that loses rows by it.
+    """
+    held_out = {file: read_held_out(file) for file in files}
+    if not files:
+        for name, one in data.items():
+            chosen = choose_prompts(one)
+            if not chosen:
+                print(f"{name}: no row of {one.source} has an answer; nothing is held out of it")
+                continue
+            file = _write(folder / "data" / f"{name}-heldout.jsonl", chosen)
+            held_out[file] = read_held_out(file)
+            print(f"{name}: {len(chosen)} prompts of {one.source} are held out, in {file}")
+    keys = {prompt_key(example) for examples in held_out.values() for example in examples}
+    return {name: _without(name, one, keys, folder) for name, one in data.items()}, held_out
+
+
+def choose_prompts(data: DataSet) -> list[dict[str, Any]]:
+    """A row of each prompt to hold out, its columns under our names."""
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for fields, example in zip(data.rows, data.examples, strict=True):
+        if not isinstance(example, Prompt) or example.answer is not None:
+            by_prompt.setdefault(prompt_key(example), fields)
+    count = min(MOST, max(1, round(len(by_prompt) * SHARE)))
+    chosen = [by_prompt[key] for key in sorted(by_prompt)[:count]]
+    return [{data.columns.get(name, name): value for name, value in fields.items()} for fields in chosen]
+
+
+def prompt_key(example: Example) -> str:
+    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn."""
+    turns = example.messages if isinstance(example, Conversation) else example.prompt
+    texts = []
+    for turn in turns:
+        if turn["role"] == "assistant" and isinstance(example, Conversation):
+            break
+        if turn["role"] == "user":
+            texts.append(str(turn["content"]).strip())
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def read_held_out(source: str) -> list[Any]:
+    """Pairs, ratings, conversations, or prompts with their gold answers, whichever the first row of a source is."""
+    faults = Faults()
+    rows = list(read_rows(find_source(source), faults))
+    faults.stop()
+    if not rows:
+        raise InputError(f"{source}: holds no rows")
+    fields = rows[0].fields
+    if detect(fields, PAIR_FORMATS):
+        read = pairs
+    elif detect(fields, RATING_FORMATS):
+        read = ratings
+    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, FORMATS):
+        read = conversations
+    else:
+        read = problems
+    examples = list(read(rows, faults))
+    faults.stop()
+    return examples
+
+
+def _without(name: str, data: DataSet, keys: set[str], folder: Path) -> DataSet:
+    """The data without the rows whose prompt is one of `keys`, in a file of its own; itself where there are none."""
+    kept = [index for index, example in enumerate(data.examples) if prompt_key(example) not in keys]
+    if len(kept) == len(data.rows):
+        return data
+    if not kept:
+        raise InputError(f"{data.source}: all its prompts are held-out ones, and nothing is left to train {name} on")
+    rows = [data.rows[index] for index in kept]
+    file = _write(folder / "data" / f"{name}-train.jsonl", rows)
+    print(f"{name}: {len(data.rows) - len(kept)} rows with held-out prompts are left out, {len(kept)} train, in {file}")
+    return replace(data, source=file, rows=rows, examples=[data.examples[index] for index in kept])
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, rows)
+    return str(file)
