@@ -33,6 +33,7 @@ from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 Loss = Literal[
@@ -159,18 +160,17 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: the model's own chat template; the two answers carry loss, the prompt does not.
     base = fetch(base)
@@ -184,7 +184,6 @@ def main() -> None:
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.chosen[-1]["content"]) for row in asked]
     examples = list(tokenize_pairs(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    console = Console()
     if truncated := check_truncation(examples, args.max_length, args.max_truncated):
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)

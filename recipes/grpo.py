@@ -37,6 +37,7 @@ from common.rewards.specification import Reward, check_prompts, load, score_comp
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -192,11 +193,10 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
@@ -205,7 +205,7 @@ def main() -> None:
     from common.run.curriculum import choose, group_means, pass_rates
     from common.lm.generate import Completion, generate
     from common.lm.log_probs import score_tokens
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Prompts: the model's own chat template, up to where it goes on.
     base = fetch(base)
@@ -214,7 +214,6 @@ def main() -> None:
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
     tokenizer.eos_token = end  # TRL takes an answer that ends otherwise for one that was cut off
-    console = Console()
 
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     rows = [Prompt(row.place, [*system, *row.prompt], row.answer, row.fields, row.tools) for row in rows]

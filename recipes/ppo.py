@@ -58,6 +58,7 @@ from common.run.curriculum import PromptSampler
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -256,10 +257,9 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
-    from rich.console import Console
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
@@ -267,7 +267,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.generate import Completion, generate as answer_prompts
-    from common.run.progress import ProgressCallback
+    from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
     from common.lm.scalar_head import load_head, new_head
 
@@ -277,7 +277,6 @@ def main() -> None:
     set_chat_template(tokenizer, args.chat_template_path, base.name)
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
-    console = Console()
 
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     rows = [replace(row, prompt=[*system, *row.prompt]) for row in rows]

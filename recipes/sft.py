@@ -27,6 +27,7 @@ from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 
@@ -132,18 +133,17 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
     base = fetch(base)
@@ -157,7 +157,6 @@ def main() -> None:
     samples = as_samples(asked)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    console = Console(quiet=not environment.is_first_process())
     if truncated := check_truncation(examples, args.max_length, args.max_truncated):
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)

@@ -23,7 +23,7 @@ from common.run import folder as record
 from common.run.checkpoints import CheckpointCallback, newest_checkpoint
 from common.run.files import put_in_place, write_folder
 from common.run.folder import Run
-from common.run.progress import mean_loss
+from common.run.metrics import mean_loss
 from common.run.stopping import Stop, seconds, shielded
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from torch import distributed
