@@ -65,7 +65,7 @@ def test_a_signal_before_training_ends_the_run_and_one_in_a_step_is_noted(tmp_pa
     with pytest.raises(Stopped) as caught:
         os.kill(os.getpid(), number)
     name = signal.Signals(number).name
-    assert str(caught.value) == f"Stopped by {name} before training began; the same command again goes on from there."
+    assert str(caught.value) == f"Stopped by {name} before training began; the same command resumes from there."
     assert caught.value.reason == name
 
     stop = Stop()
@@ -362,7 +362,7 @@ def test_told_to_stop_it_logs_saves_and_ends_training(run, capfd):
     assert end_step(callback, 2, should_save=True) == TrainerControl(should_save=True)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert end_step(callback, 3) == TrainerControl(should_log=True, should_save=True, should_training_stop=True)
-    with pytest.raises(Stopped, match="by SIGUSR1 after step 3 of 9; the same command again goes on from there"):
+    with pytest.raises(Stopped, match="by SIGUSR1 after step 3 of 9; the same command resumes from there"):
         callback.on_train_end(args, TrainerState(global_step=3, max_steps=9), TrainerControl())
 
     stop = Stop()
@@ -539,7 +539,7 @@ def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_pa
 
     done = interrupt("SIGTERM", 3, "sft", "--output-dir", cut, *flags)
     assert done.returncode == 75, done.stderr
-    last = "Stopped by SIGTERM after step 3 of 8; the same command again goes on from there."
+    last = "Stopped by SIGTERM after step 3 of 8; the same command resumes from there."
     assert done.stderr.splitlines()[-1] == last
     assert "Traceback" not in done.stderr
     assert (record()["status"], record()["reason"], record()["step"]) == ("stopped", "SIGTERM", 3)
@@ -577,6 +577,6 @@ def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_pa
 def test_a_signal_before_there_is_a_run_ends_in_one_line(tmp_path):
     done = interrupt("SIGTERM", 0, "sft", "--output-dir", tmp_path / "run")
     assert done.returncode == 75
-    last = "Stopped by SIGTERM before training began; the same command again goes on from there.\n"
+    last = "Stopped by SIGTERM before training began; the same command resumes from there.\n"
     assert done.stderr == last
     assert not list(tmp_path.iterdir())
