@@ -1,4 +1,4 @@
-"""Rows that are kept out of training: some of one run's, or the same prompts of every stage of a pipeline."""
+"""Examples that are kept out of training: some of one run's, or the same prompts of every stage of a pipeline."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
-from common.data.read import conversations, pairs, problems, ratings
+from common.data.read import read_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError
 from common.run.files import write_jsonl
@@ -29,12 +29,11 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data source, read whole: the fields of each row as they are there, and the example that the row is."""
+    """The data of a stage: its source, the example that each row of it is, and names of its columns, to ours."""
 
     source: str
-    rows: list[dict[str, Any]]
-    examples: list[Example]
-    columns: dict[str, str]  # the source's own column names, to ours
+    examples: list[Any]
+    columns: dict[str, str]
 
 
 def hold_out_prompts(
@@ -45,31 +44,20 @@ def hold_out_prompts(
     Held out are the prompts of `files`. Where there are none it is SHARE of the prompts of every data set, at most
     MOST, chosen by a hash: the same ones whatever the order of the rows. A row without an answer to compare with is
     not chosen. A prompt that is held out of one data set is held out of all. What is chosen is written to
-    folder/data, and so is a data set that loses rows by it.
+    folder/data, its columns under our names, and so is a data set that loses rows by it, its columns as they were.
     """
     held_out = {file: read_held_out(file) for file in files}
     if not files:
         for name, one in data.items():
-            chosen = choose_prompts(one)
+            chosen = _choose(one)
             if not chosen:
                 print(f"{name}: no row of {one.source} has an answer; nothing is held out of it")
                 continue
-            file = _write(folder / "data" / f"{name}-heldout.jsonl", chosen)
+            file = _copy(one.source, folder / "data" / f"{name}-heldout.jsonl", chosen, one.columns)
             held_out[file] = read_held_out(file)
             print(f"{name}: {len(chosen)} prompts of {one.source} are held out, in {file}")
     keys = {prompt_key(example) for examples in held_out.values() for example in examples}
     return {name: _without(name, one, keys, folder) for name, one in data.items()}, held_out
-
-
-def choose_prompts(data: DataSet) -> list[dict[str, Any]]:
-    """A row of each prompt to hold out, its columns under our names."""
-    by_prompt: dict[str, dict[str, Any]] = {}
-    for fields, example in zip(data.rows, data.examples, strict=True):
-        if not isinstance(example, Prompt) or example.answer is not None:
-            by_prompt.setdefault(prompt_key(example), fields)
-    count = min(MOST, max(1, round(len(by_prompt) * SHARE)))
-    chosen = [by_prompt[key] for key in sorted(by_prompt)[:count]]
-    return [{data.columns.get(name, name): value for name, value in fields.items()} for fields in chosen]
 
 
 def prompt_key(example: Example) -> str:
@@ -84,41 +72,49 @@ def prompt_key(example: Example) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def read_held_out(source: str) -> list[Any]:
-    """Pairs, ratings, conversations, or prompts with their gold answers, whichever the first row of a source is."""
-    faults = Faults()
-    rows = list(read_rows(find_source(source), faults))
+def read_held_out(name: str) -> list[Any]:
+    """Pairs, ratings, conversations, or prompts with gold answers, whichever the first row of the source is."""
+    source, faults = find_source(name), Faults()
+    first = next(read_rows(source, faults), None)
     faults.stop()
-    if not rows:
-        raise InputError(f"{source}: holds no rows")
-    fields = rows[0].fields
+    fields = first.fields if first else {}
     if detect(fields, PAIR_FORMATS):
-        read = pairs
+        formats = PAIR_FORMATS
     elif detect(fields, RATING_FORMATS):
-        read = ratings
+        formats = RATING_FORMATS
     elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, FORMATS):
-        read = conversations
+        formats = FORMATS
     else:
-        read = problems
-    examples = list(read(rows, faults))
-    faults.stop()
-    return examples
+        formats = PROBLEM_FORMATS
+    return read_examples(source, formats).examples
+
+
+def _choose(data: DataSet) -> set[int]:
+    """The index of one example of each prompt to hold out."""
+    by_prompt: dict[str, int] = {}
+    for index, example in enumerate(data.examples):
+        if not isinstance(example, Prompt) or example.answer is not None:
+            by_prompt.setdefault(prompt_key(example), index)
+    count = min(MOST, max(1, round(len(by_prompt) * SHARE)))
+    return {by_prompt[key] for key in sorted(by_prompt)[:count]}
 
 
 def _without(name: str, data: DataSet, keys: set[str], folder: Path) -> DataSet:
     """The data without the rows whose prompt is one of `keys`, in a file of its own; itself where there are none."""
     kept = [index for index, example in enumerate(data.examples) if prompt_key(example) not in keys]
-    if len(kept) == len(data.rows):
+    left_out = len(data.examples) - len(kept)
+    if not left_out:
         return data
     if not kept:
         raise InputError(f"{data.source}: all its prompts are held-out ones, and nothing is left to train {name} on")
-    rows = [data.rows[index] for index in kept]
-    file = _write(folder / "data" / f"{name}-train.jsonl", rows)
-    print(f"{name}: {len(data.rows) - len(kept)} rows with held-out prompts are left out, {len(kept)} train, in {file}")
-    return replace(data, source=file, rows=rows, examples=[data.examples[index] for index in kept])
+    file = _copy(data.source, folder / "data" / f"{name}-train.jsonl", set(kept), {})
+    print(f"{name}: {left_out} rows with held-out prompts are left out, {len(kept)} train, in {file}")
+    return replace(data, source=file, examples=[data.examples[index] for index in kept])
 
 
-def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+def _copy(source: str, file: Path, chosen: set[int], columns: dict[str, str]) -> str:
+    """Write the rows at the indices `chosen` to a file, some columns under another name; the name of the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, rows)
+    rows = [row.fields for index, row in enumerate(read_rows(find_source(source), Faults())) if index in chosen]
+    write_jsonl(file, ({columns.get(name, name): value for name, value in fields.items()} for fields in rows))
     return str(file)

@@ -111,7 +111,7 @@ def test_columns_are_mapped():
 
 
 def test_a_forced_format_refuses_another():
-    _, shown = convert({"messages": [ASK, SAY]}, form="alpaca")
+    _, shown = convert({"messages": [ASK, SAY]}, row_format="alpaca")
     assert shown == ["f:1: this row is messages, but --format is alpaca; a source holds one format"]
 
 
@@ -314,7 +314,7 @@ def test_columns_are_mapped_for_every_kind():
 
 def test_an_unknown_format_by_name_or_by_columns_says_what_is_known():
     with pytest.raises(InputError, match="--format alpaca: unknown here; expected auto or one of preference, "):
-        read(pairs, {}, form="alpaca")
+        read(pairs, {}, row_format="alpaca")
     with pytest.raises(
         InputError, match=r"the columns are promt, chosn .did you mean 'prompt' by 'promt'.*Known: pref"
     ):
