@@ -19,6 +19,7 @@ from typing import Literal
 from common.errors import InputError, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ANNOUNCED = "STOP_IS_ANNOUNCED"  # in the environment of a process whose parent announces a signal for both
 STARTED = time.time()  # of this process, less the second that Python itself takes
 
 
@@ -129,5 +130,7 @@ def _take_stop_file(folder: Path) -> bool:
 
 def _say(line: str) -> None:
     """A line from a handler, past Python's buffers: they may be in use. On a terminal in place of the live bar's."""
+    if ANNOUNCED in os.environ:
+        return
     clear, cursor = ("\r\x1b[2K", "\x1b[?25h") if sys.stderr.isatty() else ("", "")
     os.write(2, f"{clear}{line}{cursor}\n".encode())
