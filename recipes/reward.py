@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Pair, Rating
+from common.data.examples import Pair, Rating
 from common.data.formats import PAIR_FORMATS, RATING_FORMATS, detect
 from common.data.hold_out import hold_out
 from common.data.read import column_map, pairs, ratings, unknown_columns
 from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
-from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
+from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.report import pair_report, score_report, show
+from common.rewards.tokens import as_tokens
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
 from common.run.screen import loading
@@ -43,7 +44,6 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,6 @@ class Args:
     """wandb or trackio, besides TensorBoard, which is always written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A row as the model reads it: one answer and its score, or the chosen and the rejected answer."""
-
-    place: str
-    answers: list[list[int]]  # 1 or 2 of (T,): prompt and answer, up to the end token
-    lengths: list[int]  # tokens of each answer alone
-    score: float | None
-
-
 def main() -> None:
     args, base, origins = parse(Args, "reward", __doc__)
     stop = Stop(args.time_limit)
@@ -196,8 +186,10 @@ def main() -> None:
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
 
-    training = as_tokens(tokenizer, rows, args, console)
-    evaluation = as_tokens(tokenizer, held_out, args, console)
+    training, truncated = as_tokens(tokenizer, rows, args.max_length, args.max_truncated, args.stand_alone)
+    evaluation, also = as_tokens(tokenizer, held_out, args.max_length, args.max_truncated, args.stand_alone)
+    for line in filter(None, (truncated, also)):
+        console.print(line)
     kind = "bradley-terry" if paired else "regression"
     mean, std = (0.0, 1.0) if paired else (float(np.mean(scores)), float(np.std(scores)))
     facts = {"kind": kind, "base": identity, "mean": mean, "std": std}
@@ -367,45 +359,6 @@ def read(name: str, args: Args) -> list[Pair] | list[Rating]:
     rows = list((pairs if form in PAIR_FORMATS else ratings)(found, faults, form, columns))
     faults.stop()
     return rows
-
-
-def as_tokens(tokenizer: Any, rows: list[Pair] | list[Rating], args: Args, console: "Console") -> list[Tokens]:
-    """Each row's answers after their prompt, as token ids. Raises InputError for a row that teaches nothing."""
-    faults = Faults()
-    answered = [row.prompt + answer for row in rows for answer in answers_of(row)]
-    places = [row.place for row in rows for _ in answers_of(row)]
-    tools = [row.tools for row in rows for _ in answers_of(row)]
-    conversations = [Conversation(*fields) for fields in zip(places, answered, tools, strict=True)]
-    examples = list(tokenize(tokenizer, conversations, args.max_length, faults))
-    faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
-    tokens, following = [], iter(examples)
-    for row in rows:
-        own = [next(following) for _ in answers_of(row)]
-        spans = [answer_span(example) for example in own]
-        # A sequence classifier is given the whole rendering, with what the template writes after the end token.
-        ids = [
-            example.input_ids[: None if args.stand_alone else stop].tolist()
-            for example, (_, stop) in zip(own, spans, strict=True)
-        ]
-        if len(ids) == 2 and ids[0] == ids[1]:
-            faults.add(row.place, f"chosen and rejected are the same in the first {args.max_length} tokens")
-        score = row.score if isinstance(row, Rating) else None
-        tokens.append(Tokens(row.place, ids, [stop - start for start, stop in spans], score))
-    faults.stop()
-    return tokens
-
-
-def answers_of(row: Pair | Rating) -> list[list[dict]]:
-    return [row.response] if isinstance(row, Rating) else [row.chosen, row.rejected]
-
-
-def answer_span(example: Example) -> tuple[int, int]:
-    """Where the last run of completion tokens begins and where it stops, the end token included."""
-    marked = np.flatnonzero(example.completion_mask)
-    breaks = np.flatnonzero(np.diff(marked) > 1)
-    return int(marked[breaks[-1] + 1 if len(breaks) else 0]), int(marked[-1]) + 1
 
 
 # Losses. Outputs are the head's, float32.

@@ -10,10 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from common.data.examples import Pair, Rating
-from common.lm.chat import Example
+from common.rewards.tokens import as_tokens
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
-from rich.console import Console
 
 DATA = ROOT / "data_samples"
 PAIRS = DATA / "preferences-train.jsonl"
@@ -46,35 +44,6 @@ def test_the_regression_loss(module):
     assert module.regression_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item() == 2.5
     scores = torch.tensor([1.0, -1.0])  # standardised
     assert module.regression_loss(torch.zeros(2), scores).item() == 1
-
-
-# What the model reads.
-
-
-def test_the_answer_is_the_last_run_of_marked_tokens(module):
-    mask = np.array([0, 1, 0, 1, 1, 0, 1, 1, 1, 0], dtype=np.int8)
-    assert module.answer_span(Example("a", np.arange(10), mask, 10)) == (6, 9)
-    assert module.answer_span(Example("a", np.arange(4), np.array([0, 1, 1, 1], dtype=np.int8), 4)) == (1, 4)
-
-
-def test_it_reads_up_to_the_end_token_and_a_classifier_the_whole_rendering(module, tokenizer):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    answer = [{"role": "assistant", "content": "dd"}]
-    whole = tokenizer.apply_chat_template([*turns, *answer], tokenize=False)
-    rows = [Rating("f:1", turns, answer, 4.0), Rating("f:2", turns[:1], answer, 2.0)]
-    adapter = module.as_tokens(tokenizer, rows, module.Args(), None)
-    assert tokenizer.decode(adapter[0].answers[0]) == whole.removesuffix("\n")
-    assert [row.score for row in adapter] == [4.0, 2.0]
-    assert adapter[0].lengths == adapter[1].lengths == [len(tokenizer("dd<|im_end|>")["input_ids"])]
-    classifier = module.as_tokens(tokenizer, rows, module.Args(stand_alone=True), None)
-    assert tokenizer.decode(classifier[0].answers[0]) == whole
-    pair = Pair("f:3", turns, answer, [{"role": "assistant", "content": "e e e"}])
-    (both,) = module.as_tokens(tokenizer, [pair], module.Args(), None)
-    assert [tokenizer.decode(ids).rpartition("assistant\n")[2] for ids in both.answers] == [
-        "dd<|im_end|>",
-        "e e e<|im_end|>",
-    ]
-    assert both.lengths[1] > both.lengths[0]
 
 
 # Runs.
@@ -126,7 +95,7 @@ def test_its_outputs_are_those_of_base_adapter_and_head_loaded_again(scored, mod
     assert (facts["mean"], facts["std"]) == pytest.approx((np.mean(scores), np.std(scores)))
     kept = read_jsonl(folder / "held-out.jsonl")
     rows = module.read(str(DATA / "scores-heldout.jsonl"), module.Args())
-    read = [(row.answers[0], []) for row in module.as_tokens(tokenizer, rows, module.Args(), None)]
+    read = [(row.answers[0], []) for row in as_tokens(tokenizer, rows, 512, 0, whole=False)[0]]
     outputs = score_last(model, head, read, tokenizer.pad_token_id)
     assert outputs == pytest.approx([row["outputs"][0] for row in kept], abs=1e-3)
     errors = [facts["mean"] + facts["std"] * out - row["score"] for out, row in zip(outputs, kept, strict=True)]
@@ -259,14 +228,6 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_answers_that_are_cut_to_the_same_teach_nothing(module, tokenizer):
-    pair = Pair(
-        "f:7", [{"role": "user", "content": "a"}], *([{"role": "assistant", "content": "1" * n}] for n in (60, 61))
-    )
-    with pytest.raises(module.InputError, match="f:7: chosen and rejected are the same in the first 60 tokens"):
-        module.as_tokens(tokenizer, [pair], module.Args(max_length=60, max_truncated=1), Console())
 
 
 def test_make_passes_every_variable_on():
