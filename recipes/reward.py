@@ -34,7 +34,7 @@ from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
 from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
-from common.rewards.report import pair_report, score_report, show
+from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
@@ -320,26 +320,9 @@ def main() -> None:
             model.eval()
             answers = [(answer, []) for row in evaluation for answer in row.answers]
             outputs = score_last(model, head, answers, tokenizer.pad_token_id, 2 * args.per_device_train_batch_size)
-            lengths = [length for row in evaluation for length in row.lengths]
-            if paired:
-                report = pair_report(outputs[0::2], outputs[1::2], lengths[0::2], lengths[1::2])
-            else:
-                predictions = [mean + std * output for output in outputs]
-                report = score_report(predictions, [row.score for row in evaluation], lengths)
+            report = report_on(evaluation, outputs, facts)
             run.update(report=report)
-            count = 2 if paired else 1
-            write_jsonl(
-                run.folder / "held-out.jsonl",
-                (
-                    {
-                        "place": row.place,
-                        "outputs": outputs[count * index : count * (index + 1)],
-                        "lengths": row.lengths,
-                        "score": row.score,
-                    }
-                    for index, row in enumerate(evaluation)
-                ),
-            )
+            write_jsonl(run.folder / "held-out.jsonl", held_out_rows(evaluation, outputs))
             show(console, report)
         console.print(f"{'Model' if args.stand_alone else 'Adapter and head'} in [bold]{saved}[/bold]")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.rewards.tokens import Tokens
 from common.run.intervals import interval
 
 if TYPE_CHECKING:
@@ -14,6 +15,47 @@ BINS = 10  # of predicted probability, for the calibration error
 
 # None where a figure is not defined, as a correlation of equal numbers; two numbers for an interval.
 Report = dict[str, float | int | list[float] | None]
+
+
+# Figures that mean something only of a model that was trained on the kind of rows it is judged on.
+OF_ITS_KIND = {
+    "bradley-terry": ("loss", "margin", "calibration error"),
+    "regression": ("error", "calibration slope", "bias"),
+}
+
+
+def report_on(rows: Sequence[Tokens], outputs: Sequence[float], facts: dict[str, Any]) -> Report:
+    """The report on held-out pairs or ratings, all of one kind.
+
+    Args:
+        outputs: of the model, one for each answer of each row.
+        facts: about its head, as `save_head` writes them: `kind`, and `mean` and `std`, with which an output is a score
+            in the units of the training data. None are known of a classifier that was not trained here.
+    """
+    lengths = [length for row in rows for length in row.lengths]
+    if rows[0].score is None:
+        kind = "bradley-terry"
+        report = pair_report(outputs[0::2], outputs[1::2], lengths[0::2], lengths[1::2])
+    else:
+        kind = "regression"
+        predictions = [facts.get("mean", 0.0) + facts.get("std", 1.0) * output for output in outputs]
+        report = score_report(predictions, [row.score for row in rows], lengths)
+    other_kind = facts.get("kind") != kind
+    return {name: value for name, value in report.items() if not (other_kind and name in OF_ITS_KIND[kind])}
+
+
+def held_out_rows(rows: Sequence[Tokens], outputs: Sequence[float]) -> list[dict[str, Any]]:
+    """What the report is computed from, row by row."""
+    following = iter(outputs)
+    return [
+        {
+            "place": row.place,
+            "outputs": [next(following) for _ in row.answers],
+            "lengths": row.lengths,
+            "score": row.score,
+        }
+        for row in rows
+    ]
 
 
 def pair_report(
@@ -133,10 +175,11 @@ def shown(value: float | int | list[float] | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def show(console: "Console", report: Report) -> None:
+def show(console: "Console", report: Report, title: str = "The reward model on answers it has not seen") -> None:
+    """Print the report as a table."""
     from rich.table import Table
 
-    table = Table("held out", "", "", title="The reward model on answers it has not seen")
+    table = Table("held out", "", "", title=title)
     for name, value in report.items():
         table.add_row(name, shown(value), MEANS.get(name, ""))
     console.print(table)
