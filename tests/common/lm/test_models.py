@@ -355,7 +355,7 @@ def run_models(copy, *arguments, **environment):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Says what the hub says when asked for a model: one open, one gated, one that does not exist."""
+    """Replies as the hub does to a request for a model: one open, one gated, one that does not exist."""
 
     commit = COMMIT
 
