@@ -34,6 +34,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, check_truncation, tokenize_pairs
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
@@ -299,7 +300,7 @@ def main() -> None:
         after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
@@ -411,7 +412,7 @@ def main() -> None:
         after = answers()
         run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
@@ -434,17 +435,15 @@ def flat_groups(totals: list[float], size: int) -> list[slice]:
     return [group for group in groups if max(totals[group]) - min(totals[group]) < 1e-6]
 
 
-def live_line(rewards: list[Reward]) -> dict[str, str]:
-    """What the line shows, as {name: key in TRL's log}; +- is the spread of the reward before it."""
-    parts = {}
-    for reward in rewards:
-        parts |= {reward.name: f"rewards/{reward.name}/mean", f"+-{reward.name}": f"rewards/{reward.name}/std"}
+def live_line(rewards: list[Reward]) -> dict[str, str | tuple[str, str]]:
+    """What the screen shows, as {name: key in TRL's log}; of each reward function the mean and the spread."""
+    parts = {reward.name: (f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std") for reward in rewards}
     return {
         "reward": "reward",
         **parts,
         "flat": "flat",
         "length": "completions/mean_length",
-        "cut": "completions/clipped_ratio",
+        "truncated": "completions/clipped_ratio",
         "kl": "kl",
         "entropy": "entropy",
     }

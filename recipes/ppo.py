@@ -55,6 +55,7 @@ from common.rewards.adapter import find_reward_adapter
 from common.rewards.contract import check_contract
 from common.rewards.specification import Reward, check_prompts, load, score_completions
 from common.run.curriculum import PromptSampler
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
@@ -443,7 +444,7 @@ def main() -> None:
                 f"{len(held_out)} held-out prompts: score {was['score']:.3f} +- {was['score_std']:.3f} -> "
                 f"{now['score']:.3f} +- {now['score_std']:.3f}, {now['kl']:.2f} nats from the reference"
             )
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 LIVE_LINE = {
@@ -451,11 +452,11 @@ LIVE_LINE = {
     "kl": "objective/kl",
     "entropy": "objective/entropy",
     "approx kl": "policy/approx_kl",
-    "clipped": "policy/clip_fraction",
+    "clip fraction": "policy/clip_fraction",
     "value loss": "value/loss",
-    "explained": "value/explained_variance",
+    "explained variance": "value/explained_variance",
     "length": "response/length",
-    "no end": "response/no_end",
+    "truncated": "response/no_end",
 }
 
 
@@ -1017,8 +1018,8 @@ def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
         command += [flag, value] if value else []
     with stop.noted_only():
         code = stop.wait(subprocess.Popen(command), run_folder)
-    if code == STOPPED or stop.told:
-        raise Stopped(stop.told or "its own stop", "while the reward model was trained")
+    if code == STOPPED or stop.requested:
+        raise Stopped(stop.requested or "its own stop", "while the reward model was trained")
     if code:
         sys.exit(code)
     return folder / "adapter"

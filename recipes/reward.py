@@ -36,6 +36,7 @@ from common.lm.chat import end_token, set_chat_template, set_pad_token
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
 from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
+from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
 from common.run.screen import loading
@@ -324,7 +325,7 @@ def main() -> None:
             run.update(report=report)
             write_jsonl(run.folder / "held-out.jsonl", held_out_rows(evaluation, outputs))
             show(console, report)
-        console.print(f"{'Model' if args.stand_alone else 'Adapter and head'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 def read(name: str, args: Args) -> list[Pair] | list[Rating]:

@@ -118,9 +118,10 @@ def main() -> int | None:
     stop.begin_steps(folder)
     done = []
     try:
-        done.append(start_from(args.model, plan))
-        for name in names[: names.index(args.until) + 1 if args.until else None]:
-            done.append(run_stage(name, arguments[name][0], data[name].source, done[-1], plan))
+        with stop.noted_only():  # a recipe announces by itself that it stops
+            done.append(start_from(args.model, plan))
+            for name in names[: names.index(args.until) + 1 if args.until else None]:
+                done.append(run_stage(name, arguments[name][0], data[name].source, done[-1], plan))
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return failure.exit_code

@@ -18,7 +18,7 @@ from common.data.rows import find_source, source_identity, source_sha256
 from common.environment import ROOT, installed_lock
 from common.errors import STOPPED, InputError, Stopped
 from common.lm.hub import MERGE_RECORD, Model, contents, find_model
-from common.run.stopping import ANNOUNCED, Stop
+from common.run.stopping import Stop
 
 Figures = dict[str, dict[str, Any]]  # by held-out file, by what is measured
 
@@ -171,7 +171,7 @@ def run(what: str, words: list[str], plan: Plan) -> None:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**os.environ, ANNOUNCED: "1"},
+        env={**os.environ, "PIPELINE_STAGE": what},  # a run then proposes no next command
         start_new_session=words[0] == "scripts",  # a recipe handles Ctrl-C; a script would end in a traceback
     )
     last = ""
@@ -187,10 +187,10 @@ def run(what: str, words: list[str], plan: Plan) -> None:
     reader.start()
     code = plan.stop.wait(process, plan.folder)
     reader.join()
-    if code == STOPPED or plan.stop.told:
+    if code == STOPPED or plan.stop.requested:
         found = re.match(r"Stopped by (?P<reason>.+?) (?P<when>(after|before|while) .+?);", last)
         when = f", {found['when']}" if found else ""
-        raise Stopped(plan.stop.told or (found["reason"] if found else "its own process"), f"in {what}{when}")
+        raise Stopped(plan.stop.requested or (found["reason"] if found else "its own process"), f"in {what}{when}")
     if code < 0:
         last, code = f"killed by {signal.Signals(-code).name}; its last line: {last}", 128 - code
     if code:

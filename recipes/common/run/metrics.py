@@ -93,15 +93,6 @@ def as_text(row: Mapping[str, Any], shown: Shown) -> list[str]:
     return texts
 
 
-def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
-    """The first and the last value that was logged under `key`; None where there is none."""
-    if not metrics.exists():
-        return None
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    values = [row[key] for row in rows if key in row]
-    return (values[0], values[-1]) if values else None
-
-
 def mean_loss(log_history: list[dict[str, float]]) -> float | None:
     """The mean over the steps of the loss that the trainer logged, of a run that was stopped and resumed too.
 

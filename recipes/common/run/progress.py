@@ -1,6 +1,6 @@
 """A progress bar that fits its terminal: how far the work is, the time left, and below it the numbers.
 
-    step 37/160 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  1:23 left  1.2 GiB  1,291 tok/s
+    step 37/160 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  0:01:23 left  1.2 GiB  1,291 tok/s
     reward 0.421  math 0.312±0.471  format 0.544±0.498  flat 0.25  length 12.3
 
 In a log file it is one line of text each time there is something to say.
@@ -106,7 +106,7 @@ class LiveBar:
         if self.done >= self.total:
             return f"took {duration(self.marks[-1][0] - self.started if self.marks else 0)}"
         seconds = self.seconds_left()
-        return f"{'-:--' if seconds is None else duration(seconds)} left"
+        return f"{'-:--:--' if seconds is None else duration(seconds)} left"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -134,7 +134,6 @@ def wrapped(values: Sequence[str], width: int) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """1:05 for a minute and 5 seconds, 2:00:00 for two hours."""
+    """Hours, minutes and seconds as --time-limit takes them: 0:01:05."""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

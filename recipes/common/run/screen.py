@@ -27,7 +27,7 @@ from common.environment import is_first_process, quiet_loggers
 # shown: a new line of theirs may be a warning.
 NOISE = re.compile(
     r"(🦥 )?Unsloth: (Will patch your computer|Will smartly offload gradients|Padded batches \+ per-block compile)"
-    r"|(🦥 )?Unsloth: (Packing|Padding-free (auto-)?)enabled"
+    r"|(🦥 )?Unsloth: (Packing |Padding-free |Padding-free auto-)enabled"
     r"|Unsloth [\d.]+: no GPU found, training on CPU"
     r"|Unsloth [\d.]+ patched \d+ layers with "
     r"|Unsloth \(CPU\): \w+ on \d+ CPU threads\."
@@ -93,14 +93,17 @@ def end_live() -> None:
 atexit.register(end_live)  # else an error leaves the terminal without its cursor
 
 
-def clear_live() -> str:
-    """The control codes that move to where the live display starts and clear it, for output that bypasses it."""
-    return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (_height - 1)
+def write_above(line: str, last: bool = False) -> None:
+    """Write a line from a signal handler, past Python's buffers, which may be in use.
 
-
-def after_line() -> str:
-    """What must follow a line that was written after `clear_live`, so that the next drawing leaves that line alone."""
-    return "\n" * max(1, _height)
+    It appears above the live display where there is one, else on stderr. After the `last` line nothing is drawn again.
+    """
+    if not _height:
+        os.write(2, f"{line}\n".encode())
+        return
+    clear = "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (_height - 1)
+    rest = "\n\x1b[?25h" if last else "\n" * _height  # the cursor; or as many lines as the next drawing clears
+    os.write(1, f"{clear}{line}{rest}".encode())
 
 
 class _Waiting:
