@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from common.lm.generate import Completion
     from openai import OpenAI
 
-PROMPT = """You rate two answers to the same request. Judge each by itself, whichever comes first and however long it is.
+REQUEST = """\
+You rate two answers to the same request. Judge each by itself, whichever comes first and however long it is.
 
 <request>
 {prompt}
@@ -84,7 +85,7 @@ def judge_pairs(
     for (prompt, one, other), swap in zip(rows, swapped, strict=True):
         first, second = (other, one) if swap else (one, other)
         text = "\n\n".join(turn["content"] for turn in prompt)
-        requests.append(PROMPT.format(prompt=text, first=first, second=second, form=form))
+        requests.append(REQUEST.format(prompt=text, first=first, second=second, form=form))
     replies = judge(requests) if requests else []
     verdicts, leads = [], []
     for reply, swap in zip(replies, swapped, strict=True):
