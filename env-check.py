@@ -9,17 +9,29 @@ that the installed packages declare themselves, and against our lock. Libraries 
 small call in a child process (scripts/probes.py), so that one that crashes or hangs is a line, not the end. Nothing is
 changed, Python's own bytecode cache aside. Exit 0: ready, warnings allowed; 3: not ready; 2: a wrong argument.
 
-Standard library only, and nothing that Python 3.6 cannot parse, so that an old python3 gets a sentence instead of a
-syntax error. What needs 3.11 is imported where it is used, and only there.
+Standard library only, before anything is installed. A Python older than 3.11 gets one line, so this file must parse on
+Python 3.6.
 
 Left out: GPUs that are not NVIDIA's; several machines.
 """
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    version = ".".join(map(str, sys.version_info[:3]))
+    print(
+        f"This needs Python 3.11 or newer, and {sys.executable} is {version}. Install one, then: "
+        "make check PYTHON=/path/to/python3.12",
+        file=sys.stderr,
+    )
+    sys.exit(3)
 
 import argparse
 import contextlib
 import difflib
 import glob
 import hashlib
+import http.client
 import json
 import os
 import platform
@@ -27,18 +39,24 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
+import tomllib
+import urllib.request
+from importlib import metadata
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(ROOT, "recipes"))
 
+from common.environment import installed_lock  # noqa: E402
+from common.lm import memory  # noqa: E402
+
 OK, WARNING, FAILURE = "ok", "warning", "failure"
-READY, NOT_READY = 0, 3  # as in recipes/common/errors.py, which an old Python cannot read
+READY, NOT_READY = 0, 3
 GIB = 2**30
 
 OLDEST_PYTHON = (3, 11)
@@ -130,22 +148,19 @@ def main():
         if asked and asked not in known:
             near = difflib.get_close_matches(asked, known, 1) or [", ".join(known)]
             parser.error(f"{flag} {asked}: there is none of that name; there is {near[0]}")
-    modern = sys.version_info >= OLDEST_PYTHON
-    cards = read_cards() if modern else {}
-    if modern and args.recipe and args.model and args.recipe not in cards[args.model].methods:
+    cards = read_cards()
+    if args.recipe and args.model and args.recipe not in cards[args.model].methods:
         parser.error(f"--recipe {args.recipe}: {args.model} is offered for {', '.join(cards[args.model].methods)}")
 
     if sys.stderr.isatty():
         print("Importing the libraries and running a call of each ...", file=sys.stderr)
-    facts = Facts(*nvidia_smi(), ask_children() if modern else {}, args.online)
+    facts = Facts(*nvidia_smi(), ask_children(), args.online)
     checks = [line for check in CHECKS for line in check(facts)]
-    runs = {}
-    if modern:
-        recipes = [args.recipe] if args.recipe else recipes
-        runs = {recipe: what_runs(recipe, cards, facts) for recipe in recipes}
-        for recipe in recipes if args.model else []:
-            if recipe in cards[args.model].methods:
-                checks += check_job(recipe, args.model, cards[args.model], runs[recipe], facts)
+    recipes = [args.recipe] if args.recipe else recipes
+    runs = {recipe: what_runs(recipe, cards, facts) for recipe in recipes}
+    for recipe in recipes if args.model else []:
+        if recipe in cards[args.model].methods:
+            checks += check_job(recipe, args.model, cards[args.model], runs[recipe], facts)
     ready = all(line.status != FAILURE for line in checks)
     if args.json:
         print(json.dumps({"ready": ready, "checks": [line._asdict() for line in checks], "runs": runs}, indent=1))
@@ -343,9 +358,6 @@ def check_hub(facts):
 
 def ask_hub(endpoint, token):
     """Why the hub does not answer as it should, "" when it does: to whom does the token belong, or for any model."""
-    import http.client
-    import urllib.request
-
     path = "/api/whoami-v2" if token else "/api/models?limit=1"
     try:
         request = urllib.request.Request(endpoint.rstrip("/") + path)
@@ -368,7 +380,7 @@ def nvidia_smi():
         status, said = command("nvidia-smi", "--query-gpu=" + ",".join(asked), "--format=csv,noheader,nounits")
         if status == 0:
             rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
-            return [dict(zip(asked, row)) for row in rows if len(row) == len(asked)], ""  # noqa: B905  not in 3.6
+            return [dict(zip(asked, row, strict=True)) for row in rows if len(row) == len(asked)], ""
         if status is None:  # it hangs: so it would again
             break
     return [], first_line(said)
@@ -414,12 +426,12 @@ def hub_token():
 
 def check_python(facts):
     wanted = ">={}.{}".format(*OLDEST_PYTHON)
-    if sys.version_info >= OLDEST_PYTHON and has_module("packaging"):
-        declared = [metadata().metadata(name).get("Requires-Python") for name in DECLARING if installed(name)]
+    if has_module("packaging"):
+        declared = [metadata.metadata(name).get("Requires-Python") for name in DECLARING if installed(name)]
         wanted = bounds([specifier_set(text) for text in declared if text]) or wanted
         good = specifier_set(wanted).contains(platform.python_version(), prereleases=True)
     else:
-        good = sys.version_info >= OLDEST_PYTHON
+        good = True
     found = f"{platform.python_version()}, {sys.executable}"
     mend = "install Python 3.11 or newer, then rm -f .venv/lock.sha256 && make setup PYTHON=/path/to/python3.12"
     yield judge("python", good, found, wanted, mend)
@@ -427,8 +439,6 @@ def check_python(facts):
 
 def check_packages(facts):
     """Every package against the windows that the installed ones declare, and against the lock it came from."""
-    if sys.version_info < OLDEST_PYTHON:
-        return
     if not any(map(installed, STACK)):
         has_venv = os.path.exists(os.path.join(ROOT, ".venv", "lock.sha256"))
         mend = "make check, which looks into .venv" if has_venv else "make setup, which installs them into .venv"
@@ -467,8 +477,6 @@ def check_packages(facts):
 
 def lock_file():
     """The path of the lock that this environment was made from, "" if there is none, and the Check that says so."""
-    from common.environment import installed_lock
-
     mark = installed_lock()
     if mark is None:
         found = f"none: what is in {sys.prefix} was installed by other means"
@@ -491,7 +499,7 @@ def declared_windows():
     for who in filter(installed, DECLARING):
         # What trl wants of vLLM stands in its extra of that name.
         extras = ["", "vllm"] if who == "trl" and installed("vllm") else [""]
-        for asked in map(Requirement, metadata().requires(who) or []):
+        for asked in map(Requirement, metadata.requires(who) or []):
             if asked.marker is None or any(asked.marker.evaluate({"extra": extra}) for extra in extras):
                 window = windows.setdefault(canonical(asked.name), {})
                 window[who] = window.get(who, asked.specifier) & asked.specifier
@@ -542,21 +550,13 @@ def specifier_set(text):
 def installed(name):
     """The version that this environment's metadata give, None where it is missing."""
     try:
-        return metadata().version(name)
-    except metadata().PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
-
-
-def metadata():
-    from importlib import metadata  # Python 3.6 has none
-
-    return metadata
 
 
 def has_module(name):
     """The place of module `name`, None where there is none. It is not imported, so it may still be broken."""
-    from importlib.util import find_spec
-
     try:
         return find_spec(name)
     except (ImportError, ValueError):
@@ -718,8 +718,6 @@ def card_names():
 
 def read_cards():
     """{name: card}, smallest first. Plain objects, because common.lm.cards, which checks cards, needs packages."""
-    import tomllib
-
     cards = {}
     for name in card_names():
         card = tomllib.loads(read(os.path.join(ROOT, "recipes", "models", name + ".toml")))
@@ -735,8 +733,6 @@ def sizes(recipe, card):
 
 def what_runs(recipe, cards, facts):
     """[{model, fits, ...}] of every card that is offered for `recipe`, smallest first."""
-    from common.lm import memory
-
     lines = []
     for name, card in cards.items():
         if recipe not in card.methods:
@@ -754,8 +750,6 @@ def what_runs(recipe, cards, facts):
 
 def check_job(recipe, model, card, lines, facts):
     """Can `recipe` train `model` here? `lines` are those of what_runs."""
-    from common.lm import memory
-
     name = f"{recipe} {model}"
     line = next(line for line in lines if line["model"] == model)
     fitting = [line["model"] for line in lines if line["fits"]]
@@ -805,7 +799,7 @@ SLOTH = (
 
 
 def show(checks, runs, facts):
-    for drawing, text in zip(SLOTH, banner(facts)):  # noqa: B905  not in 3.6
+    for drawing, text in zip(SLOTH, banner(facts), strict=True):
         print(drawing, text)
     print()
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -831,9 +825,8 @@ def show(checks, runs, facts):
 
 def banner(facts):
     """What Unsloth says when it loads a model, as far as it is known before one is named."""
-    versions = {"unsloth": "missing", "trl": "missing", "transformers": "missing", "torch": "missing", "triton": "none"}
-    if sys.version_info >= OLDEST_PYTHON:
-        versions = {name: installed(name) or absent for name, absent in versions.items()}
+    absent = {"unsloth": "missing", "trl": "missing", "transformers": "missing", "torch": "missing", "triton": "none"}
+    versions = {name: installed(name) or word for name, word in absent.items()}
     gpu = facts.gpus[0] if facts.gpus else {"name": "No GPU", "total": 0, "capability": (0, 0)}
     capability = "{}.{}".format(*gpu["capability"]) if facts.gpus else "none"
     return (
