@@ -1,6 +1,6 @@
 """One small call of each library, held against what it must compute; `make check` runs this in children.
 
-    python scripts/probes.py torch sdpa bitsandbytes      # env-check.py does
+    python scripts/env_check/probes.py torch sdpa bitsandbytes      # env-check.py does
 
 A probe returns what is worth telling, None where there is nothing to look at, and raises when the library fails. Each
 gives one JSON line on stdout: its name, what it returned, its error. The first that fails is the last, so that none
@@ -13,10 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common.environment import set_variables
 
@@ -254,8 +251,6 @@ PROBES: dict[str, Callable[[], Any]] = {
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
-    here = str(Path(__file__).parent)
-    sys.path[:] = [place for place in sys.path if place != here]  # or `import evaluate` would find evaluate.py
     set_variables(offline=True)
     os.system = lambda line: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
     for name in sys.argv[1:]:

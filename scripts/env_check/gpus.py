@@ -1,0 +1,126 @@
+"""NVIDIA's driver, and each GPU: whether torch sees it, and what slows it down."""
+
+import glob
+import os
+import re
+import shutil
+
+from env_check.checks import FAILURE, GIB, OK, WARNING, Check, judge
+from env_check.packages import locked_cuda
+from env_check.processes import command, first_line, hidden, numbers, read
+
+# The oldest driver for each major version of CUDA (CUDA Toolkit release notes, minor version compatibility).
+DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+# Bits of NVML's clocks event reasons that mean trouble; the others are idleness and power caps.
+THROTTLES = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot", 0x80: "power brake"}
+# Where facts of the machine are read.
+DRIVER_FILE = "/proc/driver/nvidia/version"
+PCI_DEVICES = "/sys/bus/pci/devices"
+
+
+def check_driver(facts):
+    version = driver_version(facts.cards)
+    if facts.smi_error:
+        mend = "install the NVIDIA driver again and reboot"
+        if "mismatch" in facts.smi_error:
+            mend = "reboot: the driver was updated while it ran"
+        found = "nvidia-smi: " + facts.smi_error
+        yield Check("driver", WARNING if facts.gpus else FAILURE, found, "an answer", mend)
+    elif version:
+        cuda = facts.torch.get("cuda") if "torch" in facts.answers else locked_cuda()
+        oldest = DRIVERS.get((cuda or "").partition(".")[0])
+        if oldest is None:  # a CPU build of torch, or a CUDA that the table does not know
+            yield Check("driver", OK, version)
+            return
+        good, wanted = numbers(version) >= numbers(oldest), f">= {oldest} for CUDA {cuda}"
+        # A forward compatibility package makes a data-centre card work all the same.
+        otherwise = WARNING if facts.gpus else FAILURE
+        yield judge("driver", good, version, wanted, "update the NVIDIA driver on the host and reboot", otherwise)
+    elif nvidia_on_the_bus():
+        mend = "install the NVIDIA driver; a container gets it with --gpus all (Apptainer: --nv)"
+        yield Check("driver", WARNING, "none, but there is an NVIDIA card", ">= " + DRIVERS["13"], mend)
+
+
+def check_gpu(facts):
+    for index, gpu in enumerate(facts.gpus):
+        name, (major, minor) = f"gpu {index}", gpu["capability"]
+        free, total = gpu["free"] / GIB, gpu["total"] / GIB
+        found = f"{gpu['name']}, {free:.1f} of {total:.1f} GiB free, capability {major}.{minor}"
+        if major < 7:
+            yield Check(name, FAILURE, found, "capability >= 7.0", "use a newer GPU: Unsloth's kernels need 7.0")
+        elif major < 8:
+            mend = "use a newer GPU; this one trains in float16, and packed rows cost more"
+            yield Check(name, WARNING, found, "capability >= 8.0 for bfloat16", mend)
+        else:
+            mend = "nvidia-smi shows who holds the rest: end that program"
+            yield judge(name, free > 0.9 * total, found + ", bfloat16", "most of it free", mend, WARNING)
+    if facts.gpus:
+        return
+    seen = "nvidia-smi sees {}, ".format(facts.cards[0]["name"] if facts.cards else "none")
+    mask = "CUDA_VISIBLE_DEVICES={}".format(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if not facts.cards:
+        mend = "use a machine with an NVIDIA GPU for more than that"
+        yield Check("gpu", WARNING, "none; a CPU trains the tiny model", "an NVIDIA GPU", mend)
+    elif not facts.torch:
+        mend = "see torch" if "torch" in facts.answers else "make setup VARIANT=cuda"
+        yield Check("gpu", WARNING, seen + "and there is no torch that works", "torch sees it", mend)
+    elif hidden():
+        yield Check("gpu", WARNING, seen + mask + " hides it", "torch sees it", "unset CUDA_VISIBLE_DEVICES")
+    elif not facts.torch["cuda"]:
+        found = seen + "but torch {} is a CPU build".format(facts.torch["version"])
+        yield Check("gpu", FAILURE, found, "torch sees it", "make setup VARIANT=cuda")
+    else:
+        mend = f"first what driver says; then look at {mask}, and start a container with --gpus all"
+        yield Check("gpu", FAILURE, seen + "torch does not: " + facts.torch["why"], "torch sees it", mend)
+
+
+def check_health(facts):
+    """What slows a card or makes it compute wrongly, of every card that the driver sees."""
+    ecc = set()
+    for card in facts.cards:
+        name = "gpu health " + card["index"]
+        errors = card.get("ecc.errors.uncorrected.volatile.total", "")  # or "[N/A]"
+        reasons = card.get("clocks_event_reasons.active", "")
+        bits = int(reasons, 16) if re.match("0x[0-9a-fA-F]+$", reasons) else 0
+        slowed = sorted({why for bit, why in THROTTLES.items() if bits & bit})
+        if errors.isdigit() and int(errors):
+            mend = "train on another card, and ask who runs the machine to see to this one"
+            yield Check(name, WARNING, errors + " uncorrected memory errors since boot", "0", mend)
+        elif slowed:
+            mend = "see to its cooling and power: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
+            yield Check(name, WARNING, "slowed down: " + ", ".join(slowed), "full speed", mend)
+        else:
+            ecc.add("ECC " + {"Enabled": "on", "Disabled": "off"}.get(card.get("ecc.mode.current"), "unknown"))
+    if ecc:
+        yield Check("gpu health", OK, "no memory errors, not slowed down, " + ", ".join(sorted(ecc)))
+
+
+def nvidia_smi():
+    """The GPUs as the driver sees them, each {field: value}, and why nvidia-smi failed, if it is there and did."""
+    if not shutil.which("nvidia-smi"):
+        return [], ""
+    fields = ["index", "name", "driver_version", "memory.total", "memory.free"]
+    health = ["ecc.mode.current", "ecc.errors.uncorrected.volatile.total", "clocks_event_reasons.active"]
+    for asked in (fields + health, fields):  # an older driver refuses the whole question for one field it lacks
+        status, said = command("nvidia-smi", "--query-gpu=" + ",".join(asked), "--format=csv,noheader,nounits")
+        if status == 0:
+            rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
+            return [dict(zip(asked, row, strict=True)) for row in rows if len(row) == len(asked)], ""
+        if status is None:  # it hangs: so it would again
+            break
+    return [], first_line(said)
+
+
+def driver_version(cards):
+    """The version of the NVIDIA driver that runs, "" where there is none."""
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", read(DRIVER_FILE))
+    return found.group() if found else cards[0]["driver_version"] if cards else ""
+
+
+def nvidia_on_the_bus():
+    """Is an NVIDIA display or 3D controller (PCI class 0x03) plugged in, with or without a driver?"""
+    for device in glob.glob(os.path.join(PCI_DEVICES, "*")):
+        vendor, kind = read(os.path.join(device, "vendor")), read(os.path.join(device, "class"))
+        if vendor.startswith("0x10de") and kind.startswith("0x03"):
+            return True
+    return False
