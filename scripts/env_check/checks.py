@@ -6,6 +6,7 @@ from env_check.processes import hidden
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 GIB = 2**30
+TRY_AGAIN = "try again when the machine is idle"
 
 
 class Check(NamedTuple):
@@ -18,11 +19,16 @@ class Check(NamedTuple):
     mend: str = ""
 
 
-class Answer(NamedTuple):
-    """What a probe returned, or how it failed; neither where there is nothing to look at."""
+class Result(NamedTuple):
+    """What a probe returned, or why it did not; nothing of these where there is nothing to look at."""
 
     value: Any = None
-    error: str = ""
+    error: str = ""  # how its library failed
+    slow: str = ""  # how the machine kept it from a result: nothing is known of the library
+
+    @property
+    def works(self) -> bool:
+        return not (self.error or self.slow)
 
 
 class Facts(NamedTuple):
@@ -30,16 +36,16 @@ class Facts(NamedTuple):
 
     cards: list  # the GPUs that nvidia-smi sees, each {field: value}
     smi_error: str  # why nvidia-smi failed, "" if it did not
-    answers: dict  # {probe: Answer}, of the installed libraries
+    results: dict  # {probe: Result}, of the installed libraries
     online: bool
 
-    def answer(self, probe):
-        return self.answers.get(probe, Answer())
+    def result(self, probe):
+        return self.results.get(probe, Result())
 
     @property
     def torch(self):
-        """What torch says of itself; {} where it is missing or broken."""
-        return self.answer("torch").value or {}
+        """What torch says of itself; {} where it is missing, broken or slow."""
+        return self.result("torch").value or {}
 
     @property
     def gpus(self):
@@ -57,3 +63,11 @@ class Facts(NamedTuple):
 
 def judge(name, good, found, wanted, mend, otherwise=FAILURE):
     return Check(name, OK, found, wanted) if good else Check(name, otherwise, found, wanted, mend)
+
+
+def judge_probe(name, result, found, wanted, mend, otherwise=FAILURE):
+    """The line of a probe, none where there was nothing to look at. A slow one is a warning, whatever its library."""
+    if result.slow:
+        yield Check(name, WARNING, result.slow, wanted, TRY_AGAIN)
+    elif result.error or found:
+        yield judge(name, not result.error, result.error or found, wanted, mend, otherwise)

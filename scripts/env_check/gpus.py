@@ -27,7 +27,7 @@ def check_driver(facts):
         found = "nvidia-smi: " + facts.smi_error
         yield Check("driver", WARNING if facts.gpus else FAILURE, found, "an answer", mend)
     elif version:
-        cuda = facts.torch.get("cuda") if "torch" in facts.answers else locked_cuda()
+        cuda = facts.torch.get("cuda") if "torch" in facts.results else locked_cuda()
         oldest = DRIVERS.get((cuda or "").partition(".")[0])
         if oldest is None:  # a CPU build of torch, or a CUDA that the table does not know
             yield Check("driver", OK, version)
@@ -62,8 +62,9 @@ def check_gpu(facts):
         mend = "use a machine with an NVIDIA GPU for more than that"
         yield Check("gpu", WARNING, "none; a CPU trains the tiny model", "an NVIDIA GPU", mend)
     elif not facts.torch:
-        mend = "see torch" if "torch" in facts.answers else "make setup VARIANT=cuda"
-        yield Check("gpu", WARNING, seen + "and there is no torch that works", "torch sees it", mend)
+        mend = "see torch call" if "torch" in facts.results else "make setup VARIANT=cuda"
+        why = "torch is slow" if facts.result("torch").slow else "there is no torch that works"
+        yield Check("gpu", WARNING, f"{seen}and {why}", "torch sees it", mend)
     elif hidden():
         yield Check("gpu", WARNING, seen + mask + " hides it", "torch sees it", "unset CUDA_VISIBLE_DEVICES")
     elif not facts.torch["cuda"]:

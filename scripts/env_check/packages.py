@@ -22,7 +22,7 @@ DECLARING = ("unsloth", "unsloth_zoo", "trl", "vllm", "torchvision")  # whose me
 
 def check_python(facts):
     wanted = ">={}.{}".format(*OLDEST_PYTHON)
-    if has_module("packaging"):
+    if find_module("packaging"):
         declared = [metadata.metadata(name).get("Requires-Python") for name in DECLARING if installed(name)]
         wanted = bounds([specifier_set(text) for text in declared if text]) or wanted
         good = specifier_set(wanted).contains(platform.python_version(), prereleases=True)
@@ -42,7 +42,7 @@ def check_packages(facts):
         return
     lock, mark = lock_file()
     yield mark
-    if not has_module("packaging"):
+    if not find_module("packaging"):
         yield Check("packages", FAILURE, "no packaging, so no window can be read", "packaging", mend_packages())
         return
     windows, locked, set_aside = declared_windows(), locked_versions(lock), overridden()
@@ -151,8 +151,8 @@ def installed(name):
         return None
 
 
-def has_module(name):
-    """The place of module `name`, None where there is none. It is not imported, so it may still be broken."""
+def find_module(name):
+    """The spec of module `name`, None where there is none. It is not imported, so it may still be broken."""
     try:
         return find_spec(name)
     except (ImportError, ValueError):
