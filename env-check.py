@@ -42,7 +42,7 @@ if find_spec("env_check") is None:  # run by itself, not by make: again, with ou
 from env_check.checks import FAILURE, Facts
 from env_check.children import run_probes
 from env_check.fit import card_names, check_job, read_cards, recipe_names, what_runs
-from env_check.gpus import check_driver, check_gpu, check_health, nvidia_smi
+from env_check.gpus import ask_driver, check_driver, check_gpu, check_health
 from env_check.libraries import check_attention, check_libraries, check_torch
 from env_check.machine import check_compiler, check_disk, check_hub, check_shared_memory, check_system
 from env_check.packages import check_packages, check_python
@@ -73,7 +73,7 @@ def main():
 
     if sys.stderr.isatty():
         print("Importing the libraries and running a call of each ...", file=sys.stderr)
-    facts = Facts(*nvidia_smi(), run_probes(), args.online)
+    facts = Facts(ask_driver(), run_probes(), args.online)
     checks = [line for check in CHECKS for line in check(facts)]
     recipes = [args.recipe] if args.recipe else recipes
     runs = {recipe: what_runs(recipe, cards, facts) for recipe in recipes}

@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import shlex
-import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
@@ -23,10 +22,11 @@ from typing import Any
 
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
-from common.errors import InputError, run_command
+from common.errors import InputError, MachineError, run_command
 from common.lm import memory
 from common.lm.cards import Card, card_names, read_card
 from common.lm.hub import find_model
+from common.nvidia import free_gib, nvidia_smi
 from common.rewards.answers import gold
 
 LOOKED_AT = 20  # rows of a file
@@ -177,12 +177,11 @@ def is_checkable(answer: Any) -> bool:
 
 def gpu_gib() -> float | None:
     """Free memory of the first GPU in GiB, as nvidia-smi says; None where there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return round(int(done.stdout.splitlines()[0]) / 1024, 1)  # it counts in MiB
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        gib = free_gib(nvidia_smi())
+    except (MachineError, TimeoutError):
         return None
+    return None if gib is None else round(gib, 1)
 
 
 def ask(question: str) -> str:

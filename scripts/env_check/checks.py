@@ -1,8 +1,9 @@
 """What a check gives, and what several checks look at."""
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from env_check.processes import hidden
+from common.nvidia import free_gib
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 GIB = 2**30
@@ -31,16 +32,21 @@ class Result(NamedTuple):
         return not (self.error or self.slow)
 
 
-class Facts(NamedTuple):
+@dataclass(frozen=True)
+class Facts:
     """What several checks look at."""
 
-    cards: list  # the GPUs that nvidia-smi sees, each {field: value}
-    smi_error: str  # why nvidia-smi failed, "" if it did not
-    results: dict  # {probe: Result}, of the installed libraries
-    online: bool
+    smi: Result = field(default_factory=Result)  # of nvidia-smi: the GPUs it lists, each {field: value}
+    results: dict[str, Result] = field(default_factory=dict)  # by probe, of the installed libraries
+    online: bool = False  # ask the hub
 
     def result(self, probe):
         return self.results.get(probe, Result())
+
+    @property
+    def cards(self):
+        """The GPUs that nvidia-smi lists."""
+        return self.smi.value or []
 
     @property
     def torch(self):
@@ -55,10 +61,7 @@ class Facts(NamedTuple):
     @property
     def free_gib(self):
         """The free memory of the first GPU, by torch or else by nvidia-smi; None without a GPU."""
-        if self.gpus:
-            return self.gpus[0]["free"] / GIB
-        free = [card["memory.free"] for card in self.cards if card["memory.free"].isdigit()]  # MiB
-        return int(free[0]) / 1024 if free and not hidden() else None
+        return self.gpus[0]["free"] / GIB if self.gpus else free_gib(self.cards)
 
 
 def judge(name, good, found, wanted, mend, otherwise=FAILURE):
@@ -71,3 +74,8 @@ def judge_probe(name, result, found, wanted, mend, otherwise=FAILURE):
         yield Check(name, WARNING, result.slow, wanted, TRY_AGAIN)
     elif result.error or found:
         yield judge(name, not result.error, result.error or found, wanted, mend, otherwise)
+
+
+def first_line(message):
+    """The first line of an error: what compilers and drivers add is advice."""
+    return next((line.strip()[:200] for line in str(message).splitlines() if line.strip()), "no reason given")

@@ -20,7 +20,6 @@ from common.environment import ROOT
 
 from env_check.checks import Result
 from env_check.packages import find_module
-from env_check.processes import kill
 
 # In the order they run, torch first: without it none of the others has a result. See scripts/env_check/probes.py.
 PROBES = ("torch", "sdpa", "bitsandbytes", "torchao", "torchvision", "triton", "varlen")
@@ -157,6 +156,8 @@ class Child:
         return Result(error=": ".join(filter(None, [cause, self.last_error]))[:300])
 
     def kill(self) -> None:
-        kill(self.process)
+        """Kill it and what it started."""
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: it stays behind
             self.process.wait(5)

@@ -10,8 +10,7 @@ from common.environment import ROOT
 from common.lm import memory
 
 from env_check.checks import FAILURE, GIB, OK, Check, judge
-from env_check.machine import hub_cache, hub_token
-from env_check.processes import existing, read
+from env_check.machine import existing, hub_cache, hub_token, read
 
 SMALL = 50e6  # parameters that a CPU trains while one waits
 

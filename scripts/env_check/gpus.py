@@ -3,11 +3,13 @@
 import glob
 import os
 import re
-import shutil
 
-from env_check.checks import FAILURE, GIB, OK, WARNING, Check, judge
+from common.errors import MachineError
+from common.nvidia import gpus_hidden, nvidia_smi
+
+from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Result, judge
+from env_check.machine import read
 from env_check.packages import locked_cuda
-from env_check.processes import command, first_line, hidden, numbers, read
 
 # The oldest driver for each major version of CUDA (CUDA Toolkit release notes, minor version compatibility).
 DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
@@ -20,12 +22,13 @@ PCI_DEVICES = "/sys/bus/pci/devices"
 
 def check_driver(facts):
     version = driver_version(facts.cards)
-    if facts.smi_error:
+    if facts.smi.slow:
+        yield Check("driver", WARNING, facts.smi.slow, "the GPUs", f"{TRY_AGAIN}; if it hangs then too, reboot")
+    elif facts.smi.error:
         mend = "install the NVIDIA driver again and reboot"
-        if "mismatch" in facts.smi_error:
+        if "mismatch" in facts.smi.error:
             mend = "reboot: the driver was updated while it ran"
-        found = "nvidia-smi: " + facts.smi_error
-        yield Check("driver", WARNING if facts.gpus else FAILURE, found, "an answer", mend)
+        yield Check("driver", WARNING if facts.gpus else FAILURE, facts.smi.error, "the GPUs", mend)
     elif version:
         cuda = facts.torch.get("cuda") if "torch" in facts.results else locked_cuda()
         oldest = DRIVERS.get((cuda or "").partition(".")[0])
@@ -65,7 +68,7 @@ def check_gpu(facts):
         mend = "see torch call" if "torch" in facts.results else "make setup VARIANT=cuda"
         why = "torch is slow" if facts.result("torch").slow else "there is no torch that works"
         yield Check("gpu", WARNING, f"{seen}and {why}", "torch sees it", mend)
-    elif hidden():
+    elif gpus_hidden():
         yield Check("gpu", WARNING, seen + mask + " hides it", "torch sees it", "unset CUDA_VISIBLE_DEVICES")
     elif not facts.torch["cuda"]:
         found = seen + "but torch {} is a CPU build".format(facts.torch["version"])
@@ -96,20 +99,14 @@ def check_health(facts):
         yield Check("gpu health", OK, "no memory errors, not slowed down, " + ", ".join(sorted(ecc)))
 
 
-def nvidia_smi():
-    """The GPUs as the driver sees them, each {field: value}, and why nvidia-smi failed, if it is there and did."""
-    if not shutil.which("nvidia-smi"):
-        return [], ""
-    fields = ["index", "name", "driver_version", "memory.total", "memory.free"]
-    health = ["ecc.mode.current", "ecc.errors.uncorrected.volatile.total", "clocks_event_reasons.active"]
-    for asked in (fields + health, fields):  # an older driver refuses the whole question for one field it lacks
-        status, said = command("nvidia-smi", "--query-gpu=" + ",".join(asked), "--format=csv,noheader,nounits")
-        if status == 0:
-            rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
-            return [dict(zip(asked, row, strict=True)) for row in rows if len(row) == len(asked)], ""
-        if status is None:  # it hangs: so it would again
-            break
-    return [], first_line(said)
+def ask_driver():
+    """The GPUs that nvidia-smi lists, as a Result."""
+    try:
+        return Result(nvidia_smi())
+    except MachineError as error:
+        return Result(error=f"nvidia-smi: {error}")
+    except TimeoutError as error:
+        return Result(slow=f"slow: nvidia-smi {error} here")
 
 
 def driver_version(cards):
@@ -125,3 +122,8 @@ def nvidia_on_the_bus():
         if vendor.startswith("0x10de") and kind.startswith("0x03"):
             return True
     return False
+
+
+def numbers(version):
+    """ "580.65.06" as (580, 65, 6), to be compared."""
+    return tuple(map(int, re.findall(r"\d+", version)))

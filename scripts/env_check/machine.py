@@ -6,15 +6,16 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 import urllib.request
 
-from env_check.checks import FAILURE, GIB, OK, WARNING, Check, judge
-from env_check.processes import command, existing, first_line, read
+from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, first_line, judge
 
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SHARED_MEMORY = "/dev/shm"
+COMPILER_SECONDS = 60
 
 
 def check_system(facts):
@@ -53,14 +54,25 @@ def check_compiler(facts):
     """Triton compiles a launcher for every kernel, so it needs a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), "gcc")
     include = sysconfig.get_paths("posix_prefix")["include"]  # not Debian's posix_local: as Triton looks for it
-    status, said = command(compiler, "-fsyntax-only", "-I" + include, "-xc", "-", stdin=b"#include <Python.h>\n")
-    if status == 0:
+    line = [compiler, "-fsyntax-only", "-I" + include, "-xc", "-"]
+    wanted, error = "gcc and Python.h", ""
+    try:
+        done = subprocess.run(
+            line, input=b"#include <Python.h>\n", capture_output=True, check=False, timeout=COMPILER_SECONDS
+        )
+        error = first_line(done.stderr.decode("utf-8", "replace")) if done.returncode else ""
+    except OSError as failure:
+        error = failure.strerror
+    except subprocess.TimeoutExpired:
+        yield Check("compiler", WARNING, f"slow: took more than {COMPILER_SECONDS} s here", wanted, TRY_AGAIN)
+        return
+    if not error:
         yield Check("compiler", OK, f"{compiler}, Python.h in {include}")
     elif facts.gpus:
         mend = "apt-get install gcc python3-dev, or set CC"
-        yield Check("compiler", FAILURE, f"{compiler}: {first_line(said)}", "gcc and Python.h", mend)
+        yield Check("compiler", FAILURE, f"{compiler}: {error}", wanted, mend)
     else:
-        yield Check("compiler", OK, f"{compiler}: {first_line(said)}; not needed without a GPU")
+        yield Check("compiler", OK, f"{compiler}: {error}; not needed without a GPU")
 
 
 def check_shared_memory(facts):
@@ -151,3 +163,19 @@ def hub_cache():
 def hub_token():
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     return (token or read(os.environ.get("HF_TOKEN_PATH") or os.path.join(hub_home(), "token"))).strip()
+
+
+def existing(path):
+    """`path`, or the nearest folder above it that exists."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+def read(path):
+    """The text of a file, "" where there is none to be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

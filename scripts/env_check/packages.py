@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from common.environment import ROOT, installed_lock
 
 from env_check.checks import FAILURE, OK, WARNING, Check, judge
-from env_check.processes import read
+from env_check.machine import read
 
 OLDEST_PYTHON = (3, 11)
 # What every recipe imports, in the order shown: missing or outside its window, it is a failure.

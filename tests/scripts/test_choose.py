@@ -361,7 +361,8 @@ def test_bad_files_are_named(choose, tmp_path):
 
 def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\ntest \"$1\" = --query-gpu=memory.free && printf '24064\\n81000\\n'\n")
+    gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
+    smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
     smi.chmod(0o755)
     done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
     assert json.loads(done.stdout)["gpu_gib"] == 23.5

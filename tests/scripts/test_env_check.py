@@ -20,8 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from common.errors import MachineError
 from conftest import ROOT
-from env_check import children, fit, gpus, libraries, machine, packages, probes, processes, screen
+from env_check import children, fit, gpus, libraries, machine, packages, probes, screen
 from env_check.checks import Check, Facts, Result
 
 SCRIPT = ROOT / "env-check.py"
@@ -54,7 +55,7 @@ def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **err
     about = {"version": "2.13.0", "cuda": cuda, "cudnn": 91900, "threads": 2, "gpus": list(gpus), "why": "no reason"}
     results = {"torch": Result(about)}
     results |= {probe.replace("_", " "): Result(error=error) for probe, error in errors.items()}
-    return Facts(list(cards), "", results, False)
+    return Facts(Result(list(cards)), results)
 
 
 def one(checks, name: str):
@@ -96,7 +97,7 @@ def evaluate(module: str, expression: str, **environment: str):
 
 
 def package_lines(**environment: str) -> dict[str, dict]:
-    lines = evaluate("packages", "[c._asdict() for c in m.check_packages(Facts([], '', {}, False))]", **environment)
+    lines = evaluate("packages", "[c._asdict() for c in m.check_packages(Facts())]", **environment)
     return {line["name"]: line for line in lines}
 
 
@@ -236,7 +237,7 @@ def test_a_smaller_package_that_moved_is_one_warning(tmp_path):
 
 
 def test_what_the_overrides_drop_is_not_missed_and_nothing_else_is_forgiven(monkeypatch):
-    facts = Facts([], "", {}, False)
+    facts = Facts()
     if packages.installed("xformers"):
         pytest.skip("xformers is installed here")
     assert not [line for line in packages.check_packages(facts) if line.status == "failure"]
@@ -249,12 +250,12 @@ def test_what_the_overrides_drop_is_not_missed_and_nothing_else_is_forgiven(monk
 def test_a_lock_that_changed_since_is_said(monkeypatch, tmp_path):
     (tmp_path / "lock.sha256").write_text("0" * 64 + "  docker/cpu.lock\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    line = one(packages.check_packages(Facts([], "", {}, False)), "lock")
+    line = one(packages.check_packages(Facts()), "lock")
     assert line.status == "warning"
     assert line.found == "docker/cpu.lock, sha256 000000000000"
     assert line.mend.startswith("make setup")
     (tmp_path / "lock.sha256").unlink()
-    line = one(packages.check_packages(Facts([], "", {}, False)), "lock")
+    line = one(packages.check_packages(Facts()), "lock")
     assert line.status == "warning"
     assert line.found.startswith("none")
 
@@ -334,11 +335,11 @@ LIBRARY_CHECKS = (libraries.check_torch, libraries.check_libraries, libraries.ch
 
 @pytest.mark.parametrize("probe", children.PROBES)
 def test_a_slow_library_is_a_warning_and_never_to_be_installed_again(probe, command, monkeypatch, capsys):
-    facts = torch_facts(H200) if probe != "torch" else Facts([], "", {}, False)
+    facts = torch_facts(H200) if probe != "torch" else Facts()
     results = facts.results | {probe: Result(slow="slow: took more than 240 s here")}
     monkeypatch.setattr(command, "CHECKS", (gpus.check_gpu, *LIBRARY_CHECKS))
     monkeypatch.setattr(command, "run_probes", lambda: results)
-    monkeypatch.setattr(command, "nvidia_smi", lambda: ([], ""))
+    monkeypatch.setattr(command, "ask_driver", Result)
     monkeypatch.setattr(sys, "argv", ["env-check.py"])
     assert command.main() == 0
     output = capsys.readouterr().out
@@ -355,7 +356,7 @@ def test_a_torch_that_does_not_load_ends_its_group_and_is_a_failure(tmp_path):
         "torch", "torchao", PYTHONPATH=fake(tmp_path, torch="raise OSError('libcudart.so.13 is gone')")
     )
     assert results == {"torch": [None, "OSError: libcudart.so.13 is gone", ""]}
-    facts = Facts([CARD], "", {"torch": Result(*results["torch"])}, False)
+    facts = Facts(Result([CARD]), {"torch": Result(*results["torch"])})
     line = one(libraries.check_torch(facts), "torch call")
     assert (line.status, line.found) == ("failure", "OSError: libcudart.so.13 is gone")
     assert one(gpus.check_gpu(facts), "gpu").mend == "see torch call"
@@ -367,7 +368,7 @@ def test_bitsandbytes_without_its_native_library(tmp_path):
     shutil.copytree(real, tmp_path / "bitsandbytes", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     results = run_probes("torch", "bitsandbytes", PYTHONPATH=str(tmp_path))
     assert results["bitsandbytes"] == [None, "RuntimeError: its native library is missing or does not load", ""]
-    facts = Facts([], "", {"bitsandbytes": Result(*results["bitsandbytes"])}, False)
+    facts = Facts(Result(), {"bitsandbytes": Result(*results["bitsandbytes"])})
     line = one(libraries.check_libraries(facts), "4 bit")
     assert line.status == "failure"
     assert "native library" in line.found
@@ -484,7 +485,7 @@ def test_an_old_driver_under_a_torch_that_works_is_a_warning(tmp_path, monkeypat
 
 def test_before_anything_is_installed_the_driver_is_held_against_the_lock(tmp_path, monkeypatch):
     driver(monkeypatch, tmp_path, "535.183.01")
-    line = one(gpus.check_driver(Facts([CARD], "", {}, False)), "driver")
+    line = one(gpus.check_driver(Facts(Result([CARD]))), "driver")
     assert line.status == "failure"
     assert line.wanted.startswith(">= 580.65.06 for CUDA 13.0")
 
@@ -497,7 +498,7 @@ def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path, monkeypatch):
         device.mkdir(parents=True)
         (device / "vendor").write_text(vendor + "\n")
         (device / "class").write_text(kind + "\n")
-    facts = Facts([], "", {}, False)
+    facts = Facts()
     assert list(gpus.check_driver(facts)) == []  # an Intel display, and a USB controller of NVIDIA's
     (device / "class").write_text("0x030200\n")
     line = one(gpus.check_driver(facts), "driver")
@@ -505,51 +506,37 @@ def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path, monkeypatch):
     assert "install the NVIDIA driver" in line.mend
 
 
-SMI = """#!/bin/sh
-case "$1" in *{unknown}*) echo 'Field "{unknown}" is not a valid field to query.'; exit 2;; esac
-{then}
-"""
+def test_a_broken_driver_is_a_failure_with_its_reason(monkeypatch):
+    def fail():
+        raise MachineError("Failed to initialize NVML: Driver/library version mismatch")
 
-
-def smi(folder: Path, monkeypatch, then: str, unknown: str = "nothing") -> None:
-    """A program nvidia-smi, first on the PATH."""
-    program = folder / "nvidia-smi"
-    program.write_text(SMI.format(unknown=unknown, then=then))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-
-ROW = "0, NVIDIA H200, 580.95.05, 143771, 143000"
-
-
-def test_nvidia_smi_is_read(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, f"echo '{ROW}, Enabled, 0, 0x0000000000000001'")
-    assert gpus.nvidia_smi() == ([CARD], "")
-    assert gpus.driver_version([CARD]) == "580.95.05"
-
-
-def test_an_nvidia_smi_that_lacks_a_field_is_asked_for_less(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, f"echo '{ROW}'", unknown="clocks_event_reasons")
-    cards, error = gpus.nvidia_smi()
-    assert error == ""
-    assert cards[0]["memory.free"] == "143000"
-    assert one(gpus.check_health(Facts(cards, "", {}, False)), "gpu health").status == "ok"
-
-
-def test_an_nvidia_smi_that_fails_says_why(tmp_path, monkeypatch):
-    said = "Failed to initialize NVML: Driver/library version mismatch"
-    smi(tmp_path, monkeypatch, f"echo '{said}'; echo 'NVML library version: 580.95'; exit 18")
-    assert gpus.nvidia_smi() == ([], said)
-    line = one(gpus.check_driver(Facts([], said, {}, False)), "driver")
+    monkeypatch.setattr(gpus, "nvidia_smi", fail)
+    line = one(gpus.check_driver(Facts(gpus.ask_driver())), "driver")
     assert line.status == "failure"
-    assert said in line.found
+    assert "Failed to initialize NVML" in line.found
     assert line.mend.startswith("reboot")
 
 
-def test_an_nvidia_smi_that_hangs_is_a_line(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, "sleep 60")
-    monkeypatch.setattr(processes, "COMMAND_SECONDS", 0.5)
-    assert gpus.nvidia_smi() == ([], "no answer in 0.5 s")
+def test_a_slow_driver_is_a_warning(monkeypatch):
+    def hang():
+        raise TimeoutError("took more than 60 s")
+
+    monkeypatch.setattr(gpus, "nvidia_smi", hang)
+    line = one(gpus.check_driver(Facts(gpus.ask_driver())), "driver")
+    assert line.status == "warning"
+    assert line.found == "slow: nvidia-smi took more than 60 s here"
+    assert line.mend.startswith("try again when the machine is idle")
+
+
+def test_a_slow_compiler_is_a_warning(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nexec sleep 60\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(machine, "COMPILER_SECONDS", 0.5)
+    line = one(machine.check_compiler(torch_facts(H200)), "compiler")
+    assert (line.status, line.found) == ("warning", "slow: took more than 0.5 s here")
+    assert line.mend == "try again when the machine is idle"
 
 
 def test_nvidia_smi_sees_a_gpu_and_torch_does_not(monkeypatch):
@@ -596,12 +583,12 @@ def test_each_gpu_is_a_line(gpu, status, said):
 )
 def test_a_card_that_errs_or_is_slowed_down_is_a_warning(field, value, said):
     cards = [CARD, {**CARD, "index": "1", field: value}]
-    lines = list(gpus.check_health(Facts(cards, "", {}, False)))
+    lines = list(gpus.check_health(Facts(Result(cards))))
     assert one(lines, "gpu health 1").status == "warning"
     assert said in one(lines, "gpu health 1").found
     assert one(lines, "gpu health").status == "ok"  # the other card
     power_cap = {**CARD, "clocks_event_reasons.active": "0x0000000000000005", "ecc.mode.current": "[N/A]"}
-    assert len(list(gpus.check_health(Facts([power_cap], "", {}, False)))) == 1
+    assert len(list(gpus.check_health(Facts(Result([power_cap]))))) == 1
 
 
 def test_no_compiler_matters_on_a_gpu_only(monkeypatch):
@@ -638,7 +625,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(small_disk, monkeypatch):
-    facts = Facts([], "", {}, False)
+    facts = Facts()
     monkeypatch.setenv("HF_HOME", str(small_disk / "not" / "yet"))
     line = one(machine.check_disk(facts), "hub cache")
     assert line.status == "failure"
@@ -653,7 +640,7 @@ def test_a_full_disk(small_disk, monkeypatch):
 @pytest.mark.parametrize(("free", "status"), [(0.4, "failure"), (6, "warning"), (11, None)])
 def test_a_disk_that_is_nearly_full(free, status, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * GIB))
-    lines = {line.name: line for line in machine.check_disk(Facts([], "", {}, False))}
+    lines = {line.name: line for line in machine.check_disk(Facts())}
     assert ("outputs" in lines) == (status is not None)
     assert status is None or lines["outputs"].status == status
     assert ("outputs 11 GiB" in lines["disk"].found) if status is None else lines["outputs"].mend
@@ -661,13 +648,13 @@ def test_a_disk_that_is_nearly_full(free, status, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_to(monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", "/proc/here")  # where nobody can write, root included
-    line = one(machine.check_disk(Facts([], "", {}, False)), "hub cache")
+    line = one(machine.check_disk(Facts()), "hub cache")
     assert line.status == "failure"
     assert line.found.startswith("/proc/here: ")
 
 
 def test_no_shared_memory(monkeypatch, tmp_path):
-    facts = Facts([], "", {}, False)
+    facts = Facts()
     monkeypatch.setattr(machine, "SHARED_MEMORY", str(tmp_path / "shm"))
     line = one(machine.check_shared_memory(facts), "shared memory")
     assert line.status == "failure"
@@ -707,11 +694,11 @@ def hub(monkeypatch):
 
 
 def test_the_hub_is_asked_only_when_told_to(hub):
-    line = one(machine.check_hub(Facts([], "", {}, False)), "hub")
+    line = one(machine.check_hub(Facts()), "hub")
     assert line.status == "ok"
     assert "no token" in line.found
     assert hub.asked == []
-    line = one(machine.check_hub(Facts([], "", {}, True)), "hub")
+    line = one(machine.check_hub(Facts(online=True)), "hub")
     assert line.status == "ok"
     assert line.found.endswith("it answers")
     assert hub.asked == [("/api/models?limit=1", None)]
@@ -720,7 +707,7 @@ def test_the_hub_is_asked_only_when_told_to(hub):
 def test_a_token_is_tried_and_never_shown(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.status = 401
-    line = one(machine.check_hub(Facts([], "", {}, True)), "hub")
+    line = one(machine.check_hub(Facts(online=True)), "hub")
     assert line.status == "failure"
     assert "a token is set" in line.found
     assert "401" in line.found
@@ -737,19 +724,19 @@ def test_the_token_of_huggingface_hub_is_found_where_it_keeps_it(hub, monkeypatc
 
 def test_a_hub_that_is_not_there(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://me:secret@127.0.0.1:9")
-    line = one(machine.check_hub(Facts([], "", {}, True)), "hub")
+    line = one(machine.check_hub(Facts(online=True)), "hub")
     assert line.status == "failure"
     assert line.found.startswith("http://127.0.0.1:9, ")
     hub.body = b"<html>a login page</html>"
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
-    assert one(machine.check_hub(Facts([], "", {}, True)), "hub").status == "failure"
+    assert one(machine.check_hub(Facts(online=True)), "hub").status == "failure"
 
 
 def test_image_and_slurm_job_are_said(monkeypatch):
     monkeypatch.setenv("IMAGE_DIGEST", "sha256:abc")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
-    lines = list(machine.check_system(Facts([], "", {}, False)))
+    lines = list(machine.check_system(Facts()))
     assert one(lines, "image").found == "sha256:abc"
     assert one(lines, "Slurm job").found == "42, GPUs 0,1"
 
@@ -757,10 +744,10 @@ def test_image_and_slurm_job_are_said(monkeypatch):
 def test_little_memory_is_the_containers_limit(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{2 * GIB}\n")
     monkeypatch.setattr(machine, "MEMORY_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
-    line = one(machine.check_system(Facts([], "", {}, False)), "memory")
+    line = one(machine.check_system(Facts()), "memory")
     assert (line.status, line.found) == ("warning", "2.0 GiB available")
     (tmp_path / "memory.max").write_text("max\n")
-    assert one(machine.check_system(Facts([], "", {}, False)), "memory").found != "2.0 GiB available"
+    assert one(machine.check_system(Facts()), "memory").found != "2.0 GiB available"
 
 
 # --- what runs here -----------------------------------------------------------------------------------------------
@@ -810,9 +797,9 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
 
 def test_before_torch_is_installed_nvidia_smi_gives_the_memory(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    facts = Facts([CARD], "", {}, False)
+    facts = Facts(Result([CARD]))
     assert facts.free_gib == pytest.approx(143000 / 1024)
-    assert Facts([{**CARD, "memory.free": "[N/A]"}], "", {}, False).free_gib is None
+    assert Facts(Result([{**CARD, "memory.free": "[N/A]"}])).free_gib is None
 
 
 def test_weights_need_room_and_leave(monkeypatch, tmp_path):
@@ -858,7 +845,7 @@ def test_a_wrong_argument(flags, said):
 def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypatch, capsys):
     facts = torch_facts(cuda=None)
     monkeypatch.setattr(command, "run_probes", lambda: facts.results)
-    monkeypatch.setattr(command, "nvidia_smi", lambda: ([], ""))
+    monkeypatch.setattr(command, "ask_driver", Result)
     monkeypatch.setattr(sys, "argv", ["env-check.py", "--recipe", "sft", "--model", "qwen2.5-7b"])
     assert command.main() == 3
     said = capsys.readouterr().out
