@@ -1,5 +1,6 @@
-"""What a check gives, and what several checks look at."""
+"""What a check gives, and the facts that several checks look at."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,21 +12,21 @@ TRY_AGAIN = "try again when the machine is idle"
 
 
 class Check(NamedTuple):
-    """One line of the result. One that is not ok always says how it is mended."""
+    """One line of the result. One that is not ok always says how to fix it."""
 
     name: str
     status: str  # OK, WARNING or FAILURE
     found: str
     wanted: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 class Result(NamedTuple):
-    """What a probe returned, or why it did not; nothing of these where there is nothing to look at."""
+    """What a probe returned, or why it did not; all empty where there is nothing to try."""
 
     value: Any = None
     error: str = ""  # how its library failed
-    slow: str = ""  # how the machine kept it from a result: nothing is known of the library
+    slow: str = ""  # why the machine gave no result: nothing is known of the library
 
     @property
     def works(self) -> bool:
@@ -38,44 +39,46 @@ class Facts:
 
     smi: Result = field(default_factory=Result)  # of nvidia-smi: the GPUs it lists, each {field: value}
     results: dict[str, Result] = field(default_factory=dict)  # by probe, of the installed libraries
-    online: bool = False  # ask the hub
+    online: bool = False  # contact the hub
 
-    def result(self, probe):
+    def result(self, probe: str) -> Result:
         return self.results.get(probe, Result())
 
     @property
-    def cards(self):
+    def cards(self) -> list[dict[str, str]]:
         """The GPUs that nvidia-smi lists."""
         return self.smi.value or []
 
     @property
-    def torch(self):
-        """What torch says of itself; {} where it is missing, broken or slow."""
+    def torch(self) -> dict[str, Any]:
+        """What the torch probe returned; {} where torch is missing, broken or slow."""
         return self.result("torch").value or {}
 
     @property
-    def gpus(self):
+    def gpus(self) -> list[dict[str, Any]]:
         """The GPUs that torch sees, each with name, capability, free and total bytes."""
         return self.torch.get("gpus", [])
 
     @property
-    def free_gib(self):
-        """The free memory of the first GPU, by torch or else by nvidia-smi; None without a GPU."""
+    def free_gib(self) -> float | None:
+        """The free memory of the first GPU, from torch or else from nvidia-smi; None without a GPU."""
         return self.gpus[0]["free"] / GIB if self.gpus else free_gib(self.cards)
 
 
-def judge(name, good, found, wanted, mend, otherwise=FAILURE):
-    return Check(name, OK, found, wanted) if good else Check(name, otherwise, found, wanted, mend)
+def judge(name: str, good: bool, found: str, wanted: str, fix: str, otherwise: str = FAILURE) -> Check:
+    return Check(name, OK, found, wanted) if good else Check(name, otherwise, found, wanted, fix)
 
 
-def judge_probe(name, result, found, wanted, mend, otherwise=FAILURE):
-    """The line of a probe, none where there was nothing to look at. A slow one is a warning, whatever its library."""
+def judge_probe(
+    name: str, result: Result, found: str, wanted: str, fix: str, otherwise: str = FAILURE
+) -> Iterator[Check]:
+    """The line of a probe; none where there was nothing to try. A slow one is a warning, whatever its library."""
     if result.slow:
         yield Check(name, WARNING, result.slow, wanted, TRY_AGAIN)
     elif result.error or found:
-        yield judge(name, not result.error, result.error or found, wanted, mend, otherwise)
+        yield judge(name, not result.error, result.error or found, wanted, fix, otherwise)
 
 
-def first_line(message):
+def first_line(message: object) -> str:
     """The first line of an error: what compilers and drivers add is advice."""
     return next((line.strip()[:200] for line in str(message).splitlines() if line.strip()), "no reason given")

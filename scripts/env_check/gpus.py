@@ -3,11 +3,12 @@
 import glob
 import os
 import re
+from collections.abc import Iterator
 
 from common.errors import MachineError
 from common.nvidia import gpus_hidden, nvidia_smi
 
-from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Result, judge
+from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Facts, Result, judge
 from env_check.machine import read
 from env_check.packages import locked_cuda
 
@@ -15,20 +16,19 @@ from env_check.packages import locked_cuda
 DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 # Bits of NVML's clocks event reasons that mean trouble; the others are idleness and power caps.
 THROTTLES = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot", 0x80: "power brake"}
-# Where facts of the machine are read.
 DRIVER_FILE = "/proc/driver/nvidia/version"
 PCI_DEVICES = "/sys/bus/pci/devices"
 
 
-def check_driver(facts):
+def check_driver(facts: Facts) -> Iterator[Check]:
     version = driver_version(facts.cards)
     if facts.smi.slow:
         yield Check("driver", WARNING, facts.smi.slow, "the GPUs", f"{TRY_AGAIN}; if it hangs then too, reboot")
     elif facts.smi.error:
-        mend = "install the NVIDIA driver again and reboot"
+        fix = "install the NVIDIA driver again and reboot"
         if "mismatch" in facts.smi.error:
-            mend = "reboot: the driver was updated while it ran"
-        yield Check("driver", WARNING if facts.gpus else FAILURE, facts.smi.error, "the GPUs", mend)
+            fix = "reboot: the driver was updated while it ran"
+        yield Check("driver", WARNING if facts.gpus else FAILURE, facts.smi.error, "the GPUs", fix)
     elif version:
         cuda = facts.torch.get("cuda") if "torch" in facts.results else locked_cuda()
         oldest = DRIVERS.get((cuda or "").partition(".")[0])
@@ -36,15 +36,15 @@ def check_driver(facts):
             yield Check("driver", OK, version)
             return
         good, wanted = numbers(version) >= numbers(oldest), f">= {oldest} for CUDA {cuda}"
-        # A forward compatibility package makes a data-centre card work all the same.
+        # With a forward compatibility package a data-centre card works all the same.
         otherwise = WARNING if facts.gpus else FAILURE
         yield judge("driver", good, version, wanted, "update the NVIDIA driver on the host and reboot", otherwise)
     elif nvidia_on_the_bus():
-        mend = "install the NVIDIA driver; a container gets it with --gpus all (Apptainer: --nv)"
-        yield Check("driver", WARNING, "none, but there is an NVIDIA card", ">= " + DRIVERS["13"], mend)
+        fix = "install the NVIDIA driver; a container gets it with --gpus all (Apptainer: --nv)"
+        yield Check("driver", WARNING, "none, but there is an NVIDIA card", ">= " + DRIVERS["13"], fix)
 
 
-def check_gpu(facts):
+def check_gpu(facts: Facts) -> Iterator[Check]:
     for index, gpu in enumerate(facts.gpus):
         name, (major, minor) = f"gpu {index}", gpu["capability"]
         free, total = gpu["free"] / GIB, gpu["total"] / GIB
@@ -52,33 +52,35 @@ def check_gpu(facts):
         if major < 7:
             yield Check(name, FAILURE, found, "capability >= 7.0", "use a newer GPU: Unsloth's kernels need 7.0")
         elif major < 8:
-            mend = "use a newer GPU; this one trains in float16, and packed rows cost more"
-            yield Check(name, WARNING, found, "capability >= 8.0 for bfloat16", mend)
+            fix = "use a newer GPU; this one trains in float16, and packed rows cost more"
+            yield Check(name, WARNING, found, "capability >= 8.0 for bfloat16", fix)
         else:
-            mend = "nvidia-smi shows who holds the rest: end that program"
-            yield judge(name, free > 0.9 * total, found + ", bfloat16", "most of it free", mend, WARNING)
+            fix = "end the program that holds the rest; nvidia-smi shows it"
+            yield judge(name, free > 0.9 * total, found + ", bfloat16", "most of it free", fix, WARNING)
     if facts.gpus:
         return
     seen = "nvidia-smi sees {}, ".format(facts.cards[0]["name"] if facts.cards else "none")
     mask = "CUDA_VISIBLE_DEVICES={}".format(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if not facts.cards:
-        mend = "use a machine with an NVIDIA GPU for more than that"
-        yield Check("gpu", WARNING, "none; a CPU trains the tiny model", "an NVIDIA GPU", mend)
+    if not facts.cards and facts.smi.slow:
+        yield Check("gpu", WARNING, "not known: nvidia-smi is slow", "torch sees it", TRY_AGAIN)
+    elif not facts.cards:
+        fix = "use a machine with an NVIDIA GPU for larger models"
+        yield Check("gpu", WARNING, "none; a CPU trains the tiny model", "an NVIDIA GPU", fix)
     elif not facts.torch:
-        mend = "see torch call" if "torch" in facts.results else "make setup VARIANT=cuda"
+        fix = "see torch call" if "torch" in facts.results else "make setup VARIANT=cuda"
         why = "torch is slow" if facts.result("torch").slow else "there is no torch that works"
-        yield Check("gpu", WARNING, f"{seen}and {why}", "torch sees it", mend)
+        yield Check("gpu", WARNING, f"{seen}and {why}", "torch sees it", fix)
     elif gpus_hidden():
         yield Check("gpu", WARNING, seen + mask + " hides it", "torch sees it", "unset CUDA_VISIBLE_DEVICES")
     elif not facts.torch["cuda"]:
         found = seen + "but torch {} is a CPU build".format(facts.torch["version"])
         yield Check("gpu", FAILURE, found, "torch sees it", "make setup VARIANT=cuda")
     else:
-        mend = f"first what driver says; then look at {mask}, and start a container with --gpus all"
-        yield Check("gpu", FAILURE, seen + "torch does not: " + facts.torch["why"], "torch sees it", mend)
+        fix = f"first fix the driver line; then check {mask}, and start a container with --gpus all"
+        yield Check("gpu", FAILURE, seen + "torch does not: " + facts.torch["why"], "torch sees it", fix)
 
 
-def check_health(facts):
+def check_health(facts: Facts) -> Iterator[Check]:
     """What slows a card or makes it compute wrongly, of every card that the driver sees."""
     ecc = set()
     for card in facts.cards:
@@ -88,19 +90,19 @@ def check_health(facts):
         bits = int(reasons, 16) if re.match("0x[0-9a-fA-F]+$", reasons) else 0
         slowed = sorted({why for bit, why in THROTTLES.items() if bits & bit})
         if errors.isdigit() and int(errors):
-            mend = "train on another card, and ask who runs the machine to see to this one"
-            yield Check(name, WARNING, errors + " uncorrected memory errors since boot", "0", mend)
+            fix = "train on another card, and report this one to whoever runs the machine"
+            yield Check(name, WARNING, errors + " uncorrected memory errors since boot", "0", fix)
         elif slowed:
-            mend = "see to its cooling and power: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
-            yield Check(name, WARNING, "slowed down: " + ", ".join(slowed), "full speed", mend)
+            fix = "check its cooling and power: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
+            yield Check(name, WARNING, "slowed down: " + ", ".join(slowed), "full speed", fix)
         else:
             ecc.add("ECC " + {"Enabled": "on", "Disabled": "off"}.get(card.get("ecc.mode.current"), "unknown"))
     if ecc:
         yield Check("gpu health", OK, "no memory errors, not slowed down, " + ", ".join(sorted(ecc)))
 
 
-def ask_driver():
-    """The GPUs that nvidia-smi lists, as a Result."""
+def query_driver() -> Result:
+    """The GPUs that nvidia-smi lists, or why it lists none."""
     try:
         return Result(nvidia_smi())
     except MachineError as error:
@@ -109,13 +111,13 @@ def ask_driver():
         return Result(slow=f"slow: nvidia-smi {error} here")
 
 
-def driver_version(cards):
-    """The version of the NVIDIA driver that runs, "" where there is none."""
+def driver_version(cards: list[dict[str, str]]) -> str:
+    """The version of the running NVIDIA driver, "" where there is none."""
     found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", read(DRIVER_FILE))
     return found.group() if found else cards[0]["driver_version"] if cards else ""
 
 
-def nvidia_on_the_bus():
+def nvidia_on_the_bus() -> bool:
     """Is an NVIDIA display or 3D controller (PCI class 0x03) plugged in, with or without a driver?"""
     for device in glob.glob(os.path.join(PCI_DEVICES, "*")):
         vendor, kind = read(os.path.join(device, "vendor")), read(os.path.join(device, "class"))
@@ -124,6 +126,6 @@ def nvidia_on_the_bus():
     return False
 
 
-def numbers(version):
-    """ "580.65.06" as (580, 65, 6), to be compared."""
+def numbers(version: str) -> tuple[int, ...]:
+    """ "580.65.06" as (580, 65, 6), to compare it."""
     return tuple(map(int, re.findall(r"\d+", version)))

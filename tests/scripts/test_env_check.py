@@ -1,7 +1,7 @@
-"""env-check.py on machines that lack something: bare Pythons, broken packages, full disks, old drivers.
+"""env-check.py on machines that lack something: bare Pythons, broken packages, full disks, old drivers, no time.
 
-What can be real is: interpreters, metadata, libraries without their native half, full file systems, a hub of our own, a
-program named nvidia-smi. The rest is simulated where the value is read.
+What can be real is real: interpreters, metadata, libraries without their native half, full file systems, a hub of our
+own. The rest is simulated where the value is read.
 """
 
 import ast
@@ -59,9 +59,9 @@ def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **err
 
 
 def one(checks, name: str):
-    """The one check of that name, which says how it is mended unless it is ok."""
+    """The one check of that name, which says how to fix it unless it is ok."""
     checks = list(checks)
-    assert all(check.mend for check in checks if check.status != "ok"), checks
+    assert all(check.fix for check in checks if check.status != "ok"), checks
     (found,) = [check for check in checks if check.name == name]
     return found
 
@@ -111,7 +111,7 @@ def whole(tmp_path_factory):
         [sys.executable, SCRIPT, "--json"],
         cwd=cwd, env={**environment, "HOME": str(home)}, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
-    return SimpleNamespace(done=done, home=home, cwd=cwd, said=json.loads(done.stdout))
+    return SimpleNamespace(done=done, home=home, cwd=cwd, report=json.loads(done.stdout))
 
 
 # --- which Python -------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_an_old_python_gets_one_line(version):
     assert "make check PYTHON=" in done.stderr
 
 
-def test_a_bare_python_is_told_to_make_setup(tmp_path):
+def test_a_bare_python_gets_the_advice_to_make_setup(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     done = run(python=tmp_path / "bare" / "bin" / "python", PYTHONPATH="")
     assert done.returncode == 3, done.stderr
@@ -154,11 +154,11 @@ def test_a_bare_python_is_told_to_make_setup(tmp_path):
 
 @pytest.mark.slow
 def test_this_environment_is_looked_at_whole(whole):
-    lines = {line["name"]: line for line in whole.said["checks"]}
+    lines = {line["name"]: line for line in whole.report["checks"]}
     faults = [line for line in lines.values() if line["status"] == "failure"]
     assert faults == []
     assert whole.done.returncode == 0
-    assert whole.said["ready"] is True
+    assert whole.report["ready"] is True
     assert lines["transformers"]["wanted"] == ">=4.56.2,<=5.17.0; locked 5.17.0"  # the strongest of three packages'
     assert lines["trl"]["found"] == "1.15.0"
     assert lines["lock"]["found"].startswith("docker/")
@@ -166,8 +166,8 @@ def test_this_environment_is_looked_at_whole(whole):
     assert lines["unsloth import"]["status"] == "ok"
     assert "SDPA" in lines["attention"]["found"]
     assert {"torch call", "compiler", "shared memory", "disk", "hub", "system", "memory"} <= set(lines)
-    assert all(line["mend"] for line in lines.values() if line["status"] != "ok")
-    assert {line["model"] for line in whole.said["runs"]["sft"]} >= {"tiny", "qwen2.5-72b"}
+    assert all(line["fix"] for line in lines.values() if line["status"] != "ok")
+    assert {line["model"] for line in whole.report["runs"]["sft"]} >= {"tiny", "qwen2.5-72b"}
 
 
 @pytest.mark.slow
@@ -178,8 +178,8 @@ def test_nothing_is_left_behind(whole):
 
 @pytest.mark.slow
 def test_the_screen_is_a_screen(whole, capsys):
-    checks = [Check(**line) for line in whole.said["checks"]]
-    screen.show(checks, whole.said["runs"], torch_facts(cuda=None))
+    checks = [Check(**line) for line in whole.report["checks"]]
+    screen.show(checks, whole.report["runs"], torch_facts(cuda=None))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 48
     assert max(map(len, lines)) <= 140
@@ -189,7 +189,7 @@ def test_the_screen_is_a_screen(whole, capsys):
         assert shown.startswith(check.status)
         assert check.found in shown
         assert check.wanted in shown
-        assert not check.mend or f"-> {check.mend}" in lines[lines.index(shown) + 1]
+        assert not check.fix or f"-> {check.fix}" in lines[lines.index(shown) + 1]
     assert "Unsloth 2026.10.9" in lines[0]
     assert lines[-2].startswith("Ready; ")
 
@@ -211,16 +211,16 @@ def moved(folder: Path, package: str, version: str) -> str:
 def test_a_package_out_of_its_window_is_named_with_who_refuses_it(tmp_path):
     lines = package_lines(PYTHONPATH=moved(tmp_path, "trl", "1.16.0"))
     assert lines["trl"]["status"] == "failure"
-    assert lines["trl"]["found"] == "1.16.0, against unsloth and unsloth_zoo"
+    assert lines["trl"]["found"] == "1.16.0, refused by unsloth and unsloth_zoo"
     assert lines["trl"]["wanted"] == ">=0.18.2,<=1.15.0; locked 1.15.0"
-    assert "make setup" in lines["trl"]["mend"]
+    assert "make setup" in lines["trl"]["fix"]
     assert [name for name, line in lines.items() if line["status"] == "failure"] == ["trl"]
 
 
 def test_a_version_that_a_window_leaves_out_in_its_middle_is_out_of_it(tmp_path):
     line = package_lines(PYTHONPATH=moved(tmp_path, "bitsandbytes", "0.48.0"))["bitsandbytes"]  # unsloth: !=0.48.0
     assert line["status"] == "failure"
-    assert line["found"] == "0.48.0, against unsloth"
+    assert line["found"] == "0.48.0, refused by unsloth"
 
 
 def test_a_package_in_its_window_but_not_as_locked_is_a_warning(tmp_path):
@@ -236,7 +236,7 @@ def test_a_smaller_package_that_moved_is_one_warning(tmp_path):
     assert "rich 14.0.0 (locked 15.0.0)" in lines["other packages"]["found"]
 
 
-def test_what_the_overrides_drop_is_not_missed_and_nothing_else_is_forgiven(monkeypatch):
+def test_a_package_that_the_overrides_drop_may_be_missing_and_no_other(monkeypatch):
     facts = Facts()
     if packages.installed("xformers"):
         pytest.skip("xformers is installed here")
@@ -244,16 +244,16 @@ def test_what_the_overrides_drop_is_not_missed_and_nothing_else_is_forgiven(monk
     monkeypatch.setattr(packages, "overridden", set)
     line = one(packages.check_packages(facts), "xformers")
     assert line.status == "failure"
-    assert line.found == "missing, against unsloth"
+    assert line.found == "missing, refused by unsloth"
 
 
-def test_a_lock_that_changed_since_is_said(monkeypatch, tmp_path):
+def test_a_lock_that_has_changed_is_a_warning(monkeypatch, tmp_path):
     (tmp_path / "lock.sha256").write_text("0" * 64 + "  docker/cpu.lock\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     line = one(packages.check_packages(Facts()), "lock")
     assert line.status == "warning"
     assert line.found == "docker/cpu.lock, sha256 000000000000"
-    assert line.mend.startswith("make setup")
+    assert line.fix.startswith("make setup")
     (tmp_path / "lock.sha256").unlink()
     line = one(packages.check_packages(Facts()), "lock")
     assert line.status == "warning"
@@ -339,7 +339,7 @@ def test_a_slow_library_is_a_warning_and_never_to_be_installed_again(probe, comm
     results = facts.results | {probe: Result(slow="slow: took more than 240 s here")}
     monkeypatch.setattr(command, "CHECKS", (gpus.check_gpu, *LIBRARY_CHECKS))
     monkeypatch.setattr(command, "run_probes", lambda: results)
-    monkeypatch.setattr(command, "ask_driver", Result)
+    monkeypatch.setattr(command, "query_driver", Result)
     monkeypatch.setattr(sys, "argv", ["env-check.py"])
     assert command.main() == 0
     output = capsys.readouterr().out
@@ -359,7 +359,7 @@ def test_a_torch_that_does_not_load_ends_its_group_and_is_a_failure(tmp_path):
     facts = Facts(Result([CARD]), {"torch": Result(*results["torch"])})
     line = one(libraries.check_torch(facts), "torch call")
     assert (line.status, line.found) == ("failure", "OSError: libcudart.so.13 is gone")
-    assert one(gpus.check_gpu(facts), "gpu").mend == "see torch call"
+    assert one(gpus.check_gpu(facts), "gpu").fix == "see torch call"
 
 
 @pytest.mark.slow
@@ -372,8 +372,8 @@ def test_bitsandbytes_without_its_native_library(tmp_path):
     line = one(libraries.check_libraries(facts), "4 bit")
     assert line.status == "failure"
     assert "native library" in line.found
-    assert "make setup" in line.mend
-    assert "--no-load-in-4bit" in line.mend
+    assert "make setup" in line.fix
+    assert "--no-load-in-4bit" in line.fix
 
 
 def test_attention_that_computes_something_else_is_not_attention():
@@ -441,7 +441,7 @@ def test_an_attention_library_that_is_broken_is_a_warning_and_not_used():
     facts = torch_facts(H200, xformers="NotImplementedError: no operator")
     lines = list(libraries.check_attention(facts))
     assert one(lines, "xformers").status == "warning"
-    assert one(lines, "xformers").mend.startswith(f"{sys.executable} -m pip uninstall xformers")
+    assert one(lines, "xformers").fix.startswith(f"{sys.executable} -m pip uninstall xformers")
     assert one(lines, "attention").found == "torch's SDPA for packed rows, torch's SDPA for others"
 
 
@@ -475,7 +475,7 @@ def test_the_driver_is_held_against_the_cuda_of_torch(version, cuda, status, tmp
     assert (line.status, line.found) == (status, version)
     if status == "failure":
         assert f"for CUDA {cuda}" in line.wanted
-        assert line.mend.startswith("update the NVIDIA driver")
+        assert line.fix.startswith("update the NVIDIA driver")
 
 
 def test_an_old_driver_under_a_torch_that_works_is_a_warning(tmp_path, monkeypatch):
@@ -503,7 +503,7 @@ def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path, monkeypatch):
     (device / "class").write_text("0x030200\n")
     line = one(gpus.check_driver(facts), "driver")
     assert line.status == "warning"
-    assert "install the NVIDIA driver" in line.mend
+    assert "install the NVIDIA driver" in line.fix
 
 
 def test_a_broken_driver_is_a_failure_with_its_reason(monkeypatch):
@@ -511,10 +511,10 @@ def test_a_broken_driver_is_a_failure_with_its_reason(monkeypatch):
         raise MachineError("Failed to initialize NVML: Driver/library version mismatch")
 
     monkeypatch.setattr(gpus, "nvidia_smi", fail)
-    line = one(gpus.check_driver(Facts(gpus.ask_driver())), "driver")
+    line = one(gpus.check_driver(Facts(gpus.query_driver())), "driver")
     assert line.status == "failure"
     assert "Failed to initialize NVML" in line.found
-    assert line.mend.startswith("reboot")
+    assert line.fix.startswith("reboot")
 
 
 def test_a_slow_driver_is_a_warning(monkeypatch):
@@ -522,10 +522,17 @@ def test_a_slow_driver_is_a_warning(monkeypatch):
         raise TimeoutError("took more than 60 s")
 
     monkeypatch.setattr(gpus, "nvidia_smi", hang)
-    line = one(gpus.check_driver(Facts(gpus.ask_driver())), "driver")
+    line = one(gpus.check_driver(Facts(gpus.query_driver())), "driver")
     assert line.status == "warning"
     assert line.found == "slow: nvidia-smi took more than 60 s here"
-    assert line.mend.startswith("try again when the machine is idle")
+    assert line.fix.startswith("try again when the machine is idle")
+
+
+def test_nothing_is_concluded_about_a_gpu_that_a_slow_driver_does_not_list():
+    facts = Facts(Result(slow="slow: nvidia-smi took more than 60 s here"))
+    assert one(gpus.check_gpu(facts), "gpu").found == "not known: nvidia-smi is slow"
+    line = one(job("sft", "qwen2.5-7b", facts), "sft qwen2.5-7b")
+    assert (line.status, line.fix) == ("warning", "try again when the machine is idle")
 
 
 def test_a_slow_compiler_is_a_warning(monkeypatch, tmp_path):
@@ -536,7 +543,7 @@ def test_a_slow_compiler_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "COMPILER_SECONDS", 0.5)
     line = one(machine.check_compiler(torch_facts(H200)), "compiler")
     assert (line.status, line.found) == ("warning", "slow: took more than 0.5 s here")
-    assert line.mend == "try again when the machine is idle"
+    assert line.fix == "try again when the machine is idle"
 
 
 def test_nvidia_smi_sees_a_gpu_and_torch_does_not(monkeypatch):
@@ -545,7 +552,7 @@ def test_nvidia_smi_sees_a_gpu_and_torch_does_not(monkeypatch):
     assert line.status == "failure"
     assert "nvidia-smi sees NVIDIA H200" in line.found
     assert "CPU build" in line.found
-    assert line.mend == "make setup VARIANT=cuda"
+    assert line.fix == "make setup VARIANT=cuda"
 
     line = one(gpus.check_gpu(torch_facts(cards=[CARD])), "gpu")
     assert line.status == "failure"
@@ -553,13 +560,13 @@ def test_nvidia_smi_sees_a_gpu_and_torch_does_not(monkeypatch):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     line = one(gpus.check_gpu(torch_facts(cards=[CARD])), "gpu")
-    assert line.status == "warning"  # as the user asked
-    assert line.mend == "unset CUDA_VISIBLE_DEVICES"
+    assert line.status == "warning"  # the user wanted that
+    assert line.fix == "unset CUDA_VISIBLE_DEVICES"
     assert torch_facts(cards=[CARD]).free_gib is None
 
 
 @pytest.mark.parametrize(
-    ("gpu", "status", "said"),
+    ("gpu", "status", "expected"),
     [
         (H200, "ok", "NVIDIA H200, 139.0 of 140.0 GiB free, capability 9.0, bfloat16"),
         ({**H200, "free": 40 * GIB}, "warning", "40.0 of 140.0 GiB free"),
@@ -567,25 +574,25 @@ def test_nvidia_smi_sees_a_gpu_and_torch_does_not(monkeypatch):
         ({**T4, "name": "Tesla P100", "capability": [6, 0]}, "failure", "capability 6.0"),
     ],
 )
-def test_each_gpu_is_a_line(gpu, status, said):
+def test_each_gpu_is_a_line(gpu, status, expected):
     line = one(gpus.check_gpu(torch_facts(gpu, H200)), "gpu 0")
     assert line.status == status
-    assert said in line.found
+    assert expected in line.found
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "expected"),
     [
         ("ecc.errors.uncorrected.volatile.total", "3", "3 uncorrected memory errors"),
         ("clocks_event_reasons.active", "0x0000000000000060", "slowed down: too hot"),
         ("clocks_event_reasons.active", "0x0000000000000088", "slowed down: hardware slowdown, power brake"),
     ],
 )
-def test_a_card_that_errs_or_is_slowed_down_is_a_warning(field, value, said):
+def test_a_card_that_errs_or_is_slowed_down_is_a_warning(field, value, expected):
     cards = [CARD, {**CARD, "index": "1", field: value}]
     lines = list(gpus.check_health(Facts(Result(cards))))
     assert one(lines, "gpu health 1").status == "warning"
-    assert said in one(lines, "gpu health 1").found
+    assert expected in one(lines, "gpu health 1").found
     assert one(lines, "gpu health").status == "ok"  # the other card
     power_cap = {**CARD, "clocks_event_reasons.active": "0x0000000000000005", "ecc.mode.current": "[N/A]"}
     assert len(list(gpus.check_health(Facts(Result([power_cap]))))) == 1
@@ -604,7 +611,7 @@ def test_no_python_headers_is_no_compiler(monkeypatch, tmp_path):
     line = one(machine.check_compiler(torch_facts(H200)), "compiler")
     assert line.status == "failure"
     assert "Python.h" in line.found
-    assert "python3-dev" in line.mend
+    assert "python3-dev" in line.fix
 
 
 # --- disk, shared memory, hub -------------------------------------------------------------------------------------
@@ -631,9 +638,9 @@ def test_a_full_disk(small_disk, monkeypatch):
     assert line.status == "failure"
     assert "No space left on device" in line.found
     assert str(small_disk) in line.found
-    assert "export HF_HOME=" in line.mend
+    assert "export HF_HOME=" in line.fix
     monkeypatch.chdir(small_disk)
-    assert "OUT=" in one(machine.check_disk(facts), "outputs").mend
+    assert "--output-dir" in one(machine.check_disk(facts), "outputs").fix
     assert list(small_disk.iterdir()) == []
 
 
@@ -643,7 +650,7 @@ def test_a_disk_that_is_nearly_full(free, status, monkeypatch):
     lines = {line.name: line for line in machine.check_disk(Facts())}
     assert ("outputs" in lines) == (status is not None)
     assert status is None or lines["outputs"].status == status
-    assert ("outputs 11 GiB" in lines["disk"].found) if status is None else lines["outputs"].mend
+    assert ("outputs 11 GiB" in lines["disk"].found) if status is None else lines["outputs"].fix
 
 
 def test_a_folder_that_cannot_be_written_to(monkeypatch):
@@ -659,7 +666,7 @@ def test_no_shared_memory(monkeypatch, tmp_path):
     line = one(machine.check_shared_memory(facts), "shared memory")
     assert line.status == "failure"
     assert "No such file or directory" in line.found
-    assert "--shm-size" in line.mend
+    assert "--shm-size" in line.fix
     (tmp_path / "shm").mkdir()
     docker = SimpleNamespace(f_bavail=2**14, f_frsize=2**12)  # 64 MiB
     monkeypatch.setattr(machine.os, "statvfs", lambda path: docker)
@@ -669,7 +676,7 @@ def test_no_shared_memory(monkeypatch, tmp_path):
 
 class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append((self.path, self.headers["Authorization"]))
+        self.server.requests.append((self.path, self.headers["Authorization"]))
         self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(self.server.body)
@@ -681,7 +688,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked, server.status, server.body = [], 200, b"[]"
+    server.requests, server.status, server.body = [], 200, b"[]"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -693,15 +700,15 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_the_hub_is_asked_only_when_told_to(hub):
+def test_the_hub_is_contacted_only_with_online(hub):
     line = one(machine.check_hub(Facts()), "hub")
     assert line.status == "ok"
     assert "no token" in line.found
-    assert hub.asked == []
+    assert hub.requests == []
     line = one(machine.check_hub(Facts(online=True)), "hub")
     assert line.status == "ok"
-    assert line.found.endswith("it answers")
-    assert hub.asked == [("/api/models?limit=1", None)]
+    assert line.found.endswith("reachable")
+    assert hub.requests == [("/api/models?limit=1", None)]
 
 
 def test_a_token_is_tried_and_never_shown(hub, monkeypatch):
@@ -711,9 +718,9 @@ def test_a_token_is_tried_and_never_shown(hub, monkeypatch):
     assert line.status == "failure"
     assert "a token is set" in line.found
     assert "401" in line.found
-    assert "HF_TOKEN" in line.mend
+    assert "HF_TOKEN" in line.fix
     assert "secret" not in repr(line)
-    assert hub.asked == [("/api/whoami-v2", "Bearer hf_secret")]
+    assert hub.requests == [("/api/whoami-v2", "Bearer hf_secret")]
 
 
 def test_the_token_of_huggingface_hub_is_found_where_it_keeps_it(hub, monkeypatch, tmp_path):
@@ -732,7 +739,7 @@ def test_a_hub_that_is_not_there(hub, monkeypatch):
     assert one(machine.check_hub(Facts(online=True)), "hub").status == "failure"
 
 
-def test_image_and_slurm_job_are_said(monkeypatch):
+def test_image_and_slurm_job_are_shown(monkeypatch):
     monkeypatch.setenv("IMAGE_DIGEST", "sha256:abc")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
@@ -767,7 +774,7 @@ def test_without_a_gpu_only_the_tiny_model_runs():
     line = one(job("sft", "qwen2.5-7b", facts), "sft qwen2.5-7b")
     assert line.status == "failure"
     assert "days" in line.found
-    assert "MODEL=tiny" in line.mend
+    assert "MODEL=tiny" in line.fix
 
 
 def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
@@ -791,8 +798,8 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
     small = torch_facts({**H200, "free": 8 * GIB})
     line = one(job("sft", "qwen2.5-72b", small), "sft qwen2.5-72b")
     assert line.status == "failure"
-    assert float(line.found.split()[0]) > 36  # half a byte a parameter, and more
-    assert line.mend.startswith("make sft MODEL=")
+    assert float(line.found.split()[2]) > 36  # half a byte a parameter, and more
+    assert line.fix.startswith("make sft MODEL=")
 
 
 def test_before_torch_is_installed_nvidia_smi_gives_the_memory(monkeypatch):
@@ -809,10 +816,10 @@ def test_weights_need_room_and_leave(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * GIB))
     facts = torch_facts(H200)
     name = "sft llama-3.1-8b"
-    mends = [line.mend for line in job("sft", "llama-3.1-8b", facts) if line.status == "failure"]
-    assert len(mends) == 2
-    assert "HF_HOME" in mends[0]
-    assert "accept the licence" in mends[1]
+    fixes = [line.fix for line in job("sft", "llama-3.1-8b", facts) if line.status == "failure"]
+    assert len(fixes) == 2
+    assert "HF_HOME" in fixes[0]
+    assert "accept the licence" in fixes[1]
     hub_id = fit.read_cards()["llama-3.1-8b"].hub_id
     (tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots" / "abc").mkdir(parents=True)
     assert one(job("sft", "llama-3.1-8b", facts), name).status == "ok"
@@ -827,30 +834,30 @@ def test_the_last_lines_say_what_runs():
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
-        (["--model", "qwen2.5-7c"], "there is qwen2.5-7b"),
-        (["--recipe", "sfd"], "there is sft"),
+        (["--model", "qwen2.5-7c"], "did you mean qwen2.5-7b?"),
+        (["--recipe", "sfd"], "did you mean sft?"),
         (["--recipe", "ppo", "--model", "qwen2.5-72b"], "ppo"),
         (["--modle", "tiny"], "--modle"),
     ],
 )
-def test_a_wrong_argument(flags, said):
+def test_a_wrong_argument(flags, expected):
     done = run(*flags)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypatch, capsys):
     facts = torch_facts(cuda=None)
     monkeypatch.setattr(command, "run_probes", lambda: facts.results)
-    monkeypatch.setattr(command, "ask_driver", Result)
+    monkeypatch.setattr(command, "query_driver", Result)
     monkeypatch.setattr(sys, "argv", ["env-check.py", "--recipe", "sft", "--model", "qwen2.5-7b"])
     assert command.main() == 3
-    said = capsys.readouterr().out
-    assert "failure  sft qwen2.5-7b" in said
-    assert "Not ready: sft qwen2.5-7b" in said
+    output = capsys.readouterr().out
+    assert "failure  sft qwen2.5-7b" in output
+    assert "Not ready: sft qwen2.5-7b" in output
     monkeypatch.setattr(sys, "argv", ["env-check.py", "--recipe", "sft", "--model", "tiny", "--json"])
     assert command.main() == 0
     assert list(json.loads(capsys.readouterr().out)["runs"]) == ["sft"]
@@ -868,9 +875,9 @@ def test_ctrl_c_ends_it_and_its_children(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert said == b""
+    assert errors == b""
     state = Path(f"/proc/{child.read_text()}/stat")
     while state.exists() and ") Z " not in state.read_text():  # killed: gone, or waiting for its parent to notice
         time.sleep(0.05)
@@ -910,7 +917,7 @@ def test_a_gpu_is_looked_at_whole(whole):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
-    lines = {line["name"]: line for line in whole.said["checks"]}
+    lines = {line["name"]: line for line in whole.report["checks"]}
     assert lines["gpu 0"]["found"].startswith(torch.cuda.get_device_name(0))
     assert lines["triton kernel"]["found"] == "compiled and ran"
     assert lines["4 bit"]["found"] == "forward and backward on the GPU"
