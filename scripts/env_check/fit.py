@@ -26,12 +26,6 @@ def read_cards() -> dict[str, Any]:
     return dict(sorted(cards.items(), key=lambda item: item[1].parameters))
 
 
-def sizes(recipe: str, card: Any) -> dict[str, int]:
-    """The sizes of a batch that the card sets itself; memory.fit has the recipe's."""
-    names = ("max_length", "per_device_train_batch_size")
-    return {name: value for name, value in getattr(card, recipe, {}).items() if name in names}
-
-
 def what_runs(recipe: str, cards: dict[str, Any], facts: Facts) -> list[dict[str, Any]]:
     """[{model, fits, ...}] of every card that is offered for `recipe`, smallest first."""
     lines = []
@@ -40,7 +34,7 @@ def what_runs(recipe: str, cards: dict[str, Any], facts: Facts) -> list[dict[str
             continue
         line = {"model": name, "fits": card.parameters <= SMALL}
         if facts.free_gib is not None:
-            fit = memory.fit(card, recipe, facts.free_gib, **sizes(recipe, card))
+            fit = memory.fit(card, recipe, facts.free_gib)
             line["fits"] = fit is not None
             if fit:
                 line |= {"load_in_4bit": fit.load_in_4bit, "gradient_checkpointing": fit.gradient_checkpointing}
@@ -65,10 +59,10 @@ def check_job(recipe: str, model: str, card: Any, lines: list[dict[str, Any]], f
         flags += " --" + ("" if line["gradient_checkpointing"] else "no-") + "gradient-checkpointing"
         yield Check(name, OK, f"{line['gib']} GiB with {flags}", f"<= {facts.free_gib:.1f} GiB, what is free")
     else:
-        settings = {"max_length": memory.MAX_LENGTH[recipe], "per_device_train_batch_size": 4, **sizes(recipe, card)}
-        need = memory.estimate(card, recipe, load_in_4bit=True, gradient_checkpointing=True, **settings).total
-        one = memory.fit(card, recipe, facts.free_gib, **sizes(recipe, card) | {"per_device_train_batch_size": 1})
-        fix = f'make {recipe} MODEL={model} ARGS="--per-device-train-batch-size 1"' if one else smaller
+        need = memory.least(card, recipe, **memory.settings(card, recipe)).total
+        plan = memory.plan(card, recipe, facts.free_gib)
+        changed = " ".join(f"{argument.upper()}={value}" for argument, value in plan.changed.items())
+        fix = f"make {recipe} MODEL={model} {changed}" if plan.fits else smaller
         yield Check(name, FAILURE, f"at least {need:.1f} GiB", f"<= {facts.free_gib:.1f} GiB, what is free", fix)
     yield from check_download(name, card)
 

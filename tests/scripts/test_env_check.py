@@ -787,10 +787,9 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
         facts = torch_facts({**H200, "free": gib * GIB})
         lines = {line["model"]: line for line in fit.what_runs("sft", cards, facts)}
         for name, card in cards.items():
-            if name != "tiny":  # whose card has sizes of its own
-                planned = memory.fit(card, "sft", gib)
-                assert lines[name]["fits"] == (planned is not None)
-                assert planned is None or lines[name]["load_in_4bit"] == planned.load_in_4bit
+            planned = memory.fit(card, "sft", gib)
+            assert lines[name]["fits"] == (planned is not None)
+            assert planned is None or lines[name]["load_in_4bit"] == planned.load_in_4bit
         assert not all(line["fits"] for line in lines.values()) or gib == 139
     line = one(job("sft", "qwen2.5-7b", torch_facts(H200)), "sft qwen2.5-7b")
     assert line.status == "ok"
@@ -800,6 +799,14 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
     assert line.status == "failure"
     assert float(line.found.split()[2]) > 36  # half a byte a parameter, and more
     assert line.fix.startswith("make sft MODEL=")
+
+
+def test_a_smaller_batch_that_fits_is_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500 * GIB))
+    line = one(job("sft", "qwen2.5-7b", torch_facts({**H200, "free": 8 * GIB})), "sft qwen2.5-7b")
+    assert line.status == "failure"
+    assert line.fix == "make sft MODEL=qwen2.5-7b PER_DEVICE_TRAIN_BATCH_SIZE=2 GRADIENT_ACCUMULATION_STEPS=8"
 
 
 def test_before_torch_is_installed_nvidia_smi_gives_the_memory(monkeypatch):

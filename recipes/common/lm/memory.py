@@ -155,20 +155,27 @@ def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, pa
 
 
 def fit(
-    card: Any, method: str, gib: float, *, max_length: int | None = None, per_device_train_batch_size: int = 4
+    card: Any,
+    method: str,
+    gib: float,
+    *,
+    max_length: int | None = None,
+    per_device_train_batch_size: int | None = None,
 ) -> Fit | None:
     """The fastest settings under which `method` fits into `gib` GiB of free memory; None when none does.
 
-    Fastest first: 16 bit without gradient checkpointing, 16 bit with it, 4 bit with it.
+    Fastest first: 16 bit without gradient checkpointing, 16 bit with it, 4 bit with it. Sizes that are not given are
+    those of `settings`.
     """
+    own = settings(card, method)
     for load_in_4bit, gradient_checkpointing in ((False, False), (False, True), (True, True)):
         memory = estimate(
             card,
             method,
             load_in_4bit=load_in_4bit,
             gradient_checkpointing=gradient_checkpointing,
-            max_length=max_length or MAX_LENGTH[method],
-            per_device_train_batch_size=per_device_train_batch_size,
+            max_length=max_length or own["max_length"],
+            per_device_train_batch_size=per_device_train_batch_size or own["per_device_train_batch_size"],
         )
         if memory.total <= gib:
             return Fit(load_in_4bit, gradient_checkpointing, memory)
