@@ -17,7 +17,7 @@ from common.data.read import column_map, conversations
 from common.data.rows import Faults, read_rows
 from common.errors import InputError
 from common.lm.cards import card_names, read_card
-from common.lm.memory import MAX_LENGTH, estimate
+from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH, estimate
 from conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "choose.py"
@@ -218,12 +218,12 @@ def test_what_is_said_to_fit_fits(gib, choose):
             choose.plan_memory(stage, card, gib)
             flags = flags_of({"flags": stage.flags})
             own = getattr(card, method)
-            batch, steps = choose.BATCHES[method]
+            batch, steps = BATCHES[method]
             batch, steps = own.get("per_device_train_batch_size", batch), own.get("gradient_accumulation_steps", steps)
             rows = int(flags.get("--per-device-train-batch-size", batch))
             assert rows * int(flags.get("--gradient-accumulation-steps", steps)) == batch * steps, "another step"
             if method in ("grpo", "ppo"):
-                completion = own.get("max_completion_length", choose.COMPLETIONS[method])
+                completion = own.get("max_completion_length", COMPLETION_LENGTH[method])
                 length = int(flags.get("--max-prompt-length", own.get("max_prompt_length", 1024)))
                 length += int(flags.get("--max-completion-length", completion))
             else:
@@ -288,15 +288,15 @@ def test_the_commands_are_ones_there_are():
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
-def test_the_batches_are_the_recipes_own(method, choose):
+def test_the_batches_are_the_recipes_own(method):
     recipe = ROOT / "recipes" / f"{method}.py"
     known = arguments(recipe)
     batches = known["per_device_train_batch_size"], known["gradient_accumulation_steps"]
-    assert choose.BATCHES[method] == batches
+    assert BATCHES[method] == batches
     assert known["load_in_4bit"] is known["gradient_checkpointing"] is True
     lengths = ["max_prompt_length", "max_completion_length"] if method in ("grpo", "ppo") else ["max_length"]
     assert MAX_LENGTH[method] == sum(known[length] for length in lengths)
-    assert known.get("max_completion_length") == choose.COMPLETIONS.get(method)
+    assert known.get("max_completion_length") == COMPLETION_LENGTH.get(method)
 
 
 def arguments(recipe) -> dict[str, object]:
@@ -361,7 +361,8 @@ def test_bad_files_are_named(choose, tmp_path):
 
 def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\ntest \"$1\" = --query-gpu=memory.free && printf '24064\\n81000\\n'\n")
+    gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
+    smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
     smi.chmod(0o755)
     done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
     assert json.loads(done.stdout)["gpu_gib"] == 23.5
