@@ -28,6 +28,7 @@ from common.lm.cards import Card, card_names, read_card
 from common.lm.hub import find_model
 from common.nvidia import free_gib, nvidia_smi
 from common.rewards.answers import gold
+from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
 KINDS = {
@@ -53,7 +54,13 @@ CANNOT = {
 }
 EMBEDDED = "tiny"  # a base model, and quick on a CPU; the other cards are instruction-tuned
 CHOSEN_ANSWER = ("--columns", "completion=chosen")  # a pair's chosen answer read as an example for SFT
-FASTER = {"--no-load-in-4bit", "--no-gradient-checkpointing"}  # the recipes' defaults need less
+PIPELINE_DATA = {
+    "sft": "SFT_DATA",
+    "dpo": "DPO_DATA",
+    "grpo": "MATH_DATA",
+    "reward": "REWARD_DATA",
+    "ppo": "PPO_DATA",
+}  # the variable of `make pipeline` that names the data of a stage
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ def ask_gib() -> float:
 
 
 def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], list[str]]:
-    """The stages for these kinds of data in their order, and what is to be said besides."""
+    """The stages for these kinds of data in their order, and notes about them."""
     files = {item.kind: item for item in reversed(data)}  # of two files of a kind the first
     paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
     chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER
@@ -301,32 +308,28 @@ def by_size() -> list[str]:
 
 
 def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
-    """Put each stage's commands into it; return the one command for them all, where `make pipeline` knows them."""
+    """Put each stage's commands into it; return the one command for all of them, None where there is none."""
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
         run = f"outputs/{name}-{stage.method}"
-        words = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(stage.flags)}
+        given = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(stage.flags) or None}
         if stage.method == "ppo":
-            words["REWARD"] = reward_model
-        stage.commands = [make(stage.method, words)]
+            given["REWARD"] = reward_model
+        stage.commands = [make(stage.method, **given)]
         if stage.method == "reward":
-            reward_model = run  # it judges, and is no base for what follows
+            reward_model = run  # it changes no weights of the base, on which PPO starts
         elif number + 1 < len(stages):
-            # The next stage starts from a model in which this one is merged, and is held to it.
+            # The next stage starts from the model that this one is merged into; that is its reference, too.
             base = f"{run}-merged"
-            stage.commands.append(make("merge", {"ADAPTER": f"{run}/adapter", "OUT": base}))
-    variables = {"sft": "SFT_DATA", "dpo": "DPO_DATA", "grpo": "MATH_DATA"}
+            stage.commands.append(make("merge", ADAPTER=f"{run}/adapter", OUT=base))
     methods = [stage.method for stage in stages]
-    # It takes the recipes' defaults; where a stage needs other flags than those for speed, it is no way to go.
-    if len(stages) < 2 or not set(methods) <= set(variables) or any(set(stage.flags) - FASTER for stage in stages):
+    if len(stages) < 2 or ("ppo" in methods and "reward" not in methods):  # a reward model that is there has a base
         return None
-    files = {variables[stage.method]: stage.data for stage in stages}
-    return make("pipeline", {"STAGES": ",".join(methods), "MODEL": model, **files})
-
-
-def make(target: str, words: dict[str, str]) -> str:
-    given = [f"{name}={shlex.quote(value.replace('$', '$$'))}" for name, value in words.items() if value]
-    return " ".join(["make", target, *given])
+    given = {PIPELINE_DATA[stage.method]: stage.data for stage in stages}
+    if given.get("PPO_DATA") == given.get("REWARD_DATA"):
+        given.pop("PPO_DATA", None)  # it takes its prompts from there
+    given |= {f"{stage.method.upper()}_ARGS": shlex.join(stage.flags) for stage in stages if stage.flags}
+    return make("pipeline", STAGES=",".join(methods), MODEL=model, **given)
 
 
 def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list[Data], model: str, gib: float) -> None:
@@ -342,7 +345,7 @@ def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list
         for command in stage.commands:
             print(f"   {command}")  # whole, however long: it is there to be copied
     if pipeline:
-        print(f"\nAll in one command, with the recipes' own settings:\n   {pipeline}")
+        print(f"\nAll in one command, with an evaluation after every stage:\n   {pipeline}")
     for note in notes:
         print()
         paragraph(note, "")

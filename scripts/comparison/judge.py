@@ -144,12 +144,10 @@ class Server:
     def _client(self) -> "OpenAI":
         from openai import DefaultHttpxClient, Omit, OpenAI
 
-        # No credentials but the key that was named: the environment's are for another server.
-        unnamed = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         return OpenAI(
             base_url=self.url,
-            api_key=os.environ[self.key] if self.key else "none",
-            default_headers=unnamed if self.key else {**unnamed, "Authorization": Omit()},
+            api_key=os.environ[self.key] if self.key else "none",  # without one it would take OPENAI_API_KEY
+            default_headers={"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()},  # nor those of the environment
             max_retries=RETRIES,
             timeout=SECONDS,
             http_client=DefaultHttpxClient(follow_redirects=False),  # a redirection would carry the key to another host
@@ -158,15 +156,22 @@ class Server:
     def _reply(self, client: "OpenAI", request: str) -> str:
         import openai
 
+        no_completion = MachineError(f"{self.url}: sends no chat completion; does the URL end in /v1?")
         try:
             completion = client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": request}], temperature=0
+                model=self.model,
+                messages=[{"role": "user", "content": request}],
+                temperature=0,
+                extra_headers={} if self.key else {"Authorization": openai.Omit()},
             )
-            return completion.choices[0].message.content or ""
         except openai.APIStatusError as error:
             reason = error.response.reason_phrase
             raise MachineError(f"{self.url}: the judge replies {error.status_code} {reason}") from None
         except openai.APIConnectionError as error:  # no such host, refused, timed out
             raise MachineError(f"{self.url}: the judge cannot be reached: {error.__cause__ or error}") from None
-        except (openai.APIError, ValueError, LookupError, TypeError, AttributeError):
-            raise MachineError(f"{self.url}: sends no chat completion; does the URL end in /v1?") from None
+        except (openai.APIError, ValueError):  # no JSON
+            raise no_completion from None
+        try:
+            return completion.choices[0].message.content or ""
+        except (LookupError, TypeError, AttributeError):  # JSON of another kind, or text
+            raise no_completion from None

@@ -68,13 +68,13 @@ def scored(tmp_path_factory):
 
 @pytest.mark.slow
 def test_300_scores_teach_it_to_score_held_out_answers(scored):
-    folder, report, said = scored
+    folder, report, output = scored
     assert report["rated answers"] == 100
     assert report["pearson"] > 0.8
     assert report["spearman"] > 0.7
     assert 0.7 < report["calibration slope"] < 1.3
     assert report["error"] < 1  # of a spread of 1.4
-    assert "pearson" in said
+    assert "pearson" in output
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
@@ -186,9 +186,9 @@ def test_a_stand_alone_model_scores_as_it_was_trained_to(paired, module):
     folder, _, _ = paired
     kept = read_jsonl(folder / "held-out.jsonl")[:20]
     rows = module.read(str(DATA / "preferences.jsonl"), module.Args())[:20]
-    asked = [row.prompt for row in rows for _ in range(2)]
+    prompts = [row.prompt for row in rows for _ in range(2)]
     outputs = RewardModel(str(folder / "model"))(
-        asked, [answer for row in rows for answer in (row.chosen, row.rejected)]
+        prompts, [answer for row in rows for answer in (row.chosen, row.rejected)]
     )
     trained = [output for row in kept for output in row["outputs"]]
     assert np.corrcoef(outputs, trained)[0, 1] > 0.999
@@ -201,9 +201,9 @@ def test_pairs_the_wrong_way_round_are_seen(tmp_path):
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swapped), encoding="utf-8")
     flags = ("--data", tmp_path / "swapped.jsonl", "--eval-data", DATA / "preferences.jsonl", "--num-train-epochs", 1)
-    report, said = run(tmp_path / "run", *flags)
+    report, output = run(tmp_path / "run", *flags)
     assert report["accuracy"] < 0.05
-    assert "the wrong way round?" in " ".join(said.split())
+    assert "the wrong way round?" in " ".join(output.split())
 
 
 ROW = json.dumps({"instruction": "a", "response": "b", "score": 1}) + "\n"
