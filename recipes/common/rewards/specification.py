@@ -137,13 +137,17 @@ def score(
 def score_completions(
     rewards: Sequence[Reward], prompts: Sequence[Prompt], completions: Sequence["Completion"]
 ) -> tuple[list[float], dict[str, Scores]]:
-    """`score` for completions of our `generate`, one of each prompt."""
+    """`score` for completions of our `generate`, one for each of `prompts`.
+
+    These may be a few of a run's prompts, so a column that none of them has is there all the same, with None.
+    """
+    columns = {name: [None] * len(prompts) for reward in rewards for name in reward.needs} | columns_of(prompts)
     return score(
         rewards,
         [prompt.prompt for prompt in prompts],
         [[{"role": "assistant", "content": completion.text}] for completion in completions],
         completion_ids=[completion.completion_ids for completion in completions],
-        **columns_of(prompts),
+        **columns,
     )
 
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from common.environment import ROOT
 from common.run.folder import Run
@@ -27,7 +28,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
         run.update(**{name: {"first": values[0], "last": values[1]}})
     change = f", {name} {values[0]:.4g} at the first step, {values[1]:.4g} at the last" if values else ""
     console.print(f"Done in {duration(run.seconds)}{change}", highlight=False, soft_wrap=True)
-    console.print(f"{saved.name.capitalize()} in [bold]{saved}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"{saved.name.capitalize()} in [bold]{escape(str(saved))}[/bold]", highlight=False, soft_wrap=True)
     if commands := next_commands(run, saved):
         console.print("Next:")
         for command in commands:

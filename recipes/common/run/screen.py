@@ -26,15 +26,16 @@ from common.environment import is_first_process, quiet_loggers
 # What Unsloth 2026.10.9 and transformers 5.17 print in every run, though nothing is wrong. Whatever else they print is
 # shown: a new line of theirs may be a warning.
 NOISE = re.compile(
-    r"(🦥 )?Unsloth: (Will patch your computer|Will smartly offload gradients|Padded batches \+ per-block compile)"
+    r"(🦥 )?Unsloth: (Will patch your computer|Will smartly offload gradients|Double buffering enabled)"
+    r"|Unsloth: (Padded batches \+ per-block compile|Patched gradient checkpointing)"
     r"|(🦥 )?Unsloth: (Packing |Padding-free |Padding-free auto-)enabled"
     r"|Unsloth [\d.]+: no GPU found, training on CPU"
-    r"|Unsloth [\d.]+ patched \d+ layers with "
+    r"|Unsloth [\d.]+ patched \d+ layers with [\w ,]+ MLP layers\.$|Not an error, but Unsloth cannot patch "
     r"|Unsloth \(CPU\): \w+ on \d+ CPU threads\."
     r'|==\(\(====\)\)==  Unsloth |   \\\\   /\|  |O\^O/ \\_/ \\  |\\        /  | "-____-"  '  # its logo, with facts
     r"|The tokenizer has new PAD/BOS/EOS tokens that differ from the model config"  # the pad token that we gave it
 )
-NOISY_LOGGERS = ("transformers.trainer", "transformers.trainer_utils", "unsloth.models.llama", "unsloth.models._utils")
+NOISY_LOGGERS = ("transformers.trainer", "transformers.trainer_utils", "transformers.models.llama.modeling_llama")
 
 _live: Live | None = None
 _height = 0  # lines that the live display has on the terminal

@@ -96,7 +96,7 @@ def test_text_that_is_not_chatml_is_refused():
     assert "not ChatML from end to end: 'Once upon a time'" in shown[0]
 
 
-def test_an_unknown_first_row_names_the_columns_and_the_mend():
+def test_an_unknown_first_row_names_the_columns_and_the_fix():
     with pytest.raises(InputError) as error:
         convert({"question": "2 + 2?", "answer": "4"})
     assert "f:1: unknown format: the columns are question, answer" in str(error.value)

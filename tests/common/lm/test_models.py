@@ -469,19 +469,19 @@ def test_list_fits_a_screen_of_100_columns(copy):
     assert "meta-llama/Llama-3.1-8B-Instruct" in plain
 
 
-def test_a_hub_model_that_cannot_be_had_is_said_in_a_line():
+def test_a_hub_model_that_cannot_be_downloaded_has_a_message_of_two_lines():
     """conftest.py sets HF_HUB_OFFLINE, so this is a machine without a network and an empty cache."""
     with pytest.raises(MachineError, match=r"^nobody/nothing cannot be loaded: .*\nCheck the network, HF_ENDPOINT"):
         load_tokenizer(find_model("nobody/nothing"))
 
 
-def test_a_directory_without_a_tokenizer_is_said_in_a_line(tmp_path):
+def test_a_directory_without_a_tokenizer_has_a_message_of_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_tokenizer(find_model(str(tmp_path)))
 
 
-def test_modelscope_is_asked_when_it_is_to_be_and_only_then(monkeypatch):
+def test_modelscope_is_used_with_its_variable_only(monkeypatch):
     hub, tiny = find_model("nobody/nothing"), find_model("tiny")
     assert fetch(hub) == hub
     monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")

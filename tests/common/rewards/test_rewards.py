@@ -1,6 +1,7 @@
 """The rewards: hand-worked scores, a user's own file, and the contract with every fault it must find planted."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,10 +11,20 @@ import pytest
 from common.data.examples import Prompt
 from common.data.rows import Faults
 from common.errors import InputError, MachineError
+from common.lm.generate import Completion
 from common.rewards.builtin import schema_validator, text_of
 from common.rewards.classifier import RewardModel
 from common.rewards.contract import check_contract, check_functions, check_models, contract
-from common.rewards.specification import REWARDS, check_prompts, columns_of, identities, load, reward_models, score
+from common.rewards.specification import (
+    REWARDS,
+    check_prompts,
+    columns_of,
+    identities,
+    load,
+    reward_models,
+    score,
+    score_completions,
+)
 from conftest import ROOT
 
 PROMPT = [{"role": "user", "content": "How much is 40 plus 2?"}]
@@ -134,22 +145,6 @@ def test_text_of_takes_text_and_chat_messages():
     assert text_of([{"role": "assistant", "content": "b", "reasoning_content": "a"}]) == "<think>a</think>b"
     assert text_of([{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]) == "a"
     assert text_of([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory, tokenizer):
-    """A reward model of the tiny model's size, with random weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("models") / "reward"
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(ROOT / "data_samples" / "tiny", num_labels=1)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    model.score.weight.data.normal_()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_a_reward_model_scores_the_dialogue(classifier, tokenizer):
@@ -371,6 +366,18 @@ def test_a_column_that_no_row_has_is_named_once():
         check_prompts(load(["code"], 100), [problem(1, "5"), problem(2, "6")], Faults())
 
 
+def test_a_batch_without_a_column_that_other_rows_have_is_scored():
+    """As of a file that holds mathematics and code: a batch of one kind has nothing for the reward of the other."""
+    rewards = load(["math", "json_schema"], 100)
+    completions = [Completion("42", True, [1], [2])]
+    assert score_completions(rewards, [problem(1, "42")], completions) == (
+        [1.0],
+        {"math": [1.0], "json_schema": [None]},
+    )
+    schema = problem(2, None, schema={"type": "object"})
+    assert score_completions(rewards, [schema], completions) == ([0.0], {"math": [None], "json_schema": [0.0]})
+
+
 def test_columns_of_holds_every_column_of_every_row():
     assert columns_of([problem(1, "5", tests=["a"]), problem(2, None, level=3)]) == {
         "tests": [["a"], None], "level": [None, 3], "answer": ["5", None],
@@ -494,9 +501,10 @@ def test_a_function_that_hangs_leaves_no_more_than_its_thread(own, problems):
     assert threading.active_count() <= before + 1
 
 
-def run_script(*flags: str) -> subprocess.CompletedProcess:
+def run_script(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "scripts" / "test-rewards.py", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_command_passes_and_fails(tmp_path):
@@ -530,3 +538,10 @@ def test_the_command_takes_an_answer_template(tmp_path):
     )
     assert run_script("--rewards", f"{file}:boxed").returncode == 2
     assert run_script("--rewards", f"{file}:boxed", "--answer-template", "So \\boxed{{answer}}").returncode == 0
+
+
+@pytest.mark.slow
+def test_the_command_imports_unsloth_before_transformers_for_a_reward_model(classifier, unsloth_first):
+    done = run_script("--rewards", f"model:{classifier}", **unsloth_first)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "model: passes" in done.stdout

@@ -261,9 +261,12 @@ Unsloth 2026.10.9 patched 24 layers with 24 QKV layers, 24 O layers and 24 MLP l
 🦥 Unsloth: Packing enabled - training is >2x faster and uses less VRAM!
 🦥 Unsloth: Padding-free auto-enabled, enabling faster training.
 Unsloth: Will smartly offload gradients to save VRAM!
+Unsloth: Double buffering enabled (parallel H2D + compute) for backward pass.
+Not an error, but Unsloth cannot patch O projection layer with our manual autograd engine since either LoRA adapters
 """
 WARNINGS = """\
 Unsloth: Your learning rate of `3.0` is way too larger > 1!
+Unsloth 2026.10.9 patched 24 layers with 0 QKV layers, 0 O layers and 0 MLP layers. Dropout is not 0.
 Unsloth: could not truncate the pre-tokenized dataset to `max_length` (x).
 Traceback (most recent call last):
    a line of somebody else
