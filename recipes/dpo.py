@@ -42,9 +42,9 @@ from common.run.screen import loading
 from common.run.stopping import Stop
 
 Loss = Literal[
-    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
-    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
-]
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+    "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Args:
     """The folder of the run. By default outputs/dpo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", *PAIR_FORMATS] = "auto"
+    format: Literal["auto", "preference", "sharegpt-preference", "dialogue-preference"] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question chosen=better rejected=worse."""

@@ -103,8 +103,11 @@ class Args:
     """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
 
     # How the data is read.
-    format: Literal["auto", *PROMPT_FORMATS] = "auto"
-    """The row format; auto takes it from the columns of the first row."""
+    format: Literal[
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
+        "preference", "sharegpt-preference", "dialogue-preference", "prompt-rating", "instruction-rating",
+    ] = "auto"  # fmt: skip
+    """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
     system_prompt: str | None = None
@@ -112,7 +115,7 @@ class Args:
     chat_template_path: str | None = None
     """A .jinja file to use instead of the model's own chat template."""
     pad_token: str | None = None
-    """The token to pad with, where the model has none that differs from its end token."""
+    """The pad token, for a model that has none besides its end token."""
     max_prompt_length: int = 1024
     """Tokens of a prompt. Longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
@@ -173,7 +176,7 @@ class Args:
 
     # The model and the adapters.
     load_in_4bit: bool = True
-    """The frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
+    """Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     lora_r: int = 16
@@ -187,7 +190,7 @@ class Args:
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    """Stop after so many steps, whatever the epochs are."""
+    """Stop after so many steps; -1: --num-train-epochs decides."""
     learning_rate: float = 1.41e-5
     """Of the policy."""
     critic_learning_rate: float = 1e-4
@@ -197,9 +200,9 @@ class Args:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optim: str = "adamw_8bit"
-    """On the CPU, which has no 8-bit Adam, adamw_torch_fused takes its place."""
+    """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
-    """Recompute activations to save memory; a third faster without, where they fit."""
+    """Recompute activations to save memory; a third faster without it, if they fit."""
     seed: int = 42
 
     # What is shown and kept.
@@ -210,7 +213,7 @@ class Args:
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
-    """wandb or trackio, besides TensorBoard, which is always written."""
+    """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
     """Held-out prompts to show completions of, before and after; also the completions of a step in samples.jsonl."""
     sample_tokens: int = 128
@@ -224,9 +227,9 @@ def main() -> None:
 
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
     environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
     os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for every adapter
+    reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
     data = read_examples(source, PROMPT_FORMATS, args.format, args.columns)
     prompts = distinct(map(as_prompt, data.examples))
     if not args.reward_model and origins["rewards"] == "recipe":

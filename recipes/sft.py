@@ -47,7 +47,7 @@ class Args:
     """The folder of the run. By default outputs/sft-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", *FORMATS] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text"] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question completion=answer."""

@@ -9,7 +9,7 @@ from common.run.screen import console
 
 from stages.steps import Done
 
-COUNTS = ("rows", "pairs", "rated answers")  # of a held-out file: how many there are, not how good the model is
+COUNTS = ("rows", "pairs", "rated completions")  # of a held-out file: how many there are, not how good the model is
 
 
 def write_report(done: list[Done], folder: Path, seconds: float) -> None:

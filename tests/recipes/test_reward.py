@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from common.data.formats import PAIR_FORMATS, RATING_FORMATS
+from common.data.read import read_examples
+from common.data.rows import find_source
 from common.rewards.tokens import as_tokens
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 
@@ -69,7 +72,7 @@ def scored(tmp_path_factory):
 @pytest.mark.slow
 def test_300_scores_teach_it_to_score_held_out_answers(scored):
     folder, report, output = scored
-    assert report["rated answers"] == 100
+    assert report["rated completions"] == 100
     assert report["pearson"] > 0.8
     assert report["spearman"] > 0.7
     assert 0.7 < report["calibration slope"] < 1.3
@@ -94,7 +97,7 @@ def test_its_outputs_are_those_of_base_adapter_and_head_loaded_again(scored, mod
     scores = [row["score"] for row in read_jsonl(SCORES)]
     assert (facts["mean"], facts["std"]) == pytest.approx((np.mean(scores), np.std(scores)))
     kept = read_jsonl(folder / "held-out.jsonl")
-    rows = module.read(str(DATA / "scores-heldout.jsonl"), module.Args())
+    rows = read_examples(find_source(str(DATA / "scores-heldout.jsonl")), RATING_FORMATS).examples
     read = [(row.answers[0], []) for row in as_tokens(tokenizer, rows, 512, 0, whole=False)[0]]
     outputs = score_last(model, head, read, tokenizer.pad_token_id)
     assert outputs == pytest.approx([row["outputs"][0] for row in kept], abs=1e-3)
@@ -131,7 +134,7 @@ def test_a_prompt_is_held_out_with_all_its_answers(whole, few):
     held = [rows[row["place"]]["instruction"] for row in read_jsonl(whole[0] / "held-out.jsonl")]
     assert len(held) == 4
     assert len(set(held)) == 2
-    assert json.loads((whole[0] / "run.json").read_text())["report"]["rated answers"] == 4
+    assert json.loads((whole[0] / "run.json").read_text())["report"]["rated completions"] == 4
 
 
 @pytest.mark.slow
@@ -185,7 +188,7 @@ def test_a_stand_alone_model_scores_as_it_was_trained_to(paired, module):
 
     folder, _, _ = paired
     kept = read_jsonl(folder / "held-out.jsonl")[:20]
-    rows = module.read(str(DATA / "preferences.jsonl"), module.Args())[:20]
+    rows = read_examples(find_source(str(DATA / "preferences.jsonl")), PAIR_FORMATS).examples[:20]
     prompts = [row.prompt for row in rows for _ in range(2)]
     outputs = RewardModel(str(folder / "model"))(
         prompts, [answer for row in rows for answer in (row.chosen, row.rejected)]
@@ -213,8 +216,12 @@ BAD = {
     "nothing": ("", [], "the file is empty"),
     "both": (ROW + PAIR, [], ":2: "),
     "a score that is none": (ROW + ROW.replace("1}", '"good"}'), [], ":2: score: "),
-    "one score for all": (ROW * 3, ["--eval-ratio", 0], "every score is 1; there is nothing to tell good from bad by"),
-    "pairs to be held to scores": (PAIR, ["--eval-data", SCORES], "one of the two files holds pairs, the other scores"),
+    "one score for all": (ROW * 3, ["--eval-ratio", 0], "every score is 1; nothing distinguishes good from bad"),
+    "pairs to be held to scores": (
+        PAIR,
+        ["--eval-data", SCORES],
+        "one of the two sources holds pairs, the other scores",
+    ),
     "a setting that is not there": (PAIR, ["--learnin-rate", 1], "--learning-rate"),
 }
 

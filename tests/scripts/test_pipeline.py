@@ -153,7 +153,7 @@ def test_ppo_starts_from_the_base_of_its_reward_model_and_is_scored_by_it(tmp_pa
     assert runs[0]["matters"]["base"] == runs[1]["matters"]["base"] == base_sha256(ROOT / "data_samples" / "tiny")
     assert runs[1]["arguments"]["reward_model"]["value"] == str(reward / "adapter")
     _, judged, trained = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["stages"]
-    assert judged["report"][str(SAMPLES / "scores-heldout.jsonl")]["rated answers"] == 100
+    assert judged["report"][str(SAMPLES / "scores-heldout.jsonl")]["rated completions"] == 100
     assert judged["report"][str(SAMPLES / "preferences.jsonl")]["accuracy"] > 0.5
     assert trained["held_out_score"] == runs[1]["held_out"]
     assert trained["change"].keys() == {str(SAMPLES / name) for name in command.SAMPLES_HELD_OUT}
@@ -342,7 +342,7 @@ record = {"status": "done", "seconds": 1.0, "command": sys.argv}
 if name == "ppo":
     record["held_out"] = {"prompts": 7, "before": {"score": 0.25}, "after": {"score": 0.75}}
 if name == "reward":
-    record["report"] = {"rated answers": 3, "pearson": 0.5}
+    record["report"] = {"rated completions": 3, "pearson": 0.5}
 (folder / "run.json").write_text(json.dumps(record))
 sys.exit()
 """

@@ -1,4 +1,4 @@
-"""What a reward model says of held-out answers, and whether their length alone says it."""
+"""How well a reward model scores held-out completions, and how far it only counts their words."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ def report_on(rows: Sequence[Tokens], outputs: Sequence[float], facts: dict[str,
     """The report on held-out pairs or ratings, all of one kind.
 
     Args:
-        outputs: of the model, one for each answer of each row.
+        outputs: of the model, one for each completion of each row.
         facts: about its head, as `save_head` writes them: `kind`, and `mean` and `std`, with which an output is a score
             in the units of the training data. None are known of a classifier that was not trained here.
     """
@@ -61,7 +61,7 @@ def held_out_rows(rows: Sequence[Tokens], outputs: Sequence[float]) -> list[dict
 def pair_report(
     chosen: list[float], rejected: list[float], chosen_lengths: list[int], rejected_lengths: list[int]
 ) -> Report:
-    """Of pairs: outputs of the model and tokens of the answers, in the same order."""
+    """Of pairs: outputs of the model and tokens of the completions, in the same order."""
     margins = np.array(chosen) - np.array(rejected)  # (N,)
     longer = np.array(chosen_lengths) - np.array(rejected_lengths)  # (N,) tokens
     right = (margins > 0) + 0.5 * (margins == 0)
@@ -80,12 +80,12 @@ def pair_report(
 
 
 def score_report(predictions: list[float], scores: list[float], lengths: list[int]) -> Report:
-    """Of rated answers: predictions in the units of the scores, the scores, and tokens of the answers."""
+    """Of rated completions: predictions in the units of the scores, the scores, and tokens of the completions."""
     from scipy.stats import linregress
 
     errors = np.array(predictions) - np.array(scores)
     return {
-        "rated answers": len(scores),
+        "rated completions": len(scores),
         "pearson": pearson(predictions, scores),
         "pearson, 95 %": pearson_interval(predictions, scores),
         "spearman": spearman(predictions, scores),
@@ -125,9 +125,9 @@ def _vary(*columns: Sequence[float]) -> bool:
 
 
 def calibration_error(margins: np.ndarray) -> float:
-    """Expected calibration error of the probability that the preferred answer is the better (arXiv:1706.04599).
+    """Expected calibration error of the probability that the preferred completion is the better (arXiv:1706.04599).
 
-    The model prefers the answer with the higher output, with probability sigmoid(|margin|), between 1/2 and 1. In each
+    The model prefers the completion with the higher output, with probability sigmoid(|margin|), between 1/2 and 1. In each
     of BINS equal bins that probability's mean is held against how often the preference was right.
     """
     confidences = 1 / (1 + np.exp(-np.abs(margins)))  # (N,)
@@ -146,22 +146,22 @@ def _number(value: Any) -> float:
 
 
 MEANS = {
-    "accuracy": "how often the chosen answer scores higher",
+    "accuracy": "how often the chosen completion scores higher",
     "accuracy, 95 %": "its confidence interval over the pairs",
     "loss": "0.693 is a guess",
     "margin": "chosen less rejected; e to this power are the odds",
-    "calibration error": "of the probability that the preferred answer is the better",
+    "calibration error": "of the probability that the preferred completion is the better",
     "chosen is longer": "in the data; where far from 0.5, length alone is a good guess",
     "longer scores higher": "by the model; further from 0.5 than the line above is a bias",
     "accuracy, chosen shorter": "what is left where length misleads",
-    "correlation with length": "of the scores given, with the tokens of the answer",
+    "correlation with length": "of the scores given, with the tokens of the completion",
     "pearson": "correlation of predicted and given scores",
-    "pearson, 95 %": "its confidence interval over the answers",
+    "pearson, 95 %": "its confidence interval over the completions",
     "spearman": "the same of their ranks",
     "error": "root of the mean squared error, in the scores' units",
     "calibration slope": "given over predicted differences; below 1 it exaggerates",
     "bias": "mean of predicted less given",
-    "scores with length": "correlation in the data, with the tokens of the answer",
+    "scores with length": "correlation in the data, with the tokens of the completion",
     "predictions with length": "the same by the model; further from 0 is a bias",
 }
 
@@ -175,7 +175,7 @@ def shown(value: float | int | list[float] | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def show(console: "Console", report: Report, title: str = "The reward model on answers it has not seen") -> None:
+def show(console: "Console", report: Report, title: str = "The reward model on held-out completions") -> None:
     """Print the report as a table."""
     from rich.table import Table
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A row as the model reads it: one answer and its score, or the chosen and the rejected answer."""
+    """A row as the model reads it: one completion and its score, or the chosen and the rejected completion."""
 
     place: str
-    answers: list[list[int]]  # 1 or 2 of (T,): prompt and answer, up to the end token
-    lengths: list[int]  # tokens of each answer alone
+    answers: list[list[int]]  # 1 or 2 of (T,): prompt and completion, up to the end token
+    lengths: list[int]  # tokens of each completion alone
     score: float | None
 
 
@@ -32,7 +32,7 @@ def as_tokens(
     max_truncated: float,
     whole: bool,
 ) -> tuple[list[Tokens], str | None]:
-    """Each row's answers after their prompt, as token ids; and a line that names the truncated ones, or None.
+    """Each row's completions after their prompt, as token ids; and a line that names the truncated ones, or None.
 
     `whole` is for a sequence classifier: it reads the whole rendering, with what the template writes after the end
     token. Raises InputError for a row that teaches nothing, and when more than the share `max_truncated` is truncated.
@@ -60,7 +60,7 @@ def as_tokens(
 
 
 def answers_of(row: Pair | Rating) -> list[Turns]:
-    """The one or two answers of a row."""
+    """The one or two completions of a row."""
     return [row.response] if isinstance(row, Rating) else [row.chosen, row.rejected]
 
 

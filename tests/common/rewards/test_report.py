@@ -63,7 +63,7 @@ def test_the_report_on_pairs():
 def test_the_report_on_scores():
     """Predictions of half the spread, one too high in the mean: the slope is 2, the bias 1."""
     report = score_report([3, 4, 5], [1, 3, 5], [10, 20, 90])
-    assert report["rated answers"] == 3
+    assert report["rated completions"] == 3
     assert (report["pearson"], report["spearman"]) == (1, 1)
     assert report["calibration slope"] == 2
     assert report["bias"] == 1
