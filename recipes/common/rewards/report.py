@@ -127,8 +127,8 @@ def _vary(*columns: Sequence[float]) -> bool:
 def calibration_error(margins: np.ndarray) -> float:
     """Expected calibration error of the probability that the preferred completion is the better (arXiv:1706.04599).
 
-    The model prefers the completion with the higher output, with probability sigmoid(|margin|), between 1/2 and 1. In each
-    of BINS equal bins that probability's mean is held against how often the preference was right.
+    The model prefers the completion with the higher output, with probability sigmoid(|margin|), between 1/2 and 1. In
+    each of BINS equal bins the mean of that probability is compared with how often the preference was right.
     """
     confidences = 1 / (1 + np.exp(-np.abs(margins)))  # (N,)
     right = (margins > 0) + 0.5 * (margins == 0)
