@@ -39,7 +39,7 @@ from common.lm.load import base_of
 from common.run.files import write_json
 from common.run.screen import console
 from comparison.figures import tabulate
-from comparison.judge import Server, rate
+from comparison.judge import Judge, Server, rate
 from comparison.page import as_markdown, as_table
 from comparison.rules import read
 from comparison.sampling import Sampling, complete
@@ -80,7 +80,7 @@ def main() -> None:
     args = parse_arguments(Args, __doc__)
     sides = {"A": args.a, "B": args.b}
     models = {name: model_and_adapter(side, args.base) for name, side in sides.items()}
-    check_judge(args)
+    server = server_of(args)
     folder = Path(args.output_dir or f"outputs/compare-{label(args.a)}-{label(args.b)}").expanduser()
     if folder.exists():
         raise InputError(f"{folder} exists already; give another folder with --output-dir")
@@ -89,7 +89,6 @@ def main() -> None:
     loaded = [*(model for model, _ in models.values()), *([judge_model] if judge_model else [])]
     environment.set_variables(models=loaded, sources=[source])
     checked = read(source, args.columns)
-    server = Server(args.judge_url, args.judge_model, args.judge_key) if args.judge_url else None
     if server:
         server.check()
 
@@ -97,12 +96,7 @@ def main() -> None:
     sampling = Sampling(args.max_new_tokens, args.temperature, args.load_in_4bit, args.seed)
     completions = {name: complete(name, *models[name], conversations, sampling) for name in models}
 
-    def judge_here(requests: Sequence[str]) -> list[str]:
-        turns = [Conversation("", [{"role": "user", "content": request}]) for request in requests]
-        greedy = replace(sampling, max_new_tokens=JUDGE_TOKENS, temperature=0.0)
-        return [reply.text for reply in complete("the judge", judge_model, None, turns, greedy)]
-
-    judge = server or (judge_here if judge_model else None)
+    judge = server or (judge_here(judge_model, sampling) if judge_model else None)
     ratings, figures = rate(checked, completions, judge, args.seed)
     figures["dimensions"] = tabulate(ratings["A"], ratings["B"], args.seed)
     rows = [
@@ -143,7 +137,8 @@ def model_and_adapter(side: str, base: str | None) -> tuple[Model, str | None]:
     return find_model(side), None
 
 
-def check_judge(args: Args) -> None:
+def server_of(args: Args) -> Server | None:
+    """The judge behind a URL, None where there is none. Raises InputError for arguments that contradict each other."""
     if args.judge and args.judge_url:
         raise InputError("--judge and --judge-url: give one of the two")
     if args.judge_url and not args.judge_model:
@@ -152,6 +147,18 @@ def check_judge(args: Args) -> None:
         raise InputError(f"--judge-url {args.judge_url}: expected a URL such as https://my.host/v1")
     if args.judge_key and not os.environ.get(args.judge_key):
         raise InputError(f"--judge-key {args.judge_key}: no such variable is set in the environment")
+    return Server(args.judge_url, args.judge_model, args.judge_key) if args.judge_url and args.judge_model else None
+
+
+def judge_here(model: Model, sampling: Sampling) -> Judge:
+    """A judge that is a model on this machine."""
+    greedy = replace(sampling, max_new_tokens=JUDGE_TOKENS, temperature=0.0)
+
+    def judge(requests: Sequence[str]) -> list[str]:
+        turns = [Conversation("", [{"role": "user", "content": request}]) for request in requests]
+        return [reply.text for reply in complete("the judge", model, None, turns, greedy)]
+
+    return judge
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Args:
 
 def main() -> None:
     args = parse_arguments(Args, __doc__)
-    results = evaluate_reward_model(args) if args.reward_model else evaluate_policy(args)
+    results = evaluate_reward_model(args, args.reward_model) if args.reward_model else evaluate_policy(args)
     if args.json:
         write_json(Path(args.json), results)
 
@@ -105,7 +105,7 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
             args.answer_pattern, args.samples, args.temperature, args.max_new_tokens,
         )  # fmt: skip
 
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in names:
         measured = measure(name, "adapter" if args.adapter else base.name)
         found = figures(measured)
@@ -124,11 +124,11 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
     return results
 
 
-def evaluate_reward_model(args: Args) -> dict[str, Any]:
+def evaluate_reward_model(args: Args, which: str) -> dict[str, Any]:
     """Print the report on a reward model; by file, with what it gives every answer."""
     if args.adapter:
         raise InputError("--reward-model and --adapter: give one of the two; a reward model has its own adapter")
-    trained = reward_model.find(args.reward_model, args.model)
+    trained = reward_model.find(which, args.model)
     names = args.data or (reward_model.sample_data(trained),)
     environment.set_variables(models=[trained.model], sources=map(find_source, names))
     sets = {name: reward_model.read(name) for name in names}
@@ -145,7 +145,7 @@ def evaluate_reward_model(args: Args) -> dict[str, Any]:
             console.print(truncated)
         report, judged = judge.report(rows, tokens, Path(name).name)
         results[name] = {"report": report, "rows": judged}
-        show(console, report, f"{args.reward_model} on {name}")
+        show(console, report, f"{which} on {name}")
     return results
 
 

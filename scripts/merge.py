@@ -26,7 +26,8 @@ from common.run.screen import loading
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = ("What is 2 + 3?", "Name a colour.", "Write one sentence about water.", "二加三等于多少？")
 NEW_TOKENS = 32
@@ -117,7 +118,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict]) -> list[
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def greedy(model: "torch.nn.Module", prompt: list[int]) -> tuple[list[int], int, "torch.Tensor"]:
+def greedy(model: "PeftModel", prompt: list[int]) -> tuple[list[int], int, "torch.Tensor"]:
     """The prompt with its greedy continuation, the prompt's length, and `log_probs` of the whole."""
     import torch
 
@@ -129,7 +130,7 @@ def greedy(model: "torch.nn.Module", prompt: list[int]) -> tuple[list[int], int,
     return tokens, len(prompt), log_probs(model, tokens)
 
 
-def log_probs(model: "torch.nn.Module", tokens: list[int]) -> "torch.Tensor":
+def log_probs(model: "PreTrainedModel", tokens: list[int]) -> "torch.Tensor":
     """(T - 1, V): the log-probabilities of each next token."""
     import torch
 

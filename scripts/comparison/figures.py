@@ -14,7 +14,7 @@ def tabulate(one: list[Ratings], other: list[Ratings], seed: int) -> dict[str, d
     columns = {name: ([row[name] for row in one], [row[name] for row in other]) for name in DIMENSIONS}
     means = [both_means(a, b) for a, b in zip(one, other, strict=True)]
     columns["all"] = ([a for a, _ in means], [b for _, b in means])
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, (a, b) in columns.items():
         rated = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
         table[name] = {"prompts": len(rated)}
@@ -34,7 +34,8 @@ def tabulate(one: list[Ratings], other: list[Ratings], seed: int) -> dict[str, d
 
 def both_means(one: Ratings, other: Ratings) -> tuple[float | None, float | None]:
     """Each completion's mean over the dimensions in which both are rated."""
-    shared = [name for name in DIMENSIONS if one[name] is not None and other[name] is not None]
-    if not shared:
+    both = [(a, b) for name in DIMENSIONS if (a := one[name]) is not None and (b := other[name]) is not None]
+    if not both:
         return None, None
-    return float(np.mean([one[name] for name in shared])), float(np.mean([other[name] for name in shared]))
+    a, b = np.array(both).mean(0)
+    return float(a), float(b)

@@ -27,7 +27,7 @@ def as_markdown(a: str, b: str, figures: dict[str, Any], rows: list[dict[str, An
 
     def lead(row: dict[str, Any]) -> float:
         one, other = both_means(row["A"]["ratings"], row["B"]["ratings"])
-        return 0.0 if one is None else other - one
+        return 0.0 if one is None or other is None else other - one
 
     lines = [f"# Two models on {figures['prompts']} prompts", "", f"A: `{a}`", "", f"B: `{b}`", ""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]

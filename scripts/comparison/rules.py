@@ -109,7 +109,7 @@ def rate_by_rule(checked: CheckedPrompt, completion: "Completion", judged: bool)
     )
     if not completion.ended and ratings["completeness"] in (None, HIGHEST):
         ratings["completeness"] = TRUNCATED
-    broken = not text.strip() or "\ufffd" in text or repetition_reward([text])[0] < MOST_REPEATED
+    broken = not text.strip() or "\ufffd" in text or (repetition_reward([text])[0] or 0.0) < MOST_REPEATED
     ratings["fluency"] = LOWEST if broken else None if judged else HIGHEST
     return ratings
 
@@ -125,7 +125,7 @@ def follows(checked: CheckedPrompt, text: str) -> list[bool]:
         passed.append(json_reward([text]) == [1.0])
     if checks.language is not None:
         like = "中文" if checks.language == "zh" else "English"
-        passed.append(language_reward([like], [text])[0] >= LANGUAGE_SHARE)
+        passed.append((language_reward([like], [text])[0] or 0.0) >= LANGUAGE_SHARE)
     if checks.pattern is not None:
         passed.append(re.search(checks.pattern, text) is not None)
     if checks.without:

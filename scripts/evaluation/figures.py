@@ -1,5 +1,6 @@
 """From what was measured row by row to figures: means by task, and the difference of two models with its interval."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ class Measured:
             row's mean.
     """
 
-    values: dict[str, list[float]]
+    values: Mapping[str, Sequence[float]]
     rows: dict[str, list[dict[str, Any]]]
     tasks: list[str] | None = None
-    weights: list[float] | None = None
+    weights: Sequence[float] | None = None
 
     def of_task(self, task: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The values and the weights, both (N,), of the rows of a task."""

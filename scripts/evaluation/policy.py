@@ -27,9 +27,6 @@ class Question:
     gold: Gold
 
 
-Rows = list[Question] | list[TokenPair] | list[Example]
-
-
 def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
     """Pairs, conversations, or questions whose gold answer can be compared with."""
     faults, examples = Faults(), read_held_out(name)
@@ -49,7 +46,7 @@ def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
     return questions
 
 
-def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> Rows:
+def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
     """Pairs and conversations as tokens; questions as they are."""
     if isinstance(rows[0], Question):
         return rows
@@ -128,7 +125,7 @@ def answer(
                 drawn[-1] += generate(model, tokenizer, batch, end, max_new_tokens, own_temperature)
                 advance(len(batch))
     greedy, *sampled = drawn
-    values: dict[str, list[float]] = {}
+    values: dict[str, Sequence[float]] = {}
     if pattern:
         values["follows the format"] = [c.ended and matches(pattern, c.text) is not None for c in greedy]
     values["stops"] = [completion.ended for completion in greedy]

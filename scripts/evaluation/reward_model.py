@@ -80,6 +80,7 @@ class Judge:
         base = fetch(trained.model)
         named = Model(self.folder.name, str(self.folder), None, base.card, local=True) if self.folder else base
         self.tokenizer: PreTrainedTokenizerBase = load_chat_tokenizer(named)[0]
+        self.model: Any
         if self.folder:
             from common.lm.scalar_head import load_head
 
@@ -103,11 +104,13 @@ class Judge:
         with bar(what, len(answers)) as advance:
             for first in range(0, len(answers), BATCH):
                 batch = slice(first, first + BATCH)
-                outputs += self._score(ids[batch]) if self.folder else self.model(prompts[batch], answers[batch])
+                outputs += self._score(ids[batch], prompts[batch], answers[batch])
                 advance(len(ids[batch]))
         return report_on(tokens, outputs, self.facts), held_out_rows(tokens, outputs)
 
-    def _score(self, ids: list[list[int]]) -> list[float]:
+    def _score(self, ids: list[list[int]], prompts: list[Any], answers: list[Any]) -> list[float]:
+        if not self.folder:
+            return self.model(prompts, answers)
         from common.lm.scalar_head import score_last
 
         return score_last(self.model, self.head, [(row, []) for row in ids], self.tokenizer.pad_token_id, BATCH)

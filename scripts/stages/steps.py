@@ -178,7 +178,7 @@ def run(what: str, words: list[str], plan: Plan) -> None:
 
     def pass_on_errors() -> None:
         nonlocal last
-        for line in process.stderr:
+        for line in process.stderr or ():
             last = line.strip(" │\n") if re.search(r"\w", line) else last
             if not line.startswith("Stopped by "):  # the pipeline's own last line has it
                 sys.stderr.write(line)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 BINS = 10  # of predicted probability, for the calibration error
 
-# None where a figure is not defined, as a correlation of equal numbers; two numbers for an interval.
-Report = dict[str, float | int | list[float] | None]
+# A number, None where it is not defined, as a correlation of equal numbers, or the two bounds of an interval.
+Report = dict[str, Any]
 
 
 # Figures that mean something only of a model that was trained on the kind of rows it is judged on.
@@ -39,7 +39,7 @@ def report_on(rows: Sequence[Tokens], outputs: Sequence[float], facts: dict[str,
     else:
         kind = "regression"
         predictions = [facts.get("mean", 0.0) + facts.get("std", 1.0) * output for output in outputs]
-        report = score_report(predictions, [row.score for row in rows], lengths)
+        report = score_report(predictions, [row.score for row in rows if row.score is not None], lengths)
     other_kind = facts.get("kind") != kind
     return {name: value for name, value in report.items() if not (other_kind and name in OF_ITS_KIND[kind])}
 
@@ -59,7 +59,7 @@ def held_out_rows(rows: Sequence[Tokens], outputs: Sequence[float]) -> list[dict
 
 
 def pair_report(
-    chosen: list[float], rejected: list[float], chosen_lengths: list[int], rejected_lengths: list[int]
+    chosen: Sequence[float], rejected: Sequence[float], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int]
 ) -> Report:
     """Of pairs: outputs of the model and tokens of the completions, in the same order."""
     margins = np.array(chosen) - np.array(rejected)  # (N,)
@@ -79,7 +79,7 @@ def pair_report(
     }
 
 
-def score_report(predictions: list[float], scores: list[float], lengths: list[int]) -> Report:
+def score_report(predictions: Sequence[float], scores: Sequence[float], lengths: Sequence[int]) -> Report:
     """Of rated completions: predictions in the units of the scores, the scores, and tokens of the completions."""
     from scipy.stats import linregress
 
