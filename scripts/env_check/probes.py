@@ -1,10 +1,10 @@
-"""One small call of each library, held against what it must compute; `make check` runs this in children.
+"""Run one small call of each library and compare it with what it must compute; `make check` does so in children.
 
-    python scripts/probes.py torch sdpa bitsandbytes      # env-check.py does
+    python -P scripts/env_check/probes.py torch sdpa bitsandbytes
 
-A probe returns what is worth telling, None where there is nothing to look at, and raises when the library fails. Each
-gives one JSON line on stdout: its name, what it returned, its error. The first that fails is the last, so that none
-runs in the ruins of another: env-check.py starts a new process for the rest.
+A probe returns what is worth showing, None where there is nothing to try, and raises when the library fails. Each
+prints one JSON line: its name, what it returned, its error. The first that fails is the last, because it may have left
+the process broken: children.py starts a new one for the rest.
 """
 
 import inspect
@@ -13,16 +13,13 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common.environment import set_variables
 
 
 def torch_itself() -> dict[str, Any]:
-    """Its build, and each GPU it sees, after a product on it."""
+    """Its build, and each GPU that it sees, after a matrix product on it."""
     import torch
 
     gpus, why = [], ""
@@ -50,7 +47,7 @@ def torch_itself() -> dict[str, Any]:
 
 
 def bitsandbytes() -> str:
-    """A forward and a backward pass through an NF4 layer, held against the layer it was made from."""
+    """A forward and a backward pass through an NF4 layer, compared with the layer it was made from."""
     import bitsandbytes
     import torch
 
@@ -141,7 +138,7 @@ def nccl() -> str | None:
     if any((share != count * (count + 1) / 2).any().item() for share in shares):
         raise RuntimeError(f"an all-reduce over {count} GPUs sums wrongly")
     version = ".".join(map(str, torch.cuda.nccl.version()))
-    access = "peer access" if peers else "no peer access, so by way of the computer's memory"
+    access = "peer access" if peers else "no peer access, so through the memory of the host"
     return f"NCCL {version}, all-reduce over {count} GPUs, {access}"
 
 
@@ -201,7 +198,7 @@ def xformers() -> str:
 
 
 def try_attention(attend: Callable) -> str:
-    """Run `attend` on query, key and value, each (B, T, H, D), and hold it against the definition of attention."""
+    """Run `attend` on query, key and value, each (B, T, H, D), and compare it with the definition of attention."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -229,7 +226,7 @@ def half_precision():
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; torch's go on with advice for its developers."""
+    """The first line of an error; those of torch continue with advice for its developers."""
     return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "")
 
 
@@ -252,19 +249,17 @@ PROBES: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
-    here = str(Path(__file__).parent)
-    sys.path[:] = [place for place in sys.path if place != here]  # or `import evaluate` would find evaluate.py
     set_variables(offline=True)
     os.system = lambda line: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
     for name in sys.argv[1:]:
         value, error = None, ""
         try:
             value = PROBES[name]()
-        except (Exception, SystemExit) as failure:  # noqa: BLE001  whatever it is, it is the answer
+        except (Exception, SystemExit) as failure:  # noqa: BLE001  whatever it is, it is the result
             error = f"{type(failure).__name__}: {first_line(failure)}"
-        print(json.dumps([name, value, error]), file=answers, flush=True)
+        print(json.dumps([name, value, error]), file=results, flush=True)
         if error:
             break
     os._exit(0)  # some libraries hang or crash when the interpreter ends
