@@ -4,7 +4,7 @@
     python3 scripts/launch.py bash                               # make shell
 
 RUNTIME says where: docker, podman, apptainer or local. Without it a container, if Docker and the image are here, else
-.venv, which scripts/setup.py makes. One line says which.
+.venv, which scripts/install makes. One line says which.
 
 In the container everything lies where it lies outside, so that a path means the same in both and what a run records
 stays true. The repository is read-only, outputs/ is not. What the command line names outside of the repository is
@@ -25,7 +25,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import setup
+from install import environment as setup
 
 ROOT = os.path.realpath(setup.ROOT)
 OUTPUTS = os.path.realpath(os.path.join(ROOT, "outputs"))

@@ -128,7 +128,7 @@ def merge_reward_model(base: Path, reward: Path, folder: Path) -> None:
 
 def uv_run() -> list[str]:
     """uv, to run a script in the environment that its head asks for."""
-    import setup
+    from install import environment as setup
 
     setup.settle_network()
     _, links = setup.choose_variant("")

@@ -1,4 +1,4 @@
-"""scripts/image.py: what `make image` and `make pin-base` ask of the engine, for which a program stands in here."""
+"""install.image: what `make image` and `make pin-base` ask of the engine, for which a program stands in here."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_setup import Index, sha256
+from test_install import Index, sha256
 
 DOCKER = """#!{python}
 import json, os, sys
@@ -35,14 +35,13 @@ class Checkout:
     def __init__(self, folder: Path) -> None:
         self.root, self.said = folder / "a checkout", folder / "said"
         for name in (
-            "scripts/image.py",
             "scripts/launch.py",
-            "scripts/setup.py",
             "docker/cpu.lock",
             "docker/cuda.lock",
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
+        shutil.copytree(ROOT / "scripts" / "install", self.root / "scripts" / "install")
         shutil.copy(ROOT / "docker" / "Dockerfile", self.root / "docker")
         (self.root / "docker" / "wheels").mkdir()
         self.docker = folder / "docker"
@@ -55,8 +54,13 @@ class Checkout:
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
         """With no setting of this machine's pip, unless it is given."""
-        kept = {"PATH": os.environ["PATH"], "HOME": str(self.root), "PIP_CONFIG_FILE": os.devnull}
-        command = [sys.executable, "scripts/image.py", *words]
+        kept = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PYTHONPATH": "scripts",
+        }
+        command = [sys.executable, "-m", "install.image", *words]
         environment = {**kept, "DOCKER": str(self.docker), "VARIANT": "cuda", **environment}
         return subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -143,8 +147,14 @@ def test_a_full_disk_is_said_and_leaves_all_as_it_was(words, checkout, tmp_path)
     (tmp_path / "wheels" / "a-1-py3-none-any.whl").write_bytes(bytes(9_000))
     checkout.answer("debian@sha256:" + "a" * 64)
     before = (checkout.root / "docker" / "Dockerfile").read_bytes()
-    command = f"ulimit -f 1; exec {sys.executable} -B scripts/image.py {' '.join(words)}"  # no file beyond 1 KiB
-    environment = {**os.environ, "DOCKER": str(checkout.docker), "VARIANT": "cuda", "WHEELS": str(tmp_path / "wheels")}
+    command = f"ulimit -f 1; exec {sys.executable} -B -m install.image {' '.join(words)}"  # no file beyond 1 KiB
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "scripts",
+        "DOCKER": str(checkout.docker),
+        "VARIANT": "cuda",
+        "WHEELS": str(tmp_path / "wheels"),
+    }
     done = subprocess.run(
         ["bash", "-c", command], cwd=checkout.root, env=environment, capture_output=True, text=True, check=False
     )
@@ -175,14 +185,13 @@ def test_pin_base_without_a_registry_changes_nothing(checkout):
     assert (checkout.root / "docker" / "Dockerfile").read_bytes() == (ROOT / "docker" / "Dockerfile").read_bytes()
 
 
-# --- docker/fetch.py ----------------------------------------------------------------------------------------------
+# --- install.sources ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def source(checkout, tmp_path):
     """A checkout that pins a source of one file, and an index that has it."""
-    for name in ("fetch.py", "sources.txt"):
-        shutil.copy(ROOT / "docker" / name, checkout.root / "docker")
+    shutil.copy(ROOT / "docker" / "sources.txt", checkout.root / "docker")
     (tmp_path / "mine-1.0").mkdir()
     (tmp_path / "mine-1.0" / "setup.py").write_text("print('never run')\n")
     archive = tmp_path / "my_tool-1.0.tar.gz"
@@ -202,8 +211,13 @@ def source(checkout, tmp_path):
 
 
 def fetch(checkout, index, folder) -> subprocess.CompletedProcess:
-    command = [sys.executable, "docker/fetch.py", "my-tool", folder]
-    environment = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index.url}
+    command = [sys.executable, "-m", "install.sources", "my-tool", folder]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": index.url,
+        "PYTHONPATH": "scripts",
+    }
     return subprocess.run(command, cwd=checkout.root, env=environment, capture_output=True, text=True, timeout=60)
 
 

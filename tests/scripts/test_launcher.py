@@ -41,9 +41,10 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout, mine"
-        for name in ("Makefile", "scripts/launch.py", "scripts/setup.py", "docker/cpu.lock", "docker/cuda.lock"):
+        for name in ("Makefile", "scripts/launch.py", "docker/cpu.lock", "docker/cuda.lock"):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
+        shutil.copytree(ROOT / "scripts" / "install", self.root / "scripts" / "install")
         (self.root / "recipes").mkdir()
         (self.root / "recipes" / "sft.py").write_text("import sys; print('local', sys.executable, sys.argv[1:])\n")
         self.bin = folder / "bin"
@@ -557,5 +558,5 @@ def test_a_shell(checkout):
 def test_an_old_python_can_read_it():
     import ast
 
-    for name in ("launch.py", "image.py"):
+    for name in ("launch.py", "install/image.py"):
         ast.parse((ROOT / "scripts" / name).read_text(), feature_version=(3, 6))

@@ -1,5 +1,6 @@
 """The locks in docker/: whole, hashed, free of this or that machine, and enough for what they install."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -133,7 +134,7 @@ def test_every_requirement_is_met_but_the_overridden() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     shutil.copytree(DOCKER, tmp_path / "docker")
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=lambda _, names: {*names} - {"lock.py", "setup.py"})
+    shutil.copytree(ROOT / "scripts" / "install", tmp_path / "scripts" / "install")
     cache = ROOT / ".cache"
     if cache.exists():
         (tmp_path / ".cache").symlink_to(cache)
@@ -141,8 +142,16 @@ def copy(tmp_path: Path) -> Path:
 
 
 def lock(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/lock.py", *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "install.lock", *flags]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": "scripts"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def edit(file: Path, before: str, after: str) -> int:

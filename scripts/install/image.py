@@ -1,7 +1,7 @@
 """Build the image that the recipes run in, from docker/Dockerfile.
 
-    python3 scripts/image.py             # make image: VARIANT, BAKE and the like by environment
-    python3 scripts/image.py pin-base    # make pin-base: write the base image's digest of today into the Dockerfile
+    python3 -m install.image             # make image: VARIANT, BAKE and the like by environment
+    python3 -m install.image pin-base    # make pin-base: write the base image's digest of today into the Dockerfile
 
 Packages come from where `make setup` gets them: pip's index, its certificate and its folders of wheels are handed to
 the build, the first two as secrets, which leave no trace in an image. WHEELS names one more folder of wheels, CA_BUNDLE
@@ -18,10 +18,9 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
 import launch
-import setup
+
+from install import environment as setup
 
 DOCKERFILE = os.path.join(setup.ROOT, "docker", "Dockerfile")
 WHEELS = os.path.join(setup.ROOT, "docker", "wheels")  # what the build sees of WHEELS

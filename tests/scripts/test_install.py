@@ -1,4 +1,4 @@
-"""scripts/setup.py as `make` runs it: real uv, real Python, a lock of one tiny wheel and an index of our own."""
+"""scripts/install as `make` runs it: real uv, real Python, a lock of one tiny wheel and an index of our own."""
 
 import ast
 import base64
@@ -115,7 +115,7 @@ class Checkout:
 
     def start(self, **settings: str) -> subprocess.Popen:
         environment = {**self.environment, **self.settings, **settings}
-        command = [self.python, "-I", "scripts/setup.py"]
+        command = [self.python, "-m", "install"]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.path, env=environment, text=True, start_new_session=True, **pipes)
 
@@ -146,7 +146,7 @@ def refused(done: subprocess.CompletedProcess, status: int = 3) -> str:
 @pytest.fixture(scope="session")
 def uv() -> Path:
     """The pinned uv, from .cache or the real index."""
-    code = "import setup; setup.settle_network(); print(setup.fetch_uv())"
+    code = "from install import environment; environment.settle_network(); print(environment.fetch_uv())"
     return Path(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT / "scripts", text=True).strip())
 
 
@@ -170,10 +170,9 @@ def index(tmp_path: Path, wheels: dict[str, Path]) -> Iterator[Index]:
 
 
 def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], home: Path) -> Checkout:
-    (path / "scripts").mkdir(parents=True)
-    (path / "docker").mkdir()
+    (path / "docker").mkdir(parents=True)
     home.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "scripts" / "setup.py", path / "scripts")
+    shutil.copytree(ROOT / "scripts" / "install", path / "scripts" / "install")
     shutil.copy(ROOT / "docker" / "bootstrap.lock", path / "docker")
     cached = path / ".cache" / uv.parent.name
     cached.mkdir(parents=True)
@@ -181,6 +180,7 @@ def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], h
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "PYTHONPATH": str(path / "scripts"),
         "UV_CACHE_DIR": str(home / "uv"),
         "UV_HTTP_RETRIES": "0",
         "PIP_CONFIG_FILE": os.devnull,  # not this machine's
@@ -430,7 +430,7 @@ def test_old_python(checkout: Checkout) -> None:
 
 
 def test_parses_on_python_3_6() -> None:
-    ast.parse((ROOT / "scripts" / "setup.py").read_text(), feature_version=(3, 6))
+    ast.parse((ROOT / "scripts" / "install" / "environment.py").read_text(), feature_version=(3, 6))
 
 
 # --- on a terminal ------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def on_a_terminal(checkout: Checkout, press: bytes = b"") -> tuple[int, str]:
     """Returns the exit status and all that was shown; `press` is typed once the download is under way."""
     master, terminal = os.openpty()
     process = subprocess.Popen(
-        [checkout.python, "-I", "scripts/setup.py"],
+        [checkout.python, "-m", "install"],
         cwd=checkout.path,
         env={**checkout.environment, **checkout.settings, "TERM": "xterm"},
         stdin=terminal,

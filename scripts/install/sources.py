@@ -1,6 +1,6 @@
 """Fetch a source that docker/sources.txt pins and unpack it, once its sha256 is seen to be the one that stands there.
 
-    python3 docker/fetch.py llama-cpp-python /unpacked    # in the Dockerfile; from the index that scripts/setup.py asks
+    python3 -m install.sources llama-cpp-python /unpacked    # in the Dockerfile, from the index of install.environment
 
 Not by pip, which would run the package's own build to learn its name.
 """
@@ -12,10 +12,9 @@ import re
 import sys
 import tarfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "scripts"))
+from install import environment as setup
 
-import setup  # noqa: E402
+ROOT = setup.ROOT
 
 
 def main(name, folder):

@@ -1,8 +1,8 @@
 """Resolve docker/*.in into the hash-locked docker/*.lock.
 
-    python3 scripts/lock.py              # make lock: what the .in files and overrides ask for, else as it was
-    python3 scripts/lock.py --upgrade    # make lock UPGRADE=1: the newest that they allow
-    python3 scripts/lock.py --check      # make lock-check: exit 2 when a lock is not what `make lock` would write
+    python3 -m install.lock              # make lock: what the .in files and overrides ask for, else as it was
+    python3 -m install.lock --upgrade    # make lock UPGRADE=1: the newest that they allow
+    python3 -m install.lock --check      # make lock-check: exit 2 when a lock is not what `make lock` would write
 
 The versions of a lock that is there are kept, unless --upgrade; the hashes are asked of the index again. So the check
 fails when an .in file, an override or a lock was edited alone, or when a lock has a hash that the index does not, and
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import setup
+from install import environment as setup
 
 DOCKER = Path(setup.ROOT) / "docker"
 # The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.

@@ -1,6 +1,6 @@
 """Create .venv from a hash-locked file in docker/, and rebuild it when that file changes; `make` runs this first.
 
-    python3 scripts/setup.py                  # VARIANT, TORCH_CPU_LINKS and pip's own settings come by environment
+    python3 -m install               # VARIANT, TORCH_CPU_LINKS and pip's own settings come by environment
 
 The order of events: is .venv what its lock says? If so, done. Else choose the variant, look whether it can work here,
 fetch uv, let uv install exactly the lock (nothing is resolved on this machine), and write the mark that says so.
@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VENV = os.path.join(ROOT, ".venv")
 CACHE = os.path.join(ROOT, ".cache")
 # What sha256sum prints for the lock that .venv was made from. Written last: a set-up that was cut off has no mark.
@@ -478,7 +478,3 @@ def run_command(name, command, *words):
         return
     print(f"{name}: {reason}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    run_command("setup", main)

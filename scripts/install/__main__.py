@@ -1,0 +1,5 @@
+"""`python -m install`, which is `make setup`."""
+
+from install.environment import main, run_command
+
+run_command("setup", main)
