@@ -69,7 +69,7 @@ python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),
 run = @$(python) scripts/launch.py
 # Nothing need be installed on a login node, but what is in recipes/common is for a modern Python.
 modern_python = { ($(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))') 2>/dev/null || { echo "make: this needs Python 3.11 or newer: make setup, or make PYTHON=/path/to/python3.12" >&2; exit 3; }; }
-has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
+has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; } && { $(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: $(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.12" >&2; exit 3; }; }
 
 .PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell slurm slurm-status image pin-base tiny samples test test-docker test-slurm lint lock lock-check clean
 
@@ -112,7 +112,7 @@ preferences: ## build pairs for DPO from answers, scores or choices: MODEL ADAPT
 	$(run) scripts/preferences.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
 
 ##@ Around a run
-check: ## what can this machine run, what is wrong with it, what mends it? MODEL ARGS="--recipe sft"
+check: ## what can this machine run, what is wrong with it, what fixes it? MODEL ARGS="--recipe sft"
 	$(run) env-check.py $(call flag,--model,$(MODEL)) $(ARGS)
 
 shell: ## a shell where the recipes run: in a container of the image, or with .venv

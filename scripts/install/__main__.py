@@ -1,5 +1,9 @@
 """`python -m install`, which is `make setup`."""
 
-from install.environment import main, run_command
+import os
 
-run_command("setup", main)
+from common.errors import run_command
+
+from install.environment import ensure
+
+run_command(lambda: ensure(os.environ.get("VARIANT", "")))

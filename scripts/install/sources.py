@@ -1,41 +1,32 @@
-"""Fetch a source that docker/sources.txt pins and unpack it, once its sha256 is seen to be the one that stands there.
+"""Fetch a source that docker/sources.txt pins by hash, and unpack it. A step of the Dockerfile.
 
-    python3 -m install.sources llama-cpp-python /unpacked    # in the Dockerfile, from the index of install.environment
+    python -m install.sources llama-cpp-python /unpacked
 
 Not by pip, which would run the package's own build to learn its name.
 """
 
-import hashlib
 import io
-import os
 import re
 import sys
 import tarfile
 
-from install import environment as setup
+from common.errors import run_command
 
-ROOT = setup.ROOT
+from install import index
+from install.environment import ROOT, disk_errors
 
 
-def main(name, folder):
-    with open(os.path.join(ROOT, "docker", "sources.txt")) as sources:
-        version, wanted = re.search(rf"^{name}==(\S+) --hash=sha256:(\w+)$", sources.read(), re.M).groups()
-    setup.settle_network()
-    page = setup.index_url().rstrip("/") + f"/{name}/"
-    file = re.compile(rf"/{name.replace('-', '[-_]')}-{re.escape(version)}\.tar\.gz(#|$)")
-    urls = [url for url in setup.page_links(page) if file.search(url)]
-    if not urls:
-        raise setup.Refusal(f"{setup.bare(page)} lists no source of {name} {version}")
-    source = setup.download(urls[0].partition("#")[0])
-    found = hashlib.sha256(source).hexdigest()
-    if found != wanted:
-        raise setup.Refusal(f"{name} {version} has sha256 {found}; docker/sources.txt has {wanted}")
-    with tarfile.open(fileobj=io.BytesIO(source)) as archive:
+def main(name: str, folder: str) -> None:
+    pins = (ROOT / "docker" / "sources.txt").read_text()
+    version, sha256 = re.findall(rf"^{name}==(\S+) --hash=sha256:(\w+)$", pins, re.M)[0]
+    index.use_pip_settings()
+    file = rf"{name.replace('-', '[-_]')}-{re.escape(version)}\.tar\.gz"
+    with (
+        disk_errors(),
+        tarfile.open(fileobj=io.BytesIO(index.fetch(f"source of {name} {version}", name, file, [sha256]))) as archive,
+    ):
         archive.extractall(folder)  # its hash is known: every path in it is too
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except setup.Refusal as refusal:
-        sys.exit(f"fetch: {refusal}")
+    run_command(lambda: main(*sys.argv[1:]))

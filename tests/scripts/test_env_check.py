@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from test_install import copy_package
 
 SCRIPT = ROOT / "env-check.py"
 GIB = 2**30
@@ -845,10 +846,9 @@ def test_ctrl_c_ends_it_and_its_children(tmp_path):
 
 
 def test_make_check_works_with_and_without_a_venv(tmp_path):
-    (tmp_path / "scripts").mkdir()
+    copy_package(tmp_path)
     for name in ("Makefile", "scripts/launch.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "scripts" / "install", tmp_path / "scripts" / "install")
     (tmp_path / "env-check.py").write_text("import sys; print(sys.executable, sys.argv[1:])\n")
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "ARGS", "PYTHON")}
 
