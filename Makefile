@@ -3,6 +3,7 @@
 # repository itself runs in .venv and depends on `setup`, which makes it once and then costs a few hundredths of a second.
 
 PYTHON ?= python3
+export PYTHONPATH := $(CURDIR)/recipes:$(CURDIR)/scripts$(if $(PYTHONPATH),:$(PYTHONPATH))
 .DEFAULT_GOAL := help
 
 #= MODEL=qwen2.5-7b              a card's name (see `make models`), a local folder or a hub id; else tiny
@@ -68,7 +69,7 @@ python = $(if $(and $(wildcard .venv/lock.sha256),$(wildcard .venv/bin/python)),
 run = @$(python) scripts/launch.py
 # Nothing need be installed on a login node, but what is in recipes/common is for a modern Python.
 modern_python = { ($(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))') 2>/dev/null || { echo "make: this needs Python 3.11 or newer: make setup, or make PYTHON=/path/to/python3.12" >&2; exit 3; }; }
-has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; }
+has_python = { command -v $(call quote,$(PYTHON)) >/dev/null || { echo "make: $(no_python)" >&2; exit 3; }; } && { $(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: $(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.12" >&2; exit 3; }; }
 
 .PHONY: help setup sft dpo grpo reward ppo merge pipeline distill preferences choose test-rewards check check-data evaluate compare benchmark models pin shell slurm slurm-status image pin-base tiny samples test test-docker test-slurm lint lock lock-check clean
 
@@ -111,7 +112,7 @@ preferences: ## build pairs for DPO from answers, scores or choices: MODEL ADAPT
 	$(run) scripts/preferences.py $(call flag,--model,$(MODEL)) $(call flag,--adapter,$(ADAPTER)) $(call flag,--data,$(DATA)) $(if $(REWARDS),--rewards $(REWARDS)) $(call flag,--output,$(OUT)) $(ARGS)
 
 ##@ Around a run
-check: ## what can this machine run, what is wrong with it, what mends it? MODEL ARGS="--recipe sft"
+check: ## what can this machine run, what is wrong with it, what fixes it? MODEL ARGS="--recipe sft"
 	$(run) env-check.py $(call flag,--model,$(MODEL)) $(ARGS)
 
 shell: ## a shell where the recipes run: in a container of the image, or with .venv
@@ -143,7 +144,7 @@ pin: setup ## write the hub's present revision into a model card: MODEL
 
 ##@ On a Slurm cluster
 slurm: ## submit RECIPE, with SWEEP, or PIPELINE: TIME GPUS NODES PARTITION MODEL DATA OUT ARGS DRY
-	@$(modern_python) && export PYTHONPATH=recipes && $(python) scripts/slurm/submit.py $(call flag,--recipe,$(RECIPE)) $(call flag,--pipeline,$(PIPELINE)) \
+	@$(modern_python) && $(python) scripts/slurm/submit.py $(call flag,--recipe,$(RECIPE)) $(call flag,--pipeline,$(PIPELINE)) \
 		$(call flag,--sweep,$(SWEEP)) $(call flag,--time,$(TIME)) $(call flag,--gpus,$(GPUS)) $(call flag,--nodes,$(NODES)) \
 		$(call flag,--partition,$(PARTITION)) $(call flag,--account,$(ACCOUNT)) $(call flag,--qos,$(QOS)) \
 		$(call flag,--constraint,$(CONSTRAINT)) $(call joined,--sbatch,$(SBATCH)) $(call flag,--runtime,$(RUNTIME)) \
@@ -154,17 +155,17 @@ slurm: ## submit RECIPE, with SWEEP, or PIPELINE: TIME GPUS NODES PARTITION MODE
 		$(call flag,--reward-model,$(REWARD))) $(ARGS)
 
 slurm-status: ## what became of the jobs: OUT
-	@$(modern_python) && export PYTHONPATH=recipes && $(python) scripts/slurm/status.py $(call flag,--output-dir,$(OUT))
+	@$(modern_python) && $(python) scripts/slurm/status.py $(call flag,--output-dir,$(OUT))
 
 ##@ Work on this repository
 setup: ## make .venv from its lock, or again when the lock has changed; the others do so themselves
-	@$(python) -I scripts/setup.py
+	@$(python) -m install
 
 image: ## build the image the recipes run in: VARIANT BAKE FLASH_ATTN XFORMERS
-	@$(python) scripts/image.py
+	@$(python) -m install.image
 
 pin-base: ## write the digest that the registry gives the base image today into docker/Dockerfile
-	@$(python) scripts/image.py pin-base
+	@$(python) -m install.image pin-base
 
 test: setup ## run every test: ARGS="-k data"
 	.venv/bin/python -m pytest $(ARGS)
@@ -182,10 +183,10 @@ lint: setup ## check the Python and the shell files
 		| xargs -0 .venv/bin/shellcheck
 
 lock: ## resolve docker/*.in into docker/*.lock; UPGRADE=1 takes the newest versions
-	@$(has_python) && $(call quote,$(PYTHON)) scripts/lock.py $(if $(UPGRADE),--upgrade)
+	@$(has_python) && $(call quote,$(PYTHON)) -m install.lock $(if $(UPGRADE),--upgrade)
 
 lock-check: ## does every lock agree with its .in file, and every hash with the index?
-	@$(has_python) && $(call quote,$(PYTHON)) scripts/lock.py --check
+	@$(has_python) && $(call quote,$(PYTHON)) -m install.lock --check
 
 tiny: setup ## train the embedded model again: ARGS
 	.venv/bin/python scripts/tiny/pretrain.py $(ARGS)

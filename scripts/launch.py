@@ -4,7 +4,7 @@
     python3 scripts/launch.py bash                               # make shell
 
 RUNTIME says where: docker, podman, apptainer or local. Without it a container, if Docker and the image are here, else
-.venv, which scripts/setup.py makes. One line says which.
+.venv, which scripts/install makes. One line says which.
 
 In the container everything lies where it lies outside, so that a path means the same in both and what a run records
 stays true. The repository is read-only, outputs/ is not. What the command line names outside of the repository is
@@ -12,7 +12,7 @@ mounted read-only; the folder of an output, and a run, which a merge writes into
 /data as well and that of the outputs /outputs, as in a `docker run` without this script. Caches are folders of this
 machine: the hub's own, and .cache/container. No secret is on a command line.
 
-Standard library only, and nothing that Python 3.6 cannot parse: with a container, python3 may be an old one.
+Standard library only.
 """
 
 import difflib
@@ -23,11 +23,12 @@ import shutil
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "recipes"))
 
-import setup
+from common.errors import InputError, MachineError, run_command
+from install import environment as installed
 
-ROOT = os.path.realpath(setup.ROOT)
+ROOT = str(installed.ROOT)
 OUTPUTS = os.path.realpath(os.path.join(ROOT, "outputs"))
 RUNTIMES = ("docker", "podman", "apptainer", "local")
 
@@ -95,7 +96,7 @@ def choose():
     asked = os.environ.get("RUNTIME", "")
     if asked and asked not in RUNTIMES:
         near = difflib.get_close_matches(asked, RUNTIMES, 1) or [", ".join(RUNTIMES)]
-        raise setup.WrongInput(f"RUNTIME={asked} is none; there is {near[0]}")
+        raise InputError(f"RUNTIME={asked} is none; there is {near[0]}")
     if asked == "apptainer":
         return asked, apptainer_image()
     why = ""
@@ -111,7 +112,7 @@ def choose():
     return "local", None
 
 
-class NoImage(setup.Refusal):
+class NoImage(MachineError):
     """There is no container to run in; the message says what is missing."""
 
 
@@ -126,9 +127,8 @@ def image_name(variant):
 
 def wanted_variant():
     asked = os.environ.get("VARIANT", "")
-    if asked and asked not in setup.VARIANTS:
-        raise setup.WrongInput(f"VARIANT={asked} is none of {', '.join(setup.VARIANTS)}")
-    return asked or ("cuda" if setup.gpu_visible() else "cpu")
+    installed.check_variant(asked)
+    return asked or ("cuda" if installed.gpu_visible() else "cpu")
 
 
 def find_image(runtime):
@@ -152,8 +152,8 @@ def find_image(runtime):
     if made_from is None:
         return Image(name, digest)
     variant = made_from.group(1)
-    if lock != setup.mark_text(variant).strip():
-        raise setup.Refusal(
+    if lock != installed.lock_mark(variant):
+        raise MachineError(
             f"{name} was built from another docker/{variant}.lock than the one here: "
             f"`make image VARIANT={variant}` builds it again, RUNTIME=local does without"
         )
@@ -163,20 +163,20 @@ def find_image(runtime):
 def apptainer_image():
     name = os.environ.get("IMAGE", "")
     if not name:
-        raise setup.WrongInput("RUNTIME=apptainer needs IMAGE=, a .sif file or docker://REGISTRY/NAME")
+        raise InputError("RUNTIME=apptainer needs IMAGE=, a .sif file or docker://REGISTRY/NAME")
     if not re.match(r"\w+://", name):
         if not os.path.exists(name):
-            raise setup.WrongInput(f"IMAGE={name}: no such file")
+            raise InputError(f"IMAGE={name}: no such file")
         name = os.path.realpath(name)
     if not shutil.which("apptainer"):
-        raise setup.Refusal("RUNTIME=apptainer: there is no apptainer here")
+        raise MachineError("RUNTIME=apptainer: there is no apptainer here")
     return Image(name)
 
 
 def run_locally(words):
-    python = os.path.join(setup.VENV, "bin", "python")
+    python = os.path.join(installed.VENV, "bin", "python")
     if words[0] != "env-check.py":  # which is to say what stands in setup's way
-        setup.main()
+        installed.ensure(os.environ.get("VARIANT", ""))
     elif not os.path.exists(python):
         python = sys.executable
     if words[0].endswith(".py"):
@@ -201,7 +201,7 @@ class Word:
             return
         like_a_path = value.startswith(("/", ".", "~")) or value.endswith(DATA_SUFFIXES)
         if flag in READ and like_a_path:
-            raise setup.WrongInput(f"{flag} {value}: no such file or folder (from {os.getcwd()})")
+            raise InputError(f"{flag} {value}: no such file or folder (from {os.getcwd()})")
         self.before, self.path = before + value, ""
 
 
@@ -233,7 +233,7 @@ class Mounts:
         outside = os.path.realpath(outside)
         inside = inside or outside
         if inside == outside and inside in IMAGE_FOLDERS:
-            raise setup.WrongInput(
+            raise InputError(
                 f"{outside}: the image has a folder of that name, which this one would hide; "
                 f"use one in it, such as {os.path.join(outside, 'mine')}"
             )
@@ -304,12 +304,12 @@ class Mounts:
                 self.add(full, writable=True)
             return full
         if within(full, ROOT):
-            raise setup.WrongInput(
+            raise InputError(
                 f"{flag} {path}: the container sees the repository read-only; name a place in outputs/, or outside"
             )
         self.outputs = os.path.dirname(full)
         if self.outputs in IMAGE_FOLDERS:
-            raise setup.WrongInput(f"{flag} {path}: name a place in that folder, such as {full}/run")
+            raise InputError(f"{flag} {path}: name a place in that folder, such as {full}/run")
         make_folder(self.outputs)
         self.add(self.outputs, writable=True)
         return full
@@ -328,7 +328,7 @@ def environment(mounts, image):
         if name in WRITABLE_PLACES:
             make_folder(place)
         elif not os.path.exists(place):
-            raise setup.WrongInput(f"{name}={place}: no such file")
+            raise InputError(f"{name}={place}: no such file")
         mounts.add(place, writable=name in WRITABLE_PLACES)
         passed[name] = place
     passed["PYTHONPATH"] = os.path.join(ROOT, "recipes")  # the image's own link leads to the recipes baked into it
@@ -416,7 +416,7 @@ def mount_words(mounts, to):
 
 def wanted_gpus(image):
     """GPUS, such as "0,2"; without it all, unless there are none or the image could not use them."""
-    there = "all" if setup.gpu_visible() and image.variant != "cpu" else ""
+    there = "all" if installed.gpu_visible() and image.variant != "cpu" else ""
     return os.environ.get("GPUS", there)
 
 
@@ -430,7 +430,7 @@ def split(words):
     try:
         return shlex.split(words or "")
     except ValueError as error:
-        raise setup.WrongInput(f"{words}: {error}") from None
+        raise InputError(f"{words}: {error}") from None
 
 
 def say(line):
@@ -438,4 +438,4 @@ def say(line):
 
 
 if __name__ == "__main__":
-    setup.run_command("launch", main, sys.argv[1:])
+    run_command(lambda: main(sys.argv[1:]))

@@ -24,6 +24,7 @@ from common.errors import MachineError
 from conftest import ROOT
 from env_check import children, fit, gpus, libraries, machine, packages, probes, screen
 from env_check.checks import Check, Facts, Result
+from test_install import copy_package
 
 SCRIPT = ROOT / "env-check.py"
 GIB = 2**30
@@ -896,8 +897,8 @@ def test_ctrl_c_ends_it_and_its_children(tmp_path):
 
 
 def test_make_check_works_with_and_without_a_venv(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    for name in ("Makefile", "scripts/launch.py", "scripts/setup.py"):
+    copy_package(tmp_path)
+    for name in ("Makefile", "scripts/launch.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "env-check.py").write_text("import sys; print(sys.executable, sys.argv[1:])\n")
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "ARGS", "PYTHON")}

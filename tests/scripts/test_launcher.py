@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_install import copy_package
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -41,10 +42,9 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout, mine"
-        for name in ("Makefile", "scripts/launch.py", "scripts/setup.py", "docker/cpu.lock", "docker/cuda.lock"):
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_package(self.root)
+        for name in ("Makefile", "scripts/launch.py", "docker/cpu.lock", "docker/cuda.lock"):
             shutil.copy(ROOT / name, self.root / name)
-        (self.root / "recipes").mkdir()
         (self.root / "recipes" / "sft.py").write_text("import sys; print('local', sys.executable, sys.argv[1:])\n")
         self.bin = folder / "bin"
         self.home = folder / "home"
@@ -357,10 +357,10 @@ def test_a_folder_that_the_image_needs_is_not_hidden(checkout, monkeypatch):
     assert {("/tmp/my.jsonl", "/tmp/my.jsonl", False), ("/opt/mine.py", "/opt/mine.py", False)} <= set(mounts.list)
     assert not {"/tmp", "/opt"} & {inside for _, inside, _ in mounts.list}
     for words in (["--output-dir", "/opt/run"], ["--model", "/opt"]):
-        with pytest.raises(launch.setup.WrongInput, match="/opt"):
+        with pytest.raises(launch.InputError, match="/opt"):
             launch.Mounts().take(words)
     monkeypatch.setattr(launch, "ROOT", "/recipes")
-    with pytest.raises(launch.setup.WrongInput, match="/recipes: the image has a folder of that name"):
+    with pytest.raises(launch.InputError, match="/recipes: the image has a folder of that name"):
         launch.Mounts()
 
 
@@ -378,7 +378,7 @@ def test_a_missing_file_is_said_before_the_container_starts(missing, checkout):
     for flag in ("--data", "--sft-data", "--adapter"):
         done = checkout.run("recipes/sft.py", flag, missing, RUNTIME="docker")
         assert done.returncode == 2
-        assert done.stderr == f"launch: {flag} {missing}: no such file or folder (from {checkout.root})\n"
+        assert done.stderr == f"{flag} {missing}: no such file or folder (from {checkout.root})\n"
         assert done.stdout == ""
 
 
@@ -467,7 +467,7 @@ def test_gpus_and_limits(checkout):
 def test_on_a_machine_with_gpus_all_go_in_unless_the_image_cannot_use_them(monkeypatch):
     monkeypatch.delenv("GPUS", raising=False)
     monkeypatch.delenv("VARIANT", raising=False)
-    monkeypatch.setattr(launch.setup, "gpu_visible", lambda: True)
+    monkeypatch.setattr(launch.installed, "gpu_visible", lambda: True)
     assert launch.wanted_variant() == "cuda"
     assert launch.wanted_gpus(launch.Image("x", variant="cuda")) == "all"
     assert launch.wanted_gpus(launch.Image("of others")) == "all"
@@ -552,10 +552,3 @@ def test_a_shell(checkout):
     local_venv(checkout)
     done = checkout.run("bash", "-c", "command -v python", RUNTIME="local")
     assert done.stdout == f"{checkout.root}/.venv/bin/python\n"
-
-
-def test_an_old_python_can_read_it():
-    import ast
-
-    for name in ("launch.py", "image.py"):
-        ast.parse((ROOT / "scripts" / name).read_text(), feature_version=(3, 6))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_install import copy_package
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -19,10 +20,9 @@ TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.M)
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     folder = tmp_path / "a copy"
-    for name in ("Makefile", "scripts/setup.py", "scripts/launch.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    copy_package(folder)
+    for name in ("Makefile", "scripts/launch.py"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / "docker").mkdir()
     lock = b"# nothing\n"
     (folder / "docker" / "cpu.lock").write_bytes(lock)
     (folder / ".venv" / "bin").mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_make_alone_lists_every_target(copy: Path) -> None:
 
 def test_every_variable_is_listed(copy: Path) -> None:
     listed = set(re.findall(r"^  ([A-Z_]+)=\S", make(copy).stdout, re.M))
-    internal = {"DEFAULT_GOAL", "UPGRADE"}  # UPGRADE is in the help of `lock`
+    internal = {"DEFAULT_GOAL", "UPGRADE", "PYTHONPATH", "CURDIR"}  # UPGRADE is in the help of `lock`
     assert set(re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE)) - internal <= listed
     assert listed >= {"MODEL", "DATA", "OUT", "ARGS", "VARIANT", "PYTHON", "TORCH_CPU_LINKS"}
 
@@ -112,6 +112,24 @@ def test_no_python(target: str, copy: Path) -> None:
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("target", ["sft", "test", "setup", "lock", "image"])
+def test_old_python(target: str, copy: Path) -> None:
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    old = [
+        *versions.glob("3.[6-9].*/bin/python3"),
+        *versions.glob("3.10.*/bin/python3"),
+        *versions.glob("2.*/bin/python"),
+    ]
+    if not old:
+        pytest.skip("no Python older than 3.11 on this machine")
+    shutil.rmtree(copy / ".venv")
+    for python in old:
+        lines = make(copy, target, f"PYTHON={python}").stderr.splitlines()
+        assert lines[0] == f"make: {python} is older than Python 3.11: make PYTHON=/path/to/python3.12"
+        assert lines[1].endswith("Error 3")
+        assert len(lines) == 2
+
+
 @pytest.mark.parametrize("target", ["slurm", "slurm-status"])
 @pytest.mark.parametrize("python", ["old", "no"])
 def test_a_login_node_without_a_modern_python(target: str, python: str, copy: Path) -> None:
@@ -150,8 +168,8 @@ def test_lint_finds_shell_files_by_their_first_line(shebang: str, copy: Path) ->
     shutil.rmtree(copy / ".venv")
     (copy / ".venv").symlink_to(sys.prefix)  # where ruff and shellcheck are
     (copy / ".gitignore").write_text(".venv\n")
-    for file in copy.glob("*/*.py"):
-        file.write_text("")  # setup.py too: nothing to set up, and only the shell file is at fault
+    for file in [*copy.glob("scripts/**/*.py"), *copy.glob("recipes/**/*.py")]:
+        file.write_text("")  # install too: nothing to set up, and only the shell file is at fault
     subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
     done = make(copy, "lint")
     assert done.returncode == 2
