@@ -1,7 +1,7 @@
 """Exceptions and exit codes that all commands share, and how their messages reach the terminal.
 
-0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is a
-bug and keeps its traceback.
+0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is
+a bug and keeps its traceback.
 """
 
 import difflib
