@@ -62,7 +62,7 @@ def read(name: str, fields: list[Field] | None, words: list[str], given: dict[st
             words = repeat(name, fields, words)
         if fields is not None:
             check(fields, words, name)
-    check_paths(words)
+        check_paths(words)  # those of a job may be on its nodes only
     return words
 
 
@@ -77,6 +77,8 @@ def start(name: str, words: list[str]) -> None:
     if command.where is Where.VENV:
         make_venv()
         os.chdir(ROOT)
+        if "TEST_DOCKER" in command.variables:
+            os.environ.setdefault("TEST_DOCKER", "cpu")
         execute(VENV_PYTHON, words)
 
     if os.environ.get("GPUS"):
