@@ -13,7 +13,7 @@ from launch.commands import VARIABLES
 ROOT = Path(__file__).parents[1]
 # The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A test that calls make is a user at the prompt, not a part of the `make test` it runs in: no setting of that one holds.
+# A test that calls make is a user at the prompt, not a part of the `make test` it runs in, whose settings do not hold.
 for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "RECIPES_GIVEN", "RECIPES_SPELLING", *VARIABLES):
     if variable != "TEST_DOCKER":
         os.environ.pop(variable, None)
@@ -52,6 +52,39 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory, tokenizer):
+    """A reward model of the tiny model's size, with random weights: its folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(ROOT / "data_samples" / "tiny", num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.score.weight.data.normal_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def unsloth_first(tmp_path):
+    """The environment of a process that ends with 99 when it imports transformers before unsloth."""
+    folder = tmp_path / "unsloth-first"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'transformers' and 'unsloth' not in sys.modules:\n"
+        "            print('transformers before unsloth', file=sys.stderr, flush=True)\n"
+        "            os._exit(99)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+    )
+    return {"PYTHONPATH": str(folder)}
 
 
 def shared(tmp_path_factory) -> Path:

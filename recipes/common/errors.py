@@ -54,6 +54,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except (InputError, MachineError) as refusal:
         print(spell(str(refusal)), file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)

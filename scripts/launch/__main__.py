@@ -4,10 +4,10 @@ import os
 import signal
 import sys
 
-import setup
 from common.arguments import Field, check, name_arguments
 from common.environment import ROOT
 from common.errors import ARGUMENTS, InputError, MachineError, did_you_mean, run_command
+from install import environment as installed
 
 from launch import engines, jobs, usage, variables
 from launch.commands import COMMANDS, Where
@@ -16,6 +16,7 @@ from launch.mounts import Mounts, check_paths
 from launch.repeat import repeat
 from launch.where import choose
 
+VENV_PYTHON = str(installed.VENV / "bin" / "python")
 HELP = ("help", "-h", "--help")
 
 
@@ -39,8 +40,6 @@ def main() -> None:
         return
     try:
         start(name, read(name, fields, words, given or {}))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except OSError as error:  # a full or read-only disk, a folder of somebody else's
         raise MachineError(f"{error.filename or ROOT}: {error.strerror or error}") from None
 
@@ -70,12 +69,12 @@ def start(name: str, words: list[str]) -> None:
     """Replace this process by a command, where it runs."""
     command = COMMANDS[name]
     words = [*command.words, *words]
-    if command.file:
+    if words[0].endswith(".py"):
         words[0] = str(command.file)
     if command.where is Where.HERE:
         execute(sys.executable, words)
     if command.where is Where.VENV:
-        make_venv()
+        installed.ensure(os.environ.get("VARIANT", ""))
         os.chdir(ROOT)
         if "TEST_DOCKER" in command.variables:
             os.environ.setdefault("TEST_DOCKER", "cpu")
@@ -94,7 +93,7 @@ def start(name: str, words: list[str]) -> None:
     if image is None:
         python = VENV_PYTHON
         if name != "check":
-            make_venv()
+            installed.ensure(os.environ.get("VARIANT", ""))
         elif not os.path.exists(python):  # it is to tell what stands in the way of one
             python = sys.executable
         execute(python, words)
@@ -113,13 +112,6 @@ def start(name: str, words: list[str]) -> None:
     else:
         command = engines.docker(runtime, image, mounts, passed, words)
     os.execvp(command[0], command)
-
-
-VENV_PYTHON = str(ROOT / ".venv" / "bin" / "python")
-
-
-def make_venv() -> None:
-    setup.main()
 
 
 def python_words(python: str, words: list[str]) -> list[str]:

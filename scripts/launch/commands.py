@@ -60,7 +60,11 @@ class Command:
 
     @property
     def file(self) -> Path | None:
-        return ROOT / self.words[0] if self.words and self.words[0].endswith(".py") else None
+        """Its Python file, None for a program or a module that is not ours."""
+        first, second, *_ = (*self.words, "", "")
+        module = f"scripts/{second.replace('.', '/')}"
+        files = [first] if first.endswith(".py") else [f"{module}.py", f"{module}/__main__.py"] if first == "-m" else []
+        return next((ROOT / file for file in files if (ROOT / file).is_file()), None)
 
     def fields(self) -> list[Field] | None:
         """Its arguments; None where only the program knows them, such as pytest."""
@@ -117,8 +121,8 @@ GROUPS: dict[str, dict[str, Command]] = {
             variables=("PYTHON", "FROM"),
         ),
         "slurm-status": plain("the states of the submitted jobs", "scripts/slurm/status.py"),
-        "image": plain("build the container image", "scripts/image.py", variables=(*INSTALL, *BUILD)),
-        "setup": plain("make .venv; the other commands do so by themselves", "scripts/setup.py", variables=INSTALL),
+        "image": plain("build the container image", "-m", "install.image", variables=(*INSTALL, *BUILD)),
+        "setup": plain("make .venv; the other commands do so by themselves", "-m", "install", variables=INSTALL),
     },
     "This repository": {
         "test": tool("the tests, except the slow ones", *PYTEST, "-m", "not slow"),
@@ -134,11 +138,13 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "lint": tool("check Python, types, shell files, Dockerfile and words", "scripts/lint"),
         "pin": tool("write a repository's newest commit into a model card", "scripts/pin.py"),
-        "lock": plain("resolve docker/*.in into docker/*.lock", "scripts/lock.py"),
-        "lock-check": plain("compare each lock with its .in file and the index", "scripts/lock.py", "--check"),
+        "lock": plain("resolve docker/*.in into docker/*.lock", "-m", "install.lock", variables=INSTALL[1:]),
+        "lock-check": plain(
+            "compare each lock with its .in file and the index", "-m", "install.lock", "--check", variables=INSTALL
+        ),
         "pin-base": plain(
             "write the base image's newest digest into docker/Dockerfile",
-            *("scripts/image.py", "pin-base"),
+            *("-m", "install.image", "pin-base"),
             variables=BUILD,
         ),
         "tiny": tool("train the embedded model again", "scripts/tiny/pretrain.py"),

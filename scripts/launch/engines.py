@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 
-import setup
+from install import environment as installed
 
 from launch.gpus import chosen_gpus
 from launch.mounts import ROOT, Mounts, split
@@ -103,7 +103,7 @@ def mount_words(mounts: Mounts, to: str) -> list[str]:
 
 def visible_gpus(image: Image) -> list[str]:
     """The GPUs that the container gets, ["all"] for all; unless GPUS says so, none that the image could not use."""
-    if not os.environ.get("GPUS") and (not setup.gpu_visible() or image.variant == "cpu"):
+    if not os.environ.get("GPUS") and (not installed.gpu_visible() or image.variant == "cpu"):
         return []
     chosen = chosen_gpus()
     return ["all"] if chosen is None else chosen

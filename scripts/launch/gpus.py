@@ -3,8 +3,8 @@
 import os
 import re
 
-import setup
 from common.errors import InputError, MachineError
+from install import environment as installed
 
 DRIVER = "/proc/driver/nvidia/gpus"  # a folder for each
 
@@ -27,7 +27,7 @@ def chosen_gpus() -> list[str] | None:
 
 def machine_gpus() -> int:
     """How many NVIDIA GPUs this machine has; 64, which is more than there are, where only nvidia-smi could tell."""
-    if not setup.gpu_visible():
+    if not installed.gpu_visible():
         return 0
     return len(os.listdir(DRIVER)) if os.path.isdir(DRIVER) else 64
 

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-import setup
 from common.errors import InputError, MachineError, did_you_mean
+from install import environment as installed
 
 RUNTIMES = ("docker", "podman", "apptainer", "local")
 
@@ -59,11 +59,8 @@ def image_name(variant: str) -> str:
 def wanted_variant() -> str:
     """VARIANT, or what suits this machine."""
     wanted = os.environ.get("VARIANT", "")
-    if wanted and wanted not in setup.VARIANTS:
-        raise InputError(
-            f"VARIANT={wanted}: unknown{did_you_mean(wanted, setup.VARIANTS)}. There are {', '.join(setup.VARIANTS)}."
-        )
-    return wanted or ("cuda" if setup.gpu_visible() else "cpu")
+    installed.check_variant(wanted)
+    return wanted or ("cuda" if installed.gpu_visible() else "cpu")
 
 
 def find_image(runtime: str) -> Image:
@@ -86,7 +83,7 @@ def find_image(runtime: str) -> Image:
     if made_from is None:
         return Image(name, digest)
     variant = made_from.group(1)
-    if lock != setup.mark_text(variant).strip():
+    if lock != installed.lock_mark(variant):
         raise MachineError(
             f"{name} was built from another docker/{variant}.lock than the one here. `make image VARIANT={variant}` "
             "builds it again; RUNTIME=local runs without it."

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import shlex
-import subprocess
 import sys
 
 import numpy as np
@@ -318,11 +316,3 @@ def test_answers_that_are_cut_to_the_same_teach_nothing(module, tokenizer):
     )
     with pytest.raises(module.InputError, match="f:7: chosen and rejected are the same in the first 60 tokens"):
         module.as_tokens(tokenizer, [pair], module.Args(max_length=60, max_truncated=1), Console())
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "DATA=d e", "OUT=f", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "reward", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("recipes/reward.py")[2]) == [
-        *("--model", "a b", "--data", "d e", "--output-dir", "f", "--seed", "1"),
-    ]

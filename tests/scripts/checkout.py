@@ -30,8 +30,8 @@ else:
 DIGEST = "sha256:" + "d" * 64
 # In front of a command's own text: its arguments are read from that, and what is executed is this.
 STUB = "import json, os, sys; print('given', json.dumps([sys.executable, *sys.argv[1:]])); sys.exit({code})\n"
-COMMON = ("__init__", "aliases", "arguments", "environment", "errors")
-INSTALLER = ("scripts/setup.py",)
+COMMON = ("__init__", "aliases", "arguments", "environment", "errors", "run/__init__", "run/files")
+PACKAGES = ("scripts/launch", "scripts/install")
 
 
 class Checkout:
@@ -39,9 +39,9 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout, mine"
-        launcher = [path.relative_to(ROOT) for path in (ROOT / "scripts" / "launch").glob("*.py")]
+        packages = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).glob("*.py")]
         common = [f"recipes/common/{name}.py" for name in COMMON]
-        for name in ("Makefile", "scripts/run", "docker/cpu.lock", "docker/cuda.lock", *INSTALLER, *launcher, *common):
+        for name in ("Makefile", "scripts/run", "docker/cpu.lock", "docker/cuda.lock", *packages, *common):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         for name in COMMANDS:
@@ -60,7 +60,7 @@ class Checkout:
     def stub(self, name: str, code: int = 0) -> None:
         """Have a command print what it is given and end with an exit code."""
         file = COMMANDS[name].file
-        if file is None or str(file.relative_to(ROOT)) in INSTALLER:
+        if file is None or "install" in file.parts:
             return
         copy = self.root / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -431,11 +430,3 @@ def test_an_adapter_without_a_base_is_refused(adapter):
     done = compare("--a", "tiny", "--b", adapter)
     assert done.returncode == 2
     assert "no run.json beside it that names its base" in done.stderr
-
-
-def test_make_passes_every_variable_on():
-    words = ["BASE=a b", "A=c", "B=d e", "PROMPTS=f", "OUT=g", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "compare", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("scripts/compare.py")[2]) == [
-        *("--base", "a b", "--a", "c", "--b", "d e", "--prompts", "f", "--output-dir", "g", "--seed", "1"),
-    ]

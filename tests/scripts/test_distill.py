@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -134,12 +133,3 @@ def test_a_reward_of_the_wrong_sign_is_caught(tmp_path):
     done = distill("--rewards", f"{reward}:turned", "--output", tmp_path / "out.jsonl")
     assert done.returncode == 2
     assert "the sign is the wrong way round" in done.stderr
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "ADAPTER=c", "DATA=d e", "OUT=f", "REWARDS=math x.py:y", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "distill", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("scripts/distill.py")[2]) == [
-        *("--model", "a b", "--adapter", "c", "--data", "d e", "--rewards", "math", "x.py:y"),
-        *("--output", "f", "--seed", "1"),
-    ]

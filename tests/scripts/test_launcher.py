@@ -450,7 +450,7 @@ def machine(monkeypatch, tmp_path):
     """A machine with so many GPUs."""
 
     def of(count: int | None) -> None:
-        monkeypatch.setattr(gpus.setup, "gpu_visible", lambda: count != 0)
+        monkeypatch.setattr(gpus.installed, "gpu_visible", lambda: count != 0)
         monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "gpus"))
         for index in range(count or 0):
             (tmp_path / "gpus" / str(index)).mkdir(parents=True)
@@ -727,6 +727,16 @@ def test_the_python_of_venv_is_taken_where_that_is_whole(checkout):
     assert checkout.run("sft", RUNTIME="local", PYTHON="no-python3").returncode == 3
 
 
+def test_check_runs_before_there_is_a_venv_and_in_a_broken_one(checkout):
+    """It tells what stands in the way of one."""
+    done = checkout.run("check", "--model", "tiny", RUNTIME="local")
+    assert json.loads(done.stdout.removeprefix("given ")) == [sys._base_executable, "--model", "tiny"]
+    checkout.make_venv()
+    (checkout.root / ".venv" / "lock.sha256").unlink()
+    done = checkout.run("check", RUNTIME="local")
+    assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python"]
+
+
 def test_a_full_disk_is_one_line(checkout):
     (checkout.root / ".cache").write_text("a file where a folder has to be")
     done = checkout.run("sft", RUNTIME="docker")
@@ -737,7 +747,7 @@ def test_a_full_disk_is_one_line(checkout):
 
 def test_the_launcher_needs_nothing_but_python():
     """It runs before there is a .venv, by a Python without a package of ours."""
-    ours = {"common", "launch", "install", "setup"}
+    ours = {"common", "launch", "install"}
     for file in [*(ROOT / "scripts" / "launch").glob("*.py"), ROOT / "scripts" / "slurm" / "submit.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkout import Checkout, given
 from common.aliases import ALIASES
+from common.arguments import read_words
 from conftest import ROOT
 from launch.commands import COMMANDS, GROUPS, VARIABLES
 
@@ -125,6 +126,22 @@ def test_any_argument_is_a_variable(checkout):
     )
     assert given(checkout.make("pin", "MODEL=qwen2.5-7b")) == ["--model", "qwen2.5-7b"]
     assert given(checkout.make("distill", "K=2")) == ["--k", "2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, command in COMMANDS.items() if command.fields() and name not in ("slurm", "lock", "lock-check")],
+)
+def test_every_argument_of_every_command_is_a_variable(name, checkout):
+    fields = COMMANDS[name].fields()
+    wanted, typed = {}, []
+    for field in fields:
+        one = {"bool": "no", "int": "7", "float": "0.5"}.get(field.kind, "it's $a, b")
+        values = list(field.choices[:1]) or ["my own" if field.literal else one]
+        wanted[field.name] = [] if field.kind == "bool" else values * (2 if field.many else 1)
+        typed.append(f"{field.variable}={shlex.join(values * 2) if field.many else values[0]}")
+    arrived = read_words(fields, given(checkout.make(name, *typed)))
+    assert {one.field.name: one.values for one in arrived} == wanted
 
 
 def test_args_are_added_as_a_shell_would_split_them(checkout):

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 from common.errors import InputError
 from common.lm.hub import base_sha256
 from conftest import ROOT, read_jsonl
@@ -273,29 +271,6 @@ def test_without_a_form_the_end_of_an_answer_counts(evaluate):
 
 
 # What is refused.
-
-
-def test_make_passes_every_variable_on(module):
-    wanted = {
-        "stages": "sft,dpo",
-        "model": "a b",
-        "sft_data": "it's",
-        "dpo_data": "d",
-        "math_data": "m",
-        "output_dir": "o p",
-        "sft_args": "--no-load-in-4bit",
-        "dpo_args": "--columns 'prompt=a b' --beta 1",
-        "grpo_args": "--rewards math",
-        "eval_args": "--samples 2",
-    }
-    stages = ("sft", "dpo", "grpo", "eval")
-    variables = {"output_dir": "OUT"} | {f"{name}_args": f"ARGS_{name.upper()}" for name in stages}
-    words = [f"{variables.get(name, name.upper())}={value}" for name, value in wanted.items()]
-    done = subprocess.run(
-        ["make", "-n", "pipeline", *words, "EVAL_DATA=x 'y z'"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    typed = shlex.split(done.stdout.partition("scripts/pipeline.py")[2].replace("\\\n", " "))
-    assert tyro.cli(module.Args, args=typed) == module.Args(**wanted, eval_data=("x", "y z"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`scripts/preferences.py`: pairs from scores, from choices, from one model and from two."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -164,12 +163,3 @@ def test_a_strong_model_against_a_weak_one(trained, problems, tmp_path):
     for prompt, chosen, rejected in found:
         assert f"<answer>{gold[prompt]}</answer>" in chosen
         assert "<answer>" not in rejected
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "ADAPTER=c", "DATA=d e", "OUT=f", "REWARDS=math x.py:y", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "preferences", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("scripts/preferences.py")[2]) == [
-        *("--model", "a b", "--adapter", "c", "--data", "d e", "--rewards", "math", "x.py:y"),
-        *("--output", "f", "--seed", "1"),
-    ]

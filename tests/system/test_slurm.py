@@ -264,7 +264,7 @@ def test_cancelled_stopped_preempted_and_its_node_lost_a_run_ends_like_one_left_
     steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
     assert steps == list(range(1, 31))
     assert jobs.log().count("running on") == 4  # one log for all restarts
-    assert jobs.log().count("Going on after step") >= 3  # one may be preempted before it gets there
+    assert jobs.log().count("Resuming after step") >= 3  # one may be preempted before it gets there
 
 
 def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undisturbed, tmp_path):
@@ -354,7 +354,10 @@ def test_a_stage_that_fails_ends_the_chain_and_says_why(cluster, tmp_path):
 def test_the_chain_waits_for_a_stage_that_was_queued_again(cluster, chain):
     """It ends with what `make pipeline` would have made: that finds every stage done."""
     sft, dpo, grpo = chain.ids
-    assert [word.split(" on ")[0] for word in chain.said(sft)][:2] == ["running", "requeued, to resume from its checkpoint"]
+    assert [word.split(" on ")[0] for word in chain.said(sft)][:2] == [
+        "running",
+        "requeued, to resume from its checkpoint",
+    ]
     chain.wait_until("done", job=sft)
     chain.wait_until("done", job=dpo)
     chain.wait_until("done", job=grpo)
@@ -371,7 +374,10 @@ REFUSED = {
     "no nodes": ({"NODES": "0"}, "NODES=0: expected 1 or more"),
     "several processes of what trains in one": ({"RECIPE": "dpo", "NODES": "2"}, "Only RECIPE=sft trains in several"),
     "an unknown recipe": ({"RECIPE": "sfd"}, "RECIPE=sfd: unknown (did you mean sft?)"),
-    "an unknown stage": ({"RECIPE": None, "DATA": None, "STAGES": "sft,dpa"}, "unknown stage 'dpa' (did you mean dpo?)"),
+    "an unknown stage": (
+        {"RECIPE": None, "DATA": None, "STAGES": "sft,dpa"},
+        "unknown stage 'dpa' (did you mean dpo?)",
+    ),
     "a recipe and stages": ({"DATA": None, "STAGES": "sft,dpo"}, "Give RECIPE or STAGES, one of them"),
     "a sweep of nothing": ({"SWEEP": "seed="}, "SWEEP: seed=: expected an argument and its values"),
     "a sweep of a chain": ({"RECIPE": None, "DATA": None, "STAGES": "sft", "SWEEP": "seed=1"}, "SWEEP is for a RECIPE"),
