@@ -10,7 +10,7 @@
 
 # The variables of the command line reach the environment as they were typed, and RECIPES_GIVEN names them. Without
 # $(value) make would expand them: $(shell ...) in the name of a file would be run.
-override given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+override given := $(foreach name,$(sort $(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name)))
 $(foreach name,$(given),$(eval override export $(name) := $$(value $(name))))
 override export RECIPES_GIVEN := $(strip $(given))
 

@@ -1,8 +1,10 @@
 """What `make` and `make help-COMMAND` print, and the same for scripts/run: from the docstrings, without a .venv."""
 
 import ast
+import os
 import re
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -22,16 +24,16 @@ def overview(by_make: bool) -> str:
     run = "make" if by_make else "scripts/run"
     example = "MODEL=qwen2.5-7b DATA=my.jsonl" if by_make else "--model qwen2.5-7b --data my.jsonl"
     arguments = "make help-sft" if by_make else "scripts/run sft --help"
-    lines = ["Start here"]
+    lines = [heading("Start here")]
     width = len(arguments) + 2
     lines += [f"  {f'{run} {name}':<{width}}{text}" for name, text in START.items()]
     lines += [f"  {run} sft {example}", f"  {arguments}  all arguments of sft, or of any other command"]
     for title, commands in GROUPS.items():
         if title == "This repository":
             names = textwrap.wrap(" ".join(commands), 76, break_on_hyphens=False)
-            lines += [title, *(f"  {line}" for line in names)]
+            lines += [heading(title), *(f"  {line}" for line in names)]
         else:
-            lines += [title, *(f"  {name:<13}{command.summary}" for name, command in commands.items())]
+            lines += [heading(title), *(f"  {name:<13}{command.summary}" for name, command in commands.items())]
     lines += ["Exit codes: 0 done, 2 wrong input, 3 not on this machine, 75 stopped with a"]
     lines += ["checkpoint (the same command resumes). " + ("make shows them as Error 75." if by_make else "")]
     return "\n".join(line.rstrip() for line in lines)
@@ -48,12 +50,12 @@ def help_of(name: str, fields: list[Field], by_make: bool) -> str:
     group = None
     for field in fields:
         if field.group != group:
-            lines += ["", *textwrap.wrap(field.group or "Arguments", width)]
+            lines += ["", *map(heading, textwrap.wrap(field.group.rstrip(".") or "Arguments", width))]
             group = field.group
         choices = f"One of {', '.join(field.choices)}." if field.choices else ""
         text = ("Required. " if field.required else "") + f"{spell(field.help)} {choices}".strip()
         lines += entry(variable(field) if by_make else flag(field), text, width)
-    lines += ["", "Settings, by environment or as variables of make" if not by_make else "Settings"]
+    lines += ["", heading("Settings, by environment or as variables of make" if not by_make else "Settings")]
     settings = [one for one in (*command.variables, "ARGS") if by_make or one not in ("ARGS", "FROM")]
     if "FROM" in command.variables and not by_make:
         lines += entry("--from RUN.JSON", VARIABLES["FROM"], width)
@@ -79,6 +81,11 @@ def description(file: Path, width: int) -> list[str]:
             lines += textwrap.wrap(what.strip(), width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return lines[:-1]
+
+
+def heading(text: str) -> str:
+    """Bold on a terminal."""
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
 
 
 def variable(field: Field) -> str:

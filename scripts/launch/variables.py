@@ -55,7 +55,7 @@ def arguments(name: str, command: Command, fields: list[Field], given: dict[str,
         else:
             unknown.append(explain(variable, name, command, by_variable))
     if unknown:
-        raise InputError(f"{'; '.join(unknown)}. `make help-{name}` lists what {name} takes.")
+        raise InputError(f"{'; '.join(unknown)}. See `make help-{name}`.")
     return [*words, *rest]
 
 

@@ -230,7 +230,7 @@ def test_data_with_a_dollar_in_its_name_is_found(checkout):
         ("ARGS=--max-length 1k", "MAX_LENGTH=1k: expected a whole number."),
         ("ARGS=words", "'words' belongs to no argument; a flag comes first, as in `--model tiny`."),
         ("GPUS=0,2", "GPUS=0,2: expected how many GPUs; which ones is CUDA_VISIBLE_DEVICES, such as 0,2."),
-        ("BAKE=1", "sft takes no BAKE. `make help-sft` lists what sft takes."),
+        ("BAKE=1", "sft takes no BAKE. See `make help-sft`."),
         ("FROM=outputs/x", "FROM=outputs/x: no such file"),
     ],
 )
@@ -277,9 +277,7 @@ def test_a_name_that_is_none_is_answered_with_ours(typed, checkout):
     done = checkout.make("sft", *typed.split())
     assert done.returncode == 2
     assert done.stdout == ""
-    said = done.stderr.splitlines()[0]
-    assert sorted(said.partition(". `")[0].split("; ")) == sorted(NAMES[typed].split("; "))
-    assert said.endswith("`make help-sft` lists what sft takes.")
+    assert done.stderr.splitlines()[0] == f"{NAMES[typed]}. See `make help-sft`."
 
 
 FLAGS = {
@@ -479,7 +477,7 @@ def test_slurm_takes_its_arguments_and_those_of_the_recipe(checkout, run):
         (["PIPELINE=sft,dpo"], "PIPELINE is STAGES here"),
         (["RECIPE=sfd"], "RECIPE=sfd: unknown (did you mean sft?). There are sft, dpo, grpo, reward, ppo."),
         (["RECIPE=sft"], "slurm needs TIME=..., for example TIME=4:00:00"),
-        (["RECIPE=sft", "TIME=1:00:00", "EPOCHS=3"], "EPOCHS is NUM_TRAIN_EPOCHS here. `make help-slurm` lists what"),
+        (["RECIPE=sft", "TIME=1:00:00", "EPOCHS=3"], "EPOCHS is NUM_TRAIN_EPOCHS here. See `make help-slurm`."),
         (["RECIPE=sft", "TIME=1:00:00", "MAX_LENGTH=x"], "MAX_LENGTH=x: expected a whole number."),
         (["STAGES=sft", "TIME=1:00:00", "FROM=x"], "FROM=x: only a recipe's run can be repeated"),
     ],
