@@ -222,7 +222,7 @@ def ask_gib() -> float:
 
 
 def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], list[str]]:
-    """The stages for these kinds of data in their order, and what is to be said besides."""
+    """The stages for these kinds of data in their order, and notes."""
     files = {item.kind: item for item in reversed(data)}  # of two files of a kind the first
     paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
     chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER

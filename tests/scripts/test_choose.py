@@ -87,7 +87,7 @@ def test_a_base_model_learns_to_answer_first(choose):
 
     assert methods("pairs") == ["sft", "dpo"]  # from the chosen answers
     assert methods("demonstrations", "pairs") == ["sft", "dpo"]
-    # Nothing to learn the form from: said, not made up.
+    # Nothing to learn the chat template from: it is reported, not made up.
     stages, notes = choose.choose(["answers"], [], base=True)
     assert [stage.method for stage in stages] == ["grpo"]
     assert "base model" in notes[0]
@@ -169,7 +169,7 @@ def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind == "pairs"])
-def test_sft_reads_the_chosen_answers_as_it_is_told(name, choose):
+def test_sft_reads_the_chosen_completions_with_these_flags(name, choose):
     seen = choose.look_at(str(SAMPLES / name))
     stages, notes = choose.choose(["pairs"], [seen], base=True)
     if seen.flags is None:
@@ -209,7 +209,7 @@ def flags_of(stage: dict) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
-def test_what_is_said_to_fit_fits(gib, choose):
+def test_what_is_reported_to_fit_fits(gib, choose):
     for name in card_names():
         card = read_card(name)
         for method in card.methods:
@@ -331,7 +331,7 @@ def test_without_a_terminal_it_names_the_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--have", "wishes", "--model", "tiny", "--gpu-gib", "0"), "--have=wishes: unknown"),
         (("--have", "pairs", "--model", "qwen2.5-7", "--gpu-gib", "0"), "did you mean qwen2.5-7b?"),
@@ -340,21 +340,21 @@ def test_without_a_terminal_it_names_the_flags(tmp_path):
         (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
     ],
 )
-def test_bad_input_has_one_message(flags, said):
+def test_bad_input_has_one_message(flags, message):
     done = run(*flags)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_bad_files_are_named(choose, tmp_path):
-    for text, said in (
+    for text, message in (
         ('{"a": 1}', "the columns are a, which no recipe knows"),
         ("{", "bad.jsonl:1: broken JSON"),
         ("\n", "holds no rows"),
     ):
         (tmp_path / "bad.jsonl").write_text(text)
-        with pytest.raises(InputError, match=re.escape(said)):
+        with pytest.raises(InputError, match=re.escape(message)):
             choose.look_at(str(tmp_path / "bad.jsonl"))
 
 

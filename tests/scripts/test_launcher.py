@@ -55,7 +55,7 @@ def test_with_docker_and_the_image_it_is_the_container_and_no_venv_is_made(check
     assert not (checkout.root / ".venv").exists()
 
 
-def test_docker_without_the_image_matters_only_where_docker_was_asked_for(checkout):
+def test_docker_without_the_image_matters_only_where_docker_is_wanted(checkout):
     checkout.make_venv()
     checkout.engine("docker", "Error: No such image: recipes:cpu")
     done = checkout.run("sft")

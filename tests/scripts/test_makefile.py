@@ -442,7 +442,7 @@ def test_an_error_of_a_command_names_arguments_as_the_user_did(checkout):
     )
 
 
-def test_a_container_is_told_the_spelling(checkout):
+def test_a_container_gets_the_spelling(checkout):
     checkout.engine("docker")
     by_make = json.loads(checkout.make("sft").stdout)["words"]
     assert by_make[by_make.index("RECIPES_SPELLING") - 1] == "--env"

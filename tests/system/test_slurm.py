@@ -78,17 +78,17 @@ class Jobs:
         assert self.done.returncode == 0, self.done.stdout + self.done.stderr
         self.ids = re.findall(r"^\w+: job (\d+)", self.done.stdout, re.M)
 
-    def said(self, job: str | None = None) -> list[str]:
-        """What a job has said of itself, without the times."""
+    def states(self, job: str | None = None) -> list[str]:
+        """The states that a job has written, without the times."""
         file = self.folder / "slurm" / f"{job or self.ids[-1]}.state"
         return [line.split(" ", 1)[1] for line in file.read_text().splitlines()] if file.exists() else []
 
     def wait_until(self, word: str, times: int = 1, job: str | None = None) -> str:
-        """Its words, once it has said so."""
+        """Its last state that begins with `word`, once there are so many."""
 
         def found() -> str | None:
-            as_wanted = [line for line in self.said(job) if line.startswith(word)]
-            return as_wanted[-1] if len(as_wanted) >= times else self._goes_on(job)
+            as_wanted = [line for line in self.states(job) if line.startswith(word)]
+            return as_wanted[-1] if len(as_wanted) >= times else self._has_not_ended(job)
 
         return wait_for(f"job {job or self.ids[-1]} says {word!r}", found)
 
@@ -96,14 +96,14 @@ class Jobs:
         file = (folder or self.folder) / "metrics.jsonl"
 
         def reached() -> bool | None:
-            return (file.exists() and any(row["step"] >= step for row in rows_so_far(file))) or self._goes_on(job)
+            return (file.exists() and any(row["step"] >= step for row in rows_so_far(file))) or self._has_not_ended(job)
 
         wait_for(f"step {step}", reached)
 
-    def _goes_on(self, job: str | None) -> None:
+    def _has_not_ended(self, job: str | None) -> None:
         """Raises AssertionError when the job has ended."""
-        said = self.said(job)
-        assert not said or not said[-1].startswith(("done", "failed")), self.log(job)
+        states = self.states(job)
+        assert not states or not states[-1].startswith(("done", "failed")), self.log(job)
 
     def signal(self, name: str = "USR1", job: str | None = None) -> None:
         """What Slurm does before the time is up: the batch script alone gets the signal."""
@@ -152,7 +152,7 @@ def undisturbed(cluster, chain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hopeless(cluster, chain, tmp_path_factory):
-    """A job that is told to stop before its first step, each time; it goes its way beside the other tests."""
+    """A job that is stopped before its first step, each time, beside the other tests."""
 
     def run() -> tuple[Jobs, str]:
         folder = tmp_path_factory.mktemp("hopeless") / "run"
@@ -199,8 +199,8 @@ def test_the_job_reads_the_token_from_a_file(tmp_path):
     assert done.returncode == 0, done.stderr
     exports = "\n".join(line for line in done.stdout.splitlines() if line.startswith("export HF_TOKEN_PATH"))
     python = f"{ROOT}/.venv/bin/python -c 'from huggingface_hub import get_token; print(get_token())'"
-    said = subprocess.run(["bash", "-c", f"{exports}\n{python}"], env={}, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == TOKEN
+    done = subprocess.run(["bash", "-c", f"{exports}\n{python}"], env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == TOKEN
 
 
 def test_a_stage_is_stopped_and_queued_again(chain):
@@ -216,7 +216,7 @@ def test_a_stage_is_stopped_and_queued_again(chain):
 def test_one_job_runs_to_its_end(undisturbed):
     assert "tail -F" in undisturbed.done.stdout
     assert undisturbed.wait_until("done")
-    assert [word.split(" on ")[0] for word in undisturbed.said()] == ["running", "done"]
+    assert [word.split(" on ")[0] for word in undisturbed.states()] == ["running", "done"]
     assert record(undisturbed.folder)["machine"]["slurm_job"] == undisturbed.ids[0]
     assert "step 30/30" in undisturbed.log()
     assert re.search(rf"{undisturbed.ids[0]}  sft  step 30  done", undisturbed.status())
@@ -279,7 +279,7 @@ def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undistur
     jobs.wait_until("requeued")
     assert record(jobs.folder)["step"] < 30
     jobs.wait_until("done")
-    assert jobs.said()[-2] == "running on n[1-2], restart 1"
+    assert jobs.states()[-2] == "running on n[1-2], restart 1"
 
     ours = [row["loss"] for row in read_jsonl(jobs.folder / "metrics.jsonl") if "loss" in row]
     alone = [row["loss"] for row in read_jsonl(undisturbed.folder / "metrics.jsonl") if "loss" in row]
@@ -308,17 +308,19 @@ def test_a_sweep_is_an_array_in_which_one_failure_stops_no_other(cluster, tmp_pa
     job = re.search(r"sft: job (\d+)", done.stdout)[1]
 
     def status() -> str | None:
-        said = make(STATUS, cluster.environment, OUT=str(tmp_path / "outputs" / "sweep")).stdout
-        return said if re.search(rf"{job}_0 .* done", said) and "failed" in said else None
+        shown = make(STATUS, cluster.environment, OUT=str(tmp_path / "outputs" / "sweep")).stdout
+        return shown if re.search(rf"{job}_0 .* done", shown) and "failed" in shown else None
 
-    said = wait_for("both ended", status)
-    assert re.search(rf"{job}_0  sft  learning_rate=1e-4,seed=1  step 2  done", said)
-    assert re.search(rf"{job}_1  sft  learning_rate=often,seed=1  failed with exit code 2: --learning-rate=often", said)
+    shown = wait_for("both ended", status)
+    assert re.search(rf"{job}_0  sft  learning_rate=1e-4,seed=1  step 2  done", shown)
+    assert re.search(
+        rf"{job}_1  sft  learning_rate=often,seed=1  failed with exit code 2: --learning-rate=often", shown
+    )
     assert (tmp_path / "outputs" / "sweep" / "learning_rate=1e-4,seed=1" / "adapter").is_dir()
     status_of_all = [ROOT / "scripts" / "run", "slurm-status"]
     assert (
         cluster(*status_of_all, cwd=tmp_path).partition("\n")[2]
-        == said.partition("sweep\n")[2].partition("make")[0].rstrip()
+        == shown.partition("sweep\n")[2].partition("make")[0].rstrip()
     )
     assert make(STATUS_OF_ALL, cluster.environment).returncode == 0
 
@@ -334,7 +336,7 @@ def test_a_job_that_gets_no_further_is_not_queued_for_ever(cluster, hopeless):
     jobs, last = hopeless.result()
     assert last == "failed: no checkpoint between two restarts; give it more TIME or a lower --save-steps"
     wait_for("the end", lambda: cluster.job(jobs.ids[0])["JobState"] == "FAILED")
-    assert jobs.said()[-1] in jobs.status()
+    assert jobs.states()[-1] in jobs.status()
 
 
 def test_a_stage_that_fails_ends_the_chain_and_says_why(cluster, tmp_path):
@@ -354,7 +356,7 @@ def test_a_stage_that_fails_ends_the_chain_and_says_why(cluster, tmp_path):
 def test_the_chain_waits_for_a_stage_that_was_queued_again(cluster, chain):
     """It ends with what `make pipeline` would have made: that finds every stage done."""
     sft, dpo, grpo = chain.ids
-    assert [word.split(" on ")[0] for word in chain.said(sft)][:2] == [
+    assert [word.split(" on ")[0] for word in chain.states(sft)][:2] == [
         "running",
         "requeued, to resume from its checkpoint",
     ]
@@ -501,7 +503,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("queue", STATES)
-def test_what_slurm_says_and_what_the_job_said_make_one_line(tmp_path, queue):
+def test_the_state_of_slurm_and_that_of_the_job_make_one_line(tmp_path, queue):
     (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{queue}'\n")
     (tmp_path / "squeue").chmod(0o755)
     logs = tmp_path / "run" / "slurm"
