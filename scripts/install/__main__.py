@@ -1,4 +1,4 @@
-"""`python -m install`, which is `make setup`."""
+"""Make .venv from its lock, or again when the lock or VARIANT has changed: `python -m install` (make setup)."""
 
 import os
 

@@ -18,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.arguments import parse
 from common.errors import InputError, MachineError, run_command
 from common.run.files import write_bytes
 
@@ -45,14 +47,21 @@ LOCKS = {
 }
 
 
-def main(argument: str = "") -> None:
-    if argument not in ("", "--check", "--upgrade"):
-        raise InputError(f"{argument} is neither --check nor --upgrade.")
+@dataclass(frozen=True)
+class Args:
+    upgrade: bool = False
+    """Take the newest versions that the .in files allow."""
+    check: bool = False
+    """Write nothing; exit with 2 where a lock is not what this would write."""
+
+
+def main() -> None:
+    args = parse(Args, sys.argv[1:], "lock")
     index.use_pip_settings()
     program = uv.find()
     torch = re.findall(r"^torch==\S+", (DOCKER / "overrides-cpu.txt").read_text(), re.M)[0]
     links = uv.find_torch(program, torch, PYTHON)
-    if links is None and argument != "--check":
+    if links is None and not args.check:
         raise MachineError(
             f"No {torch} {uv.TORCH_PLACES}, for docker/cpu.lock: set TORCH_CPU_LINKS to a folder or URL."
         )
@@ -65,8 +74,8 @@ def main(argument: str = "") -> None:
                 say(f"docker/cpu.lock is not checked: no {torch} {uv.TORCH_PLACES}", "lock")
                 continue
             places = ["--find-links", links] if name == "cpu.lock" and links else []
-            resolve(program, work, name, [*inputs.split(), *places], upgrade=argument == "--upgrade")
-        if argument == "--check":
+            resolve(program, work, name, [*inputs.split(), *places], upgrade=args.upgrade)
+        if args.check:
             compare(work)
         else:
             for name in LOCKS:
@@ -112,4 +121,4 @@ def compare(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(*sys.argv[1:]))
+    run_command(main)

@@ -504,14 +504,6 @@ def test_the_exit_code_is_2_for_faults_and_0_for_findings(tmp_path):
     assert done.stderr == f"{tmp_path}/data.jsonl:2: output: is empty; expected text\n"
 
 
-def test_make_passes_on_what_is_given():
-    words = ["DATA=a b.jsonl", "TASK=dpo", "MODEL=tiny", "ARGS=--max-length 5"]
-    done = subprocess.run(["make", "-n", "check-data", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].endswith(
-        " scripts/launch.py scripts/check-data.py --data 'a b.jsonl' --task 'dpo' --model 'tiny' --max-length 5"
-    )
-
-
 def test_no_model_needs_no_torch():
     program = (
         f"import sys, runpy; sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='x');"

@@ -253,7 +253,7 @@ def test_sft_gives_what_the_local_run_gives_bit_for_bit(image, place):
     data, out = place / "my data" / "my.jsonl", place / "big outputs"
     done = image.make("sft", f"DATA={data}", f"OUT={out / 'run'}", f"ARGS={STEPS}", f"DOCKER_ARGS={LOCKED_DOWN}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"launch: in docker, {image.name} (sha256:" in done.stderr
+    assert f"In docker: {image.name} (sha256:" in done.stderr
 
     local = run_recipe("sft", "--data", data, "--output-dir", place / "local", *STEPS.split(), OMP_NUM_THREADS="1")
     assert local.returncode == 0, local.stderr
@@ -333,7 +333,7 @@ def test_check_says_where_it_is_and_what_is_missing(image):
 
 def test_a_missing_file_and_a_missing_image_are_reported_first(image):
     done = image.make("sft", "DATA=/no/such.jsonl")
-    assert "--data /no/such.jsonl: no such file or folder" in done.stderr
+    assert "DATA=/no/such.jsonl: no such file or folder" in done.stderr
     assert "Error 2" in done.stderr
     done = image.make("sft", IMAGE="recipes:none")
     assert "has no image recipes:none; `make image" in done.stderr
