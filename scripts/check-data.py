@@ -29,7 +29,7 @@ from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
 from common.data.read import column_map
-from common.data.rows import Faults, find_source, read_rows
+from common.data.rows import Faults, Source, find_source, read_rows, source_identity
 from common.errors import InputError, run_command
 from common.lm.chat import BATCH
 from common.lm.hub import find_model
@@ -105,8 +105,8 @@ def main() -> None:
         raise InputError("--show-mask needs the model whose tokens it shows: --model tiny or another")
     if args.show_mask and (args.json or args.html or args.fix):
         raise InputError("--show-mask prints rows and nothing else; leave it out, or --json, --html and --fix")
-    local = not any(isinstance(data, str) for data in (source, evaluation_source))
-    environment.set_variables(offline=local and (base is None or base.local))
+    sources = [source, *([evaluation_source] if evaluation_source else [])]
+    environment.set_variables(models=[base] if base else [], sources=sources)
 
     # 1. What kind of data it is, by its first row.
     findings = Findings(keep_all=target is not None)
@@ -159,6 +159,7 @@ def main() -> None:
     # 3. The report, and the cleaned file.
     facts = {
         "data": args.data,
+        "identity": source_identity(source),
         "task": task.name,
         "format": task.format_of(first, args.format, columns),
         "model": base.name if base else None,
@@ -187,7 +188,7 @@ def main() -> None:
         faults.stop()
 
 
-def _fix(console: Console, args: Args, source: list[Path] | str, target: tuple[Path, Path], findings: Findings) -> None:
+def _fix(console: Console, args: Args, source: Source, target: tuple[Path, Path], findings: Findings) -> None:
     rows = read_rows(source, Faults())  # lines that are not rows are among the findings already
     kept, reasons = cleaned.write(*target, rows, findings, {"fault", *args.drop})
     why = ", ".join(f"{count:,} {kind}" for kind, count in reasons.most_common())

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import jinja2
 from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.rows import Faults
-from common.lm.chat import end_token, set_chat_template, tokenize, tokenize_pairs
-from common.lm.hub import Model, fetch, load_tokenizer
+from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.hub import Model, fetch
+from common.lm.load import load_chat_tokenizer
 
 from check_data.tasks import Example
 
@@ -22,10 +23,8 @@ class Lengths:
     """
 
     def __init__(self, model: Model, chat_template_path: str | None, max_length: int, faults: Faults) -> None:
-        self.tokenizer = load_tokenizer(fetch(model))
+        self.tokenizer, _ = load_chat_tokenizer(fetch(model), chat_template_path)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
-        set_chat_template(self.tokenizer, chat_template_path, model.name)
-        self.end = end_token(self.tokenizer)
         self.model = model.name
         self.chat_template = chat_template_path or "its own"
         self.max_length = max_length

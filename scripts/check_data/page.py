@@ -71,6 +71,7 @@ def _provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
     lock = [f"{code['lock']['file']} {code['lock']['sha256'][:12]}"] if code["lock"] else []
     known = {
         "data": report["data"],
+        "data identity": report["identity"],
         "evaluation data": report["eval_data"],
         "model": report["model"],
         "chat template": report["chat_template"],

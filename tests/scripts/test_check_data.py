@@ -20,7 +20,7 @@ from check_data.findings import KINDS, Findings
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
 from common.data.read import conversations
-from common.data.rows import Faults, find_source, read_rows
+from common.data.rows import Faults, find_source, read_rows, source_identity
 from common.errors import InputError
 from conftest import ROOT, read_jsonl
 
@@ -612,14 +612,9 @@ def test_the_page_names_what_was_checked_with_what(page, tmp_path):
     template.write_text((ROOT / "data_samples" / "tiny" / "chat_template.jinja").read_text(encoding="utf-8"))
     shown = page([alpaca(0)], "--model", "tiny", "--chat-template-path", template)
     made = " ".join(shown.text[shown.text.index("How this report was made") :].split())
-    for words in (
-        f"data {tmp_path}/data.jsonl",
-        "model tiny",
-        f"chat template {template}",
-        "checked on 20",
-        "recipes ",
-    ):
-        assert words in made
+    identity = source_identity(find_source(str(tmp_path / "data.jsonl")))
+    parts = (f"data {tmp_path}/data.jsonl", f"data identity {identity}", "model tiny", "checked on 20", "recipes ")
+    assert all(part in made for part in (*parts, f"chat template {template}"))
     assert re.search(r"Python 3\.\d+\.\d+, transformers 5\.\d+", made)
     assert "chat template its own" in " ".join(page([alpaca(0)], "--model", "tiny").text.split())
 

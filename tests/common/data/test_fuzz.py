@@ -199,8 +199,9 @@ def main(count: int, seed: int) -> int:
             lengths.faults = faults
             lengths.add(examples)
         survey.finish()
-        facts = {"data": str(path), "task": task.name, "format": "", "model": "tiny", "date": "today", "code": code}
-        facts |= {"chat_template": "its own", "eval_data": None, "seconds": 1.0, "rows_per_second": 1.0}
+        facts = {"data": str(path), "identity": "", "task": task.name, "format": "", "eval_data": None}
+        facts |= {"model": "tiny", "chat_template": "its own", "date": "today", "code": code}
+        facts |= {"seconds": 1.0, "rows_per_second": 1.0}
         found = figures.figures(survey, findings, lengths, {**facts, "peak_mib": 1.0})
         report.show(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100), found)
         if lengths:
