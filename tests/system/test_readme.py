@@ -2,7 +2,8 @@
 
 A page's commands run in their order in a folder of its own, which looks like the repository and holds the files that a
 reader has: so what a command needs, another one of the page has made, or it is the run of SFT that README begins with.
-What takes seconds runs as it stands; what trains runs on the tiny model for two steps.
+What takes seconds runs as it stands; what trains runs on the tiny model for two steps. All commands of a page that need
+unsloth run in children of one process that has imported it (warm/), as importing takes most of their time.
 """
 
 import itertools
@@ -12,6 +13,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -223,6 +226,16 @@ def prepared(page, checkout, request) -> Path:
     return checkout
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment by which a command runs in a child of a process that has imported unsloth."""
+    folder, address = ROOT / "tests" / "system" / "warm", tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, folder / "server.py", address], stdout=subprocess.PIPE, text=True) as server:
+        assert "ready\n" in iter(server.stdout.readline, ""), "the server has ended"
+        yield {"PYTHONPATH": str(folder), "WARM_SERVER": str(address)}
+        server.terminate()
+
+
 def shortened(command: Command) -> list[str]:
     """The words to run in place of the command's: a small model for two steps, where it trains."""
     program, target, *words = command.words
@@ -239,8 +252,8 @@ def shortened(command: Command) -> list[str]:
     return [program, target, *(word for word in words if word.split("=")[0] not in given), *short]
 
 
-def run(words: list[str], checkout: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(checkout)}
+def run(words: list[str], checkout: Path, warm: dict[str, str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **warm, "WANDB_MODE": "offline", "WANDB_DIR": str(checkout)}
     return subprocess.run(
         words, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
@@ -249,15 +262,15 @@ def run(words: list[str], checkout: Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_the_commands_of_a_page_run(page, prepared):
+def test_the_commands_of_a_page_run(page, prepared, warm):
     failed = []
     for command in commands(page):
         if elsewhere(command):
             words = [command.words[0], "-n", *command.words[1:]]
-            done = run(words, prepared) if words[0] == "make" else None
+            done = run(words, prepared, warm) if words[0] == "make" else None
         else:
             words = shortened(command)
-            done = run(words, prepared)
+            done = run(words, prepared, warm)
         if done is None:
             continue
         lacks_gpu = "check" in words[:2] and "MODEL=qwen2.5-7b" in words and not GPU and "Error 3" in done.stderr
