@@ -1,12 +1,12 @@
-"""Supervised fine-tuning (SFT): teach a model to answer the way your examples do.
+"""Supervised fine-tuning (SFT): train a model to answer as your examples do.
 
     make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
-    make sft MODEL=qwen2.5-7b DATA=my.jsonl ARGS="--no-load-in-4bit --no-gradient-checkpointing"
-    torchrun --nproc-per-node 8 recipes/sft.py ...  on 8 GPUs, each with a batch of its own (`make slurm` does so)
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
+    torchrun --nproc-per-node 8 recipes/sft.py ...  on 8 GPUs, each with its own batches (as `make slurm` does)
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
-folder of them or a hub dataset. Only what the assistant says carries loss, its end token included.
+folder of them or a hub dataset. Only the turns of the assistant carry loss, their end tokens included.
 
 Left out: images, sharding a model over several GPUs, continued pre-training on raw text.
 """
@@ -18,12 +18,14 @@ from typing import Literal
 
 from common import environment
 from common.cli import parse
+from common.data.formats import FORMATS
 from common.data.hold_out import hold_out
-from common.data.read import column_map, conversations
-from common.data.rows import Faults, find_source, read_rows, source_sha256
-from common.errors import InputError, run_command
-from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
-from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
+from common.data.read import read_examples
+from common.data.rows import Faults, find_source
+from common.errors import run_command
+from common.lm.chat import Example, check_truncation, tokenize
+from common.lm.hub import contents, fetch, resolved_revision
+from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
@@ -34,35 +36,35 @@ from common.run.stopping import Stop
 class Args:
     """Every name that TRL, PEFT or transformers also has means the same here."""
 
-    # What to train, on what, and where it goes.
+    # Model, data, output.
     model: str = "tiny"
     """A model card's name (`make models`), a local directory or a hub id."""
     data: str = str(environment.ROOT / "data_samples" / "sft.jsonl")
     """A file, a folder of files or a hub dataset."""
     output_dir: str | None = None
-    """The run's folder. By default outputs/sft-MODEL-HASH, so another setting is another folder."""
+    """The folder of the run. By default outputs/sft-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text"] = "auto"
-    """The format of the rows; auto takes it from the columns of the first."""
+    format: Literal["auto", *FORMATS] = "auto"
+    """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question completion=answer."""
     chat_template_path: str | None = None
     """A .jinja file to use instead of the model's own chat template."""
     pad_token: str | None = None
-    """The token to pad with, where the model has none that differs from its end token."""
+    """The pad token, for a model that has none besides its end token."""
     max_length: int = 2048
-    """Tokens of a row, prompt and answer together; the rest is cut off at the end."""
+    """Tokens of a row, prompt and completion together; longer rows are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the rows would be cut."""
+    """Stop when a larger share of the rows would be truncated."""
     packing: bool = True
-    """Fill each row of the batch with several documents. Off where attention cannot keep them apart: on the CPU."""
+    """Put several documents into each row of a batch. Off on the CPU, where attention cannot keep them apart."""
     eval_ratio: float = 0.0
-    """Share of the rows to hold out; with it the checkpoint of the lowest held-out loss is the one kept."""
+    """Share of the rows to hold out; with it the checkpoint with the lowest held-out loss is kept."""
 
     # The model and the adapter.
     load_in_4bit: bool = True
-    """The frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
+    """Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     use_peft: bool = True
@@ -80,81 +82,75 @@ class Args:
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 3.0
     max_steps: int = -1
-    """Stop after so many steps, whatever the epochs say."""
+    """Stop after so many steps; -1: --num-train-epochs decides."""
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "linear"
     warmup_steps: int = 10
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optim: str = "adamw_8bit"
-    """On the CPU, which has no 8-bit Adam, adamw_torch_fused takes its place."""
+    """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
-    """Recompute activations to save memory; a third faster without, where they fit."""
+    """Recompute activations to save memory; a third faster without it, if they fit."""
     seed: int = 42
 
-    # What is shown and kept.
+    # Logging and checkpoints.
     logging_steps: int = 10
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
     time_limit: str | None = None
-    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
+    """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
-    """wandb or trackio, besides TensorBoard, which is always written."""
+    """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
-    """Prompts held out and answered before and after."""
+    """Held-out prompts whose completions are shown, before and after training."""
     sample_tokens: int = 128
-    """The longest such answer."""
+    """Tokens of such a completion, at most."""
 
 
 def main() -> None:
     args, base, origins = parse(Args, "sft", __doc__)
     stop = Stop(args.time_limit)
 
-    # 1. Data: read and checked whole, before anything slow is loaded.
-    faults = Faults()
+    # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(offline=base.local and not isinstance(source, str))
-    rows = list(conversations(read_rows(source, faults), faults, args.format, column_map(args.columns)))
-    faults.stop()
-    if not rows:
-        raise InputError(f"{args.data}: holds no rows")
+    environment.set_variables(models=[base], sources=[source])
+    data = read_examples(source, FORMATS, args.format, args.columns)
 
-    # 2. The run: a new one, one to go on with, or one that is finished. Nothing is written yet.
+    # 2. The run: new, resumed, or finished already. Nothing is written yet.
     run = plan_run(
         "sft",
         base.name,
         args.output_dir,
         arguments=asdict(args),
         origins=origins,
-        inputs={"data": source_sha256(source) or source, "base": contents(base)},
+        inputs={"data": data.identity, "base": contents(base)},
     )
     if run is None:
         return
 
     environment.quiet_loggers()
-    import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
+    import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset
     from rich.console import Console
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel, is_bfloat16_supported
+    from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
     from common.run.progress import ProgressCallback, mean_loss
 
-    # 3. Tokens: the model's own chat template, and a mask of what the assistant says.
+    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant.
     base = fetch(base)
-    tokenizer = load_tokenizer(base)
-    set_chat_template(tokenizer, args.chat_template_path, base.name)
-    end = end_token(tokenizer)
-    set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
+    tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
-    order = random.Random(args.seed)
-    asked, rows = hold_out(rows, min(args.sample_prompts, len(rows) // 10), order)  # a handful is all trained on
-    samples = as_samples(asked)
+    order, faults = random.Random(args.seed), Faults()
+    # With fewer than ten rows, none is held out.
+    held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
+    samples = as_samples(held_out)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
     console = Console(quiet=not environment.is_first_process())
@@ -167,13 +163,8 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or trained whole.
-        dtype = {
-            "auto": (torch.bfloat16 if is_bfloat16_supported() else torch.float16) if on_gpu else torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "float32": torch.float32,
-        }[args.dtype]
+        # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
+        dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
@@ -183,7 +174,7 @@ def main() -> None:
             load_in_4bit=args.load_in_4bit and args.use_peft,
             full_finetuning=not args.use_peft,
             use_gradient_checkpointing=checkpointing,
-            use_exact_model_name=True,  # else a hub id is swapped for Unsloth's own 4-bit copy of it
+            use_exact_model_name=True,  # else Unsloth replaces a hub id by its own 4-bit copy
             random_state=args.seed,
         )
         if args.use_peft:
@@ -202,21 +193,21 @@ def main() -> None:
             columns = ("input_ids", "completion_mask")
             return Dataset.from_dict({name: [getattr(example, name) for example in examples] for name in columns})
 
-        def answers() -> list[str]:
+        def sample_completions() -> list[str]:
             FastLanguageModel.for_inference(model)
-            said = generate(model, tokenizer, [sample.prompt for sample in samples], end, args.sample_tokens)
+            completions = generate(model, tokenizer, [sample.prompt for sample in samples], end, args.sample_tokens)
             FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-            return [answer.text + ("" if answer.ended else " ...") for answer in said]
+            return [completion.text + ("" if completion.ended else " ...") for completion in completions]
 
-        before = answers()
+        before = sample_completions()
 
-        # 5. The trainer. Where Unsloth's GPU path and TRL have different defaults, the value is given.
+        # 5. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
-        full = tokens > 0.95 * len(training) * args.max_length  # such rows leave packing nothing to do
+        full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
         class Trainer(NoStepTooMany, SFTTrainer):
-            """TRL's, and what every recipe needs to be gone on with."""
+            """SFTTrainer with a fix for resuming."""
 
         trainer = Trainer(
             model=model,
@@ -228,12 +219,12 @@ def main() -> None:
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=SFTConfig(
-                output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
-                completion_only_loss=True,  # the loss reads our completion_mask
+                output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here
+                completion_only_loss=True,  # the loss uses our completion_mask
                 max_length=args.max_length,
                 packing=args.packing and on_gpu and not full,
-                packing_strategy="bfd",  # whole documents, so that none is cut in two
-                padding_free=False if full else None,  # None: Unsloth drops padding; full rows it compiles by block
+                packing_strategy="bfd",  # whole documents: none is split
+                padding_free=False if full else None,  # None: Unsloth drops padding; it compiles full rows by block
                 eval_packing=False,
                 per_device_train_batch_size=args.per_device_train_batch_size,
                 per_device_eval_batch_size=args.per_device_train_batch_size,
@@ -261,21 +252,21 @@ def main() -> None:
                 metric_for_best_model="eval_loss" if evaluation else None,
                 report_to=["tensorboard", *args.report_to],
                 run_name=run.folder.name,
-                disable_tqdm=True,  # ProgressCallback takes its place
+                disable_tqdm=True,  # ProgressCallback shows the progress
                 torch_empty_cache_steps=None,
             ),
         )
-        trainer.remove_callback(PrinterCallback)  # ProgressCallback says it all
+        trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
-        # 6. Save, and show what changed. Of several processes, which all have the same weights, the first does.
+        # 6. Save, and show what changed; in the first of several processes, which all have the same weights.
         if not environment.is_first_process():
             return
         saved = run.folder / ("adapter" if args.use_peft else "model")
         with write_folder(saved) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-        after = answers()
+        after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         console.print(f"{'Adapter' if args.use_peft else 'Model'} in [bold]{saved}[/bold]")

@@ -59,6 +59,39 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "data_samples" / "tiny")
 
 
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory, tokenizer):
+    """A reward model of the tiny model's size, with random weights: its folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(ROOT / "data_samples" / "tiny", num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.score.weight.data.normal_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def unsloth_first(tmp_path):
+    """The environment of a process that ends with 99 when it imports transformers before unsloth."""
+    folder = tmp_path / "unsloth-first"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'transformers' and 'unsloth' not in sys.modules:\n"
+        "            print('transformers before unsloth', file=sys.stderr, flush=True)\n"
+        "            os._exit(99)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 def shared(tmp_path_factory) -> Path:
     """A folder that all processes of this run of pytest have in common, however many pytest-xdist has started."""
     own = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""What must be set before unsloth is imported, and what is known about this machine and the code it runs."""
+"""Environment variables to set before unsloth is imported, and a description of this machine and code for run.json."""
 
 import logging
 import os
@@ -6,28 +6,39 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.data.rows import Source
+    from common.lm.hub import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", "peft", "bitsandbytes", "accelerate")
 PACKAGES += ("datasets", "tokenizers", "vllm")
 
 
-def set_variables(offline: bool) -> None:
-    """Set the environment that torch, unsloth and the hub read when they are imported; so before any of them is.
+def set_variables(
+    *, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), offline: bool | None = None
+) -> None:
+    """Set the environment that torch, unsloth and the hub's libraries read when they are imported.
 
-    `offline` forbids every request to the hub: right when the model and the data are local. A value that the user set
-    stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are the libraries' own and are left alone.
+    Call it before the first of them is imported. `models` and `sources` are everything that the command loads or
+    reads, reward models included: where all of it is on this machine, every request to the hub is forbidden (or by
+    `offline`, when given). A value that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read
+    by the libraries themselves.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / ".cache" / "unsloth"))  # else the working directory
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a warning at every fork
-    # Threads that wait for each other spin this often, then sleep. The default spins so long that beside any other
-    # process a small model trained ten times slower; never to spin costs a fifth on a machine of its own.
+    # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
+    # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if offline is None:
+        offline = all(model.local for model in models) and not any(isinstance(source, str) for source in sources)
     if offline:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not sys.stderr.isatty():
@@ -36,10 +47,10 @@ def set_variables(offline: bool) -> None:
 
 
 def quiet_loggers() -> None:
-    """Silence what the libraries say of their own business: none of it is news a user can act on. Imports torch."""
-    import torch  # noqa: F401  it sets the levels of its loggers when it is imported, so ours come after
+    """Silence log messages of the libraries that a user can do nothing about. Imports torch."""
+    import torch  # noqa: F401  the import sets the levels of its loggers, so ours come after it
 
-    # transformers.generation warns that max_new_tokens, which we give, wins over the model's own limit.
+    # transformers.generation warns that max_new_tokens, which we set, overrides the model's own limit.
     for name in ("torch.utils._pytree", "torchao", "bitsandbytes", "transformers.generation.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -47,14 +58,14 @@ def quiet_loggers() -> None:
 
 
 def is_first_process() -> bool:
-    """Is this the one that writes and prints, of the processes that torchrun started? True where there is only one."""
+    """Whether this process writes and prints: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def describe_code() -> dict[str, Any]:
-    """Commit, dirty flag, lock, image and package versions: what ran."""
+    """Commit, dirty flag, lock, image and package versions."""
     return {
-        # An image with the recipes in it has no repository, but says which commit it was built from.
+        # An image that holds the recipes has no repository; it names the commit that it was built from.
         "git": {
             "commit": _git("rev-parse", "HEAD") or os.environ.get("IMAGE_COMMIT"),
             "dirty": bool(_git("status", "--porcelain")),
@@ -67,7 +78,7 @@ def describe_code() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host, processor, and the GPU with its driver where there is one. Imports torch."""
+    """Host, processor, and the GPU with its driver, if there is one. Imports torch."""
     import torch
 
     machine: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
@@ -87,7 +98,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def installed_lock() -> dict[str, str] | None:
-    """Name and sha256 of the lock this environment was installed from; None if it was made by other means."""
+    """Name and sha256 of the lock that this environment was installed from; None if it was made another way."""
     mark = Path(sys.prefix) / "lock.sha256"  # written by scripts/setup.py
     if not mark.exists():
         return None

@@ -1,8 +1,9 @@
-"""What every recipe keeps to, so that who knows one knows all: names, order, defaults that come from one place."""
+"""What every recipe keeps to, so that who knows one knows all: names, order, and declarations that are the same."""
 
 import ast
 import dataclasses
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,39 @@ OURS = {
     "num_ppo_epochs",
 }  # fmt: skip
 LEADING = ["model", "data", "output_dir"]
+# Arguments with one type, one default and one help text in every recipe that has them, in this order.
+SAME = [
+    "chat_template_path", "pad_token", "load_in_4bit", "dtype", "lora_r", "lora_alpha", "lora_dropout",
+    "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
+    "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
+]  # fmt: skip
+# Statements and expressions of every main.
+EVERYWHERE = [
+    "stop = Stop(args.time_limit)",
+    "source = find_source(args.data)",
+    "contents(base)",
+    "if run is None:\n    return",
+    "import unsloth",
+    "base = fetch(base)",
+    "load_chat_tokenizer(base, args.chat_template_path, args.pad_token)",
+    "on_gpu = torch.cuda.is_available()",
+    "dtype = choose_dtype(args.dtype)",
+    "checkpointing = 'unsloth' if args.gradient_checkpointing else False",
+    "run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())",
+    "os.environ['TENSORBOARD_LOGGING_DIR'] = str(run.folder / 'tensorboard')",
+    "newest_checkpoint(run)",
+    "tokenizer.save_pretrained(part)",
+]
+# Calls whose keywords have the same values wherever two recipes give them, but for some.
+ALIKE = {
+    "plan_run": {"inputs"},
+    "from_pretrained": {"max_seq_length", "load_in_4bit"},
+    "get_peft_model": {"lora_dropout", "target_modules"},
+    "SFTConfig DPOConfig GRPOConfig TrainingArguments": {"loss_type"},
+    "Trainer RewardTrainer": {"train_dataset", "callbacks", "args"},
+    "CheckpointCallback": set(),
+}
+LONGEST_MAIN, LONGEST_MODULE = 190, 300
 
 
 def load(recipe: Path):
@@ -29,6 +63,32 @@ def load(recipe: Path):
     sys.modules[recipe.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def tree(recipe: Path) -> ast.Module:
+    return ast.parse(recipe.read_text(encoding="utf-8"))
+
+
+def main_of(recipe: Path) -> ast.FunctionDef:
+    (main,) = (node for node in tree(recipe).body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    return main
+
+
+def declared(recipe: Path) -> dict[str, tuple[str, str, str]]:
+    """The arguments of a recipe: type, default and help of each, by name and in order."""
+    (args,) = (node for node in tree(recipe).body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    found = {}
+    for node, following in zip(args.body, [*args.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            text = ast.literal_eval(following.value) if isinstance(following, ast.Expr) else ""
+            found[node.target.id] = (ast.unparse(node.annotation), ast.unparse(node.value), text)
+    return found
+
+
+def calls(recipe: Path, names: str) -> list[ast.Call]:
+    """The calls in main of a function or method of one of these names."""
+    found = [node for node in ast.walk(main_of(recipe)) if isinstance(node, ast.Call)]
+    return [node for node in found if ast.unparse(node.func).split(".")[-1] in names.split()]
 
 
 @pytest.fixture(scope="module", params=RECIPES, ids=lambda recipe: recipe.stem)
@@ -64,47 +124,84 @@ def test_every_argument_has_the_name_that_its_library_gives_it(recipe):
 def test_the_docstring_says_what_it_does_how_to_run_it_and_what_it_leaves_out(recipe):
     path, module = recipe
     assert f"make {path.stem}" in module.__doc__
-    assert "Left out:" in module.__doc__
+    assert "\n\nLeft out: " in module.__doc__
 
 
 def test_nothing_slow_is_imported_before_the_data_is_checked(recipe):
+    """Neither by the recipe nor by what it imports from common."""
     path, _ = recipe
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in top} & {"torch", "transformers", "trl", "unsloth", "peft", "datasets"}
+    slow = ("torch", "transformers", "trl", "unsloth", "peft", "datasets", "huggingface_hub")
+    code = f"import runpy, sys; runpy.run_path({str(path)!r}); print(*[name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
-def test_checkpoints_and_stopping_are_asked_for_alike_and_acted_on(recipe):
+def test_unsloth_is_imported_before_what_it_patches(recipe):
     path, _ = recipe
-    text = path.read_text(encoding="utf-8")
-    alike = text.partition("    save_steps: ")[2].partition("    report_to: ")[0]
-    sft = (ROOT / "recipes" / "sft.py").read_text(encoding="utf-8")
-    assert alike == sft.partition("    save_steps: ")[2].partition("    report_to: ")[0]
-    assert "time_limit: str | None = None" in alike
-    first, second = text.partition("def main() -> None:\n")[2].splitlines()[:2]
-    assert first.startswith("    args, base, origins = parse(")
-    assert second == "    stop = Stop(args.time_limit)"  # what comes before is not heard
-    assert "CheckpointCallback(run, stop, args.save_total_limit" in text
+    imports = [node for node in main_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert ast.unparse(imports[0]) == "import unsloth"
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_an_argument_that_recipes_share_is_declared_alike(name):
+    declarations = {recipe.stem: declared(recipe).get(name) for recipe in RECIPES}
+    found = {recipe: declaration for recipe, declaration in declarations.items() if declaration}
+    assert len(found) > 1
+    assert len(set(found.values())) == 1, found
+
+
+def test_the_arguments_that_recipes_share_come_in_one_order(recipe):
+    path, _ = recipe
+    own = [name for name in declared(path) if name in SAME]
+    assert own == [name for name in SAME if name in own]
+
+
+def test_main_begins_with_the_arguments_and_the_signals(recipe):
+    path, _ = recipe
+    first, second = main_of(path).body[:2]
+    assert ast.unparse(first) == f"args, base, origins = parse(Args, '{path.stem}', __doc__)"
+    assert ast.unparse(second) == "stop = Stop(args.time_limit)"  # a signal that comes before it is lost
+
+
+@pytest.mark.parametrize("code", EVERYWHERE)
+def test_what_every_main_holds(recipe, code):
+    path, _ = recipe
+    assert ast.unparse(ast.parse(code)) in {ast.unparse(node) for node in ast.walk(main_of(path))}
+
+
+@pytest.mark.parametrize("names", ALIKE)
+def test_calls_that_recipes_share_have_the_same_values(names):
+    values: dict[str, dict[str, str]] = {}
+    for recipe in RECIPES:
+        for call in calls(recipe, names):
+            for keyword in call.keywords:
+                if keyword.arg and keyword.arg not in ALIKE[names]:
+                    values.setdefault(keyword.arg, {})[recipe.stem] = ast.unparse(keyword.value)
+    differing = {name: found for name, found in values.items() if len(set(found.values())) > 1}
+    assert differing == {}
+    shared = [name for name, found in values.items() if len(found) > 1]
+    assert shared or names == "CheckpointCallback"
 
 
 def test_every_argument_is_read(recipe):
     """An argument that the recipe never reads would be ignored in silence."""
     path, module = recipe
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
     read |= {"model"}  # by cli.parse, for every recipe
     assert {field.name for field in dataclasses.fields(module.Args)} <= read
 
 
+def test_main_is_read_in_one_sitting(recipe):
+    path, _ = recipe
+    main = main_of(path)
+    assert main.end_lineno - main.lineno + 1 <= LONGEST_MAIN
+
+
 def test_common_is_a_leaf():
-    """recipes/common imports no recipe and no script, and stays small enough to read in one sitting."""
+    """recipes/common imports no recipe and no script, and each module is read in one sitting."""
     for module in (ROOT / "recipes" / "common").rglob("*.py"):
-        text = module.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 300, module
+        assert len(module.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE, module
         names = {
-            node.module or ""
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.ImportFrom) and node.level == 0
+            node.module or "" for node in ast.walk(tree(module)) if isinstance(node, ast.ImportFrom) and node.level == 0
         }
         assert not names & {recipe.stem for recipe in RECIPES}, module

@@ -58,7 +58,7 @@ def test_losses_and_margins_are_those_of_a_plain_trl_script(whole, merged, few, 
 
 
 def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
-    """With a "ref" adapter beside the policy's, transformers would go on with an untrained one: loss ln 2 again."""
+    """With a "ref" adapter beside the policy's, transformers would resume with an untrained one: loss ln 2 again."""
     folder, flags = whole
     cut = tmp_path / "cut"
     done = interrupt("STOP", 2, "dpo", "--output-dir", cut, *flags)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
+from fake_hub import serve
 
 pytestmark = pytest.mark.slow
 PROBLEMS = (ROOT / "data_samples" / "arithmetic-train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -23,7 +24,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(merged, few, tmp_path_factory):
-    """Four steps of 4 problems x 4 answers, a checkpoint after every one, and the answers that were sampled."""
+    """Four steps of 4 prompts x 4 completions, a checkpoint after each, and the completions that were sampled."""
     folder = tmp_path_factory.mktemp("grpo")
     flags = ("--model", merged, "--data", few, "--save-steps", 1, "--save-total-limit", 9, *FEW)
     recipe = (ROOT / "tests" / "system" / "record_answers.py", folder / "answers.jsonl", ROOT / "recipes" / "grpo.py")
@@ -38,7 +39,7 @@ def steps(folder):
 
 
 def test_loss_gradient_and_reward_are_those_of_a_plain_trl_script(whole, merged, few, tmp_path):
-    """On the same answers, step for step; the plain script has its own reward."""
+    """On the same completions, step for step; the plain script has its own reward."""
     folder, answers, _ = whole
     command = [sys.executable, ROOT / "tests" / "references" / "plain_grpo.py", merged, few, answers, tmp_path]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -75,17 +76,13 @@ def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
 
 
 def test_difficulty_refill_a_penalty_and_a_reward_of_ones_own(merged, few, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from common.rewards.builtin import text_of\n"
-        "def shorter(completions, **columns):\n"
-        "    return [-len(text_of(completion)) / 100 for completion in completions]\n"
-    )
+    (tmp_path / "mine.py").write_text("def shorter(texts):\n    return [-len(text) / 100 for text in texts]\n")
     flags = ("--rewards", "math", f"{tmp_path / 'mine.py'}:shorter=0.1", "--difficulty", "auto", "--refill", 2)
     flags += ("--difficulty-prompts", 16, "--beta", 0.05, "--max-steps", 2, "--sample-prompts", 2)
     run = tmp_path / "run"
     done = run_recipe("grpo", "--model", merged, "--data", few, "--output-dir", run, *SMALL, *flags)
     assert done.returncode == 0, done.stderr
-    assert " of 16 problems are auto by pass-rate" in done.stdout
+    assert " of 16 prompts are auto by pass-rate" in done.stdout
     samples = read_jsonl(run / "samples.jsonl")
     assert len(samples) == 4
     for sample in samples:
@@ -94,6 +91,88 @@ def test_difficulty_refill_a_penalty_and_a_reward_of_ones_own(merged, few, tmp_p
         assert sample["reward"] == pytest.approx(sample["rewards"]["math"] + 0.1 * sample["rewards"]["shorter"])
     assert all(row["flat"] == 0 for row in steps(run))  # with the length in it no group is flat
     assert not list(run.rglob("ref"))
+
+
+def test_a_group_is_scored_once_and_what_replaces_it_too(merged, few, tmp_path):
+    """16 completions a step, and of the flat groups, which become fewer, those in their place."""
+    counts = tmp_path / "counts.txt"
+    (tmp_path / "mine.py").write_text(
+        "def counted(texts):\n"
+        f"    with open({str(counts)!r}, 'a') as stream:\n"
+        "        print(len(texts), file=stream)\n"
+        "    return [float('I do not know' in text) for text in texts]\n"
+    )
+    flags = ("--rewards", "math", f"{tmp_path / 'mine.py'}:counted=0", "--refill", 2, "--max-steps", 3)
+    run = tmp_path / "run"
+    done = run_recipe("grpo", "--model", merged, "--data", few, "--output-dir", run, *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    calls = [int(line) for line in counts.read_text().splitlines()]
+    calls = calls[calls.index(16) :]  # those before are the contract's, of 64 completions
+    steps_of_calls = [[]]
+    for count in calls:
+        if count == 16 and steps_of_calls[-1]:
+            steps_of_calls.append([])
+        steps_of_calls[-1].append(count)
+    assert len(steps_of_calls) == 3
+    for first, *others in steps_of_calls:
+        assert first == 16
+        assert len(others) <= 2
+        assert others == sorted(others, reverse=True)
+        assert all(count % 4 == 0 for count in others)
+    assert any(len(one) > 1 for one in steps_of_calls)  # there was something to replace
+
+
+def test_a_killed_run_leaves_each_step_once_in_samples_jsonl(merged, few, tmp_path):
+    """Killed in step 3 with the checkpoint of step 2: step 2, counted from 0, is done twice."""
+    flags = ("--model", merged, "--data", few, "--output-dir", tmp_path / "run", "--save-steps", 2)
+    flags += (*SMALL, "--max-steps", 4, "--sample-prompts", 2, "--rewards", "math")
+    assert interrupt("SIGKILL", 3, "grpo", *flags).returncode == -9
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "samples.jsonl")] == [0, 0, 1, 1, 2, 2]
+    done = run_recipe("grpo", *flags)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "samples.jsonl")] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_tools_are_part_of_the_prompt(merged, few, tmp_path, tokenizer):
+    tools = [{"name": "calculate", "description": "Adds numbers."}]
+    data = tmp_path / "problems.jsonl"
+    rows = [{**json.loads(line), "tools": tools} for line in PROBLEMS[:16]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = (ROOT / "tests" / "system" / "record_answers.py", tmp_path / "answers.jsonl", ROOT / "recipes" / "grpo.py")
+    flags = ("--model", merged, "--data", data, "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 1)
+    flags += ("--sample-prompts", 1, "--difficulty", "auto", "--difficulty-by", "entropy")
+    command = [*map(str, [sys.executable, *recipe, *flags])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr
+    sampled = [prompt for batch in read_jsonl(tmp_path / "answers.jsonl") for prompt, _ in batch]
+    assert len(sampled) == 1 + 15 * 4 + 16 + 1  # held-out, difficulty, the step, held-out
+    for prompt in sampled:
+        assert "Adds numbers." in tokenizer.decode(prompt)
+    assert [row["tools"] for row in read_jsonl(tmp_path / "run" / "samples.jsonl")] == [tools]
+
+
+def test_a_reward_model_on_the_hub_is_fetched_though_base_and_data_are_here(few, tmp_path):
+    with serve({}) as hub:
+        environment = {**hub.environment(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, ROOT / "recipes" / "grpo.py", "--data", few, "--rewards", "model:org/judge"]
+        command += ["--output-dir", tmp_path / "run"]
+        done = subprocess.run(
+            [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 2
+        assert "org/judge: the hub has no such model" in done.stderr
+        assert any("org/judge" in path for path in hub.requests)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_is_loaded_after_unsloth(merged, few, classifier, unsloth_first, tmp_path):
+    flags = ("--model", merged, "--data", few, "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 1)
+    flags += ("--rewards", "math", f"model:{classifier}=0.1", "--sample-prompts", 0)
+    done = run_recipe("grpo", *flags, **unsloth_first)
+    assert done.returncode == 0, done.stderr
+    assert {"rewards/math/mean", "rewards/model/mean"} <= steps(tmp_path / "run")[0].keys()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["matters"]["reward_files"]) == 1  # what the reward model is
 
 
 ROW = json.loads(PROBLEMS[0])

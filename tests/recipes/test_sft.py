@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT, read_jsonl, run_recipe
+from fake_hub import FIRST, SECOND, serve
 
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 pytestmark = pytest.mark.slow
@@ -138,6 +139,23 @@ def test_a_held_out_split_is_evaluated_and_the_best_checkpoint_kept(tmp_path):
     assert all((kept[name] == checkpoint[name]).all() for name in checkpoint)
 
 
+def test_a_hub_dataset_at_another_commit_is_another_run(tmp_path):
+    rows = [json.loads(line) for line in (ROOT / "data_samples" / "sft.jsonl").read_text().splitlines()[:32]]
+    flags = ("--data", "org/rows", "--output-dir", tmp_path / "run", "--max-steps", 1, "--sample-prompts", 0)
+    command = [sys.executable, *map(str, [ROOT / "recipes" / "sft.py", *flags])]
+    with serve({"org/rows": rows}) as hub:
+        options = {"env": hub.environment(tmp_path), "capture_output": True, "text": True, "timeout": 300}
+        done = subprocess.run(command, check=False, **options)
+        assert done.returncode == 0, done.stderr
+        assert "finished already" in subprocess.run(command, check=False, **options).stdout
+        hub.commit = SECOND
+        done = subprocess.run(command, check=False, **options)
+        assert done.returncode == 2
+        assert f"data: 'org/rows@{FIRST}' there, 'org/rows@{SECOND}' now" in done.stderr
+        of_first = [f"org/rows@{FIRST}" if word == "org/rows" else word for word in command]
+        assert "finished already" in subprocess.run(of_first, check=False, **options).stdout
+
+
 def test_every_weight_is_trained_without_an_adapter(tmp_path):
     done = run_recipe("sft", "--no-use-peft", "--output-dir", tmp_path / "run", "--max-steps", 4, "--sample-prompts", 0)
     assert done.returncode == 0, done.stderr
@@ -176,7 +194,7 @@ BAD = {
     "a missing field": (GOOD * 2 + '{"instruction": "Say a."}\n', [], ":3: output: missing"),
     "a wrong type": (GOOD + '{"instruction": "Say a.", "output": 5}\n', [], ":2: output: should be a valid string"),
     "an empty answer": (GOOD + '{"instruction": "Say a.", "output": ""}\n', [], ":2: output: is empty"),
-    "all rows cut": (LONG * 30, ["--max-length", 100], "(100.0%) are longer than 100 tokens and cut off"),
+    "all rows cut": (LONG * 30, ["--max-length", 100], "(100.0%) are longer than 100 tokens and truncated"),
     "no trainable token": (GOOD * 3, ["--max-length", 4], ":1: no trainable token"),
     "an unknown format": ('{"a": 1, "b": 2}\n', [], ":1: unknown format: the columns are a, b"),
     "bytes that are not UTF-8": (GOOD.encode() + b'{"instruction": "\xff"}\n', [], ":2: byte 18 is 0xff"),

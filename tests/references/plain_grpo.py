@@ -23,11 +23,11 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 
 
 def replay(prompts: list, trainer: GRPOTrainer) -> dict:
-    said = next(answers)
-    for prompt, (prompt_ids, _) in zip(prompts, said, strict=True):
+    sampled = next(answers)
+    for prompt, (prompt_ids, _) in zip(prompts, sampled, strict=True):
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        assert tokenizer(text)["input_ids"] == prompt_ids, "another problem than the recipe asked"
-    return {"prompt_ids": [p for p, _ in said], "completion_ids": [c for _, c in said], "logprobs": None}
+        assert tokenizer(text)["input_ids"] == prompt_ids, "another prompt than the recipe sampled for"
+    return {"prompt_ids": [p for p, _ in sampled], "completion_ids": [c for _, c in sampled], "logprobs": None}
 
 
 def right(completions: list, answer: list, **_: object) -> list[float]:

@@ -1,4 +1,4 @@
-"""Run a recipe as it is, and write down every answer it samples.
+"""Run a recipe as it is, and write down every completion it samples.
 
 python tests/system/record_answers.py ANSWERS.jsonl recipes/grpo.py FLAGS...
 """
@@ -16,11 +16,11 @@ sample = generate.generate
 
 
 def sample_and_record(*args, **kwargs):
-    said = sample(*args, **kwargs)
-    if said:
+    completions = sample(*args, **kwargs)
+    if completions:
         with Path(answers).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([[answer.prompt_ids, answer.completion_ids] for answer in said]) + "\n")
-    return said
+            stream.write(json.dumps([[one.prompt_ids, one.completion_ids] for one in completions]) + "\n")
+    return completions
 
 
 generate.generate = sample_and_record

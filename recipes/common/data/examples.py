@@ -1,8 +1,8 @@
-"""What the methods learn from: four kinds of example, all made of chat messages.
+"""The four kinds of example that the methods learn from, all made of chat messages.
 
-A Conversation to imitate, a Pair of completions to prefer between, a Prompt whose completions are scored, a Rating of a
-completion. Messages have the field's usual shape ({"role", "content"}, with "tool_calls" where an assistant calls
-tools), because the model's own chat template renders them in the end; so one file serves every model.
+A Conversation to imitate, a Pair of completions with a preference, a Prompt whose completions are scored, a Rating of a
+completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools). The
+model's own chat template renders them at the end, so one file serves every model.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from common.data.turns import Turns
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One training example: its place in the data, chat messages, and the tools offered to the model, if any."""
+    """Chat messages to imitate, and the tools offered to the model, if any. `place` is file:line, in every example."""
 
     place: str
     messages: Turns
@@ -22,7 +22,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and two ways to go on, of which `chosen` is the better. Each answer ends in a turn of the assistant."""
+    """A prompt and two completions, of which `chosen` is the better one. Each ends with a turn of the assistant."""
 
     place: str
     prompt: Turns
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt whose answers are scored. `answer` is the gold one as text; `fields` are the row's other columns."""
+    """A prompt whose completions are scored. `answer` is the gold answer; `fields` are the row's other columns."""
 
     place: str
     prompt: Turns
@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A prompt, an answer to it, and the finite number somebody gave that answer."""
+    """A prompt, a completion of it (`response`), and its score, a finite number."""
 
     place: str
     prompt: Turns

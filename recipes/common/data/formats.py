@@ -1,14 +1,10 @@
-"""The formats of rows, as pydantic models: which columns tell each, and the chat messages that a row stands for."""
+"""The row formats, as pydantic models: the columns that identify each, and how a row becomes chat messages."""
 
 import itertools
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-)
+from pydantic import Discriminator, Field, Tag
 
 from common.data.turns import (
     GoldAnswer,
@@ -84,7 +80,7 @@ HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 class PairFormat(RowFormat):
     def pair(self) -> tuple[Turns, Turns, Turns]:
-        """Prompt, chosen, rejected. Raises ValueError when they are no such three."""
+        """Prompt, chosen, rejected. Raises ValueError when one of them is not what its name says."""
         prompt, chosen, rejected = self.split()
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same; there is nothing to prefer")
@@ -95,7 +91,7 @@ class PairFormat(RowFormat):
 
 
 class PromptPair(PairFormat):
-    """A prompt and its two answers. Answers that repeat the prompt as their first turns are taken without it."""
+    """A prompt and its two completions. Where both repeat the prompt as their first turns, it is removed from them."""
 
     columns: ClassVar = ("prompt", "chosen", "rejected")
     prompt: TextOrMessages
@@ -118,7 +114,7 @@ TextOrTurn = Annotated[
 
 
 class ShareGPTPair(PairFormat):
-    """A ShareGPT conversation up to the assistant's turn, and two ways to go on."""
+    """A ShareGPT conversation up to the assistant's turn, and its two completions."""
 
     columns: ClassVar = ("conversations", "chosen", "rejected")
     conversations: list[Turn]
@@ -138,7 +134,7 @@ class ShareGPTPair(PairFormat):
 
 
 class DialoguePair(PairFormat):
-    """Two whole dialogues, as messages or as HH-RLHF's text; what they begin with alike is the prompt."""
+    """Two whole dialogues, as messages or as HH-RLHF's text; the turns that they share at the start are the prompt."""
 
     columns: ClassVar = ("chosen", "rejected")
     chosen: TextOrMessages
@@ -176,13 +172,13 @@ class DialoguePair(PairFormat):
 
 
 class PromptFormat(RowFormat):
-    def asked(self) -> Turns:
-        """The prompt. Raises ValueError when it does not end where the assistant is to speak."""
+    def prompt_turns(self) -> Turns:
+        """The prompt. Raises ValueError when it does not end with a turn of the user or of a tool."""
         return check_prompt(as_turns("user", self.prompt))
 
     @classmethod
     def other_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """What the row holds besides the problem itself, for the reward functions."""
+        """The row's other columns, for the reward functions."""
         own = {field.validation_alias or name for name, field in cls.model_fields.items()}
         return {name: value for name, value in fields.items() if name not in own}
 
@@ -224,16 +220,16 @@ class PromptOnly(PromptFormat):
 class InstructionOnly(Instruction, PromptFormat):
     columns: ClassVar = ("instruction",)
 
-    def asked(self) -> Turns:
+    def prompt_turns(self) -> Turns:
         return self.turns()
 
 
 class RatingFormat(RowFormat):
-    def asked(self) -> Turns:
+    def prompt_turns(self) -> Turns:
         raise NotImplementedError
 
-    def answered(self) -> Turns:
-        """The answer that is rated. Raises ValueError when it is not what an assistant says."""
+    def response_turns(self) -> Turns:
+        """The completion that is rated. Raises ValueError when it is not made of turns of the assistant."""
         return check_completion("response", as_turns("assistant", self.response))
 
 
@@ -244,7 +240,7 @@ class PromptRating(RatingFormat):
     score: Score
     tools: Any = None
 
-    def asked(self) -> Turns:
+    def prompt_turns(self) -> Turns:
         return check_prompt(as_turns("user", self.prompt))
 
 
@@ -253,13 +249,13 @@ class InstructionRating(Instruction, RatingFormat):
     response: TextOrMessages
     score: Score
 
-    def asked(self) -> Turns:
+    def prompt_turns(self) -> Turns:
         return self.turns()
 
 
 Formats = dict[str, type[RowFormat]]
 
-# The first whose columns a row has wins: a row with `messages` and a stray `text` is messages.
+# In each table, the first format whose columns a row has wins: a row with `messages` and a stray `text` is messages.
 FORMATS: Formats = {
     "messages": Messages,
     "sharegpt": ShareGPT,
@@ -291,6 +287,6 @@ PROBLEM_FORMATS: Formats = {
 PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
 
 
-def detect(fields: dict[str, Any], known: Formats = FORMATS) -> str | None:
-    """The name of the first of the `known` formats whose columns `fields` has, or None."""
-    return next((name for name, form in known.items() if all(column in fields for column in form.columns)), None)
+def detect(fields: dict[str, Any], formats: Formats = FORMATS) -> str | None:
+    """The name of the first of the `formats` whose columns are all in `fields`, or None."""
+    return next((name for name, row in formats.items() if all(column in fields for column in row.columns)), None)

@@ -1,7 +1,9 @@
-"""Turn the rows of a source into examples, with every fault by line and field."""
+"""Read a data source into examples, with every error named by line and field."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +21,8 @@ from common.data.formats import (
     RatingFormat,
     detect,
 )
-from common.data.rows import Faults, Row
+from common.data.prompts import as_prompt
+from common.data.rows import Faults, Row, Source, read_rows, source_identity, source_name
 from common.data.turns import RowFormat, Turns, parse_json
 from common.errors import InputError, nearest
 
@@ -28,8 +31,43 @@ SHOWN_COLUMNS = 20
 MOST_TURNS = 500  # chat templates render a conversation once per answer: a row of 5,000 turns took half a minute
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a source holds: its examples, the name of their row format, and the source's identity.
+
+    The identity is a sha256 of the files, or the hub's id@commit.
+    """
+
+    examples: list[Any]
+    row_format: str
+    identity: str
+
+
+def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
+    """Read and check a whole source. The examples are Conversation, Pair, Prompt or Rating, as `formats` are.
+
+    Args:
+        source: as `find_source` found it.
+        formats: the row formats to accept, by name; see formats.py.
+        row_format: one of their names, or auto: the first whose columns the first row has.
+        columns: columns of the source under another name, OURS=THEIRS.
+
+    Raises InputError with every fault of every row, and when the source holds no rows.
+    """
+    faults, renamed = Faults(), column_map(columns)
+    rows = read_rows(source, faults)
+    first = next(rows, None)
+    if first is None:
+        faults.stop()
+        raise InputError(f"{source_name(source)}: holds no rows")
+    examples = list(_examples(itertools.chain([first], rows), faults, row_format, renamed, formats))
+    faults.stop()
+    found = row_format if row_format != "auto" else detect(_renamed(first, renamed), formats)
+    return Data(examples, found, source_identity(source))
+
+
 def column_map(pairs: Iterable[str]) -> dict[str, str]:
-    """`["prompt=question"]` as {"question": "prompt"}: which column of the file stands for which of the format."""
+    """`["prompt=question"]` as {"question": "prompt"}: for columns of a source, the name they have in a row format."""
     columns = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
@@ -40,66 +78,62 @@ def column_map(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def conversations(
-    rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
 ) -> Iterator[Conversation]:
-    """Turn rows into conversations. A row that does not fit is added to `faults` and passed over.
+    """The rows as conversations. A row that does not fit its format is added to `faults` and skipped.
 
-    With form "auto" the first row decides the format for all; a row of another format is a fault that names both lines.
-    `columns` maps a file's own column names to ours. Raises InputError when the first row fits no known format.
+    With "auto" the first row decides the format of all; a row of another format is a fault that names both lines.
+    `columns` maps the source's names of columns to ours. Raises InputError when the first row has no known format.
     """
-    return _examples(rows, faults, form, columns, FORMATS)
+    return _examples(rows, faults, row_format, columns, FORMATS)
 
 
 def pairs(
-    rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
 ) -> Iterator[Pair]:
-    """Turn rows into pairs of answers, as `conversations` does into conversations."""
-    return _examples(rows, faults, form, columns, PAIR_FORMATS)
+    """The rows as preference pairs; otherwise as `conversations`."""
+    return _examples(rows, faults, row_format, columns, PAIR_FORMATS)
 
 
 def problems(
-    rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
 ) -> Iterator[Prompt]:
-    """Turn rows into problems, as `conversations` does into conversations."""
-    return _examples(rows, faults, form, columns, PROBLEM_FORMATS)
+    """The rows as prompts with or without a gold answer; otherwise as `conversations`."""
+    return _examples(rows, faults, row_format, columns, PROBLEM_FORMATS)
 
 
 def ratings(
-    rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
 ) -> Iterator[Rating]:
-    """Turn rows into rated answers, as `conversations` does into conversations."""
-    return _examples(rows, faults, form, columns, RATING_FORMATS)
+    """The rows as rated completions; otherwise as `conversations`."""
+    return _examples(rows, faults, row_format, columns, RATING_FORMATS)
 
 
 def prompts(
-    rows: Iterable[Row], faults: Faults, form: str = "auto", columns: dict[str, str] | None = None
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
 ) -> Iterator[Prompt]:
-    """The prompts of pairs, ratings or problems, each as a problem; those of pairs and ratings have no gold answer."""
-    for example in _examples(rows, faults, form, columns, PROMPT_FORMATS):
-        if isinstance(example, Prompt):
-            yield example
-        else:
-            yield Prompt(example.place, example.prompt, tools=example.tools)
+    """The prompts of rows of any format but SFT's; otherwise as `conversations`."""
+    return map(as_prompt, _examples(rows, faults, row_format, columns, PROMPT_FORMATS))
 
 
 def _examples(
-    rows: Iterable[Row], faults: Faults, form: str, columns: dict[str, str] | None, known: Formats
+    rows: Iterable[Row], faults: Faults, row_format: str, columns: dict[str, str] | None, formats: Formats
 ) -> Iterator[Any]:
     decided_at = "--format"
-    if form not in ("auto", *known):
-        raise InputError(f"--format {form}: unknown here; expected auto or one of {', '.join(known)}")
+    if row_format not in ("auto", *formats):
+        raise InputError(f"--format {row_format}: unknown here; expected auto or one of {', '.join(formats)}")
     for row in rows:
-        fields = {columns.get(name, name): value for name, value in row.fields.items()} if columns else row.fields
-        own = detect(fields, known)
-        if form == "auto":
-            if own is None:
-                raise InputError(f"{row.place}: {unknown_columns(fields, known)}")
-            form, decided_at = own, row.place
-        elif own not in (None, form):
-            faults.add(row.place, f"this row is {own}, but {decided_at} is {form}; a source holds one format")
+        fields = _renamed(row, columns)
+        found = detect(fields, formats)
+        if row_format == "auto":
+            if found is None:
+                raise InputError(f"{row.place}: {unknown_columns(fields, formats)}")
+            row_format, decided_at = found, row.place
+        elif found not in (None, row_format):
+            faults.add(row.place, f"this row is {found}, but {decided_at} is {row_format}; a source holds one format")
             continue
         try:
-            example = _example(row.place, known[form], fields)
+            example = _example(row.place, formats[row_format], fields)
         except ValidationError as error:
             for detail in error.errors(include_url=False, include_context=False):
                 faults.add(row.place, _plain(detail))
@@ -109,19 +143,23 @@ def _examples(
             yield example
 
 
-def _example(place: str, form: type[RowFormat], fields: dict[str, Any]) -> Conversation | Pair | Prompt | Rating:
-    row = form.model_validate(fields)
+def _renamed(row: Row, columns: dict[str, str] | None) -> dict[str, Any]:
+    return {columns.get(name, name): value for name, value in row.fields.items()} if columns else row.fields
+
+
+def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) -> Conversation | Pair | Prompt | Rating:
+    row = row_format.model_validate(fields)
     tools = _tools(getattr(row, "tools", None))
     if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()
         _check_count(prompt, chosen, rejected)
         return Pair(place, prompt, chosen, rejected, tools)
     if isinstance(row, PromptFormat):
-        prompt = row.asked()
+        prompt = row.prompt_turns()
         _check_count(prompt)
         return Prompt(place, prompt, getattr(row, "answer", None), row.other_fields(fields), tools)
     if isinstance(row, RatingFormat):
-        prompt, response = row.asked(), row.answered()
+        prompt, response = row.prompt_turns(), row.response_turns()
         _check_count(prompt, response)
         return Rating(place, prompt, response, row.score, tools)
     messages = row.messages()
@@ -146,7 +184,7 @@ def _tools(tools: Any) -> Turns | None:
 
 
 def _plain(detail: Any) -> str:
-    """A pydantic error in the words of this project: the field, what is wrong, what is expected."""
+    """A pydantic error in this project's words: the field, what is wrong, what is expected."""
     field = ".".join(str(part) for part in detail["loc"] if part not in ("as text", "as list", "as turn"))
     if detail["type"] == "missing":
         return f"{field}: missing"
@@ -159,7 +197,7 @@ def _plain(detail: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value, briefly: of a list or an object, which may be deep and large, only what it is."""
+    """A value, shortened; of a list or an object, which may be deep and large, only what it is."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
@@ -167,16 +205,16 @@ def _shown(value: Any) -> str:
     return json.dumps(value[:60] if isinstance(value, str) else value, default=str, ensure_ascii=False)[:60]
 
 
-def unknown_columns(fields: dict[str, Any], known: Formats) -> str:
-    """What to say of a row whose columns are of none of the `known` formats."""
-    forms = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in known.items())
+def unknown_columns(fields: dict[str, Any], formats: Formats) -> str:
+    """The error message for a row that has the columns of none of the `formats`."""
+    known = "; ".join(f"{name}: {', '.join(row_format.columns)}" for name, row_format in formats.items())
     names = [name for name in list(fields)[:SHOWN_COLUMNS] if name and len(name) < 100]
     hint = ""
-    for needed in sorted({column for form in known.values() for column in form.columns} - set(fields)):
+    for needed in sorted({column for row_format in formats.values() for column in row_format.columns} - set(fields)):
         if near := nearest(needed, names, cutoff=0.75):
             hint = f" (did you mean {needed!r} by {near!r}?)"
     found = ", ".join(names) + (", ..." if len(names) < len(fields) else "") if fields else "none"
     return (
-        f"unknown format: the columns are {found}{hint}. Known: {forms}.\n"
+        f"unknown format: the columns are {found}{hint}. Known: {known}.\n"
         "  Map columns with --columns, for example --columns prompt=question completion=answer"
     )

@@ -1,11 +1,11 @@
-"""Read a data source row by row, and keep the place of every row.
+"""Read a data source row by row, with the place of every row.
 
-A source is a file (JSON Lines, a JSON array, CSV, Parquet), a folder of such files, or a dataset's id on the hub. Rows
-stream; a place is `file:line`, which is what an error about a row begins with. What a row must hold is not decided
-here but in formats.py.
+A source is a file (JSON Lines, a JSON array, CSV, Parquet), a folder of such files, or a dataset on the hub. Rows are
+streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in formats.py.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -13,13 +13,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError, MachineError
 
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revision
+
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SHOWN_FAULTS = 20
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a character; two of them are one, such as an emoji
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half of a character, such as one of the two of an emoji
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Row:
 
 
 class Faults:
-    """What is wrong with the data, row by row. The first 20 are shown, the rest are counted."""
+    """The errors of a data source, row by row: the first 20 in words, the rest as a number."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -43,17 +49,17 @@ class Faults:
             self.shown.append(f"{place}: {message}")
 
     def stop(self) -> None:
-        """Raise InputError with every fault so far, if there is one."""
+        """Raise InputError with all faults so far, if there are any."""
         if self.count > len(self.shown):
             self.shown.append(f"... and {self.count - len(self.shown)} more, {self.count} in all")
         if self.count:
             raise InputError("\n".join(self.shown))
 
 
-def find_source(data: str) -> list[Path] | str:
-    """The files that `data` names, sorted, or the hub id it is.
+def find_source(data: str) -> Source:
+    """The files that `data` names, sorted, or `data` itself when it is a hub id (org/name or org/name@revision).
 
-    Raises InputError if it looks like a path and nothing is there, or if a folder holds no file we read.
+    Raises InputError when it looks like a path and nothing is there, and when a folder holds no data file.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -71,10 +77,15 @@ def find_source(data: str) -> list[Path] | str:
     return data
 
 
-def read_rows(source: list[Path] | str, faults: Faults) -> Iterator[Row]:
-    """Every row of a source in order. A line that is no row is added to `faults` and passed over.
+def source_name(source: Source) -> str:
+    """The source in an error message."""
+    return source if isinstance(source, str) else ", ".join(map(str, source))
 
-    Raises InputError when a whole file cannot be read as what its name says.
+
+def read_rows(source: Source, faults: Faults) -> Iterator[Row]:
+    """Every row of a source in order. A line that is not a row is added to `faults` and skipped.
+
+    Raises InputError when a file is not of the kind that its suffix says.
     """
     if isinstance(source, str):
         yield from _hub_rows(source)
@@ -94,8 +105,18 @@ def read_rows(source: list[Path] | str, faults: Faults) -> Iterator[Row]:
                 yield from _json_lines_rows(file, faults)
 
 
-def source_sha256(source: list[Path] | str) -> str | None:
-    """One sha256 over the bytes of all files in order; None for a hub id, which has a revision instead."""
+def source_identity(source: Source) -> str:
+    """What a source is by its contents: one sha256 over the bytes of its files in order, or the hub's id@commit.
+
+    Raises InputError or MachineError, as reading does, when the hub does not give the dataset.
+    """
+    if isinstance(source, str):
+        return f"{source.partition('@')[0]}@{_hub_dataset(source).hash}"
+    return source_sha256(source)
+
+
+def source_sha256(source: Source) -> str | None:
+    """One sha256 over the bytes of all files in order; None for a hub dataset. See `source_identity`."""
     if isinstance(source, str):
         return None
     digest = hashlib.sha256()
@@ -164,7 +185,7 @@ def _object_row(place: str, value: object, text: str, faults: Faults) -> Iterato
         faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
     elif SURROGATE.search(text) and not _is_text(value):
         faults.add(
-            place, "half of a surrogate pair, such as \\ud83d alone, is no character; write both halves or neither"
+            place, "half of a surrogate pair, such as \\ud83d alone, is not a character; write both halves or neither"
         )
     else:
         yield Row(place, value)
@@ -173,7 +194,7 @@ def _object_row(place: str, value: object, text: str, faults: Faults) -> Iterato
 def _is_text(value: object) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):  # to write a value may take a little more depth than to read it
+    except (UnicodeEncodeError, RecursionError):  # writing a value may need more stack than reading it
         return False
     return True
 
@@ -183,7 +204,7 @@ def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
     with file.open("rb") as stream:
         lines = (_decode(f"{file}:{number}", line, faults) or "\n" for number, line in enumerate(stream, start=1))
         reader = csv.DictReader(lines, strict=True)
-        first = 2  # the line a row begins on; a quoted field may hold newlines, so it is not the row's number
+        first = 2  # the line on which the row begins, not its number: a quoted field may hold newlines
         try:
             for fields in reader:
                 place = f"{file}:{first}"
@@ -215,21 +236,44 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _hub_rows(name: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
+    builder = _hub_dataset(name)
     try:
-        dataset = load_dataset(name, split="train")
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
-        # datasets raises ValueError for a missing split or an unknown builder; everything of the network is an OSError.
-        if isinstance(error, ValueError):
-            raise InputError(f"{name}: the hub has no such dataset with a train split: {error}") from None
-        reason = str(error).splitlines()[0]
-        raise MachineError(
-            f"{name}: no file or folder of this name, and the hub gave no dataset of it: {reason}\n"
-            "For a file, give its path; for a dataset, check the name, the network, HF_TOKEN and HF_ENDPOINT."
-        ) from None
+        raise _hub_refusal(name, error) from None
     for number, fields in enumerate(dataset, start=1):
         yield Row(f"{name}:{number}", {key: value for key, value in fields.items() if value is not None})
+
+
+@functools.cache  # so that the rows and the commit in a run's identity are of the same request
+def _hub_dataset(name: str) -> "DatasetBuilder":
+    """The dataset of the hub that `name`, id or id@revision, means; its `hash` is the commit.
+
+    Without a network it is the newest copy in the local cache. Raises MachineError when that is of another commit.
+    """
+    from datasets import load_dataset_builder
+
+    dataset, _, revision = name.partition("@")
+    try:
+        builder = load_dataset_builder(dataset, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise _hub_refusal(name, error) from None
+    if COMMIT.fullmatch(revision) and builder.hash != revision:
+        raise MachineError(
+            f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
+        )
+    return builder
+
+
+def _hub_refusal(name: str, error: Exception) -> InputError | MachineError:
+    # datasets raises ValueError for a missing split or an unknown builder; everything of the network is an OSError.
+    if isinstance(error, ValueError):
+        return InputError(f"{name}: the hub has no such dataset with a train split: {error}")
+    return MachineError(
+        f"{name}: no file or folder of this name, and the hub gave no dataset: {str(error).splitlines()[0]}\n"
+        "For a file, give its path; for a dataset, check the name, the network, HF_TOKEN and HF_ENDPOINT."
+    )
 
 
 def _json_reason(error: ValueError | RecursionError) -> str:
@@ -241,5 +285,5 @@ def _json_reason(error: ValueError | RecursionError) -> str:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a text", bool: "a truth value", type(None): "null"}
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""What every row format is made of: texts, chat messages, tool calls, and the turns they stand for."""
+"""The parts of the row formats: texts, chat messages, tool calls, and the turns that they become."""
 
 import json
 import math
@@ -34,7 +34,7 @@ SHAREGPT_ROLES = {
 
 
 def parse_json(what: str, text: str) -> Any:
-    """JSON inside a text field. Raises ValueError with `what` it was to be and where it breaks."""
+    """Parse JSON inside a text field. Raises ValueError that names `what` it should be and where it breaks."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -46,7 +46,7 @@ def parse_json(what: str, text: str) -> Any:
 
 
 def check_calls(calls: Any) -> list[dict[str, Any]]:
-    """`calls` itself; ValueError unless each names a function and gives it arguments, bare or under "function"."""
+    """Return `calls`. Raises ValueError unless each has a name and arguments, at the top or under "function"."""
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
         known = isinstance(function, dict) and isinstance(function.get("name"), str)
@@ -65,7 +65,7 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class RowFormat(BaseModel):
-    """A form of row; `columns` are those that tell it. Others it does not name are ignored: ids, sources, licences."""
+    """A row format; `columns` are those that identify it. Columns that it does not declare are ignored, such as ids."""
 
     columns: ClassVar[tuple[str, ...]]
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -81,7 +81,7 @@ def _text_or_list(value: Any) -> str:
 
 
 class Message(RowFormat):
-    """A turn in the shape of the OpenAI API and of Hugging Face's chat templates."""
+    """A message as the OpenAI API and Hugging Face's chat templates have it."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Annotated[
@@ -103,7 +103,7 @@ class Message(RowFormat):
         return calls and check_calls(calls)
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Message":
+    def _is_not_empty(self) -> "Message":
         if not self.text().strip() and not self.tool_calls and self.role != "system":
             raise ValueError(f"the turn of the {self.role} is empty; expected text")
         return self
@@ -124,7 +124,7 @@ class Turn(RowFormat):
     value: str = Field(validation_alias=AliasChoices("value", "content"))
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Turn":
+    def _is_not_empty(self) -> "Turn":
         if self.role not in SHAREGPT_ROLES:
             raise ValueError(f"unknown role {self.role!r}; expected one of {', '.join(SHAREGPT_ROLES)}")
         if not self.value.strip() and self.role != "system":
@@ -169,7 +169,7 @@ def as_turns(role: str, turns: str | list[Message]) -> list[dict[str, Any]]:
 
 
 def check_prompt(prompt: Turns) -> Turns:
-    """`prompt` itself; ValueError unless it ends where the assistant is to speak."""
+    """Return `prompt`. Raises ValueError unless it ends with a turn of the user or of a tool."""
     last = prompt[-1]["role"] if prompt else None
     if last not in ("user", "tool"):
         ends = f"ends in a turn of the {last}" if last else "is empty"
@@ -178,7 +178,7 @@ def check_prompt(prompt: Turns) -> Turns:
 
 
 def check_completion(name: str, answer: Turns) -> Turns:
-    """`answer` itself; ValueError unless it is what an assistant says, with its tools' results in between."""
+    """Return `answer`. Raises ValueError unless it holds turns of the assistant, with tools' results in between."""
     if not answer:
         raise ValueError(f"{name}: is empty; expected an answer")
     for turn in answer:
@@ -198,7 +198,7 @@ def _text_of_number(value: Any) -> Any:
 
 
 def _number_of_text(value: Any) -> Any:
-    """A number that a CSV file holds as text."""
+    """The number in a text, as CSV files have it."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -207,6 +207,6 @@ def _number_of_text(value: Any) -> Any:
 
 GoldAnswer = Annotated[Text, BeforeValidator(_text_of_number)]
 
-LARGEST = 3e38  # about what float32 holds, in which rewards are computed
+LARGEST = 3e38  # about the largest float32; rewards are computed in float32
 
 Score = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False), BeforeValidator(_number_of_text)]

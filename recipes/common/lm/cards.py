@@ -1,20 +1,17 @@
 """Model cards: one TOML file of facts per model, `models/<name>.toml`.
 
-Nothing here knows what is in any of the files, and nothing asks a hub.
+Nothing here depends on a particular card, and nothing sends requests to a hub.
 """
 
 import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from common.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    pass
 
 CARDS = Path(__file__).parents[2] / "models"
 
@@ -22,7 +19,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Method = Literal["sft", "dpo", "grpo", "ppo", "reward"]
 
-Settings = dict[str, object]  # what type each one has, the recipe's own arguments say
+Settings = dict[str, object]  # each has the type of the recipe's argument of that name
 
 
 class Facts(BaseModel):
@@ -30,7 +27,7 @@ class Facts(BaseModel):
 
 
 class Architecture(Facts):
-    """The sizes of the decoder, as its config.json has them; what a memory plan is worked out from."""
+    """The sizes of the decoder, as its config.json has them; the memory plan is computed from them."""
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -43,7 +40,7 @@ class Architecture(Facts):
 
 
 class Card(Facts):
-    """What is known of one model. `name` is the file's name; everything else stands in the file."""
+    """The facts about one model. `name` is the name of the file; everything else is in the file."""
 
     name: str
     hub_id: str | None = Field(default=None, pattern=f"^{HUB_ID.pattern}$")
@@ -92,7 +89,7 @@ def read_card(name: str) -> Card:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not TOML: {error}.") from None
     except ValidationError as error:
-        # A misspelt key is also a missing one; the misspelling says more.
+        # A misspelt key is a missing key too; the message about the misspelling is more useful.
         problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
@@ -105,10 +102,10 @@ def read_card(name: str) -> Card:
 
 
 def method_settings(card: Card | None, method: str, known: Iterable[str]) -> Settings:
-    """What the card sets differently for `method`; nothing where there is no card.
+    """The values that the card sets for `method`; none without a card.
 
-    `known` are the names of the recipe's arguments. Raises InputError for a setting that is none of them, and for a
-    method that the card is not offered for.
+    `known` are the names of the recipe's arguments. Raises InputError for a setting that is not one of them, and for a
+    method that the card does not list.
     """
     if card is None:
         return {}

@@ -1,8 +1,8 @@
 """Render conversations with a model's own chat template, and mark the tokens that carry loss.
 
-A token carries loss when it is part of what the assistant says, its end token included: that is what teaches a model to
-stop. Everything else, system and user turns, tool results, and the template's headers, is context. The mask is found
-from the rendered text alone, so it holds for every template, with or without generation markers.
+A token carries loss when it belongs to a turn of the assistant. The end token does too: it teaches the model to stop.
+Everything else is context: system and user turns, tool results, the template's headers. The loss mask is made from the
+rendered text alone, so it works with every template, with or without generation markers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from common.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 1000  # conversations tokenized at once, so that a fast tokenizer uses all cores
+BATCH = 1000  # conversations tokenized at once; a fast tokenizer then uses all cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A tokenized preference pair: the prompt is context, both completions carry loss, end token included."""
+    """A tokenized preference pair. The prompt is context; both completions carry loss, end token included."""
 
     place: str
     prompt_ids: list[int]  # (P,)
@@ -45,7 +45,7 @@ class TokenPair:
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template_file: str | None, model_name: str) -> None:
-    """Use the template in `template_file` if given; raise InputError when the tokenizer has none either."""
+    """Use the template in `template_file`, if given. Raises InputError when the tokenizer then has none."""
     if template_file:
         try:
             tokenizer.chat_template = Path(template_file).read_text(encoding="utf-8")
@@ -53,15 +53,15 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template_file: str |
             raise InputError(f"--chat-template-path {template_file}: {error}") from None
     if not tokenizer.chat_template:
         raise InputError(
-            f"{model_name} has no chat template, so it is not known how a conversation looks to it. Take its instruct "
-            "variant, or give a template with --chat-template-path FILE.jinja"
+            f"{model_name} has no chat template, so it cannot read conversations. Take its instruct variant, or "
+            "give a template with --chat-template-path FILE.jinja"
         )
 
 
 def end_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The special token that the chat template writes at the end of an assistant's turn, such as <|im_end|>.
 
-    Raises InputError when there is none: a model trained without it never stops.
+    Raises InputError when there is none: a model trained without one never stops.
     """
     answer = "an answer"
     text = tokenizer.apply_chat_template(
@@ -72,17 +72,17 @@ def end_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     ends = [token for token in special if after.lstrip().startswith(token)]
     if not ends:
         raise InputError(
-            f"the chat template writes {after!r} after an answer, which begins with no special token, so the model "
-            "would not learn to stop; give a template that ends the assistant's turn with --chat-template-path"
+            f"the chat template writes {after!r} after an answer, which does not begin with a special token, so the "
+            "model would not learn to stop; give a template that ends the assistant's turn with --chat-template-path"
         )
     return max(ends, key=len)
 
 
 def set_pad_token(tokenizer: "PreTrainedTokenizerBase", wanted: str | None, end: str) -> None:
-    """Make the pad token one that is not the end token, else the end would be taken for padding and never learned.
+    """Set a pad token that is not the end token; otherwise the end would count as padding and not be learned.
 
-    Takes `wanted`, else the tokenizer's own, else a token of its vocabulary made for padding or the unknown token.
-    Raises InputError when none is left.
+    Takes `wanted`, else the tokenizer's own, else a token of its vocabulary made for padding, or the unknown token.
+    Raises InputError when there is none.
     """
     vocabulary = tokenizer.get_vocab()
     if wanted is not None and wanted not in vocabulary:
@@ -93,15 +93,15 @@ def set_pad_token(tokenizer: "PreTrainedTokenizerBase", wanted: str | None, end:
         if token in vocabulary and token != end:
             tokenizer.pad_token = token
             return
-    raise InputError(f"no token to pad with: {end} ends the answers and the model has no other; give one: --pad-token")
+    raise InputError(f"no pad token: the model has only {end}, its end token; give another one with --pad-token")
 
 
 def tokenize(
     tokenizer: "PreTrainedTokenizerBase", conversations: Iterable[Conversation], max_length: int, faults: Faults
 ) -> Iterator[Example]:
-    """Render, tokenize and mask conversations, cut to `max_length` tokens from the start.
+    """Render, tokenize and mask conversations, truncated to the first `max_length` tokens.
 
-    A conversation that the template refuses, or that has no token to learn from within `max_length`, is a fault.
+    A conversation that the template refuses, or that has no token with loss within `max_length`, is a fault.
     """
     end = end_token(tokenizer)
     batch: list[tuple[str, str, list[tuple[int, int]]]] = []
@@ -122,15 +122,17 @@ def tokenize(
 def tokenize_pairs(
     tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int, faults: Faults
 ) -> Iterator[TokenPair]:
-    """Render and tokenize preference pairs, both sides cut to `max_length` tokens from the start.
+    """Render and tokenize preference pairs, both sides truncated to the first `max_length` tokens.
 
-    A pair that the template refuses, whose prompt it renders in two ways, or whose prompt fills `max_length`, is a
-    fault.
+    A pair is a fault when the template refuses it or renders its prompt in two ways, and when its prompt fills
+    `max_length`.
     """
     end = end_token(tokenizer)
     for pair in pairs:
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
-            faults.add(pair.place, "chosen and rejected part before their last turn; what comes before belongs to both")
+            faults.add(
+                pair.place, "chosen and rejected differ before their last turn; move what they share to the prompt"
+            )
             continue
         try:
             texts, starts = [], []
@@ -148,14 +150,14 @@ def tokenize_pairs(
             prompts.append(input_ids[:first])
             completions.append(input_ids[first:])
         if prompts[0] != prompts[1]:
-            faults.add(pair.place, "the chat template renders the prompt otherwise before chosen than before rejected")
+            faults.add(pair.place, "the chat template renders the prompt of chosen and that of rejected differently")
             continue
         prompt, (chosen, rejected) = prompts[0], completions
         if len(prompt) >= max_length:
             faults.add(
                 pair.place,
-                f"the prompt alone has {len(prompt)} tokens, so nothing of the answers is within {max_length}: the "
-                "row would teach nothing; shorten it or raise --max-length",
+                f"the prompt alone has {len(prompt)} tokens, so no completion is within {max_length}: the row would "
+                "teach nothing; shorten it or raise --max-length",
             )
             continue
         room = max_length - len(prompt)
@@ -168,9 +170,10 @@ def render(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as the model sees it, and the (start, stop) spans of characters that carry loss.
 
-    A span begins where the template's generation prompt ends, which is where the model starts to write at inference,
-    and ends with the end token. Where a template renders the prompt of an answer otherwise than the whole (DeepSeek-R1
-    opens a thought in the prompt and drops thoughts from the history), it begins where the two part.
+    A span begins where the template's generation prompt ends, which is where generation begins at inference, and ends
+    with the end token. Some templates render a prompt differently from the same turns in the whole conversation
+    (DeepSeek-R1 opens a thought in the prompt and drops thoughts from the history); there a span begins at the first
+    character that differs.
 
     Raises ValueError when a turn holds the end token itself or cannot be found, jinja2.TemplateError when the template
     refuses the turns.
@@ -193,7 +196,7 @@ def render(
         start = _common_prefix(rendered(index, True), text)
         stop = text.find(end, start)
         if stop < 0 or start < (spans[-1][1] if spans else 0):
-            raise ValueError(f"turn {index + 1} of the assistant is not to be found in what the chat template renders")
+            raise ValueError(f"turn {index + 1}, of the assistant, cannot be found in what the chat template renders")
         spans.append((start, stop + len(end)))
     return text, spans
 
@@ -211,13 +214,13 @@ def _tokenize_batch(
     max_length: int,
     faults: Faults,
 ) -> Iterator[Example]:
-    # The template has written the special tokens already, the beginning of the text too.
+    # The template has written all special tokens already, the one at the beginning of the text too.
     encoded = tokenizer([text for _, text, _ in batch], add_special_tokens=False, return_offsets_mapping=True)
     for (place, _, spans), input_ids, offsets in zip(
         batch, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        # A token belongs to a span if it begins in it. One that begins before, because the last character of the
-        # prompt and the first of the answer merged, is context: at inference the prompt ends before it.
+        # A token belongs to a span if it begins in it. A token that begins before it, because the last character of
+        # the prompt and the first of the completion were merged, is context: at inference the prompt ends before it.
         mask = np.zeros(len(input_ids), dtype=np.int8)
         token = 0
         for start, stop in spans:
@@ -237,14 +240,17 @@ def _tokenize_batch(
 
 
 def check_truncation(examples: Sequence[Example | TokenPair], max_length: int, max_share: float) -> str | None:
-    """A line that counts and names the truncated rows, or None; InputError above `max_share` of the rows."""
-    cut = [example for example in examples if example.full_length > max_length]
-    if not cut:
+    """A line that counts and names the truncated rows, or None. Raises InputError above `max_share` of the rows."""
+    truncated = [example for example in examples if example.full_length > max_length]
+    if not truncated:
         return None
-    longest = max(example.full_length for example in cut)
-    places = ", ".join(example.place for example in cut[:5]) + (", ..." if len(cut) > 5 else "")
-    share = len(cut) / len(examples)
-    line = f"{len(cut)} of {len(examples)} rows ({share:.1%}) are longer than {max_length} tokens and cut off: {places}"
+    longest = max(example.full_length for example in truncated)
+    places = ", ".join(example.place for example in truncated[:5]) + (", ..." if len(truncated) > 5 else "")
+    share = len(truncated) / len(examples)
+    line = (
+        f"{len(truncated)} of {len(examples)} rows ({share:.1%}) are longer than {max_length} tokens and truncated: "
+        f"{places}"
+    )
     if share > max_share:
         raise InputError(
             f"{line}\nThat is more than --max-truncated {max_share:g} allows. The longest has {longest} tokens: raise "

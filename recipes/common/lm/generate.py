@@ -1,4 +1,4 @@
-"""Let a model answer chat prompts."""
+"""Generate completions for chat prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model answered: its text without special tokens, and whether it ended itself or was cut off."""
+    """A completion: its text without special tokens, and whether it has an end token (`ended`) or is truncated."""
 
     text: str
     ended: bool
@@ -32,10 +32,9 @@ def generate(
     temperature: float = 0.0,
     batch_size: int = 64,
 ) -> list[Completion]:
-    """One answer to each prompt, a conversation up to where the model goes on; greedy at temperature 0, else sampled.
+    """One completion of each prompt: greedy at temperature 0, else sampled without top-k and top-p.
 
-    `end` is the token that ends an answer. Prompts are padded on the left, so that all answers of a batch begin in the
-    same column.
+    `end` is the end token. Prompts are padded on the left, so that the completions of a batch begin in one column.
     """
     end_id = tokenizer.convert_tokens_to_ids(end)
     sampling = (
@@ -43,7 +42,7 @@ def generate(
         if temperature
         else {"do_sample": False}
     )
-    answers = []
+    completions = []
     for first in range(0, len(prompts), batch_size):
         texts = [
             tokenizer.apply_chat_template(
@@ -61,7 +60,7 @@ def generate(
             eos_token_id=end_id,
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
-            repetition_penalty=1.0,  # some models' own settings have another, and their answers other probabilities
+            repetition_penalty=1.0,  # some models' own settings have another value, which changes the probabilities
             **sampling,
         )[:, inputs["input_ids"].shape[1] :]  # (B, C)
         for prompt, mask, row in zip(
@@ -70,8 +69,8 @@ def generate(
             ended = end_id in row
             row = row[: row.index(end_id) + 1] if ended else row
             text = tokenizer.decode(row, skip_special_tokens=True)
-            answers.append(Completion(text, ended, prompt[mask.count(0) :], row))
-    return answers
+            completions.append(Completion(text, ended, prompt[mask.count(0) :], row))
+    return completions
 
 
 def sample_completions(
@@ -84,11 +83,12 @@ def sample_completions(
     temperature: float,
     batch_size: int = 64,
 ) -> list[list["Completion"]]:
-    """`count` answers to each prompt, with a line of progress; as `generate` gives them."""
+    """`count` completions of each prompt, as `generate` makes them, with a line of progress."""
     from rich.progress import track
 
-    asked = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
-    said = []
-    for first in track(range(0, len(asked), batch_size), f"{count} answers to each of {len(prompts)} prompts"):
-        said += generate(model, tokenizer, asked[first : first + batch_size], end, max_new_tokens, temperature)
-    return [said[first : first + count] for first in range(0, len(said), count)]
+    repeated = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
+    completions = []
+    for first in track(range(0, len(repeated), batch_size), f"{count} completions of each of {len(prompts)} prompts"):
+        batch = repeated[first : first + batch_size]
+        completions += generate(model, tokenizer, batch, end, max_new_tokens, temperature)
+    return [completions[first : first + count] for first in range(0, len(completions), count)]

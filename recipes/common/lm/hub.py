@@ -1,11 +1,14 @@
-"""Which model a run trains: `find_model` turns a card's name, a directory or a hub id into one place to load from.
+"""Find a model by its name, and say what it is: a card's name, a directory or a hub id becomes a `Model`.
 
-`fetch` and `load_tokenizer` may ask a hub; the rest reads this machine alone.
+Only `fetch` and `load_tokenizer` may send requests to a hub.
 """
 
 import hashlib
 import json
 import os
+import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +20,10 @@ from common.lm.cards import HUB_ID, Card, card_names, read_card
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MERGE_RECORD = "merge.json"  # beside the weights of a merged model: of what base, adapter and card it was made
+MERGE_RECORD = "merge.json"  # beside the weights of a merged model: the base, adapter and card that it was made from
+
+HASHES = ROOT / ".cache" / "sha256"  # a small file for each file whose hash is known
+SETTLED = 2.0  # seconds without a change, more than a tick of any file system's clock
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -26,7 +32,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 class Model:
     """Where to load a model from. `source` is an absolute directory when `local`, else a hub id."""
 
-    name: str  # short, fit for a folder's name
+    name: str  # short, used in the names of folders
     source: str
     revision: str | None
     card: Card | None
@@ -34,10 +40,10 @@ class Model:
 
 
 def find_model(name: str) -> Model:
-    """The model that `name` means: a card before a directory, a directory before a hub id.
+    """The model that `name` means: a card first, then a directory, then a hub id.
 
-    No card's name has a slash, so `./tiny` is always the directory. Raises InputError for a name that is none of the
-    three, for a directory that holds no model, and for a card with a mistake in it.
+    No card has a slash in its name, so `./tiny` is always a directory. Raises InputError for a name that is none of
+    the three, for a directory without a model, and for a card with a mistake in it.
     """
     if name in card_names():
         card = read_card(name)
@@ -51,37 +57,37 @@ def find_model(name: str) -> Model:
     if HUB_ID.fullmatch(name):
         return Model(name.rpartition("/")[2], name, None, None, local=False)
     raise InputError(
-        f"no model {name!r}: it is no card{did_you_mean(name, card_names())}, no directory and no hub id (org/name). "
-        "`make models` lists the cards."
+        f"no model {name!r}: not a card{did_you_mean(name, card_names())}, not a directory and not a hub id (org/name)."
+        " `make models` lists the cards."
     )
 
 
 def _card_of_merged(directory: Path) -> Card | None:
-    """The card of the model that scripts/merge.py merged an adapter into: what it says of that one still holds."""
+    """The card of the base of a merged model, which is valid for the merged model too."""
     record = directory / MERGE_RECORD
     card = json.loads(record.read_text(encoding="utf-8"))["card"] if record.is_file() else None
     return read_card(card) if card else None
 
 
 def _checkpoint(directory: Path) -> Path:
-    """`directory`, once it is seen to hold a model that can be loaded by itself."""
+    """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself."""
     if (directory / "config.json").is_file():
         return directory
     adapter = directory / "adapter_config.json"
     if not adapter.is_file():
         raise InputError(f"{directory} holds no model: it has no config.json. Name a folder saved by save_pretrained.")
-    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", "a base it does not name")
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", "an unknown base")
     raise InputError(
-        f"{directory} holds an adapter of {base}, not a model: merge the two (make merge ADAPTER={directory}) and name "
-        "the merged folder, or name the base to start over from it."
+        f"{directory} holds an adapter of {base}, not a model: merge the two (make merge ADAPTER={directory}) and give "
+        "the merged folder, or give the base to start again from it."
     )
 
 
 def resolved_revision(model: Model) -> str | None:
-    """The commit whose files a load takes, as the local hub cache has it; None for a directory or before a download."""
+    """The commit of the model's files in the local hub cache; None for a directory, and before a download."""
     if model.local:
         return None
-    # Imported late: huggingface_hub reads HF_* when it is imported, and a recipe may still be setting them.
+    # Imported late: huggingface_hub reads HF_* at import, which set_variables sets.
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
@@ -89,9 +95,9 @@ def resolved_revision(model: Model) -> str | None:
 
 
 def fetch(model: Model) -> Model:
-    """`model` itself, or with UNSLOTH_USE_MODELSCOPE=1 its copy on this machine, downloaded from ModelScope.
+    """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
-    Raises MachineError when ModelScope does not give it. The Hugging Face hub is left to the libraries.
+    Raises MachineError when ModelScope does not give it. Downloads from Hugging Face are left to the libraries.
     """
     if model.local or os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
         return model
@@ -99,16 +105,16 @@ def fetch(model: Model) -> Model:
 
     try:
         folder = snapshot_download(model.source, revision=model.revision)
-    except (OSError, ValueError) as error:  # its network errors are OSErrors, its own of a wrong name ValueErrors
+    except (OSError, ValueError) as error:  # network errors are OSErrors, wrong names ValueErrors
         reason = str(error).splitlines()[0]
         raise MachineError(
-            f"{model.source}: ModelScope does not give it (UNSLOTH_USE_MODELSCOPE=1): {reason}"
+            f"{model.source}: cannot be downloaded from ModelScope (UNSLOTH_USE_MODELSCOPE=1): {reason}"
         ) from None
     return replace(model, source=folder, revision=None, local=True)
 
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `model`, from its directory or by way of the hub.
+    """The tokenizer of `model`, from its directory or the hub.
 
     Raises InputError when the hub has no such model, MachineError when the hub cannot be reached or refuses it.
     """
@@ -116,7 +122,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from transformers import AutoTokenizer
 
-    # Without this transformers 5 makes an empty tokenizer of the config's class and says nothing.
+    # Without this check transformers 5 makes an empty tokenizer of the config's class, without a warning.
     if model.local and not any(Path(model.source, name).exists() for name in TOKENIZER_FILES):
         raise InputError(
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
@@ -142,22 +148,44 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         ) from None
 
 
-def base_sha256(path: str | Path) -> str:
-    """One sha256 for what a checkpoint directory computes: its weights and its config, wherever it lies.
+def contents(model: Model) -> str:
+    """What `model` is, wherever it is stored: `base_sha256` of a directory, or the hub id with its revision."""
+    return base_sha256(model.source) if model.local else f"{model.source}@{model.revision or 'main'}"
 
-    It is taken over one line per file, `<name> <sha256 of the file>`, for config.json and every *.safetensors, sorted
-    by name. Files are streamed, so any size will do. Raises InputError when either is missing.
+
+def base_sha256(path: str | Path) -> str:
+    """One sha256 for what a checkpoint directory computes: its weights and its config, wherever it is stored.
+
+    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json and every *.safetensors, sorted
+    by name. Raises InputError when either is missing.
     """
     weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
     if not weights:
-        raise InputError(f"{path} has no *.safetensors to know it by; save it with safetensors.")
+        raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
     total = hashlib.sha256()
     for file in sorted([*weights, Path(path) / "config.json"]):
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{file.name} {_file_sha256(file)}\n".encode())
     return total.hexdigest()
 
 
-def contents(model: Model) -> str:
-    """What `model` is, wherever it lies: `base_sha256` of a directory, or the hub id with its revision."""
-    return base_sha256(model.source) if model.local else f"{model.source}@{model.revision or 'main'}"
+def _file_sha256(file: Path) -> str:
+    """The sha256 of a file, which is read once: the result is kept in HASHES until the file changes.
+
+    A pipeline asks for the hash of a base several times a stage, and 15 GB take a while to read. A changed file has
+    another size, inode, time of modification or time of change. A file whose times are of the last seconds is not
+    kept, as it may be written again within the same tick of the clock.
+    """
+    state = file.stat()
+    facts = (file.resolve(), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+    kept = HASHES / hashlib.sha256(repr(facts).encode()).hexdigest()
+    if kept.is_file() and re.fullmatch("[0-9a-f]{64}", sha256 := kept.read_text(encoding="ascii")):
+        return sha256
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED:
+        with suppress(OSError):  # no room or no right to write there: the next time takes longer, and that is all
+            HASHES.mkdir(parents=True, exist_ok=True)
+            aside = HASHES / f"{kept.name}.{os.getpid()}"
+            aside.write_text(sha256, encoding="ascii")
+            aside.replace(kept)
+    return sha256

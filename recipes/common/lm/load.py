@@ -9,13 +9,14 @@ from common.lm.hub import Model, contents, find_model, load_tokenizer
 from common.run.folder import parent_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def base_of(model: str | None, adapter: str | None) -> Model:
-    """The model to load: the one named, held to what the adapter's run recorded, or the one recorded; else tiny.
+    """The model to load: `model`, or without it the one that `adapter` was trained on, or tiny.
 
-    Raises InputError where `adapter` is none, where nothing says what it was trained on, and where that is not `model`.
+    Raises InputError when `adapter` is not an adapter, when its base is not known, and when its base is not `model`.
     """
     if adapter is None:
         return find_model(model or "tiny")
@@ -33,17 +34,35 @@ def base_of(model: str | None, adapter: str | None) -> Model:
     return base
 
 
-def load_chat_tokenizer(base: Model) -> tuple["PreTrainedTokenizerBase", str]:
-    """The tokenizer of `base`, with a chat template and a token to pad with, and the token that ends an answer."""
+def load_chat_tokenizer(
+    base: Model, chat_template_path: str | None = None, pad_token: str | None = None
+) -> tuple["PreTrainedTokenizerBase", str]:
+    """The tokenizer of `base` with a chat template and a pad token, and the token that ends a completion.
+
+    The pad token is `pad_token`, else the model card's, else one that is not the end token. Raises InputError when
+    there is no chat template, no end token in it, or no pad token.
+    """
     tokenizer = load_tokenizer(base)
-    set_chat_template(tokenizer, None, base.name)
+    set_chat_template(tokenizer, chat_template_path, base.name)
     end = end_token(tokenizer)
-    set_pad_token(tokenizer, base.card.pad_token if base.card else None, end)
+    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end)
     return tokenizer, end
 
 
+def choose_dtype(name: str) -> "torch.dtype":
+    """The dtype that --dtype names; for auto bfloat16 on a GPU that has it, else float16, and float32 on the CPU."""
+    import torch
+    from unsloth import is_bfloat16_supported
+
+    if name != "auto":
+        return getattr(torch, name)
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if is_bfloat16_supported() else torch.float16
+
+
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":
-    """`base`, with `adapter` on it if given, ready to answer: in the GPU's 16 bit or 4 bit, in 32 bit on the CPU.
+    """`base`, with `adapter` if given, ready to generate: in 16 or 4 bit on a GPU, in 32 bit on the CPU.
 
     Raises MachineError for 4 bit without a GPU.
     """

@@ -1,4 +1,4 @@
-"""Find the final answer in what a model wrote, and say whether it is the gold answer.
+"""Find the final answer in a completion, and compare it with the gold answer.
 
 Numbers are compared as numbers, mathematics by math-verify, everything else as text. The rules:
 
@@ -6,8 +6,8 @@ Numbers are compared as numbers, mathematics by math-verify, everything else as 
   fraction when it is right to six digits (0.333333 for 1/3).
 - 50% = 0.5 and also = 50, because questions that ask for a percentage are answered both ways.
 - A unit may be left out, but km is not m. Units are not converted.
-- Where a number is asked for, a sum left to work out is no answer: neither 23 + 64 for 87 nor 48/2 for 24. Else a
-  model would learn to repeat the question.
+- Where the gold answer is a number, a calculation is not an answer: neither 23 + 64 for 87 nor 48/2 for 24. Otherwise
+  a model would learn to repeat the question.
 - Text is the same but for case, spaces, surrounding punctuation and LaTeX's \\text: "(B)." = "b".
 """
 
@@ -86,13 +86,13 @@ def final_answer(text: str) -> str | None:
     """The answer that `text` ends in: what the last <answer></answer> holds, else the last \\boxed{}, else what follows
     `####` on the last line, else the last number. None if there is none.
 
-    Thoughts are no answer: with </think> in the text only what follows counts, with <think> alone nothing does.
+    Reasoning is not an answer: with </think> in the text only what follows counts, with <think> alone nothing does.
     """
-    _, closed, said = text.rpartition("</think>")
+    _, closed, after = text.rpartition("</think>")
     if not closed and "<think>" in text:
         return None
-    marked = _marked(said)
-    return _last_number(said) if marked is None else marked
+    marked = _marked(after)
+    return _last_number(after) if marked is None else marked
 
 
 @lru_cache(maxsize=1 << 16)
@@ -124,7 +124,7 @@ def gold(text: str) -> Gold:
 
 
 def same(gold: Gold, answer: str | None, seconds: float = 2.0) -> bool:
-    """Is `answer`, as final_answer found it, the gold answer? By the rules at the top of this module.
+    """Whether `answer`, as final_answer found it, is the gold answer, by the rules at the top of this module.
 
     An answer that takes the processor longer than `seconds` to compare is wrong. Safe on any thread.
     """

@@ -1,7 +1,7 @@
-"""The built-in reward functions: pure, a batch in, one float a completion out.
+"""The built-in reward functions: pure functions of a batch that return one float for each completion.
 
 Each has TRL's signature, f(prompts, completions, **columns) -> list[float | None]. A completion is text, or the chat
-messages of the assistant; a column holds one value for each completion, the same row's. None means that the reward
+messages of the assistant; a column holds one value for each completion, from its own row. None means that the reward
 does not apply to that row, because it has no value in the column that the reward reads.
 """
 
@@ -21,13 +21,13 @@ TextOrMessages = str | list[dict[str, Any]]
 Scores = list[float | None]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-FORM = re.compile(r"\s*<think>\s*\S.*</think>\s*<answer>\s*\S.*</answer>\s*", re.DOTALL)
-NGRAM = 4  # words; shorter phrases recur in any honest calculation
+FORMAT = re.compile(r"\s*<think>\s*\S.*</think>\s*<answer>\s*\S.*</answer>\s*", re.DOTALL)
+NGRAM = 4  # words; shorter phrases recur in any correct calculation
 HAN = r"[\u3400-\u9fff]"
 
 
 def text_of(turns: TextOrMessages) -> str:
-    """The text of a completion, or of a prompt: of chat messages, what the last of them says, its thoughts included."""
+    """The text of a completion or a prompt; of chat messages, that of the last one, its reasoning included."""
     if isinstance(turns, str):
         return turns
     last = turns[-1] if turns else {}
@@ -39,9 +39,9 @@ def text_of(turns: TextOrMessages) -> str:
 
 
 def math_reward(completions: Sequence[TextOrMessages], answer: Sequence[str | None], **_: Any) -> Scores:
-    """1 if the final answer is the row's `answer`, else 0; what is the same is said in answers.py.
+    """1 if the final answer is the row's `answer`, else 0; answers.py defines which answers are the same.
 
-    Raises ValueError for an answer that cannot be compared with; check_prompts finds those before a run.
+    Raises ValueError for a gold answer that nothing can be compared with; check_prompts finds those before a run.
     """
     return [
         None if right is None else float(same(gold(right), final_answer(text_of(completion))))
@@ -50,43 +50,43 @@ def math_reward(completions: Sequence[TextOrMessages], answer: Sequence[str | No
 
 
 def format_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
-    """1 if the whole completion is <think>...</think><answer>...</answer>, each tag once and neither empty, else 0."""
+    """1 if the completion is <think>...</think><answer>...</answer>, each tag once and neither part empty, else 0."""
     return [
-        float(FORM.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in TAGS))
+        float(FORMAT.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in TAGS))
         for text in map(text_of, completions)
     ]
 
 
 def tags_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
-    """A quarter for each of the four tags that is there exactly once, after those before it: a way up to the format."""
+    """A quarter for each of the four tags that is there once and in order: a smooth path to the full format."""
     scores = []
     for text in map(text_of, completions):
         score, last = 0.0, -1
         for tag in TAGS:
-            place = text.find(tag)
-            if place > last and text.count(tag) == 1:
-                score, last = score + 0.25, place
+            index = text.find(tag)
+            if index > last and text.count(tag) == 1:
+                score, last = score + 0.25, index
         scores.append(score)
     return scores
 
 
 def length_reward(completion_ids: Sequence[Sequence[int]], max_completion_length: int, **_: Any) -> Scores:
-    """0 for nothing, down to -1 for `max_completion_length` tokens: of two right answers the shorter is better."""
+    """0 for no tokens, down to -1 for `max_completion_length`: of two right answers the shorter one is better."""
     return [-min(len(ids) / max_completion_length, 1.0) for ids in completion_ids]
 
 
 def overlong_reward(completion_ids: Sequence[Sequence[int]], max_completion_length: int, **_: Any) -> Scores:
     """0 up to four fifths of `max_completion_length` tokens, from there down to -1 at the limit.
 
-    The soft over-long punishment of DAPO (equation 13, https://arxiv.org/abs/2503.14476), whose 4,096 tokens of 20,480
-    are that fifth.
+    The soft overlong punishment of DAPO (equation 13, https://arxiv.org/abs/2503.14476), where the last fifth is 4,096
+    of 20,480 tokens.
     """
     margin = max_completion_length / 5
     return [-min(max(len(ids) - 4 * margin, 0.0) / margin, 1.0) for ids in completion_ids]
 
 
 def repetition_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
-    """0 if no four words in a row come twice, down to nearly -1: minus the share of repeated n-grams.
+    """0 if no four words in a row come twice, down to almost -1: minus the share of repeated n-grams.
 
     "Demystifying Long Chain-of-Thought Reasoning in LLMs", appendix C.2, https://arxiv.org/abs/2502.03373. A Chinese
     character counts as a word.
@@ -102,27 +102,26 @@ def repetition_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores
 def language_reward(prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """The share of a completion's words that are in the script of its prompt, Chinese or Latin; 0 for no completion.
 
-    As in DeepSeek-R1 (section 2.3.2, https://arxiv.org/abs/2501.12948), told by script. Tags, LaTeX commands and single
-    letters are no words; without any, the score is 1. None where the prompt has no words either.
+    As in DeepSeek-R1 (section 2.3.2, https://arxiv.org/abs/2501.12948), but by script. Tags, LaTeX commands and single
+    letters do not count as words; a completion without words scores 1. None where the prompt has no words either.
     """
     scores: Scores = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        asked_han, asked_latin = _words(text_of(prompt))
-        said_han, said_latin = _words(text_of(completion))
-        if asked_han == asked_latin == 0:
+        prompt_han, prompt_latin = _words(text_of(prompt))
+        han, latin = _words(text_of(completion))
+        if prompt_han == prompt_latin == 0:
             scores.append(None)
         elif not text_of(completion).strip():
             scores.append(0.0)
-        elif said_han == said_latin == 0:
+        elif han == latin == 0:
             scores.append(1.0)
         else:
-            own = said_han if asked_han > asked_latin else said_latin
-            scores.append(own / (said_han + said_latin))
+            scores.append((han if prompt_han > prompt_latin else latin) / (han + latin))
     return scores
 
 
 def json_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
-    """1 if the answer is a JSON object or array, and nothing else but a code fence around it; else 0."""
+    """1 if the answer is a JSON object or array, with nothing around it but a code fence; else 0."""
     return [float(_parse_json(text_of(completion)) is not None) for completion in completions]
 
 
@@ -139,9 +138,9 @@ def json_schema_reward(completions: Sequence[TextOrMessages], schema: Sequence[A
 
 
 def xml_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
-    """1 if the answer is one well-formed XML element, and nothing else but a code fence around it; else 0.
+    """1 if the answer is one well-formed XML element, with nothing around it but a code fence; else 0.
 
-    A document type is refused: its entities could grow without bound.
+    A document type scores 0: its entities could grow without limit.
     """
     scores = []
     for text in map(_answer_part, map(text_of, completions)):
@@ -160,38 +159,38 @@ def code_reward(completions: Sequence[TextOrMessages], tests: Sequence[Sequence[
     """
     scores: Scores = [None if wanted is None else 0.0 for wanted in tests]
     programs = {
-        place: (code, wanted)
-        for place, (completion, wanted) in enumerate(zip(completions, tests, strict=True))
+        index: (code, wanted)
+        for index, (completion, wanted) in enumerate(zip(completions, tests, strict=True))
         if wanted is not None and (code := extract_code(text_of(completion))) is not None
     }
-    for place, result in zip(programs, run_many(list(programs.values())), strict=True):
-        scores[place] = result.share
+    for index, result in zip(programs, run_many(list(programs.values())), strict=True):
+        scores[index] = result.share
     return scores
 
 
 def schema_validator(schema: Any) -> jsonschema.protocols.Validator:
-    """The validator of a JSON schema, given as an object or as JSON text. Raises ValueError if it is none."""
+    """The validator of a JSON schema, given as an object or as JSON text. Raises ValueError for anything else."""
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
         validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         validator.check_schema(schema)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected a JSON schema, found no JSON: {error}") from None
+        raise ValueError(f"expected a JSON schema, found text that is not JSON: {error}") from None
     except TypeError:
         raise ValueError(f"expected a JSON schema, found {schema!r}") from None
     except jsonschema.SchemaError as error:
-        raise ValueError(f"no JSON schema: {error.message}") from None
+        raise ValueError(f"not a JSON schema: {error.message}") from None
     return validator(schema, registry=referencing.Registry())  # an empty one: a $ref elsewhere is not fetched
 
 
 def _words(text: str) -> tuple[int, int]:
-    """How many Chinese characters and how many Latin words of two letters or more."""
+    """The number of Chinese characters, and of Latin words of two letters or more."""
     text = re.sub(r"<[^<>]*>|\\[a-zA-Z]+", " ", text)
     return len(re.findall(HAN, text)), len(re.findall(r"[A-Za-z\u00c0-\u024f]{2,}", text))
 
 
 def _answer_part(text: str) -> str:
-    """What follows the thoughts, without the answer's tags and a code fence around it."""
+    """The text after the reasoning, without the tags of the answer and a code fence around it."""
     text = text.rpartition("</think>")[2].strip()
     if text.startswith("<answer>") and text.endswith("</answer>"):
         text = text[len("<answer>") : -len("</answer>")].strip()
@@ -208,4 +207,4 @@ def _parse_json(text: str) -> dict | list | None:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is Python's, not JSON's")
+    raise ValueError(f"{name} is Python, not JSON")

@@ -1,4 +1,4 @@
-"""Where a reward model is: an adapter and its head, by `make reward`, or any sequence classifier with one output."""
+"""A reward model as a reward function: any sequence classifier with one output, such as `make reward` merges."""
 
 import threading
 from collections.abc import Sequence
@@ -15,29 +15,33 @@ BATCH = 8
 
 
 class RewardModel:
-    """A sequence classifier as a reward function: its score of the whole dialogue. Loaded at the first call.
+    """A sequence classifier as a reward function: its score of the whole dialogue.
 
-    `name` is what --model takes too. Raises InputError when there is no such model.
+    `name` is as for --model. Raises InputError when there is no such model. It is loaded by `prepare`, or else at the
+    first call; that imports transformers, so in a command that uses unsloth it comes after `import unsloth`.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._model = find_model(name)
-        self.local = self._model.local
+        self.model = find_model(name)
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """The model's score of each prompt with its completion: any number, the higher the better.
+    def prepare(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load the model and its tokenizer, if they are not loaded yet.
 
-        Raises InputError when the checkpoint cannot be loaded, is no reward model, or has no chat template.
+        Raises InputError when the checkpoint cannot be loaded, is not a reward model, or has no chat template.
         """
-        import torch
-
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
-        model, tokenizer = self._loaded
+        return self._loaded
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        """The model's score of each prompt with its completion: any number, higher is better. Raises as `prepare`."""
+        import torch
+
+        model, tokenizer = self.prepare()
         texts = [self._text(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
         scores: list[float] = []
         with torch.inference_mode():
@@ -54,10 +58,10 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        source = fetch(self._model)
+        source = fetch(self.model)
         tokenizer = load_tokenizer(source)
         if not tokenizer.chat_template:
-            raise InputError(f"model:{self.name}: its tokenizer has no chat template to write a dialogue in")
+            raise InputError(f"model:{self.name}: its tokenizer has no chat template to render a dialogue with")
         on_gpu = torch.cuda.is_available()
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -68,20 +72,20 @@ class RewardModel:
             )
         except (OSError, ValueError) as error:
             raise InputError(f"model:{self.name}: cannot be loaded as a sequence classifier: {error}") from error
-        # A language model loads too, with a head of random numbers.
+        # A language model loads too, but with a head of random numbers.
         if loading["missing_keys"] or model.config.num_labels != 1:
             raise InputError(
-                f"model:{self.name}: no reward model: it has {model.config.num_labels} outputs and lacks the weights "
-                f"{', '.join(sorted(loading['missing_keys'])) or 'of none'}; expected a sequence classifier with one "
-                "output, trained and merged"
+                f"model:{self.name}: not a reward model: it has {model.config.num_labels} outputs, and the weights "
+                f"missing from it are {', '.join(sorted(loading['missing_keys'])) or 'none'}; expected a sequence "
+                "classifier with one output, trained and merged"
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id  # by it the model finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id  # the model finds the last token of a row by it
         return model.to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
     @staticmethod
     def _text(tokenizer: "PreTrainedTokenizerBase", prompt: Any, completion: Any) -> str:
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        return tokenizer.apply_chat_template([*asked, *said], tokenize=False)
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        return tokenizer.apply_chat_template([*before, *after], tokenize=False)

@@ -1,9 +1,9 @@
-"""What every reward function must keep to, tried out on a few rows before a run spends hours on its scores.
+"""The reward contract: what every reward must do, checked on a few rows before a run spends hours on its scores.
 
-Right answers score the most; scores stay with their rows when the batch is shuffled, which the widely copied
-`answer[0]` breaks; chat messages and text score the same; the same input the same, on any thread; nothing is printed,
-nothing that was given is changed, and it does not take forever. A reward that does not read the gold answer is not
-held to the first. What cannot be told from scores stays open: whether the reward means what its author wants.
+Right answers score highest; scores stay with their rows when the batch is shuffled, which the widely copied
+`answer[0]` breaks; chat messages and text score the same; the same input scores the same, on any thread; nothing is
+printed, no argument is changed, and no call takes too long. The first rule is only for rewards that read the gold
+answer. Scores cannot show whether a reward measures what its author wants.
 """
 
 import contextlib
@@ -20,17 +20,18 @@ from common.data.examples import Prompt
 from common.errors import InputError
 from common.rewards.answers import gold, same
 from common.rewards.builtin import Scores, text_of
-from common.rewards.specification import FORM, Reward, columns_of
+from common.rewards.reward import Reward
+from common.rewards.specification import ANSWER_TEMPLATE, columns_of
 
 ROWS, SLOW_ROWS = 16, 2
-TOLERANCE = 0.02  # of the spread of the scores: a model's depend a little on what they share a batch with
+TOLERANCE = 0.02  # of the range of the scores: a model's scores depend a little on the rest of the batch
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A completion of a problem; `kind` says whether it is right, wrong, empty or prose, `answer` what it answers."""
+    """A completion to try; `kind` is right, wrong, empty or prose, `answer` the answer in it."""
 
-    problem: Prompt
+    prompt: Prompt
     kind: str
     answer: str
     text: str
@@ -39,32 +40,56 @@ class Attempt:
 Batch = list[Attempt]
 
 
-def check_contract(
-    rewards: Sequence[Reward], problems: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
+def check_functions(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
 ) -> None:
-    """Raise InputError with all that is wrong with the rewards, as `contract` finds it."""
-    faults = [fault for reward in rewards for fault in contract(reward, problems, seed, may_be_silent=may_be_silent)]
+    """Raise InputError with everything that `contract` finds wrong with the rewards that are functions."""
+    check_contract([reward for reward in rewards if not reward.is_model], prompts, seed, may_be_silent)
+
+
+def check_models(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
+) -> None:
+    """The same for the rewards that are models, which are loaded for it. Call it after `import unsloth`."""
+    check_contract([reward for reward in rewards if reward.is_model], prompts, seed, may_be_silent)
+
+
+def check_contract(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
+) -> None:
+    """Raise InputError with everything that `contract` finds wrong with the rewards."""
+    faults = [fault for reward in rewards for fault in contract(reward, prompts, seed, may_be_silent=may_be_silent)]
     if faults:
         raise InputError("\n".join(faults))
 
 
 def contract(
     reward: Reward,
-    problems: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     seed: int = 0,
-    form: str | None = None,
+    answer_template: str | None = None,
     seconds: float = 60.0,
     may_be_silent: bool = False,
 ) -> list[str]:
-    """What is wrong with `reward`, tried on some of `problems` that `seed` draws; an empty list if nothing is.
+    """What is wrong with `reward`, in words; an empty list if nothing is.
 
-    `form` is a completion with {answer} in the place of the answer, by default the one that the recipes ask for, or
-    the reward's own. No call may take longer than `seconds`. A reward that gives all that is tried the same score is a
-    fault unless it `may_be_silent`, as a rule may be on answers it was not written for. Raises MachineError if the
-    reward does.
+    Args:
+        reward: the reward. A reward model is loaded first, which `seconds` does not count.
+        prompts: the prompts of the run; `seed` draws the few that are tried.
+        answer_template: a completion with {answer} in the place of the answer; by default the reward's own, else
+            ANSWER_TEMPLATE.
+        seconds: the longest that a call may take.
+        may_be_silent: whether one score for everything that is tried is fine, as of a function that looks for
+            something that none of it holds.
+
+    Raises MachineError if the reward does.
     """
-    drawn = Random(seed).sample(list(problems), len(problems))
-    batch = _batch(reward, drawn, form or reward.form or FORM)
+    try:
+        reward.prepare()
+    except InputError as error:
+        return [str(error)]
+    drawn = Random(seed).sample(list(prompts), len(prompts))
+    batch = _batch(reward, drawn, answer_template or reward.answer_template or ANSWER_TEMPLATE)
     printed = io.StringIO()
     faults = []
     with contextlib.redirect_stdout(printed):
@@ -78,7 +103,7 @@ def contract(
 
 
 def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
-    # Off the main thread first: there a call that does not come back can be left behind.
+    # Off the main thread first: a call that does not return can be abandoned there.
     refused = None
     try:
         on_thread = _start(reward, batch).result(seconds)
@@ -90,9 +115,9 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
     given = _arguments(batch)
     scores = reward(**given)
     if refused:
-        yield f"{refused} (off the main thread, where rewards run; on it there is no error)"
+        yield f"{refused} (off the main thread, where rewards run; there is no error on the main thread)"
     if changed := [name for name, value in _arguments(batch).items() if given[name] != value]:
-        yield f"{reward.place}: changes what it is given ({', '.join(changed)}), which other rewards get too"
+        yield f"{reward.place}: changes its arguments ({', '.join(changed)}), which other rewards get too"
     if _differ(scores, reward(**_arguments(batch))):
         yield f"{reward.place}: gives the same completions other scores the second time"
         return
@@ -101,7 +126,7 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
 
     order = list(range(len(batch)))
     Random(0).shuffle(order)
-    if _differ([scores[place] for place in order], reward(**_arguments([batch[place] for place in order]))):
+    if _differ([scores[index] for index in order], reward(**_arguments([batch[index] for index in order]))):
         yield (
             f"{reward.place}: its scores do not move with their rows when the batch is shuffled. A column holds one "
             "value for each completion: zip(completions, answer), not answer[0]"
@@ -111,19 +136,19 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
         if _differ(scores, reward(**_arguments(batch, as_text=True))):
             yield f"{reward.place}: scores completions that are text unlike the same ones as chat messages"
     except InputError as error:
-        yield f"{error} (for completions that are text; common.rewards.builtin.text_of takes both)"
+        yield f"{error} (for completions that are text; an argument `texts` is the text of both kinds)"
 
-    if reward.form or (reward.file and _reads_the_answer(reward, batch, scores)):
+    if reward.answer_template or (reward.file and _reads_the_answer(reward, batch, scores)):
         yield from _order_faults(reward, batch, scores)
     elif reward.file and len(set(scores)) == 1 and not may_be_silent:
-        yield f"{reward.place}: gives every completion {scores[0]}, the empty one too; nothing can be learnt from it"
+        yield f"{reward.place}: gives every completion {scores[0]}, the empty one too; nothing can be learned from it"
 
 
 def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]:
-    """Right answers must score more than wrong ones and than none, once the score has its weight."""
+    """Weighted, right answers must score more than wrong ones and than empty completions."""
     sign = -1 if reward.weight < 0 else 1
     scored = {
-        (attempt.problem.place, attempt.kind): (attempt, score)
+        (attempt.prompt.place, attempt.kind): (attempt, score)
         for attempt, score in zip(batch, scores, strict=True)
         if score is not None
     }
@@ -137,8 +162,8 @@ def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]
         for place in places:
             (right, most), (attempt, score) = scored[place, "right"], scored.get((place, other), (None, None))
             if score is not None and sign * most <= sign * score:
-                said = f"{attempt.answer!r}" if other == "wrong" else "an empty completion"
-                bad.append((most != score, f"{place}: {right.answer!r} scores {most:g}, {said} {score:g}"))
+                what = f"{attempt.answer!r}" if other == "wrong" else "an empty completion"
+                bad.append((most != score, f"{place}: {right.answer!r} scores {most:g}, {what} {score:g}"))
         if len(bad) == len(places) and all(less for less, _ in bad):
             weight = f" with its weight {reward.weight:g}" if reward.weight < 0 else ""
             yield f"{reward.place}: the sign is the wrong way round{weight}; {bad[0][1]}"
@@ -149,7 +174,7 @@ def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]
 
 
 def _reads_the_answer(reward: Reward, batch: Batch, scores: Scores) -> bool:
-    """Do the scores change when every row has the gold answer of another?"""
+    """Whether the scores change when every row gets the gold answer of another row."""
     arguments = _arguments(batch)
     answers = arguments.get("answer", [])
     if len(set(answers)) < 2:
@@ -158,36 +183,36 @@ def _reads_the_answer(reward: Reward, batch: Batch, scores: Scores) -> bool:
     return _differ(scores, reward(**arguments))
 
 
-def _batch(reward: Reward, problems: Sequence[Prompt], form: str) -> Batch:
-    """A few problems, of different answers, and to each a right, a wrong, an empty and a useless completion."""
+def _batch(reward: Reward, prompts: Sequence[Prompt], answer_template: str) -> Batch:
+    """A few prompts with different gold answers, each with a right, a wrong, an empty and a useless completion."""
     different: dict[str, Prompt] = {}
-    for problem in problems:
-        different.setdefault(problem.answer or problem.place, problem)
+    for prompt in prompts:
+        different.setdefault(prompt.answer or prompt.place, prompt)
     few = list(different.values())[: SLOW_ROWS if reward.slow else ROWS]
-    # A program is run as it stands; of an answer worked out in words the end is the answer.
+    # A program runs as it is; of an answer worked out in words only the end is the answer.
     final = _final if reward.file or "answer" in reward.needs else str
-    answers = [final(problem.answer) for problem in few if problem.answer is not None]
+    answers = [final(prompt.answer) for prompt in few if prompt.answer is not None]
     batch = []
-    for problem in few:
-        if problem.answer is not None:
-            right = final(problem.answer)
+    for prompt in few:
+        if prompt.answer is not None:
+            right = final(prompt.answer)
             wrong = _other_than(right, answers)
-            batch.append(Attempt(problem, "right", right, form.replace("{answer}", right)))
-            batch.append(Attempt(problem, "wrong", wrong, form.replace("{answer}", wrong)))
-        batch.append(Attempt(problem, "empty", "", ""))
-        batch.append(Attempt(problem, "prose", "", "I do not know. " * 20))
+            batch.append(Attempt(prompt, "right", right, answer_template.replace("{answer}", right)))
+            batch.append(Attempt(prompt, "wrong", wrong, answer_template.replace("{answer}", wrong)))
+        batch.append(Attempt(prompt, "empty", "", ""))
+        batch.append(Attempt(prompt, "prose", "", "I do not know. " * 20))
     return batch
 
 
 def _final(answer: str) -> str:
     try:
         return gold(answer).text
-    except ValueError:  # no answer that math could compare with, but a user's function may
+    except ValueError:  # `math` cannot compare with it, but a user's function may
         return answer
 
 
 def _other_than(answer: str, answers: Sequence[str | None]) -> str:
-    """A wrong answer: a number one higher, else another row's, else words that nobody asked for."""
+    """A wrong answer: a number one higher, else another row's answer, else "none of these"."""
     try:
         right = gold(answer)
     except ValueError:
@@ -198,26 +223,26 @@ def _other_than(answer: str, answers: Sequence[str | None]) -> str:
 
 
 def _arguments(batch: Batch, as_text: bool = False) -> dict[str, Any]:
-    """What a reward function is called with; new lists each time."""
-    prompts = [attempt.problem.prompt for attempt in batch]
+    """The arguments for a reward function; new lists each time."""
+    prompts = [attempt.prompt.prompt for attempt in batch]
     return {
         "prompts": [text_of(prompt) for prompt in prompts] if as_text else copy.deepcopy(prompts),
         "completions": [
             attempt.text if as_text else [{"role": "assistant", "content": attempt.text}] for attempt in batch
         ],
-        "completion_ids": [list(attempt.text.encode()) for attempt in batch],  # no tokenizer is needed to be tried out
-        **copy.deepcopy(columns_of([attempt.problem for attempt in batch])),
+        "completion_ids": [list(attempt.text.encode()) for attempt in batch],  # bytes: there is no tokenizer here
+        **copy.deepcopy(columns_of([attempt.prompt for attempt in batch])),
     }
 
 
 def _start(reward: Reward, batch: Batch) -> "Future[Scores]":
-    """Call the reward on another thread, one that does not keep the program from ending if it hangs."""
+    """Call the reward on another thread, which does not keep the program alive if the call hangs."""
     future: Future[Scores] = Future()
 
     def call() -> None:
         try:
             future.set_result(reward(**_arguments(batch)))
-        except Exception as error:  # noqa: BLE001  whatever it is, it is raised where the result is asked for
+        except Exception as error:  # noqa: BLE001  every error is raised again by result()
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
@@ -225,7 +250,7 @@ def _start(reward: Reward, batch: Batch) -> "Future[Scores]":
 
 
 def _differ(scores: Scores, others: Scores) -> bool:
-    """Beyond TOLERANCE, or in what the reward applies to."""
+    """Whether scores differ by more than TOLERANCE, or in the rows that the reward applies to."""
     if [score is None for score in scores] != [other is None for other in others]:
         return True
     numbers = [score for score in scores if score is not None]

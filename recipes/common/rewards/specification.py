@@ -1,11 +1,10 @@
-"""The rewards of a run: found by name or in a user's file, weighted, called, and their scores added up.
+"""The rewards of a run: found by name or in a user's file, and their scores added up by weight.
 
-A user's file holds functions in TRL's signature, or with those of its arguments that they need:
+A user's file holds functions. A function gets what its arguments name: `texts` (the completions as plain text), TRL's
+`prompts`, `completions` and `completion_ids`, and columns of the data. It imports nothing from here:
 
-    from common.rewards.builtin import text_of     # my_rewards.py, as --rewards my_rewards.py:shorter=0.5
-
-    def shorter(completions):
-        return [-len(text_of(completion)) / 1000 for completion in completions]
+    def shorter(texts):                              # my_rewards.py, as --rewards my_rewards.py:shorter=0.5
+        return [-len(text) / 1000 for text in texts]
 """
 
 import functools
@@ -13,46 +12,58 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.examples import Prompt
-from common.data.rows import Faults
+from common.data.rows import Faults, source_identity
 from common.errors import InputError, did_you_mean
+from common.lm.hub import Model, contents, find_model
 from common.rewards import builtin as built_in
 from common.rewards.answers import gold
 from common.rewards.builtin import Scores, TextOrMessages
 from common.rewards.classifier import RewardModel
+from common.rewards.reward import Reward
 from common.rewards.sandbox import parse_tests
-from common.rewards.user_file import find_function, line_of, said
+from common.rewards.user_file import find_function
 
 if TYPE_CHECKING:
     from common.lm.generate import Completion
 
-# The form that the recipes ask for.
-FORM = "<think>Let me think.</think><answer>{answer}</answer>"
+# A completion of the format that the sample data teaches; {answer} is where the answer goes.
+ANSWER_TEMPLATE = "<think>Let me think.</think><answer>{answer}</answer>"
 
-# What TRL gives to every reward function besides the columns of the data.
-GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+MODEL = "model:"  # before a reward model's name
+
+# The arguments of a reward function that are not columns of the data: ours, and TRL's.
+GIVEN = (
+    "texts",
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A built-in reward: its function, and for each column it reads how to check a value (raises when it is wrong).
+    """A built-in reward: its function, and a check for each column it reads, which raises for a wrong value.
 
-    `constants` names arguments of the recipe that the function takes too. `form` is a completion that it must score
-    highest once the gold answer is put in, where it grades answers. `slow`: a batch takes it seconds.
+    `constants` are arguments of the recipe that the function takes. `answer_template`, for a function that grades
+    answers, is a completion that must score highest with the gold answer in it. `slow`: seconds for a batch.
     """
 
     function: Callable[..., Scores]
     columns: Mapping[str, Callable[[Any], object]] = field(default_factory=dict)
     constants: tuple[str, ...] = ()
-    form: str | None = None
+    answer_template: str | None = None
     slow: bool = False
 
 
 REWARDS: dict[str, BuiltIn] = {
-    "math": BuiltIn(built_in.math_reward, {"answer": gold}, form=FORM),
+    "math": BuiltIn(built_in.math_reward, {"answer": gold}, answer_template=ANSWER_TEMPLATE),
     "format": BuiltIn(built_in.format_reward),
     "tags": BuiltIn(built_in.tags_reward),
     "length": BuiltIn(built_in.length_reward, constants=("max_completion_length",)),
@@ -62,137 +73,102 @@ REWARDS: dict[str, BuiltIn] = {
     "json": BuiltIn(built_in.json_reward),
     "json_schema": BuiltIn(built_in.json_schema_reward, {"schema": built_in.schema_validator}),
     "xml": BuiltIn(built_in.xml_reward),
-    "code": BuiltIn(built_in.code_reward, {"tests": parse_tests}, form="```python\n{answer}\n```", slow=True),
+    "code": BuiltIn(
+        built_in.code_reward, {"tests": parse_tests}, answer_template="```python\n{answer}\n```", slow=True
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Reward:
-    """A reward of this run. Calling it calls the function and checks what comes back; TRL takes it as a function.
-
-    `needs` are the columns without which the function cannot be called, each with its check, if it has one. `file` is
-    the user's file that the function is from, `takes` the arguments it names, None if it takes any. `form` and `slow`
-    are as in BuiltIn.
-    """
-
-    name: str
-    weight: float
-    function: Callable[..., Scores]
-    needs: Mapping[str, Callable[[Any], object] | None] = field(default_factory=dict)
-    file: Path | None = None
-    takes: frozenset[str] | None = None
-    form: str | None = None
-    slow: bool = False
-
-    @property
-    def __name__(self) -> str:
-        return self.name
-
-    @property
-    def local(self) -> bool:
-        """Can it be called without the hub? Only a reward model may not be here."""
-        return not isinstance(self.function, RewardModel) or self.function.local
-
-    @property
-    def place(self) -> str:
-        """Where the function is: file:line and name of a user's, the name of a built-in."""
-        if self.file is None:
-            return self.name
-        return f"{self.file}:{inspect.unwrap(self.function).__code__.co_firstlineno}: {self.name}"
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[TextOrMessages], **columns: Any) -> Scores:
-        """One score a completion, None where the reward does not apply.
-
-        Raises InputError, with the line, when a user's function raises or returns anything else.
-        """
-        count = len(completions)
-        given = {"prompts": prompts, "completions": completions, **columns}
-        if missing := [column for column in self.needs if column not in given]:
-            raise InputError(f"{self.place}: needs the column {', '.join(missing)}, which the data does not have")
-        if self.takes is not None:
-            given = {name: value for name, value in given.items() if name in self.takes}
-        try:
-            scores = self.function(**given)
-        except Exception as error:
-            if self.file is None:
-                raise
-            raise InputError(f"{line_of(error, self.file)}: {self.name} raised {said(error)}") from error
-        return self._checked(scores, count)
-
-    def _checked(self, scores: Any, count: int) -> Scores:
-        if isinstance(scores, str) or not hasattr(scores, "__len__"):
-            raise InputError(f"{self.place}: returned {_shown(scores)}; expected a list of one number a completion")
-        if len(scores) != count:
-            raise InputError(f"{self.place}: returned {len(scores)} scores for {count} completions; expected one each")
-        for number, score in enumerate(scores):
-            if score is not None and not (_is_number(score) and math.isfinite(score)):
-                raise InputError(
-                    f"{self.place}: score {number} is {_shown(score)}; expected a finite number, or None where the "
-                    "reward does not apply"
-                )
-        return [None if score is None else float(score) for score in scores]
 
 
 def load(spec: Sequence[str], max_completion_length: int) -> list[Reward]:
     """The rewards that `spec` names, each NAME, FILE.py:FUNCTION or model:CHECKPOINT, with =WEIGHT or 1.
 
-    An entry may hold several, with commas between. `max_completion_length` is in tokens, for the rewards of length.
-    Raises InputError for a name, file or function that is not there, for a file that cannot be imported, for a weight
-    that is no number and for the same name twice.
+    `max_completion_length` is in tokens, for the rewards of length. Imports the user's files; a reward model is loaded
+    later, by `prepare`. Raises InputError for a name, file or function that does not exist, a file that cannot be
+    imported, a weight that is not a number, and the same name twice.
     """
-    entries = [entry.strip() for words in spec for entry in words.split(",") if entry.strip()]
-    if not entries:
-        raise InputError(f"no reward is named; give one or more of {', '.join(REWARDS)}, or FILE.py:FUNCTION")
     rewards: list[Reward] = []
-    for entry in entries:
-        source, weight = _weight(entry)
-        if source.startswith("model:"):
-            reward = Reward("model", weight, RewardModel(source.removeprefix("model:")), slow=True)
+    for source, weight in _entries(spec):
+        if source.startswith(MODEL):
+            reward = Reward("model", weight, RewardModel(source.removeprefix(MODEL)), slow=True)
         elif ":" in source or source.endswith(".py"):
             reward = _from_file(source, weight)
         else:
             reward = _built_in(source, weight, {"max_completion_length": max_completion_length})
         if reward.name in [other.name for other in rewards]:
-            raise InputError(
-                f"--rewards {entry}: there is another reward of the name {reward.name}; each needs its own"
-            )
+            raise InputError(f"--rewards {source}: there is another reward of the name {reward.name}; rename one")
         rewards.append(reward)
+    if not rewards:
+        raise InputError(f"no reward is named; give one or more of {', '.join(REWARDS)}, or FILE.py:FUNCTION")
     return rewards
+
+
+def reward_models(spec: Sequence[str]) -> list[Model]:
+    """The models among the rewards that `spec` names, without loading anything. Raises InputError as `load` does."""
+    names = [source.removeprefix(MODEL) for source, _ in _entries(spec) if source.startswith(MODEL)]
+    return [find_model(name) for name in names]
+
+
+def identities(rewards: Iterable[Reward]) -> list[str]:
+    """What the rewards from outside this repository are by their contents: users' files and reward models."""
+    found = []
+    for reward in rewards:
+        if reward.file is not None:
+            found.append(source_identity([reward.file]))
+        elif isinstance(reward.function, RewardModel):
+            found.append(contents(reward.function.model))
+    return found
 
 
 def score(
     rewards: Sequence[Reward], prompts: Sequence[Any], completions: Sequence[TextOrMessages], **columns: Any
 ) -> tuple[list[float], dict[str, Scores]]:
-    """The weighted sum of each completion's scores, and the scores by reward's name, before weighting.
+    """The weighted sum of each completion's scores, and the scores by name of the reward, before weighting.
 
     A reward that does not apply to a row, None, adds nothing to its sum. Raises InputError as the rewards do.
     """
     parts = {reward.name: reward(prompts, completions, **columns) for reward in rewards}
     totals = [
-        math.fsum(reward.weight * value for reward in rewards if (value := parts[reward.name][place]) is not None)
-        for place in range(len(completions))
+        math.fsum(reward.weight * value for reward in rewards if (value := parts[reward.name][index]) is not None)
+        for index in range(len(completions))
     ]
     return totals, parts
 
 
-def columns_of(problems: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """What reward functions get of the problems besides the prompts: a list by column, None where a row has no value.
+def score_completions(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], completions: Sequence["Completion"]
+) -> tuple[list[float], dict[str, Scores]]:
+    """`score` for completions of our `generate`, one for each of `prompts`.
 
-    `answer` is there if any problem has one.
+    These may be a few of a run's prompts, so a column that none of them has is there all the same, with None.
     """
-    rows = [problem.fields | ({} if problem.answer is None else {"answer": problem.answer}) for problem in problems]
+    columns = {name: [None] * len(prompts) for reward in rewards for name in reward.needs} | columns_of(prompts)
+    return score(
+        rewards,
+        [prompt.prompt for prompt in prompts],
+        [[{"role": "assistant", "content": completion.text}] for completion in completions],
+        completion_ids=[completion.completion_ids for completion in completions],
+        **columns,
+    )
+
+
+def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The columns that reward functions get: a list by name, with None where a row has no value.
+
+    `answer` is there if any prompt has a gold answer.
+    """
+    rows = [prompt.fields | ({} if prompt.answer is None else {"answer": prompt.answer}) for prompt in prompts]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def check_prompts(rewards: Sequence[Reward], problems: Iterable[Prompt], faults: Faults) -> None:
-    """Add to `faults` each problem that the rewards cannot score: a value that is wrong, or no column that they need.
+def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: Faults) -> None:
+    """Add to `faults` each prompt whose completions cannot be scored: a wrong value, or no column that is needed.
 
-    A problem may lack what one reward needs if it has what another does, so one file may hold mathematics and code.
-    Raises InputError for a column that no problem has.
+    A prompt may lack what one reward needs if it has what another does, so one file may hold mathematics and code.
+    Raises InputError for a column that no prompt has.
     """
-    problems = list(problems)
-    columns = columns_of(problems)
+    prompts = list(prompts)
+    columns = columns_of(prompts)
     needed = [reward for reward in rewards if reward.needs]
     for reward in needed:
         if missing := [column for column in reward.needs if column not in columns]:
@@ -200,18 +176,23 @@ def check_prompts(rewards: Sequence[Reward], problems: Iterable[Prompt], faults:
                 f"{reward.place}: needs the column {', '.join(missing)}, which no row has; besides the prompt it "
                 f"has {', '.join(columns) or 'none'}. Map columns with --columns, for example --columns answer=solution"
             )
-    for problem in problems:
-        values = {name: column[0] for name, column in columns_of([problem]).items()}
+    for prompt in prompts:
+        values = {name: column[0] for name, column in columns_of([prompt]).items()}
         usable = [reward for reward in needed if all(values.get(column) is not None for column in reward.needs)]
         if needed and not usable:
             wants = "; ".join(f"{reward.name} needs {' and '.join(reward.needs)}" for reward in needed)
-            faults.add(problem.place, f"no column to score an answer by: {wants}")
+            faults.add(prompt.place, f"no column to score a completion by: {wants}")
         for column, check in {column: check for reward in usable for column, check in reward.needs.items()}.items():
             try:
                 if check:
                     check(values[column])
             except (ValueError, TypeError, InputError) as error:
-                faults.add(problem.place, f"{column}: {error}")
+                faults.add(prompt.place, f"{column}: {error}")
+
+
+def _entries(spec: Sequence[str]) -> list[tuple[str, float]]:
+    """The rewards in `spec`, several in a word where there are commas, each with its weight."""
+    return [_weight(entry.strip()) for words in spec for entry in words.split(",") if entry.strip()]
 
 
 def _weight(entry: str) -> tuple[str, float]:
@@ -223,7 +204,7 @@ def _weight(entry: str) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not (source and math.isfinite(weight)):
-        raise InputError(f"--rewards {entry}: {number!r} is no weight; expected a number, as in math=1.0")
+        raise InputError(f"--rewards {entry}: {number!r} is not a weight; expected a number, as in math=1.0")
     return source, weight
 
 
@@ -231,11 +212,11 @@ def _built_in(name: str, weight: float, constants: dict[str, Any]) -> Reward:
     if name not in REWARDS:
         raise InputError(
             f"--rewards {name}: unknown reward{did_you_mean(name, REWARDS)}. There are {', '.join(REWARDS)}, "
-            "model:CHECKPOINT and functions of your own, FILE.py:FUNCTION."
+            "model:CHECKPOINT and your own functions, FILE.py:FUNCTION."
         )
     reward = REWARDS[name]
     function = functools.partial(reward.function, **{constant: constants[constant] for constant in reward.constants})
-    return Reward(name, weight, function, reward.columns, form=reward.form, slow=reward.slow)
+    return Reward(name, weight, function, reward.columns, answer_template=reward.answer_template, slow=reward.slow)
 
 
 def _from_file(source: str, weight: float) -> Reward:
@@ -253,29 +234,3 @@ def _from_file(source: str, weight: float) -> Reward:
         and parameter.name not in GIVEN
     }
     return Reward(function.__name__, weight, function, needs, file, takes)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, str | bytes)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def score_completions(
-    rewards: Sequence[Reward], problems: Sequence[Prompt], answers: Sequence["Completion"]
-) -> tuple[list[float], dict[str, Scores]]:
-    """The weighted sum of each answer's rewards, and what every reward gave it. There is a problem for each answer."""
-    return score(
-        rewards,
-        [problem.prompt for problem in problems],
-        [[{"role": "assistant", "content": answer.text}] for answer in answers],
-        completion_ids=[answer.completion_ids for answer in answers],
-        **columns_of(problems),
-    )

@@ -1,4 +1,4 @@
-"""A user's own reward functions: found in a Python file, and their errors told by the line they are on."""
+"""Find a user's reward function in a Python file, and the line of an error in it."""
 
 import functools
 import importlib.util
@@ -33,7 +33,7 @@ def find_function(source: str) -> tuple[Callable[..., Any], Path]:
             if value.__module__ == module.__name__
         ]
         there = hasattr(module, name)
-        what = "is no plain function" if there else "is not there"
+        what = "is not a plain function" if there else "is not there"
         hint = "" if there else did_you_mean(name, functions)
         raise InputError(
             f"--rewards {source}: {name} {what}{hint}. The file has {', '.join(functions) or 'no function'}."
@@ -42,19 +42,20 @@ def find_function(source: str) -> tuple[Callable[..., Any], Path]:
 
 
 def line_of(error: BaseException, file: Path) -> str:
-    """file:line of the innermost place in `file` that the error came by."""
+    """file:line of the innermost frame of `error` that is in `file`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == file.resolve()]
     return f"{file}:{lines[-1]}" if lines else str(file)
 
 
-def said(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """The error in a message: its class and its text."""
     return f"{type(error).__name__}: {error}"
 
 
 @functools.cache
 def _import(file: Path) -> ModuleType:
-    """The file as a module. What lies beside it can be imported by it."""
+    """The file as a module. It can import modules in its own folder."""
     spec = importlib.util.spec_from_file_location(f"rewards_in_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
@@ -65,5 +66,5 @@ def _import(file: Path) -> ModuleType:
     except SyntaxError as error:
         raise InputError(f"{error.filename}:{error.lineno}: {error.msg}") from None
     except Exception as error:
-        raise InputError(f"{line_of(error, file)}: importing it raised {said(error)}") from error
+        raise InputError(f"{line_of(error, file)}: importing it raised {describe(error)}") from error
     return module

@@ -1,6 +1,8 @@
-"""A few held-out prompts, answered before and after training, side by side."""
+"""What a run shows of its model: held-out prompts before and after training, and samples.jsonl of every step."""
 
 import itertools
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,19 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from common.data.examples import Conversation
-from common.run.files import write_json
+from common.run.files import write_json, write_jsonl
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt that is kept out of training, and the answer that the data gives to it."""
+    """A held-out prompt, and the completion that the data has for it."""
 
     prompt: Conversation
     reference: str
 
 
 def as_samples(rows: list[Conversation]) -> list[Sample]:
-    """Ask what stands before the assistant's first turn; a row where nobody has asked anything by then is left out."""
+    """The prompt of each conversation, all before the assistant's first turn; rows without a turn of the user go."""
     samples = []
     for row in rows:
         first = [*itertools.takewhile(lambda message: message["role"] != "assistant", row.messages)]
@@ -32,9 +34,9 @@ def as_samples(rows: list[Conversation]) -> list[Sample]:
 
 
 def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
-    """Print the answers side by side and write them to `file` as JSON."""
-    headings = ("prompt", "before", "after", "the data says")
-    columns = [Column(heading, overflow="fold") for heading in headings]  # a long word is folded, never cut
+    """Print the completions before and after training side by side, and write them to `file` as JSON."""
+    headings = ("prompt", "before", "after", "in the data")
+    columns = [Column(heading, overflow="fold") for heading in headings]  # a long word is folded and not clipped
     table = Table(*columns, title="Held-out prompts", show_lines=True)
     entries: list[dict[str, Any]] = []
     for sample, old, new in zip(samples, before, after, strict=True):
@@ -46,7 +48,22 @@ def show(console: Console, file: Path, samples: list[Sample], before: list[str],
         console.print(table, markup=False)
 
 
+def append(file: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Append completions of a step to samples.jsonl, an entry a line; `step` of an entry is the steps done before."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Drop the entries that a run resumed after `step` steps writes again, and a line that a killed run left half."""
+    if not file.exists():
+        return
+    lines = file.read_bytes().splitlines(keepends=True)  # of bytes: text is split at more than a line feed
+    entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    write_jsonl(file, [entry for entry in entries if entry["step"] < step])
+
+
 def _clipped(text: str, characters: int = 240) -> str:
-    """A cell of the table: on one line, and not longer than a few."""
+    """A cell of the table: one line of a few hundred characters at most."""
     text = text.strip().replace("\n", " / ")
     return text if len(text) <= characters else text[:characters] + " ..."

@@ -96,7 +96,7 @@ def test_text_that_is_not_chatml_is_refused():
     assert "not ChatML from end to end: 'Once upon a time'" in shown[0]
 
 
-def test_an_unknown_first_row_names_the_columns_and_the_mend():
+def test_an_unknown_first_row_names_the_columns_and_the_fix():
     with pytest.raises(InputError) as error:
         convert({"question": "2 + 2?", "answer": "4"})
     assert "f:1: unknown format: the columns are question, answer" in str(error.value)
@@ -111,7 +111,7 @@ def test_columns_are_mapped():
 
 
 def test_a_forced_format_refuses_another():
-    _, shown = convert({"messages": [ASK, SAY]}, form="alpaca")
+    _, shown = convert({"messages": [ASK, SAY]}, row_format="alpaca")
     assert shown == ["f:1: this row is messages, but --format is alpaca; a source holds one format"]
 
 
@@ -314,7 +314,7 @@ def test_columns_are_mapped_for_every_kind():
 
 def test_an_unknown_format_by_name_or_by_columns_says_what_is_known():
     with pytest.raises(InputError, match="--format alpaca: unknown here; expected auto or one of preference, "):
-        read(pairs, {}, form="alpaca")
+        read(pairs, {}, row_format="alpaca")
     with pytest.raises(
         InputError, match=r"the columns are promt, chosn .did you mean 'prompt' by 'promt'.*Known: pref"
     ):

@@ -125,12 +125,12 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["/no/such/folder", "./missing.jsonl", "missing.csv", "missing", "a/b/c"])
-def test_what_looks_like_a_path_and_is_not_there_is_said_before_any_hub_is_asked(data):
+def test_a_path_that_does_not_exist_is_refused_without_a_request_to_the_hub(data):
     with pytest.raises(InputError, match="no such file or folder"):
         find_source(data)
 
 
-def test_a_hub_id_is_told_from_a_path():
+def test_a_hub_id_is_not_a_path():
     assert find_source("openai/gsm8k") == "openai/gsm8k"
 
 

@@ -121,13 +121,13 @@ def test_truncation_is_counted_named_and_above_its_share_refused(tokenizer):
     faults.stop()
     assert len(examples[6].input_ids) == 60 < examples[6].full_length
     line = check_truncation(examples, 60, max_share=0.1)
-    assert line == "1 of 10 rows (10.0%) are longer than 60 tokens and cut off: f:7"
+    assert line == "1 of 10 rows (10.0%) are longer than 60 tokens and truncated: f:7"
     with pytest.raises(InputError, match=r"f:7\nThat is more than --max-truncated 0\.05 allows"):
         check_truncation(examples, 60, max_share=0.05)
     assert check_truncation(examples[:6], 60, max_share=0.0) is None
 
 
-def test_a_row_whose_answer_is_cut_off_whole_is_a_fault(tokenizer):
+def test_a_row_whose_completion_is_truncated_away_is_a_fault(tokenizer):
     faults = Faults()
     rows = [Conversation("f:1", TURNS[:2]), Conversation("f:2", [{**TURNS[0], "content": "word " * 100}, TURNS[1]])]
     assert [example.place for example in tokenize(tokenizer, rows, 100, faults)] == ["f:1"]
@@ -179,7 +179,7 @@ def test_the_pad_token_is_never_the_end_token(tokenizer):
     assert tokenizer.pad_token == "<|endoftext|>"
     with pytest.raises(InputError, match="not in this model's vocabulary"):
         set_pad_token(tokenizer, "<|nothing|>", "<|im_end|>")
-    with pytest.raises(InputError, match="no token to pad with"):
+    with pytest.raises(InputError, match="no pad token"):
         set_pad_token(tokenizer, "<|im_end|>", "<|im_end|>")
 
 
@@ -210,7 +210,7 @@ def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer)
 
 @pytest.mark.parametrize("file", samples_of(PAIR_FORMATS), ids=lambda file: file.name)
 def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, tokenizer):
-    """The prompt ends where the assistant's turn begins, and each answer is what was said, with its end token."""
+    """The prompt ends where the assistant's turn begins; each completion is its text and the end token."""
     faults = Faults()
     rows = list(pairs(read_rows(find_source(str(file)), faults), faults))
     examples = list(tokenize_pairs(tokenizer, rows, 1000, faults))
@@ -249,7 +249,7 @@ def test_a_pair_is_cut_at_the_end_of_its_answers(tokenizer):
                 *[{"role": "user", "content": "Say a."}],
                 {"role": "assistant", "content": "b"},
             ],
-            "part before",
+            "differ before",
         ),
     ],
     ids=["an end token inside", "two turns"],

@@ -283,6 +283,44 @@ def test_base_sha256_follows_the_contents_and_not_the_place(checkpoint, tmp_path
     assert base_sha256(checkpoint) != before
 
 
+def test_a_file_is_hashed_once_until_it_changes(checkpoint, tmp_path, monkeypatch):
+    """In any process: what is known is a file of the cache."""
+    monkeypatch.setattr(hub_module, "HASHES", tmp_path / "hashes")
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda stream, name: hashed.append(Path(stream.name).name) or digest(stream, name)
+    )
+    before = base_sha256(checkpoint)
+    assert len(hashed) == 3
+    base_sha256(checkpoint)
+    assert len(hashed) == 6  # written just now, so they may be written again without another time
+
+    monkeypatch.setattr(hub_module, "SETTLED", -1.0)
+    base_sha256(checkpoint)
+    del hashed[:]
+    assert base_sha256(checkpoint) == before
+    assert hashed == []
+
+    weights = checkpoint / "model-00001-of-00002.safetensors"
+    times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+    weights.write_bytes(b"ONE")  # as long as before, and dated back
+    os.utime(weights, ns=times)
+    changed = base_sha256(checkpoint)
+    assert changed != before
+    assert hashed == [weights.name]
+    weights.unlink()  # another file in its place
+    weights.write_bytes(b"one")
+    assert base_sha256(checkpoint) == before
+
+
+def test_hashes_that_cannot_be_kept_are_made_again(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(hub_module, "HASHES", tmp_path / "file" / "hashes")
+    monkeypatch.setattr(hub_module, "SETTLED", -1.0)
+    assert base_sha256(checkpoint) == base_sha256(checkpoint)
+
+
 def test_base_sha256_refuses_a_checkpoint_without_safetensors(checkpoint):
     for file in checkpoint.glob("*.safetensors"):
         file.unlink()
@@ -317,7 +355,7 @@ def run_models(copy, *arguments, **environment):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Says what the hub says when asked for a model: one open, one gated, one that does not exist."""
+    """Replies as the hub does to a request for a model: one open, one gated, one that does not exist."""
 
     commit = COMMIT
 
@@ -431,23 +469,23 @@ def test_list_fits_a_screen_of_100_columns(copy):
     assert "meta-llama/Llama-3.1-8B-Instruct" in plain
 
 
-def test_a_hub_model_that_cannot_be_had_is_said_in_a_line():
+def test_a_hub_model_that_cannot_be_downloaded_has_a_message_of_two_lines():
     """conftest.py sets HF_HUB_OFFLINE, so this is a machine without a network and an empty cache."""
     with pytest.raises(MachineError, match=r"^nobody/nothing cannot be loaded: .*\nCheck the network, HF_ENDPOINT"):
         load_tokenizer(find_model("nobody/nothing"))
 
 
-def test_a_directory_without_a_tokenizer_is_said_in_a_line(tmp_path):
+def test_a_directory_without_a_tokenizer_has_a_message_of_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_tokenizer(find_model(str(tmp_path)))
 
 
-def test_modelscope_is_asked_when_it_is_to_be_and_only_then(monkeypatch):
+def test_modelscope_is_used_with_its_variable_only(monkeypatch):
     hub, tiny = find_model("nobody/nothing"), find_model("tiny")
     assert fetch(hub) == hub
     monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
     assert fetch(tiny) == tiny
-    with pytest.raises(MachineError, match=r"^nobody/nothing: ModelScope does not give it"):
+    with pytest.raises(MachineError, match=r"^nobody/nothing: cannot be downloaded from ModelScope"):
         fetch(hub)

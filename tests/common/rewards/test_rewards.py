@@ -1,6 +1,7 @@
 """The rewards: hand-worked scores, a user's own file, and the contract with every fault it must find planted."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,9 +11,20 @@ import pytest
 from common.data.examples import Prompt
 from common.data.rows import Faults
 from common.errors import InputError, MachineError
+from common.lm.generate import Completion
 from common.rewards.builtin import schema_validator, text_of
-from common.rewards.contract import check_contract, contract
-from common.rewards.specification import REWARDS, check_prompts, columns_of, load, score
+from common.rewards.classifier import RewardModel
+from common.rewards.contract import check_contract, check_functions, check_models, contract
+from common.rewards.specification import (
+    REWARDS,
+    check_prompts,
+    columns_of,
+    identities,
+    load,
+    reward_models,
+    score,
+    score_completions,
+)
 from conftest import ROOT
 
 PROMPT = [{"role": "user", "content": "How much is 40 plus 2?"}]
@@ -135,36 +147,71 @@ def test_text_of_takes_text_and_chat_messages():
     assert text_of([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
 
 
-def test_a_reward_model_scores_the_dialogue(tmp_path, tokenizer):
+def test_a_reward_model_scores_the_dialogue(classifier, tokenizer):
     """Alone and in a batch of other lengths, as text and as messages, and as the model itself scores it."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(ROOT / "data_samples" / "tiny", num_labels=1)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
-    model.score.weight.data.normal_()
-    model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    [reward] = load([f"model:{tmp_path / 'reward'}=0.5"], 100)
-    assert (reward.name, reward.weight, reward.local) == ("model", 0.5, True)
+    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    [reward] = load([f"model:{classifier}=0.5"], 100)
+    assert (reward.name, reward.weight, reward.is_model) == ("model", 0.5, True)
 
-    said = [[{"role": "assistant", "content": text}] for text in ("42", "It is forty and two, I should think.")]
-    scores = reward([PROMPT] * 2, said)
+    completions = [[{"role": "assistant", "content": text}] for text in ("42", "It is forty and two, I should think.")]
+    scores = reward([PROMPT] * 2, completions)
     assert scores[0] != scores[1]
-    assert reward([PROMPT], said[:1]) == pytest.approx(scores[:1], abs=1e-4)
-    assert reward([text_of(PROMPT)] * 2, [text_of(turns) for turns in said]) == pytest.approx(scores, abs=1e-4)
-    text = tokenizer.apply_chat_template([*PROMPT, *said[0]], tokenize=False)
+    assert reward([PROMPT], completions[:1]) == pytest.approx(scores[:1], abs=1e-4)
+    assert reward([text_of(PROMPT)] * 2, [text_of(turns) for turns in completions]) == pytest.approx(scores, abs=1e-4)
+    text = tokenizer.apply_chat_template([*PROMPT, *completions[0]], tokenize=False)
     with torch.inference_mode():
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         assert scores[0] == pytest.approx(model.score(model.model(ids).last_hidden_state[0, -1]).item(), abs=1e-4)
     assert contract(reward, [problem(1, "42"), problem(2, "43")]) == []
 
-    language_model = AutoModelForCausalLM.from_config(config)
-    language_model.save_pretrained(tmp_path / "language")
-    tokenizer.save_pretrained(tmp_path / "language")
-    with pytest.raises(InputError, match=r"no reward model.*score\.weight"):
-        load([f"model:{tmp_path / 'language'}"], 100)[0]([PROMPT], said[:1])
+
+def test_a_language_model_is_not_a_reward_model(tmp_path, tokenizer):
+    import shutil
+
+    shutil.copytree(ROOT / "data_samples" / "tiny", tmp_path / "language")
+    rewards = load([f"model:{tmp_path / 'language'}"], 100)
+    with pytest.raises(InputError, match=r"not a reward model.*score\.weight"):
+        rewards[0].prepare()
+    with pytest.raises(InputError, match="not a reward model"):
+        check_models(rewards, [problem(1, "42")])
+
+
+def test_the_time_that_a_reward_model_takes_to_load_is_not_held_against_it(classifier, monkeypatch, problems):
+    slowly = RewardModel._load
+    monkeypatch.setattr(RewardModel, "_load", lambda self: time.sleep(4) or slowly(self))
+    assert contract(*load([f"model:{classifier}"], 100), problems, seconds=3) == []
+
+
+def test_a_reward_model_is_not_loaded_before_it_is_prepared(classifier, problems):
+    """So `import unsloth` can come before transformers, in a process of its own."""
+    check = (
+        "import sys\n"
+        "from common.data.examples import Prompt\n"
+        "from common.rewards.contract import check_functions\n"
+        "from common.rewards.specification import load, reward_models\n"
+        f"spec = ['math', 'model:{classifier}']\n"
+        "assert [model.local for model in reward_models(spec)] == [True]\n"
+        "check_functions(load(spec, 100), [Prompt('f:1', [{'role': 'user', 'content': '1?'}], '1')])\n"
+        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_models_among_the_rewards_and_what_they_are(classifier, own, tmp_path):
+    assert [model.local for model in reward_models(["math,model:org/name=2", f"model:{classifier}"])] == [False, True]
+    assert reward_models([]) == []
+    [own_reward] = own("def reward(texts): return [0.0 for _ in texts]")
+    rewards = [*load(["math", f"model:{classifier}"], 100), own_reward]
+    model, file = identities(rewards)
+    assert len(model) == len(file) == 64
+    own_reward.file.write_text("def reward(texts): return [1.0 for _ in texts]")
+    assert identities(rewards) == [model, *identities([own_reward])]
+    assert identities([own_reward]) != [file]
+    assert identities(load(["model:org/name"], 100)) == ["org/name@main"]
 
 
 @pytest.mark.parametrize("schema", [{"type": "nonsense"}, "{", "[1]", 3])
@@ -213,6 +260,24 @@ def test_a_users_function_gets_what_it_names(own):
         given[0]([PROMPT], ["a"])
 
 
+def test_texts_are_the_completions_as_text_and_need_no_column(own):
+    """Of text and of messages alike, and for a function that takes everything too."""
+    named, anything = own(
+        "def named(texts): return [float(len(text)) for text in texts]\n"
+        "def anything(**given): return [float(len(text)) for text in given['texts']]\n",
+        "named",
+        "anything",
+    )
+    assert named.needs == anything.needs == {}
+    thoughts = [{"role": "assistant", "content": "cd", "reasoning_content": "ab"}]
+    for reward in (named, anything):
+        assert reward([PROMPT] * 2, ["abc", [{"role": "assistant", "content": "abcd"}]]) == [3.0, 4.0]
+        assert reward([PROMPT], [thoughts]) == [float(len("<think>ab</think>cd"))]
+    faults = Faults()
+    check_prompts([named], [problem(1, None)], faults)
+    faults.stop()
+
+
 def test_what_lies_beside_a_users_file_can_be_imported(own, tmp_path):
     (tmp_path / "beside_my_rewards.py").write_text("FULL = 1.0\n")
     [reward] = own("from beside_my_rewards import FULL\ndef reward(completions): return [FULL]")
@@ -224,8 +289,8 @@ def test_what_lies_beside_a_users_file_can_be_imported(own, tmp_path):
     [
         ("mth", "unknown reward (did you mean math?). There are math, "),
         ("zzz", "zzz: unknown reward. There are math, "),
-        ("math=much", "'much' is no weight"),
-        ("math=nan", "'nan' is no weight"),
+        ("math=much", "'much' is not a weight"),
+        ("math=nan", "'nan' is not a weight"),
         ("math,math=2", "another reward of the name math"),
         ("", "no reward is named"),
         ("absent.py:f", "there is no file absent.py"),
@@ -243,8 +308,8 @@ def test_a_reward_that_is_not_there(spec, message):
     ("text", "message"),
     [
         ("def rewards(completions): return []", "reward is not there (did you mean rewards?). The file"),
-        ("reward = 3", "reward is no plain function"),
-        ("async def reward(completions): return []", "reward is no plain function"),
+        ("reward = 3", "reward is not a plain function"),
+        ("async def reward(completions): return []", "reward is not a plain function"),
         ("x = 1\nimport no_such_module_here", ".py:2: importing it raised ModuleNotFoundError"),
         ("x = 1\n\ndef reward(:", ".py:3: invalid syntax"),
     ],
@@ -272,7 +337,7 @@ def test_a_users_file_that_cannot_be_used(text, message, own):
         ("return [[1.0], [2.0]]", "score 0 is [1.0]"),
     ],
 )
-def test_what_a_users_function_does_wrong_is_said_with_its_line(body, message, own):
+def test_an_error_in_a_users_function_is_named_with_its_line(body, message, own):
     [reward] = own(f"def reward(completions, **columns): {body}\n")
     with pytest.raises(InputError) as refused:
         score([reward], [PROMPT] * 2, ["a", "b"])
@@ -292,13 +357,25 @@ def test_problems_that_cannot_be_scored_are_faults_with_their_place():
     check_prompts(rewards, rows, faults)
     assert [fault.split(": ")[:2] for fault in faults.shown] == [
         ["data.jsonl:1", "answer"], ["data.jsonl:3", "schema"],
-        ["data.jsonl:4", "no column to score an answer by"], ["data.jsonl:5", "answer"],
+        ["data.jsonl:4", "no column to score a completion by"], ["data.jsonl:5", "answer"],
     ]  # fmt: skip
 
 
-def test_a_column_that_no_row_has_is_said_once():
+def test_a_column_that_no_row_has_is_named_once():
     with pytest.raises(InputError, match="code: needs the column tests, which no row has"):
         check_prompts(load(["code"], 100), [problem(1, "5"), problem(2, "6")], Faults())
+
+
+def test_a_batch_without_a_column_that_other_rows_have_is_scored():
+    """As of a file that holds mathematics and code: a batch of one kind has nothing for the reward of the other."""
+    rewards = load(["math", "json_schema"], 100)
+    completions = [Completion("42", True, [1], [2])]
+    assert score_completions(rewards, [problem(1, "42")], completions) == (
+        [1.0],
+        {"math": [1.0], "json_schema": [None]},
+    )
+    schema = problem(2, None, schema={"type": "object"})
+    assert score_completions(rewards, [schema], completions) == ([0.0], {"math": [None], "json_schema": [0.0]})
 
 
 def test_columns_of_holds_every_column_of_every_row():
@@ -363,8 +440,8 @@ def test_answers_of_every_kind_keep_the_contract(answers):
         ("print('debug') or [float(len(text(c))) for c in completions]", "prints 'debug"),
         ("[0.5 for c in completions]", "gives every completion 0.5"),
         ("[None for c, a in zip(completions, answer)]", "gives every completion None"),
-        ("completions.clear() or [1.0] * 64", "changes what it is given (completions)"),
-        ("[float(len(c[-1]['content'])) for c in completions]", "for completions that are text"),
+        ("completions.clear() or [1.0] * 64", "changes its arguments (completions)"),
+        ("[float(len(c[-1]['content'])) for c in completions]", "an argument `texts` is the text of both kinds"),
         (
             "[float(isinstance(c, str)) + len(text(c)) * 0.001 for c in completions]",
             "text unlike the same ones as chat",
@@ -409,8 +486,10 @@ def test_check_contract_stops_a_run_with_every_fault(own, problems):
     rewards = own(
         TEXT + f"def a(completions, answer): return [-x for x in {GOOD}]\ndef b(completions): return [0]", "a", "b"
     )
-    with pytest.raises(InputError, match=r"(?s)wrong way round.*returned 1 scores"):
-        check_contract([*load(["math"], 100), *rewards], problems)
+    for check in (check_contract, check_functions):
+        with pytest.raises(InputError, match=r"(?s)wrong way round.*returned 1 scores"):
+            check([*load(["math"], 100), *rewards], problems)
+    check_models(rewards, problems)  # there is none
 
 
 def test_a_function_that_hangs_leaves_no_more_than_its_thread(own, problems):
@@ -422,9 +501,10 @@ def test_a_function_that_hangs_leaves_no_more_than_its_thread(own, problems):
     assert threading.active_count() <= before + 1
 
 
-def run_script(*flags: str) -> subprocess.CompletedProcess:
+def run_script(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "scripts" / "test-rewards.py", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_command_passes_and_fails(tmp_path):
@@ -450,11 +530,18 @@ def test_the_command_checks_every_gold_answer(tmp_path):
     assert f"{data}:2: answer: '####' holds nothing to compare an answer with" in done.stderr
 
 
-def test_the_command_takes_a_form_of_ones_own(tmp_path):
+def test_the_command_takes_an_answer_template(tmp_path):
     file = tmp_path / "boxed.py"
     file.write_text(
         TEXT
         + "def boxed(completions, answer): return [float(f'{{{a}}}' in text(c)) for c, a in zip(completions, answer)]"
     )
     assert run_script("--rewards", f"{file}:boxed").returncode == 2
-    assert run_script("--rewards", f"{file}:boxed", "--form", "So \\boxed{{answer}}").returncode == 0
+    assert run_script("--rewards", f"{file}:boxed", "--answer-template", "So \\boxed{{answer}}").returncode == 0
+
+
+@pytest.mark.slow
+def test_the_command_imports_unsloth_before_transformers_for_a_reward_model(classifier, unsloth_first):
+    done = run_script("--rewards", f"model:{classifier}", **unsloth_first)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "model: passes" in done.stdout

@@ -81,7 +81,7 @@ def wait_until(condition, seconds=5):
         time.sleep(0.02)
 
 
-# --- What is asked
+# --- Results
 
 
 @pytest.mark.parametrize(
@@ -585,12 +585,12 @@ def test_a_machine_without_a_layer_says_so_and_one_without_the_least_is_refused(
     available = sandbox.available_layers()[0]
     if not available >= {"landlock", "namespaces"}:
         pytest.skip(f"this machine has only {sorted(available)}")
-    said = in_a_container_without("landlock")
-    assert "seccomp, namespaces" in said.stdout, said
-    assert "without landlock (" in said.stdout
-    said = in_a_container_without("unshare")
-    assert "seccomp, landlock" in said.stdout, said
-    assert "without namespaces (" in said.stdout
+    output = in_a_container_without("landlock")
+    assert "seccomp, namespaces" in output.stdout, output
+    assert "without landlock (" in output.stdout
+    output = in_a_container_without("unshare")
+    assert "seccomp, landlock" in output.stdout, output
+    assert "without namespaces (" in output.stdout
     for calls in (("landlock", "unshare"), ("seccomp",)):
         refused = in_a_container_without(*calls)
         assert refused.returncode == 3, refused

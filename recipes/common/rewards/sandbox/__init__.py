@@ -12,7 +12,7 @@ seccomp and one of landlock and namespaces are the least; a machine that has les
 What a score is worth:
 - Every test runs in a process of its own, on a program run afresh, so none harms another.
 - A test `assert EXPRESSION == LITERAL` (or `is`) is judged outside: the program's process evaluates EXPRESSION and
-  sends the value as plain data. It never holds LITERAL, and no `__eq__` of its own is asked, so the value must be
+  sends the value as plain data. It never holds LITERAL, and no `__eq__` of its own is called, so the value must be
   known to be right. What is not plain data (a Fraction, an object with an `__eq__`) fails there.
 - Any other test is run as it stands beside the program. To exit, to print, to change builtins, to write to every open
   file does not pass it. But code in one interpreter can reach all of it: an object that says it equals anything, a
@@ -84,7 +84,7 @@ class UnitTest:
 def extract_code(text: str) -> str | None:
     """The last ```python block of an answer, else its last ``` block; within <answer> if it has one. Else None.
 
-    A block that is not closed is none: the answer was cut off.
+    A block that is not closed does not count: the completion is truncated.
     """
     answers = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     blocks = re.findall(
