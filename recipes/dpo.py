@@ -34,9 +34,11 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, check_truncation, tokenize_pairs
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 Loss = Literal[
@@ -159,18 +161,17 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
     base = fetch(base)
@@ -182,7 +183,6 @@ def main() -> None:
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.chosen[-1]["content"]) for row in held_out]
     examples = list(tokenize_pairs(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    console = Console()
     if truncated := check_truncation(examples, args.max_length, args.max_truncated):
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
@@ -300,7 +300,7 @@ def main() -> None:
         after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, append, forget_after, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -195,18 +197,17 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
-    import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
+    console = loading(base.name)
+    import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import Completion, generate
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     check_models(rewards, data.examples, args.seed)
 
@@ -214,7 +215,6 @@ def main() -> None:
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     tokenizer.eos_token = end  # for TRL a completion that ends with another token is truncated
-    console = Console()
 
     prompts = with_system_prompt(data.examples, args.system_prompt)
     prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
@@ -352,7 +352,7 @@ def main() -> None:
         after = sample_completions()
         run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", [as_sample(prompt) for prompt in held_out], before, after)
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 Sampler = Callable[[list[Prompt], int, float], "list[Completion]"]  # prompts, max_new_tokens, temperature
@@ -481,7 +481,7 @@ def of_difficulty(
 ) -> list[Prompt]:
     """The prompts of --difficulty, as measured on --num-generations completions of each by this model."""
     from common.lm.log_probs import score_tokens
-    from common.run.curriculum import choose, group_means, pass_rates
+    from common.run.curriculum import group_means, pass_rates, select
 
     repeated = [prompt for prompt in prompts for _ in range(args.num_generations)]
     completions = sample(repeated, args.max_completion_length, args.temperature)
@@ -492,18 +492,16 @@ def of_difficulty(
         spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
         entropies = [float(scored.entropies.mean()) for scored in score_tokens(model, spans, pad_token_id)]
         measures = group_means(entropies, args.num_generations)
-    return [prompts[index] for index in choose(measures, args.difficulty, args.difficulty_by)]
+    return [prompts[index] for index in select(measures, args.difficulty, args.difficulty_by)]
 
 
 def as_sample(prompt: Prompt) -> Sample:
     return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
-def live_line(rewards: list[Reward]) -> dict[str, str]:
-    """What the live line shows, as {name: key in TRL's log}; +- is the standard deviation of the reward before it."""
-    parts = {}
-    for reward in rewards:
-        parts |= {reward.name: f"rewards/{reward.name}/mean", f"+-{reward.name}": f"rewards/{reward.name}/std"}
+def live_line(rewards: list[Reward]) -> dict[str, str | tuple[str, str]]:
+    """What the screen shows, as {name: key in TRL's log}; of each reward function the mean and the spread."""
+    parts = {reward.name: (f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std") for reward in rewards}
     return {
         "reward": "reward",
         **parts,

@@ -1,28 +1,41 @@
-"""Proximal policy optimization (PPO) on one card: sample answers, score them, and move towards the better ones.
+"""Proximal policy optimization (PPO) on one GPU: sample completions, score them, reinforce the better ones.
 
-    make ppo                                                        the tiny model; a reward model of sample scores
+    make ppo                                                               the tiny model on sums, in minutes on a CPU
     make ppo MODEL=outputs/merged DATA=prompts.jsonl REWARD=outputs/reward     scored by a run of make reward
-    make ppo MODEL=outputs/merged DATA=prompts.jsonl ARGS="--rewards format my_rules.py:polite=0.5"
-    make ppo MODEL=qwen2-1.5b DATA=scores.jsonl                     trains a reward model on the scores first
+    make ppo MODEL=outputs/merged DATA=prompts.jsonl REWARDS="format my_rewards.py:disclaimer=0.5"
+    make pipeline STAGES=reward,ppo                                        both, one after the other
 
-The four models of PPO are one frozen base, in 4 or 16 bit: with the adapter "default" on it is the policy, with
-"critic" and a scalar head the critic, with "reward" and its head the reward model, with none the reference. So the
-stage before must be in the base, merged. The method is that of arXiv:1707.06347 for language models as in
-arXiv:1909.08593, in the phases of section "The phases" below; the arithmetic under it has shapes and no model.
+The method is that of arXiv:1707.06347, for language models as in arXiv:1909.08593. `ppo_step` near the end of this file
+is one step of it, in four phases; the phases follow, then the arithmetic.
 
-A reward is a reward model, or rules (the functions of GRPO, or your own in a Python file), or both, added with weights:
+The four models of PPO are one frozen base, in 4 or 16 bit, with an adapter each for policy, critic and reward model;
+the reference policy is the base alone. So the stage before PPO must be merged into the base.
 
-    from common.rewards.builtin import text_of                     # my_rules.py, as --rewards my_rules.py:disclaimer
+A reward is a reward model, or reward functions (those of GRPO, or your own in a Python file), or both, added by weight:
 
-    def disclaimer(completions):
-        return [float("no medical advice" in text_of(said)) - 2 * any(map(str.isdigit, text_of(said)[:50]))
-                for said in completions]
+    def disclaimer(texts):                            # my_rewards.py, as --rewards my_rewards.py:disclaimer
+        return [float("no medical advice" in text) - 2 * any(map(str.isdigit, text[:50])) for text in texts]
 
-Data is prompts, alone or with the columns that the rules read; or scores, or pairs. A score that stands in the data
-rates the answer that stands beside it, not the one that the policy has just sampled: it never rewards a rollout. Scores
-and pairs train a reward model (recipes/reward.py), which can score anything; their prompts are what PPO samples from.
+Without --reward-model and --rewards the reward functions are `math` and `format=0.2`, for prompts with gold answers.
+Of data with scores or pairs only the prompts are used. A score in the data rates the completion beside it, not the one
+that the policy samples; train a reward model on such data (make reward), which can score anything.
 
-Left out: several answers to a prompt at once, rewards between the tokens, vLLM, several GPUs.
+What other implementations do differently, and this one does so:
+- The critic starts from the reward model, adapter and head, if there is one (as in summarize_from_feedback_details and
+  TRL), else from the base with a head of zeros: --critic-init. At first only the critic learns: --critic-warmup-steps.
+- Policy and critic have an optimizer and a learning rate each, so there is no vf_coef. Adam's betas are 0.9 and 0.999
+  and its eps 1e-8 (cleanrl, summarize_from_feedback_details: 1e-5).
+- Completions are sampled at --temperature with top_k 0, top_p 1 and no repetition penalty, and log-probabilities are
+  those at that temperature: the policy is the distribution that was sampled from. There is no dropout.
+- Scores are normalized by their running mean and standard deviation, then clipped; truncated completions lose
+  --missing-eos-penalty. Rewards are not whitened, advantages are, over the whole rollout.
+- The KL penalty is part of each token's reward, and a controller steers its weight: --kl-target. No entropy bonus.
+- Losses are means over tokens, all of the same weight. Past --max-approx-kl, cleanrl's target_kl, an update of the
+  policy is discarded and the policy learns no more from that rollout; the critic does.
+- A truncated completion ends like any other: nothing is bootstrapped from the critic after it.
+
+Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, vLLM, several
+GPUs.
 """
 
 import copy
@@ -30,66 +43,68 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Prompt
-from common.data.formats import PAIR_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
+from common.data.formats import PROMPT_FORMATS
 from common.data.hold_out import hold_out
-from common.data.prompts import distinct
-from common.data.read import column_map, prompts
-from common.data.rows import Faults, find_source, read_rows, source_sha256
-from common.errors import STOPPED, InputError, Stopped, run_command
-from common.lm.chat import end_token, set_chat_template, set_pad_token
-from common.lm.hub import contents, fetch, load_tokenizer, resolved_revision
-from common.rewards.adapter import find_reward_adapter
-from common.rewards.contract import check_contract
-from common.rewards.specification import Reward, check_prompts, load, score_completions
+from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
+from common.data.read import Data, read_examples
+from common.data.rows import Faults, find_source, source_sha256
+from common.errors import InputError, run_command
+from common.lm.hidden_states import pad_right
+from common.lm.hub import contents, fetch, resolved_revision
+from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
+from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
+from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
+from common.rewards.contract import check_functions, check_models
+from common.rewards.specification import Reward, check_prompts, identities, load, reward_models, score_completions
 from common.run.curriculum import PromptSampler
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.samples import Sample, show
+from common.run.samples import Sample, append, forget_after, show
+from common.run.screen import loading
 from common.run.stopping import Stop
+from common.run.training_state import Learner, random_state, restore_random_state
 
 if TYPE_CHECKING:
     import torch
     from common.lm.cuda_graph import RecordedPass
     from common.lm.generate import Completion
     from peft import PeftModel
-    from rich.console import Console
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-REWARD_FILES = ("adapter_model.safetensors", "head.safetensors")
+REWARD_FUNCTIONS = ("math", "format=0.2")  # where neither --reward-model nor --rewards is given
 REWARD_MODEL = "reward_model"  # its name among the rewards
-CHUNK = 128  # tokens whose logits are in memory at once: 78 MB in 32 bit for a vocabulary of 152,000
 
 
 @dataclass(frozen=True)
 class Args:
-    """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's of its own."""
+    """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's PPOConfig's."""
 
     # What to train, on what, and where it goes.
     model: str = "tiny"
-    """A model card's name (`make models`), a local directory or a hub id; it is also the reference."""
-    data: str = str(environment.ROOT / "data_samples" / "scores.jsonl")
-    """A file, a folder of files or a hub dataset."""
+    """A model card's name (`make models`), a local directory or a hub id; it is also the reference policy."""
+    data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
+    """A file, a folder of files or a hub dataset: prompts, with the columns that the reward functions read."""
     output_dir: str | None = None
     """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
 
     # How the data is read.
     format: Literal["auto", *PROMPT_FORMATS] = "auto"
-    """The format of the rows; auto takes it from the columns of the first."""
+    """The row format; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
     system_prompt: str | None = None
@@ -99,59 +114,62 @@ class Args:
     pad_token: str | None = None
     """The token to pad with, where the model has none that differs from its end token."""
     max_prompt_length: int = 1024
-    """Tokens of a prompt; one that is longer is left out, for half a prompt is another one."""
+    """Tokens of a prompt. Longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be left out."""
+    """Stop when a larger share of the prompts would be dropped."""
     eval_ratio: float = 0.05
-    """Share of the prompts to hold out; answers to them are scored before and after."""
+    """Share of the prompts to hold out; completions of them are scored before and after."""
 
     # The reward.
     reward_model: str | None = None
-    """A run of `make reward` on the same base. Without one, scores or pairs in the data train one first."""
+    """A run of `make reward` on the same base."""
     reward_weight: float = 1.0
-    """Its weight beside the rules; 0 does without a reward model. Its unit is a standard deviation of its data."""
-    rewards: tuple[str, ...] = ()
-    """The rules: NAME, FILE.py:FUNCTION or model:CHECKPOINT, each with =WEIGHT if it is not 1."""
+    """The reward model's weight beside the reward functions. Its unit is a standard deviation of its training data."""
+    rewards: tuple[str, ...] | None = None
+    """NAME, FILE.py:FUNCTION or model:CHECKPOINT, each with =WEIGHT; without --reward-model math format=0.2."""
     normalize_scores: bool = True
-    """Take the running mean off the scores and divide them by their running standard deviation."""
+    """Subtract the running mean of the scores and divide by their running standard deviation. TRL does not."""
     score_clip: float = 10.0
-    """Then cut them off at plus and minus this."""
+    """Then clip the scores at plus and minus this."""
     missing_eos_penalty: float = 1.0
-    """Then take this off where an answer was cut off before its end token."""
+    """Then subtract this where a completion was truncated before its end token."""
     kl_coef: float = 0.05
-    """Weight of the KL divergence from the reference, taken off the reward of each token."""
+    """Weight of the KL divergence from the reference policy, subtracted from the reward of each token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How that is estimated from the sampled token (joschu.net/blog/kl-approx.html); k1 is unbiased."""
+    """How KL is estimated from the sampled token (joschu.net/blog/kl-approx.html); k1 is unbiased."""
     kl_target: float | None = 6.0
-    """Nats of KL divergence in a whole answer that the weight is steered to; None keeps the weight as it is."""
+    """KL in nats, of a whole completion by k1, towards which the weight is steered; None keeps the weight fixed."""
     kl_horizon: int = 10_000
-    """Episodes in which the weight may change by a fifth."""
+    """Completions in which the weight may change by a fifth."""
 
     # Which prompts.
     difficulty: Literal["off", "easy", "medium", "hard"] = "off"
-    """Draw prompts by what the policy itself last showed on them; off: every prompt once an epoch."""
+    """Draw prompts by the policy's last completions of them; off: every prompt once an epoch."""
     difficulty_by: Literal["entropy", "reward-spread", "pass-rate"] = "entropy"
-    """The entropy of the tokens of the answers, the spread of their scores, or the share of good scores."""
+    """The mean entropy of their tokens, the standard deviation of their scores, or the share of good scores."""
 
     # The loss.
     rollout_batch_size: int = 32
-    """Episodes, a prompt and its sampled answer, in each step."""
+    """Completions in a step, one to each prompt: TRL's batch_size."""
     num_ppo_epochs: int = 4
-    """Passes over the episodes of a step."""
+    """Passes over the rollout of a step."""
     max_completion_length: int = 128
+    """Tokens of a completion: TRL's response_length."""
     temperature: float = 0.7
-    """Of sampling, and of every log-probability: the policy is the distribution that was sampled from."""
+    """Of sampling, and of every log-probability."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
-    """How far a value may move from what it was when the episode was sampled."""
+    """How far a value may move from what it was when the completion was sampled."""
     gamma: float = 1.0
     lam: float = 0.95
     """Lambda of generalized advantage estimation (arXiv:1506.02438)."""
     max_approx_kl: float = 0.15
-    """The policy stops learning from a step's episodes once it is so far, in nats a token, from what sampled them."""
+    """cleanrl's target_kl: nats a token from the policy that sampled, past which the policy is not updated further."""
+    critic_init: Literal["reward", "base"] | None = None
+    """The critic starts as the reward model, or as the base with a head of zeros; reward if there is a reward model."""
     critic_warmup_steps: int = 5
-    """Steps at the beginning in which only the critic learns, for its first advantages are noise."""
+    """Steps at the beginning in which only the critic learns: its first advantages are noise."""
 
     # The model and the adapters.
     load_in_4bit: bool = True
@@ -161,15 +179,15 @@ class Args:
     lora_r: int = 16
     lora_alpha: int = 16
     lora_target_modules: tuple[str, ...] = ()
-    """By default those of the reward model that is given, else the attention's projections."""
+    """By default those of --reward-model, else the projections of the attention."""
 
     # The optimization.
     per_device_train_batch_size: int = 8
-    """Episodes in one pass; times the accumulation it is the episodes of an optimization step."""
+    """Completions in one forward and backward pass; times the accumulation it is a minibatch, TRL's mini_batch_size."""
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    """Stop after so many steps, whatever the epochs say."""
+    """Stop after so many steps, whatever the epochs are."""
     learning_rate: float = 1.41e-5
     """Of the policy."""
     critic_learning_rate: float = 1e-4
@@ -190,56 +208,36 @@ class Args:
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
     time_limit: str | None = None
-    """Hours:minutes:seconds, as 3:55:00, after which the run ends with a checkpoint, to be gone on with."""
+    """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which is always written."""
     sample_prompts: int = 3
-    """Held-out prompts to show answers to, before and after; and as many episodes of each step go to samples.jsonl."""
+    """Held-out prompts to show completions of, before and after; also the completions of a step in samples.jsonl."""
     sample_tokens: int = 128
-    """The longest answer to show."""
+    """The longest completion to show."""
 
 
 def main() -> None:
     args, base, origins = parse(Args, "ppo", __doc__)
     stop = Stop(args.time_limit)
-    if args.rollout_batch_size % (args.per_device_train_batch_size * args.gradient_accumulation_steps):
-        raise InputError(
-            f"--rollout-batch-size {args.rollout_batch_size} must be a multiple of --per-device-train-batch-size "
-            f"{args.per_device_train_batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps}"
-        )
-    if args.temperature <= 0:
-        raise InputError(f"--temperature {args.temperature:g} must be above 0: PPO learns from answers that differ")
+    args = with_defaults(args)
 
-    # 1. Data and rewards: read and checked whole, before anything slow is loaded.
-    faults = Faults()
+    # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    rules = load(args.rewards, args.max_completion_length) if args.rewards else []
-    environment.set_variables(offline=base.local and not isinstance(source, str) and all(rule.local for rule in rules))
-    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # every adapter, and none, would be compiled anew
-    found = list(read_rows(source, faults))
-    columns = column_map(args.columns)
-    rows = distinct(prompts(found, faults, args.format, columns))
+    reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
+    environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for every adapter
+    data = read_examples(source, PROMPT_FORMATS, args.format, args.columns)
+    prompts = distinct(map(as_prompt, data.examples))
+    if not args.reward_model and origins["rewards"] == "recipe":
+        check_gold_answers(args, data, prompts)
+    faults = Faults()
+    check_prompts(reward_functions, prompts, faults)
     faults.stop()
-    if not rows:
-        raise InputError(f"{args.data}: holds no rows")
-    if rules:
-        check_prompts(rules, rows, faults)
-        faults.stop()
-        check_contract(rules, rows, args.seed, may_be_silent=True)  # no answer that is tried may need a disclaimer
+    check_functions(reward_functions, prompts, args.seed, may_be_silent=True)  # such as one that looks for a disclaimer
+    reward_adapter = find_reward_adapter(args.reward_model, contents(base)) if args.reward_model else None
 
-    form = detect({columns.get(name, name): value for name, value in found[0].fields.items()}, PROMPT_FORMATS)
-    rated = {**PAIR_FORMATS, **RATING_FORMATS}
-    train_reward_model = bool(args.reward_weight) and not args.reward_model and form in rated
-    if not (rules or train_reward_model or (args.reward_model and args.reward_weight)):
-        raise InputError(
-            f"{args.data}: nothing rewards the answers: it is {form}. Give --reward-model, a run of `make reward` on "
-            "this base, or --rewards; or data with scores or pairs, on which a reward model is trained first"
-        )
-    identity = contents(base)
-    reward_adapter = find_reward_adapter(args.reward_model, identity) if args.reward_model else None
-    reward_files = [reward_adapter / name for name in REWARD_FILES] if reward_adapter else []
-
-    # 2. The run: a new one, one to go on with, or one that is finished. Nothing is written yet.
+    # 2. The run: a new one, one to resume, or one that is finished. Nothing is written yet.
     run = plan_run(
         "ppo",
         base.name,
@@ -247,70 +245,46 @@ def main() -> None:
         arguments=asdict(args),
         origins=origins,
         inputs={
-            "data": source_sha256(source) or source,
-            "base": identity,
-            "reward_model": source_sha256(reward_files),
-            "reward_files": [source_sha256([rule.file]) for rule in rules if rule.file],
+            "data": data.identity,
+            "base": contents(base),
+            "reward_model": source_sha256([reward_adapter / name for name in REWARD_FILES if reward_adapter]),
+            "reward_files": identities(reward_functions),
         },
     )
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
-    from rich.console import Console
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-    from unsloth import FastLanguageModel, is_bfloat16_supported
+    from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.lm.generate import Completion, generate as answer_prompts
-    from common.run.progress import ProgressCallback
+    from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
-    from common.lm.scalar_head import load_head, new_head
 
-    # 3. Prompts: the model's own chat template, up to where it goes on.
+    # 3. Prompts in the model's own chat template, up to the generation prompt.
+    check_models(reward_functions, prompts, args.seed, may_be_silent=True)
     base = fetch(base)
-    tokenizer = load_tokenizer(base)
-    set_chat_template(tokenizer, args.chat_template_path, base.name)
-    end = end_token(tokenizer)
-    set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
-    console = Console()
+    tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
+    prompts, dropped = drop_long(
+        tokenizer, with_system_prompt(prompts, args.system_prompt), args.max_prompt_length, args.max_truncated
+    )
+    if dropped:
+        console.print(dropped)
+    held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
+    steps = number_of_steps(args, len(prompts))
 
-    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    rows = [replace(row, prompt=[*system, *row.prompt]) for row in rows]
-    rows = fitting(tokenizer, rows, args, console)
-    held_out, rows = hold_out(rows, round(len(rows) * args.eval_ratio), random.Random(args.seed))
-    asked = held_out[: args.sample_prompts]
-    samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in asked]
-    steps = args.max_steps
-    if steps < 0:
-        steps = math.ceil(args.num_train_epochs * len(rows) / args.rollout_batch_size)
-    if steps <= args.critic_warmup_steps:
-        raise InputError(
-            f"{steps} steps are no more than --critic-warmup-steps {args.critic_warmup_steps}: the policy would never "
-            f"learn. {len(rows)} prompts are {len(rows) / args.rollout_batch_size:.1f} steps an epoch; raise "
-            "--num-train-epochs, or --max-steps"
-        )
-
-    console.print(f"[bold]{base.name}[/bold], {len(rows)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if train_reward_model:
-            console.print(f"No reward model is given, and the data is {form}: one is trained on it first.")
-            reward_adapter = train_reward(args, run.folder, stop)
-
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
-        dtype = {
-            "auto": (torch.bfloat16 if is_bfloat16_supported() else torch.float16) if on_gpu else torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "float32": torch.float32,
-        }[args.dtype]
+        dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
@@ -326,34 +300,24 @@ def main() -> None:
             model,
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
-            lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would move
+            lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would change
             target_modules=target_modules(args, reward_adapter),
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
-        critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
-        reward_head = None
-        if reward_adapter:
-            model.load_adapter(str(reward_adapter), adapter_name="reward")
-            reward_head, _ = load_head(reward_adapter, model.device)
+        if args.critic_init == "reward":
+            critic_head = load_reward_adapter(model, reward_adapter, "critic", is_trainable=True)
+        else:
+            model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
+            critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
+        reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        def sample(rows: list[Prompt], max_new_tokens: int, temperature: float) -> list[Completion]:
-            FastLanguageModel.for_inference(model)
-            conversations = [Conversation(row.place, row.prompt, row.tools) for row in rows]
-            said = answer_prompts(model, tokenizer, conversations, end, max_new_tokens, temperature, batch_size=128)
-            FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-            return said
-
-        def shown_answers() -> list[str]:
-            return [said.text + ("" if said.ended else " ...") for said in sample(asked, args.sample_tokens, 0.0)]
-
-        # 5. What learns, and what every phase shares.
+        # 5. What trains the models, and the state that changes from step to step.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         settings = TrainingArguments(
-            output_dir=str(run.folder / "checkpoints" / "part"),  # whence CheckpointCallback moves what is whole
+            output_dir=str(run.folder / "checkpoints" / "part"),  # CheckpointCallback moves complete checkpoints out
             learning_rate=args.learning_rate,
             lr_scheduler_type=args.lr_scheduler_type,
             warmup_steps=args.warmup_steps,
@@ -368,26 +332,26 @@ def main() -> None:
             run_name=run.folder.name,
             seed=args.seed,
         )
+        policy_parameters = adapter_parameters(model, "default")
         critic_parameters = [*adapter_parameters(model, "critic"), *critic_head.parameters()]
         ppo = PPO(
             args=args,
             model=model,
-            pad_token_id=tokenizer.pad_token_id,
-            sample=sample,
-            rules=rules,
+            tokenizer=tokenizer,
+            end=end,
+            reward_functions=reward_functions,
             reward_head=reward_head,
             reward_backbone=RecordedPass(model),
             critic_head=critic_head,
-            policy=Learner(
-                adapter_parameters(model, "default"), settings, args.learning_rate, steps - args.critic_warmup_steps
-            ),
+            policy=Learner(policy_parameters, settings, args.learning_rate, steps - args.critic_warmup_steps),
             critic=Learner(critic_parameters, settings, args.critic_learning_rate, steps),
-            kl_coef=args.kl_coef,
-            scores=RunningMoments(),
-            prompts=PromptSampler(rows, args.difficulty, args.difficulty_by, args.seed),
+            prompt_sampler=PromptSampler(prompts, args.difficulty, args.difficulty_by, args.seed),
+            score_moments=RunningMoments(),
+            kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
         )
+        shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
-        before, quality_before = shown_answers(), assess(ppo, held_out)
+        before, scores_before = shown_completions(ppo, shown), evaluate(ppo, held_out)
 
         # 6. The loop, with the trainer's callbacks for logs, as in the other recipes.
         state, control = TrainerState(max_steps=steps), TrainerControl()
@@ -399,28 +363,22 @@ def main() -> None:
         reports = [report() for report in get_reporting_integration_callbacks(settings.report_to)]
         progress = ProgressCallback(run.folder / "metrics.jsonl", None, console, LIVE_LINE)
         checkpoints = CheckpointCallback(run, stop, args.save_total_limit)
-        flow = [DefaultFlowCallback(), progress, *reports, checkpoints]
-        callbacks = CallbackHandler(flow, model, tokenizer, None, None)
+        callbacks = CallbackHandler(
+            [DefaultFlowCallback(), progress, *reports, checkpoints], model, tokenizer, None, None
+        )
         callbacks.on_train_begin(settings, state, control)
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
-            stats: dict[str, float] = {}
-            with seconds(stats, "time/generate"):
-                episodes = generate(ppo)
-            with seconds(stats, "time/reward"):
-                stats |= compute_reward(ppo, episodes)
-            with seconds(stats, "time/advantages"):
-                stats |= compute_advantages(ppo, episodes)
-            with seconds(stats, "time/step"):
-                stats |= step(ppo, episodes, state.global_step)
-            keep_samples(run.folder / "samples.jsonl", episodes, args.sample_prompts, state.global_step)
+            rollout, scores, metrics = ppo_step(ppo, state.global_step)
+            append(run.folder / "samples.jsonl", entries(rollout, scores, state.global_step, args.sample_prompts))
 
             state.global_step += 1
-            state.epoch = state.global_step * args.rollout_batch_size / len(rows)
-            state.num_input_tokens_seen += int(episodes.attention_mask.sum())
+            episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
+            state.epoch = episode / len(prompts)
+            state.num_input_tokens_seen += int(rollout.attention_mask.sum())
             callbacks.on_step_end(settings, state, control)
             if control.should_log:
-                callbacks.on_log(settings, state, control, logs=stats)
+                callbacks.on_log(settings, state, control, logs={**metrics, "episode": episode})
             if control.should_save:
                 save_checkpoint(ppo, Path(settings.output_dir, f"checkpoint-{state.global_step}"))
                 callbacks.on_save(settings, state, control)
@@ -432,239 +390,209 @@ def main() -> None:
             model.save_pretrained(part, selected_adapters=["default"])
             tokenizer.save_pretrained(part)
         set_seed(args.seed)
-        after, quality_after = shown_answers(), assess(ppo, held_out)
+        after, scores_after = shown_completions(ppo, shown), evaluate(ppo, held_out)
         run.update(
             tokens=state.num_input_tokens_seen,
-            held_out={"prompts": len(held_out), "before": quality_before, "after": quality_after},
+            held_out={"prompts": len(held_out), "before": scores_before, "after": scores_after},
         )
+        samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in shown]
         show(console, run.folder / "samples.json", samples, before, after)
         if held_out:
-            was, now = quality_before, quality_after
+            old, new = scores_before, scores_after
             console.print(
-                f"{len(held_out)} held-out prompts: score {was['score']:.3f} +- {was['score_std']:.3f} -> "
-                f"{now['score']:.3f} +- {now['score_std']:.3f}, {now['kl']:.2f} nats from the reference"
+                f"{len(held_out)} held-out prompts: score {old['score']:.3f} +- {old['score_std']:.3f} -> "
+                f"{new['score']:.3f} +- {new['score_std']:.3f}, {new['kl']:.2f} nats from the reference policy"
             )
-        console.print(f"Adapter in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 LIVE_LINE = {
     "score": "score/mean",
     "kl": "objective/kl",
-    "entropy": "objective/entropy",
+    "entropy": "policy/entropy",
     "approx kl": "policy/approx_kl",
-    "clipped": "policy/clip_fraction",
-    "value loss": "value/loss",
-    "explained": "value/explained_variance",
-    "length": "response/length",
-    "no end": "response/no_end",
+    "clip fraction": "policy/clipfrac_avg",
+    "value loss": "loss/value_avg",
+    "explained variance": "value/explained_variance",
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
 }
 
 
-# The phases. Each may be changed by itself; what one finds out it writes into the episodes, for those after it.
+# Set-up.
 
 
-@dataclass
-class Episodes:
-    """What was asked and answered, as text and as tensors, padded on the right: B episodes, T tokens each at most, C of
-    them the answer's at most. A column of the (B, C) tensors is a token of the answer: the action.
+def with_defaults(args: Args) -> Args:
+    """The arguments with the defaults that depend on --reward-model. Raises InputError for values that do not fit."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.rollout_batch_size % batch:
+        raise InputError(
+            f"--rollout-batch-size {args.rollout_batch_size} must be a multiple of --per-device-train-batch-size "
+            f"{args.per_device_train_batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps}"
+        )
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature:g} must be above 0: PPO learns from completions that differ")
+    if args.critic_init == "reward" and not args.reward_model:
+        raise InputError("--critic-init reward needs --reward-model, from which the critic is to start")
+    if args.rewards == () and not args.reward_model:
+        raise InputError("nothing rewards the completions: give --reward-model or --rewards")
+    rewards = args.rewards if args.rewards is not None else () if args.reward_model else REWARD_FUNCTIONS
+    return replace(args, rewards=rewards, critic_init=args.critic_init or ("reward" if args.reward_model else "base"))
+
+
+def check_gold_answers(args: Args, data: Data, prompts: list[Prompt]) -> None:
+    """Raise InputError where the default reward functions have no gold answer to compare with."""
+    if any(prompt.answer is not None for prompt in prompts):
+        return
+    reward = f"make reward MODEL={args.model} DATA={args.data}"
+    if isinstance(data.examples[0], Prompt):
+        advice = "Give reward functions that need none, with --rewards, or a run of `make reward` with --reward-model."
+    else:
+        advice = (
+            f"Train a reward model on these rows and give its folder as --reward-model:\n  {reward}\n"
+            "Or do both with one command: make pipeline STAGES=reward,ppo. Or give reward functions with --rewards."
+        )
+    raise InputError(
+        f"{args.data}: nothing rewards the completions: the rows ({data.row_format}) have no gold answers. {advice}"
+    )
+
+
+def number_of_steps(args: Args, prompts: int) -> int:
+    """--max-steps, or the steps of the epochs. Raises InputError where the critic's warm-up takes them all."""
+    steps = args.max_steps
+    if steps < 0:
+        steps = math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
+    if steps <= args.critic_warmup_steps:
+        raise InputError(
+            f"{steps} steps are no more than --critic-warmup-steps {args.critic_warmup_steps}: the policy would never "
+            f"learn. {prompts} prompts are {prompts / args.rollout_batch_size:.1f} steps an epoch; raise "
+            "--num-train-epochs or --max-steps"
+        )
+    return steps
+
+
+def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
+    """The modules that policy and critic adapt: Unsloth's kernels need all adapters of a model on the same ones.
+
+    Raises InputError where --lora-target-modules are not those of the reward model.
     """
-
-    rows: list[Prompt]
-    answers: "list[Completion]"
-    input_ids: "Tensor"  # (B, T)
-    attention_mask: "Tensor"  # (B, T)
-    start: "Tensor"  # (B,) the column of input_ids where the answer begins
-    tokens: "Tensor"  # (B, C) the answer's
-    mask: "Tensor"  # (B, C) bool; false at padding
-    # compute_reward
-    log_probs: "Tensor | None" = None  # (B, C) of the policy that sampled
-    ref_log_probs: "Tensor | None" = None  # (B, C) of the reference
-    rewards: "Tensor | None" = None  # (B, C)
-    scores: list[float] = field(default_factory=list)  # B, before they are normalized
-    parts: dict[str, list[float | None]] = field(default_factory=dict)  # B by reward, before weighting
-    # compute_advantages
-    values: "Tensor | None" = None  # (B, C) of the critic, before each token
-    advantages: "Tensor | None" = None  # (B, C)
-    returns: "Tensor | None" = None  # (B, C)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: list[int]) -> "Episodes":
-        """The episodes `index`, with no more columns of padding than they need."""
-        width = {"T": int(self.attention_mask[index].sum(1).max()), "C": int(self.mask[index].sum(1).max())}
-        taken = {"rows": [self.rows[i] for i in index], "answers": [self.answers[i] for i in index]}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if not hasattr(value, "shape"):
-                continue
-            columns = width["T"] if entry.name in ("input_ids", "attention_mask") else width["C"]
-            taken[entry.name] = value[index] if value.dim() == 1 else value[index, :columns]
-        return Episodes(**taken)
+    wanted = args.lora_target_modules
+    if reward_adapter is None:
+        return list(wanted or ATTENTION)
+    config = json.loads((reward_adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    adapted = sorted(config["target_modules"])
+    if wanted and sorted(wanted) != adapted:
+        raise InputError(
+            f"--lora-target-modules {' '.join(wanted)}: the reward model adapts {' '.join(adapted)}, and all adapters "
+            "must adapt the same modules; leave the argument out to use those"
+        )
+    return adapted
 
 
-@dataclass
-class PPO:
-    """What the phases share: the models, what learns, and every number that a checkpoint has to hold."""
-
-    args: Args
-    model: "PeftModel"
-    pad_token_id: int
-    sample: "Callable[[list[Prompt], int, float], list[Completion]]"
-    rules: list[Reward]
-    reward_head: "torch.nn.Linear | None"
-    reward_backbone: "RecordedPass"
-    critic_head: "torch.nn.Linear"
-    policy: "Learner"
-    critic: "Learner"
-    kl_coef: float
-    scores: "RunningMoments"
-    prompts: PromptSampler
+def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
+    """The weights of one adapter, in the order of the model."""
+    return [parameter for path, parameter in model.named_parameters() if f".{name}." in path]
 
 
-def generate(ppo: PPO) -> Episodes:
-    """Phase 1: draw prompts and let the policy answer them."""
-    rows = ppo.prompts.draw(ppo.args.rollout_batch_size)
-    said = ppo.sample(rows, ppo.args.max_completion_length, ppo.args.temperature)
-    return as_episodes(rows, said, ppo.pad_token_id, ppo.critic_head.weight.device)
-
-
-def compute_reward(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """Phase 2: score each answer as a whole, and take the KL divergence from the reference off at each token.
-
-    The log-probabilities are computed anew, by the same pass as in `step`: those of sampling, with its cache and its
-    padding on the left, differ by more than a ratio of 1 can bear.
-    """
-    import torch
-
-    args, mask = ppo.args, episodes.mask
-    score_episodes(ppo, episodes)
-    normalized = episodes.scores
-    if args.normalize_scores:
-        ppo.scores.update(episodes.scores)
-        normalized = [ppo.scores.normalize(score) for score in episodes.scores]
-    final = [
-        max(-args.score_clip, min(args.score_clip, score)) - args.missing_eos_penalty * (not said.ended)
-        for score, said in zip(normalized, episodes.answers, strict=True)
-    ]
-    episodes.log_probs, entropies = all_log_probs(ppo, episodes, "default")
-    episodes.ref_log_probs, _ = all_log_probs(ppo, episodes, "reference")
-    log_ratios = episodes.log_probs - episodes.ref_log_probs  # (B, C)
-    penalty = kl_estimate(log_ratios, args.kl_estimator)
-    episodes.rewards = shaped_rewards(torch.tensor(final, device=mask.device), penalty, ppo.kl_coef, mask)
-
-    kl = float((log_ratios * mask).sum(1).mean())
-    kl_coef = ppo.kl_coef
-    if args.kl_target is not None:
-        ppo.kl_coef = steered(ppo.kl_coef, kl, args.kl_target, len(episodes), args.kl_horizon)
-    lengths = [len(said.completion_ids) for said in episodes.answers]
-    ppo.prompts.learn((entropies.sum(1) / mask.sum(1)).tolist(), episodes.scores)
-    return {
-        "objective/kl": kl,
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": float(masked_mean(entropies, mask)),
-        "objective/reward": float(episodes.rewards.sum(1).mean()),
-        **score_figures(ppo, episodes),
-        "score/normalized": sum(final) / len(final),
-        "response/length": sum(lengths) / len(lengths),
-        "response/no_end": sum(not said.ended for said in episodes.answers) / len(episodes),
-    }
-
-
-def compute_advantages(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """Phase 3: what the critic expected before each token, and how much better than that it went."""
-    import torch
-
-    args, mask = ppo.args, episodes.mask
-    with torch.no_grad(), adapter(ppo.model, "critic"):
-        episodes.values = in_parts(episodes, args, lambda part: values_of(ppo.model, ppo.critic_head, part))
-    advantages, episodes.returns = gae(episodes.rewards, episodes.values, mask, args.gamma, args.lam)
-    episodes.advantages = masked_whiten(advantages, mask)
-    return {
-        "value/mean": float(masked_mean(episodes.values, mask)),
-        "value/explained_variance": float(explained_variance(episodes.values, episodes.returns, mask)),
-    }
-
-
-def step(ppo: PPO, episodes: Episodes, number: int) -> dict[str, float]:
-    """Phase 4: move policy and critic, a few times over the same episodes. `number` counts the steps from 0.
-
-    Each has a backward pass and an optimizer of its own. One backward pass through both would run after the adapter has
-    been switched, and gradient checkpointing would then recompute the policy's activations with the critic's adapter:
-    no error, wrong gradients.
-    """
-    import torch
-
-    args = ppo.args
-    learns = number >= args.critic_warmup_steps
-    figures: dict[str, list[float]] = defaultdict(list, {"loss": [] if learns else [0.0]})
-    for _ in range(args.num_ppo_epochs):
-        order = torch.randperm(len(episodes)).tolist()
-        size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        for first in range(0, len(order), size):
-            batch = [
-                episodes.take(order[i : i + args.per_device_train_batch_size])
-                for i in range(first, first + size, args.per_device_train_batch_size)
-            ]
-            if learns:
-                of_policy = update_policy(ppo, batch)
-                learns = not of_policy["policy/stopped"]
-                for name, value in of_policy.items():
-                    figures[name].append(value)
-            for name, value in update_critic(ppo, batch).items():
-                figures[name].append(value)
-    rates = {"learning_rate": ppo.policy.learning_rate, "critic/learning_rate": ppo.critic.learning_rate}
-    if number >= args.critic_warmup_steps:
-        ppo.policy.schedule.step()
-    ppo.critic.schedule.step()
-    return {name: sum(values) / len(values) for name, values in figures.items()} | rates
-
-
-def update_policy(ppo: PPO, batch: list[Episodes]) -> dict[str, float]:
-    """One optimization step of the policy on `batch`, a pass for each of its parts; none if it has moved too far."""
-    args, figures = ppo.args, defaultdict(float)
-    count = int(sum(part.mask.sum() for part in batch))  # a token weighs the same, whatever part it is in
-    for part in batch:
-        log_probs, _ = log_probs_of(ppo.model, part, args.temperature)  # (B, C)
-        losses = policy_losses(log_probs, part.log_probs, part.advantages, args.cliprange)
-        loss = (losses * part.mask).sum() / count
-        ppo.policy.backward(loss)
-
-        log_ratios = (log_probs.detach() - part.log_probs)[part.mask]  # (N,)
-        ratios = log_ratios.exp()
-        figures["loss"] += float(loss.detach())
-        figures["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
-        figures["policy/clip_fraction"] += float(((ratios - 1).abs() > args.cliprange).sum()) / count
-        figures["policy/ratio"] += float(ratios.sum()) / count
-    stopped = figures["policy/approx_kl"] > args.max_approx_kl
-    gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
-    return {**figures, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
-
-
-def update_critic(ppo: PPO, batch: list[Episodes]) -> dict[str, float]:
-    """One optimization step of the critic on `batch`, as `update_policy`."""
-    args, figures = ppo.args, defaultdict(float)
-    count = int(sum(part.mask.sum() for part in batch))
-    with adapter(ppo.model, "critic"):
-        for part in batch:
-            values = values_of(ppo.model, ppo.critic_head, part)  # (B, C)
-            losses = value_losses(values, part.values, part.returns, args.cliprange_value)
-            loss = (losses * part.mask).sum() / count
-            ppo.critic.backward(loss)
-            moved = (values.detach() - part.values).abs() > args.cliprange_value
-            figures["value/loss"] += float(loss.detach())
-            figures["value/clip_fraction"] += float((moved & part.mask).sum()) / count
-    return {**figures, "value/grad_norm": ppo.critic.step()}
-
-
-# What the phases ask of the models.
+# What is logged and shown.
 
 
 @contextmanager
-def adapter(model: "PeftModel", name: str) -> Iterator[None]:
-    """Within the block the model is "critic", "reward" or "reference"; outside, and as "default", the policy.
+def seconds(metrics: dict[str, float], name: str) -> Iterator[None]:
+    """Write how long the block took into `metrics`."""
+    start = time.monotonic()
+    yield
+    metrics[name] = round(time.monotonic() - start, 3)
 
-    A block holds the forward pass and its backward pass, or neither: see `step`.
+
+def step_metrics(
+    ppo: "PPO", rollout: "Rollout", scores: "Scores", rewards: "Rewards", advantages: "Advantages"
+) -> dict[str, float]:
+    """The metrics of a rollout; `update` has those of the losses. Means are over completions, or over their tokens.
+
+    A key that TRL has too (objective/*, val/*, episode of its PPOTrainer; completions/*, rewards/* of its GRPOTrainer)
+    is the same quantity as there.
+    """
+    mask, completions, count = rollout.mask, rollout.completions, len(rollout)
+    kl = float((rewards.kl * mask).sum(1).mean())
+    ended = sum(completion.ended for completion in completions)
+    metrics = {
+        "objective/kl": kl,  # of a whole completion, by --kl-estimator
+        "objective/kl_coef": rewards.kl_coef,
+        "objective/entropy": -float(rewards.log_probs.sum(1).mean()),  # of a whole completion
+        "objective/scores": sum(rewards.scores) / count,  # normalized, clipped and penalized
+        "objective/non_score_reward": -rewards.kl_coef * kl,
+        "objective/rlhf_reward": float(rewards.rewards.sum(1).mean()),  # the sum of the two lines above
+        "policy/entropy": float(masked_mean(rewards.entropies, mask)),  # of a token's distribution, when it was sampled
+        "value/mean": float(masked_mean(advantages.values, mask)),
+        "value/explained_variance": float(explained_variance(advantages.values, advantages.returns, mask)),
+        "completions/mean_length": sum(len(completion.completion_ids) for completion in completions) / count,
+        "completions/clipped_ratio": (count - ended) / count,  # the share that was truncated
+        "val/num_eos_tokens": ended,
+    }
+    # The scores as they were given: all together, the reward model's part, the reward functions' part, and each one's.
+    metrics["score/mean"], metrics["score/std"] = moments(scores.total)
+    if REWARD_MODEL in scores.parts:
+        metrics["score/reward_model"] = ppo.args.reward_weight * moments(scores.parts[REWARD_MODEL])[0]
+    if ppo.reward_functions:
+        metrics["score/reward_functions"] = metrics["score/mean"] - metrics.get("score/reward_model", 0.0)
+    for name, values in scores.parts.items():
+        applies = [value for value in values if value is not None]
+        if applies:
+            metrics[f"rewards/{name}/mean"], metrics[f"rewards/{name}/std"] = moments(applies)
+    return metrics
+
+
+def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
+    returns, errors = returns[mask], (returns - values)[mask]
+    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
+
+
+def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
+    """Scores of completions sampled to held-out prompts, and their KL from the reference; None without prompts."""
+    if not prompts:
+        return None
+    rollout = sample(ppo, prompts)
+    mean, std = moments(score(ppo, rollout).total)
+    log_probs, _ = all_log_probs(ppo, rollout, "default")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    return {
+        "score": mean,
+        "score_std": std,
+        "kl": float((log_probs - ref_log_probs).sum(1).mean()),
+        "length": sum(len(completion.completion_ids) for completion in rollout.completions) / len(rollout),
+        "truncated": sum(not completion.ended for completion in rollout.completions) / len(rollout),
+    }
+
+
+def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
+    """Greedy completions as text, to be shown; "..." marks a truncated one."""
+    completions = complete(ppo, prompts, ppo.args.sample_tokens, temperature=0.0)
+    return [completion.text + ("" if completion.ended else " ...") for completion in completions]
+
+
+def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iterator[dict[str, Any]]:
+    """The first `count` completions of a rollout, for samples.jsonl."""
+    for index in range(min(count, len(rollout))):
+        yield {
+            "step": step,
+            "prompt": rollout.prompts[index].prompt,
+            "completion": rollout.completions[index].text,
+            "ended": rollout.completions[index].ended,
+            "score": scores.total[index],
+            "rewards": {name: values[index] for name, values in scores.parts.items()},
+        }
+
+
+# Forward passes of the four models.
+
+
+@contextmanager
+def active_adapter(model: "PeftModel", name: str) -> Iterator[None]:
+    """Within the block the model is the "critic", the "reward" model or the "reference" policy, outside it the policy.
+
+    A block holds a forward pass and its backward pass, or neither: see `update`.
     """
     if name == "reference":
         with model.disable_adapter():
@@ -678,198 +606,393 @@ def adapter(model: "PeftModel", name: str) -> Iterator[None]:
         model.set_adapter("default")
 
 
-def as_episodes(rows: list[Prompt], said: "list[Completion]", pad_token_id: int, device: "torch.device") -> Episodes:
-    """Prompts and answers as tensors. On the right no token sees the padding, with or without a mask."""
-    import torch
-    from common.lm.hidden_states import pad_right
+def complete(ppo: "PPO", prompts: list[Prompt], max_new_tokens: int, temperature: float) -> "list[Completion]":
+    """One completion to each prompt from the policy; greedy at temperature 0."""
+    from common.lm.generate import generate
+    from unsloth import FastLanguageModel
 
-    input_ids, attention_mask = pad_right([a.prompt_ids + a.completion_ids for a in said], pad_token_id, device)
-    tokens, mask = pad_right([answer.completion_ids for answer in said], pad_token_id, device)
-    start = torch.tensor([len(answer.prompt_ids) for answer in said], device=device)
-    return Episodes(rows, said, input_ids, attention_mask, start, tokens, mask.bool())
-
-
-def states_before(hidden: "Tensor", start: "Tensor", columns: int) -> "Tensor":
-    """Of hidden states (B, T, h) those that each token of the answer was predicted from, a column before it: (B, C, h).
-
-    `start` (B,) is the column where the answer begins. Past the answer's end the states mean nothing.
-    """
-    offsets = start.new_ones(columns).cumsum(0) - 2  # -1, 0, 1, ...
-    index = (start[:, None] + offsets).clamp(max=hidden.shape[1] - 1)  # (B, C)
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))
+    FastLanguageModel.for_inference(ppo.model)
+    conversations = [Conversation(row.place, row.prompt, row.tools) for row in prompts]
+    completions = generate(
+        ppo.model, ppo.tokenizer, conversations, ppo.end, max_new_tokens, temperature, batch_size=128
+    )
+    FastLanguageModel.for_training(ppo.model, use_gradient_checkpointing=ppo.args.gradient_checkpointing)
+    return completions
 
 
-def log_probs_of(model: "PeftModel", episodes: Episodes, temperature: float) -> "tuple[Tensor, Tensor]":
-    """Log-probability of each token of the answers, and the entropy (without gradient) it was drawn at: (B, C), nats.
-
-    Zeros at padding. Logits are computed of the answers only, CHUNK tokens at a time, and again in the backward pass:
-    whole they would take more memory than everything else.
-    """
-    import torch
-    from common.lm.hidden_states import last_hidden
-    from torch.utils.checkpoint import checkpoint
-
-    causal, mask = model.get_base_model(), episodes.mask
-    to_logits = causal.get_output_embeddings()
-    cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2 has one
-
-    def score(states: "Tensor", tokens: "Tensor") -> "Tensor":
-        logits = to_logits(states.to(to_logits.weight.dtype)).float()  # (N, V)
-        logits = (logits / cap).tanh() * cap if cap else logits
-        return torch.stack(token_log_probs(logits, tokens, temperature))  # (2, N)
-
-    hidden = last_hidden(model, episodes.input_ids, episodes.attention_mask)  # (B, T, h)
-    states = states_before(hidden, episodes.start, mask.shape[1])[mask]  # (N, h)
-    tokens = episodes.tokens[mask]  # (N,)
-    parts = [
-        checkpoint(score, some, taken, use_reentrant=False)
-        for some, taken in zip(states.split(CHUNK), tokens.split(CHUNK), strict=True)
-    ]
-    log_probs, entropies = torch.cat(parts, 1)  # (N,) each
-    zeros = log_probs.new_zeros(mask.shape)
-    return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
+def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
+    """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
+    inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
+    return completion_log_probs(ppo.model, *inputs, ppo.args.temperature)
 
 
-def values_of(model: "PeftModel", head: "torch.nn.Linear", episodes: Episodes) -> "Tensor":
-    """What the critic expects before each token of the answers: (B, C), 0 at padding. Its adapter must be active."""
-    from common.lm.hidden_states import last_hidden
-    from common.lm.scalar_head import apply_head
-
-    hidden = last_hidden(model, episodes.input_ids, episodes.attention_mask)  # (B, T, h)
-    return apply_head(head, states_before(hidden, episodes.start, episodes.mask.shape[1])) * episodes.mask
+def values_of(ppo: "PPO", part: "Rollout") -> "Tensor":
+    """What the critic, whose adapter must be active, expects before each token of the completions: (B, C)."""
+    return completion_values(ppo.model, ppo.critic_head, part.input_ids, part.attention_mask, part.start, part.mask)
 
 
-def all_log_probs(ppo: PPO, episodes: Episodes, name: str) -> "tuple[Tensor, Tensor]":
-    """`log_probs_of` all the episodes by the policy, "default", or by the reference; without gradient."""
+def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str) -> "tuple[Tensor, Tensor]":
+    """`log_probs_of` a whole rollout under the policy, "default", or the "reference", in small passes; no gradient."""
     import torch
 
-    with torch.no_grad(), adapter(ppo.model, name):
-        both = in_parts(
-            episodes, ppo.args, lambda part: torch.stack(log_probs_of(ppo.model, part, ppo.args.temperature), -1)
-        )
-    return both[..., 0], both[..., 1]
+    with torch.no_grad(), active_adapter(ppo.model, name):
+        parts = [log_probs_of(ppo, part) for part in passes(ppo, rollout)]
+    log_probs, entropies = zip(*parts, strict=True)
+    return stacked(log_probs, rollout), stacked(entropies, rollout)
 
 
-def in_parts(episodes: Episodes, args: Args, compute: "Callable[[Episodes], Tensor]") -> "Tensor":
-    """`compute` (b, c, ...) for as many episodes at a time as a training pass has, put together as (B, C, ...)."""
+def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
+    """`values_of` a whole rollout, (B, C), in small passes; no gradient."""
     import torch
 
-    parts = []
-    for first in range(0, len(episodes), args.per_device_train_batch_size):
-        index = [*range(first, min(first + args.per_device_train_batch_size, len(episodes)))]
-        part = compute(episodes.take(index))
-        missing = episodes.mask.shape[1] - part.shape[1]
-        parts.append(torch.cat([part, part.new_zeros(len(index), missing, *part.shape[2:])], 1))
-    return torch.cat(parts)
+    with torch.no_grad(), active_adapter(ppo.model, "critic"):
+        return stacked([values_of(ppo, part) for part in passes(ppo, rollout)], rollout)
 
 
-def score_episodes(ppo: PPO, episodes: Episodes) -> None:
-    """Fill in `scores` and `parts`: the weighted sum of reward model and rules, and what each of them gave."""
-    from common.lm.scalar_head import score_last
-
-    episodes.scores, episodes.parts = [0.0] * len(episodes), {}
-    if ppo.rules:
-        episodes.scores, episodes.parts = score_completions(ppo.rules, episodes.rows, episodes.answers)
-    if ppo.reward_head is not None and ppo.args.reward_weight:
-        texts = [(said.prompt_ids, said.completion_ids) for said in episodes.answers]
-        with adapter(ppo.model, "reward"):
-            batch_size = ppo.args.per_device_train_batch_size
-            given = score_last(ppo.model, ppo.reward_head, texts, ppo.pad_token_id, batch_size, ppo.reward_backbone)
-        episodes.parts = {**episodes.parts, REWARD_MODEL: given}
-        episodes.scores = [s + ppo.args.reward_weight * g for s, g in zip(episodes.scores, given, strict=True)]
+def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
+    """What the reward model gives to each completion, B numbers."""
+    texts = [(completion.prompt_ids, completion.completion_ids) for completion in rollout.completions]
+    size = ppo.args.per_device_train_batch_size
+    with active_adapter(ppo.model, "reward"):
+        return score_last(ppo.model, ppo.reward_head, texts, ppo.tokenizer.pad_token_id, size, ppo.reward_backbone)
 
 
-def score_figures(ppo: PPO, episodes: Episodes) -> dict[str, float]:
-    """What the log says of the scores: all together, the reward model's part, the rules' part, and each one's own."""
-    mean, std = moments(episodes.scores)
-    figures = {"score/mean": mean, "score/std": std}
-    if REWARD_MODEL in episodes.parts:
-        figures["score/model"] = ppo.args.reward_weight * moments(episodes.parts[REWARD_MODEL])[0]
-    if ppo.rules:
-        figures["score/rules"] = mean - figures.get("score/model", 0.0)
-    for name, values in episodes.parts.items():
-        known = [value for value in values if value is not None]  # None: the rule does not apply to that row
-        if known:
-            figures[f"rewards/{name}/mean"], figures[f"rewards/{name}/std"] = moments(known)
-    return figures
+def passes(ppo: "PPO", rollout: "Rollout") -> "Iterator[Rollout]":
+    """The rollout in parts of as many completions as a training pass has."""
+    for index in split([*range(len(rollout))], ppo.args.per_device_train_batch_size):
+        yield rollout.take(index)
 
 
-def assess(ppo: PPO, rows: list[Prompt]) -> dict[str, float] | None:
-    """What sampled answers to these prompts score, and how far from the reference they are; None for no prompts."""
-    if not rows:
-        return None
-    said = ppo.sample(rows, ppo.args.max_completion_length, ppo.args.temperature)
-    episodes = as_episodes(rows, said, ppo.pad_token_id, ppo.critic_head.weight.device)
-    score_episodes(ppo, episodes)
-    log_probs, _ = all_log_probs(ppo, episodes, "default")
-    ref_log_probs, _ = all_log_probs(ppo, episodes, "reference")
-    mean, std = moments(episodes.scores)
-    return {
-        "score": mean,
-        "score_std": std,
-        "kl": float((log_probs - ref_log_probs).sum(1).mean()),
-        "length": sum(len(answer.completion_ids) for answer in said) / len(said),
-        "no_end": sum(not answer.ended for answer in said) / len(said),
-    }
+def split(index: list[int], size: int) -> list[list[int]]:
+    return [index[first : first + size] for first in range(0, len(index), size)]
 
 
-# What is carried from step to step.
+def stacked(parts: "Sequence[Tensor]", rollout: "Rollout") -> "Tensor":
+    """Tensors (b, c) of the parts of a rollout, put together as (B, C)."""
+    import torch
+
+    columns = rollout.mask.shape[1]
+    return torch.cat([torch.nn.functional.pad(part, (0, columns - part.shape[1])) for part in parts])
 
 
-class Learner:
-    """Parameters that are trained together: their optimizer, their learning rate, and their gradient's bounds.
+# The algorithm: the records, one step of four phases, the phases, the arithmetic. A phase returns what it computes;
+# what changes from step to step is in PPO. Shapes: B completions, T tokens of the longest prompt with its completion, C
+# tokens of the longest completion. A column of a (B, C) tensor is one token of the completion: an action.
 
-    The list of parameters is made once. PEFT switches requires_grad with the adapter, so it says nothing about them.
+
+@dataclass
+class PPO:
+    """The models, what trains them, and the state that changes from step to step, which a checkpoint holds.
+
+    One frozen base carries four models: with the adapter "default" it is the policy, with "critic" and `critic_head`
+    the critic, with "reward" and `reward_head` the reward model, without an adapter the reference policy.
     """
 
-    def __init__(
-        self, parameters: "list[Tensor]", settings: "TrainingArguments", learning_rate: float, steps: int
-    ) -> None:
-        import torch
-        from transformers import Trainer, get_scheduler
+    args: Args
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    end: str  # the token that ends a completion
+    reward_functions: list[Reward]
+    reward_head: "torch.nn.Linear | None"  # None without a reward model
+    reward_backbone: "RecordedPass"
+    critic_head: "torch.nn.Linear"
+    policy: Learner
+    critic: Learner
+    prompt_sampler: PromptSampler
+    score_moments: "RunningMoments"
+    kl_controller: "KLController"
 
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(settings)
-        self.parameters = parameters
-        self.optimizer = optimizer(
-            parameters, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and the completions sampled to them, as text and as tensors padded on the right."""
+
+    prompts: list[Prompt]
+    completions: "list[Completion]"
+    input_ids: "Tensor"  # (B, T)
+    attention_mask: "Tensor"  # (B, T)
+    start: "Tensor"  # (B,) the column of input_ids where the completion begins
+    tokens: "Tensor"  # (B, C) of the completion
+    mask: "Tensor"  # (B, C) bool; false at padding
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def take(self, index: list[int]) -> "Rollout":
+        """The rows `index`, with no more columns of padding than they need."""
+        longest, columns = int(self.attention_mask[index].sum(1).max()), int(self.mask[index].sum(1).max())
+        return Rollout(
+            [self.prompts[i] for i in index],
+            [self.completions[i] for i in index],
+            self.input_ids[index, :longest],
+            self.attention_mask[index, :longest],
+            self.start[index],
+            self.tokens[index, :columns],
+            self.mask[index, :columns],
         )
-        self.schedule = get_scheduler(
-            settings.lr_scheduler_type, self.optimizer, settings.get_warmup_steps(steps), steps
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What reward functions and reward model gave to each completion as a whole."""
+
+    total: list[float]  # B, the weighted sum
+    parts: dict[str, list[float | None]]  # B by name, before weighting; None where a reward function does not apply
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The reward of each token, and what it is made of."""
+
+    scores: list[float]  # B, normalized, clipped and penalized
+    log_probs: "Tensor"  # (B, C) under the policy that sampled; 0 at padding, as all of these
+    ref_log_probs: "Tensor"  # (B, C) under the reference policy
+    entropies: "Tensor"  # (B, C) of the policy that sampled
+    kl: "Tensor"  # (B, C) estimated from the two
+    kl_coef: float
+    rewards: "Tensor"  # (B, C)
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the critic expected, and how much better than that each token was."""
+
+    values: "Tensor"  # (B, C) before each token
+    advantages: "Tensor"  # (B, C) whitened
+    returns: "Tensor"  # (B, C)
+
+
+def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
+    """Step `number`, counted from 0. Returns the rollout, its scores, and the metrics of the step."""
+    args, metrics = ppo.args, {}
+    # Phase 1. Sample completions to prompts from the policy.
+    with seconds(metrics, "time/sample"):
+        rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size))
+    # Phase 2. Score them, and subtract the KL divergence from the reference policy from the reward of each token.
+    with seconds(metrics, "time/reward"):
+        scores = score(ppo, rollout)
+        if args.normalize_scores:
+            ppo.score_moments.update(scores.total)
+        rewards = compute_rewards(ppo, rollout, scores)
+        kl = float((rewards.log_probs - rewards.ref_log_probs).sum(1).mean())  # nats in a whole completion
+        ppo.kl_controller.update(kl, len(rollout))
+        ppo.prompt_sampler.learn((rewards.entropies.sum(1) / rollout.mask.sum(1)).tolist(), scores.total)
+    # Phase 3. Estimate how much better than the critic expected each token was.
+    with seconds(metrics, "time/advantages"):
+        advantages = compute_advantages(ppo, rollout, rewards)
+    # Phase 4. Update policy and critic, several times on the same rollout.
+    with seconds(metrics, "time/update"):
+        metrics |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
+
+
+def sample(ppo: PPO, prompts: list[Prompt]) -> Rollout:
+    """Phase 1: one completion to each prompt, sampled from the policy."""
+    completions = complete(ppo, prompts, ppo.args.max_completion_length, ppo.args.temperature)
+    return as_rollout(prompts, completions, ppo.tokenizer.pad_token_id, ppo.critic_head.weight.device)
+
+
+def as_rollout(
+    prompts: list[Prompt], completions: "list[Completion]", pad_token_id: int, device: "torch.device | str"
+) -> Rollout:
+    """Prompts and completions with their tensors, padded on the right: there no token can attend to the padding."""
+    input_ids, attention_mask = pad_right([c.prompt_ids + c.completion_ids for c in completions], pad_token_id, device)
+    tokens, mask = pad_right([c.completion_ids for c in completions], pad_token_id, device)
+    start = attention_mask.sum(1) - mask.sum(1)
+    return Rollout(prompts, completions, input_ids, attention_mask, start, tokens, mask.bool())
+
+
+def score(ppo: PPO, rollout: Rollout) -> Scores:
+    """Phase 2.1: score each completion as a whole; reward functions and reward model are added with their weights."""
+    total, parts = [0.0] * len(rollout), {}
+    if ppo.reward_functions:
+        total, parts = score_completions(ppo.reward_functions, rollout.prompts, rollout.completions)
+    if ppo.reward_head is not None:
+        given = reward_model_scores(ppo, rollout)
+        parts = {**parts, REWARD_MODEL: given}
+        total = [t + ppo.args.reward_weight * g for t, g in zip(total, given, strict=True)]
+    return Scores(total, parts)
+
+
+def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
+    """Phase 2.2 to 2.5: from scores to the reward of each token.
+
+    The log-probabilities are computed by the same pass as in `update`. Those of sampling, with its cache and its
+    padding on the left, differ by more than a probability ratio of 1 can bear.
+    """
+    import torch
+
+    args = ppo.args
+    # 2.2 Normalize the scores by their running moments, and clip them.
+    normalized = [ppo.score_moments.normalize(s) if args.normalize_scores else s for s in scores.total]
+    clipped = [max(-args.score_clip, min(args.score_clip, s)) for s in normalized]
+    # 2.3 Penalize completions that were truncated before their end token.
+    final = [s - args.missing_eos_penalty * (not c.ended) for s, c in zip(clipped, rollout.completions, strict=True)]
+    # 2.4 Estimate the KL divergence from the reference policy at each token.
+    log_probs, entropies = all_log_probs(ppo, rollout, "default")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    kl = kl_estimate(log_probs - ref_log_probs, args.kl_estimator)  # (B, C)
+    # 2.5 Reward: minus kl_coef x KL at each token, and the score at the last token.
+    kl_coef = ppo.kl_controller.coef
+    rewards = shaped_rewards(torch.tensor(final, device=kl.device), kl, kl_coef, rollout.mask)
+    return Rewards(final, log_probs, ref_log_probs, entropies, kl, kl_coef, rewards)
+
+
+def compute_advantages(ppo: PPO, rollout: Rollout, rewards: Rewards) -> Advantages:
+    """Phase 3: the critic's values, advantages and returns by GAE, and the advantages whitened over the rollout."""
+    values = all_values(ppo, rollout)
+    advantages, returns = gae(rewards.rewards, values, rollout.mask, ppo.args.gamma, ppo.args.lam)
+    return Advantages(values, masked_whiten(advantages, rollout.mask), returns)
+
+
+def update(
+    ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, policy_learns: bool
+) -> dict[str, float]:
+    """Phase 4: some epochs over the rollout in shuffled minibatches, with a step of policy and critic on each.
+
+    Each of the two has a backward pass and an optimizer of its own, so there is no vf_coef to weigh their losses. One
+    backward pass through both would run after the adapter has been switched, and gradient checkpointing would then
+    recompute the policy's activations with the critic's adapter: no error, wrong gradients.
+    """
+    import torch
+
+    args, learns = ppo.args, policy_learns
+    stats: dict[str, list[float]] = defaultdict(list)
+    for _ in range(args.num_ppo_epochs):
+        order = torch.randperm(len(rollout)).tolist()
+        for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
+            of_policy = {}
+            if learns:
+                of_policy = update_policy(ppo, rollout, rewards, advantages, minibatch)
+                learns = not of_policy["policy/stopped"]
+            for name, value in (of_policy | update_critic(ppo, rollout, advantages, minibatch)).items():
+                stats[name].append(value)
+    metrics = {name: sum(values) / len(values) for name, values in stats.items()}
+    metrics |= {"lr": ppo.policy.learning_rate, "critic_lr": ppo.critic.learning_rate}
+    metrics["loss"] = metrics.get("loss/policy_avg", 0.0) + metrics["loss/value_avg"]
+    if policy_learns:
+        ppo.policy.schedule.step()
+    ppo.critic.schedule.step()
+    return metrics
+
+
+def update_policy(
+    ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, minibatch: list[int]
+) -> dict[str, float]:
+    """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
+    args, stats = ppo.args, defaultdict(float)
+    count = int(rollout.mask[minibatch].sum())  # every token weighs the same, whichever pass it is in
+    for index in split(minibatch, args.per_device_train_batch_size):
+        part = rollout.take(index)
+        columns = part.mask.shape[1]
+        old_log_probs = rewards.log_probs[index, :columns]
+        log_probs, _ = log_probs_of(ppo, part)  # (b, c)
+        losses, clipped = policy_losses(
+            log_probs, old_log_probs, advantages.advantages[index, :columns], args.cliprange
         )
-        self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
-        self.max_grad_norm = settings.max_grad_norm
+        loss = (losses * part.mask).sum() / count
+        ppo.policy.backward(loss)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.schedule.get_last_lr()[0]
+        log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
+        stats["loss/policy_avg"] += float(loss.detach())
+        stats["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
+        stats["policy/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
+        stats["val/ratio"] += float(log_ratios.exp().sum()) / count
+    stopped = stats["policy/approx_kl"] > args.max_approx_kl
+    gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
+    return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
 
-    def backward(self, loss: "Tensor") -> None:
-        self.scaler.scale(loss).backward()
 
-    def step(self) -> float:
-        """Clip the gradient, move, forget the gradient; the norm it had before."""
-        import torch
+def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]) -> dict[str, float]:
+    """Phase 4.2: one optimization step of the critic."""
+    args, stats = ppo.args, defaultdict(float)
+    count = int(rollout.mask[minibatch].sum())
+    with active_adapter(ppo.model, "critic"):
+        for index in split(minibatch, args.per_device_train_batch_size):
+            part = rollout.take(index)
+            columns = part.mask.shape[1]
+            old_values, returns = advantages.values[index, :columns], advantages.returns[index, :columns]
+            values = values_of(ppo, part)  # (b, c)
+            losses, clipped = value_losses(values, old_values, returns, args.cliprange_value)
+            loss = (losses * part.mask).sum() / count
+            ppo.critic.backward(loss)
+            stats["loss/value_avg"] += float(loss.detach())
+            stats["val/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
+    return {**stats, "value/grad_norm": ppo.critic.step()}
 
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return float(norm)
 
-    def discard(self) -> float:
-        """Forget the gradient; 0, the norm of no move."""
-        self.optimizer.zero_grad()
-        return 0.0
+# The arithmetic: tensors (B, C) and a bool mask that is false at padding; no model is needed.
 
-    def state(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
-        return {name: part.state_dict() for name, part in parts.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+def shaped_rewards(scores: "Tensor", kl: "Tensor", kl_coef: float, mask: "Tensor") -> "Tensor":
+    """Rewards (B, C): -kl_coef x kl at each token, and the score (B,) on top at the last token of the completion."""
+    rewards = -kl_coef * kl * mask
+    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", gamma: float, lam: float) -> "tuple[Tensor, Tensor]":
+    """Advantages and returns (B, C) by generalized advantage estimation (arXiv:1506.02438).
+
+    delta_t = r_t + gamma V_t+1 - V_t;  A_t = delta_t + gamma lam A_t+1;  returns are A + V. After the last token the
+    value is 0: a truncated completion ends there as well.
+    """
+    advantages = rewards.new_zeros(rewards.shape)
+    next_value = next_advantage = rewards.new_zeros(len(rewards))  # (B,)
+    for column in reversed(range(rewards.shape[1])):
+        delta = rewards[:, column] + gamma * next_value - values[:, column]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, column]
+        next_value = values[:, column] * mask[:, column]
+        advantages[:, column] = next_advantage
+    return advantages, (advantages + values) * mask
+
+
+def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """(B, C) shifted and scaled to mean 0 and standard deviation 1 over the mask; 0 outside."""
+    centred = values - masked_mean(values, mask)
+    return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
+
+
+def policy_losses(
+    log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float
+) -> "tuple[Tensor, Tensor]":
+    """-min(ratio A, clip(ratio) A) by token, (B, C), and where clipping decides, bool (B, C).
+
+    ratio = exp(log_probs - old). Only log_probs has a gradient.
+    """
+    ratios = (log_probs - old.detach()).clamp(-20, 20).exp()  # the clamp keeps a wild token from being infinite
+    advantages = advantages.detach()
+    plain, clipped = -advantages * ratios, -advantages * ratios.clamp(1 - cliprange, 1 + cliprange)
+    return plain.maximum(clipped), clipped > plain
+
+
+def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "tuple[Tensor, Tensor]":
+    """Half the squared error by token, (B, C), and where clipping decides, bool (B, C).
+
+    Clipping takes the value to within `cliprange` of the old one, where that makes the error larger.
+    """
+    old, returns = old.detach(), returns.detach()
+    plain = (values - returns) ** 2
+    clipped = (old + (values - old).clamp(-cliprange, cliprange) - returns) ** 2
+    return plain.maximum(clipped) / 2, clipped > plain
+
+
+@dataclass
+class KLController:
+    """The weight of the KL penalty, steered so that KL(policy || reference) stays near a target.
+
+    It changes by a fifth in `horizon` completions at most (arXiv:1909.08593, section 2.2).
+    """
+
+    coef: float
+    target: float | None  # nats in a whole completion; None keeps the weight as it is
+    horizon: int
+
+    def update(self, kl: float, count: int) -> None:
+        """`kl` is the mean over `count` completions, in nats in a whole one."""
+        if self.target is not None:
+            error = max(-0.2, min(0.2, kl / self.target - 1))
+            self.coef *= 1 + error * count / self.horizon
 
 
 @dataclass
@@ -891,191 +1014,10 @@ class RunningMoments:
         return (value - self.mean) / (math.sqrt(self.squares / self.count) + 1e-8)
 
 
-def steered(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
-    """The next weight of the KL divergence: a fifth up or down in `horizon` episodes at most (arXiv:1909.08593, 2.2).
-
-    `kl` and `target` are nats in a whole answer.
-    """
-    error = max(-0.2, min(0.2, kl / target - 1))
-    return kl_coef * (1 + error * episodes / horizon)
-
-
 def moments(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation, of these values and no more."""
+    """Mean and standard deviation of these values."""
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-
-
-# The arithmetic. (B, C): episodes by tokens of the answer, a bool mask false at padding; no model is needed.
-
-
-def masked_mean(values: "Tensor", mask: "Tensor") -> "Tensor":
-    """Mean of the values (B, C) where the mask is true: a scalar."""
-    return (values * mask).sum() / mask.sum()
-
-
-def masked_whiten(values: "Tensor", mask: "Tensor") -> "Tensor":
-    """(B, C) moved and scaled to mean 0 and standard deviation 1 over the mask; 0 outside."""
-    centred = values - masked_mean(values, mask)
-    return centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt() * mask
-
-
-def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":
-    """Log-probability of each token (N,) under softmax(logits / temperature), and that distribution's entropy: (N,).
-
-    `logits` are (N, V) float32. In nats. The entropy has no gradient.
-    """
-    log_probs = (logits / temperature).log_softmax(-1)  # (N, V)
-    without_gradient = log_probs.detach()
-    entropies = -(without_gradient.exp() * without_gradient).sum(-1)
-    return log_probs.gather(-1, tokens[:, None])[:, 0], entropies
-
-
-def kl_estimate(log_ratios: "Tensor", kind: str) -> "Tensor":
-    """KL(p || q) from tokens drawn from p, log_ratios = log p - log q, any shape; joschu.net/blog/kl-approx.html.
-
-    k1 is unbiased and may be negative, k2 is biased and has less variance, k3 is unbiased and never negative.
-    """
-    if kind == "k1":
-        return log_ratios
-    if kind == "k2":
-        return log_ratios**2 / 2
-    return (-log_ratios).exp() - 1 + log_ratios
-
-
-def shaped_rewards(scores: "Tensor", penalty: "Tensor", kl_coef: float, mask: "Tensor") -> "Tensor":
-    """Rewards (B, C): -kl_coef x penalty at each token, and the score (B,) at the answer's last token on top."""
-    rewards = -kl_coef * penalty * mask
-    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
-    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
-
-
-def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", gamma: float, lam: float) -> "tuple[Tensor, Tensor]":
-    """Advantages and returns (B, C) by generalized advantage estimation; after the last token there is nothing.
-
-    delta_t = r_t + gamma V_t+1 - V_t;  A_t = delta_t + gamma lam A_t+1;  returns are A + V.
-    """
-    advantages = rewards.new_zeros(rewards.shape)
-    next_value = next_advantage = rewards.new_zeros(len(rewards))  # (B,)
-    for column in reversed(range(rewards.shape[1])):
-        delta = rewards[:, column] + gamma * next_value - values[:, column]
-        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, column]
-        next_value = values[:, column] * mask[:, column]
-        advantages[:, column] = next_advantage
-    return advantages, (advantages + values) * mask
-
-
-def policy_losses(log_probs: "Tensor", old: "Tensor", advantages: "Tensor", cliprange: float) -> "Tensor":
-    """-min(ratio A, clip(ratio) A) by token, (B, C); ratio = exp(log_probs - old). Only log_probs has a gradient."""
-    ratios = (log_probs - old.detach()).clamp(-20, 20).exp()  # the clamp keeps a wild token from being infinite
-    advantages = advantages.detach()
-    return (-advantages * ratios).maximum(-advantages * ratios.clamp(1 - cliprange, 1 + cliprange))
-
-
-def value_losses(values: "Tensor", old: "Tensor", returns: "Tensor", cliprange: float) -> "Tensor":
-    """Half the squared error, or that of the value clipped to `cliprange` about the old one if it is larger; (B, C)."""
-    old, returns = old.detach(), returns.detach()
-    clipped = old + (values - old).clamp(-cliprange, cliprange)
-    return ((values - returns) ** 2).maximum((clipped - returns) ** 2) / 2
-
-
-def explained_variance(values: "Tensor", returns: "Tensor", mask: "Tensor") -> "Tensor":
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
-    returns, errors = returns[mask], (returns - values)[mask]
-    return 1 - errors.var(correction=0) / (returns.var(correction=0) + 1e-8)
-
-
-# Before the run, and beside it.
-
-
-def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
-    """The modules that policy and critic adapt. Unsloth's kernels want all adapters of a model on the same ones.
-
-    Raises InputError where the reward model's are others than --lora-target-modules.
-    """
-    wanted = args.lora_target_modules
-    if reward_adapter is None:
-        return list(wanted or ATTENTION)
-    config = json.loads((reward_adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    its_own = config["target_modules"]
-    if wanted and set(wanted) != set(its_own):
-        raise InputError(
-            f"--lora-target-modules {' '.join(wanted)}: the reward model adapts {' '.join(sorted(its_own))}, and all "
-            "adapters must adapt the same; leave the flag out to take those"
-        )
-    return sorted(its_own)
-
-
-def train_reward(args: Args, run_folder: Path, stop: Stop) -> Path:
-    """Run recipes/reward.py on the same model and data, in a process of its own; its adapter. Exits as it does."""
-    folder = run_folder / "reward"
-    command = [sys.executable, str(Path(__file__).with_name("reward.py")), "--output-dir", str(folder)]
-    command += ["--model", args.model, "--data", args.data, "--format", args.format, "--dtype", args.dtype]
-    command += ["--load-in-4bit" if args.load_in_4bit else "--no-load-in-4bit", "--seed", str(args.seed)]
-    command += ["--lora-target-modules", *(args.lora_target_modules or ATTENTION)]
-    command += ["--columns", *args.columns] if args.columns else []
-    for flag, value in (("--chat-template-path", args.chat_template_path), ("--pad-token", args.pad_token)):
-        command += [flag, value] if value else []
-    with stop.noted_only():
-        code = stop.wait(subprocess.Popen(command), run_folder)
-    if code == STOPPED or stop.told:
-        raise Stopped(stop.told or "its own stop", "while the reward model was trained")
-    if code:
-        sys.exit(code)
-    return folder / "adapter"
-
-
-def fitting(tokenizer: "PreTrainedTokenizerBase", rows: list[Prompt], args: Args, console: "Console") -> list[Prompt]:
-    """The prompts of at most --max-prompt-length tokens; InputError when --max-truncated or more are longer."""
-    texts = [
-        tokenizer.apply_chat_template(row.prompt, tools=row.tools, tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= args.max_prompt_length]
-    if len(kept) < len(rows):
-        share = 1 - len(kept) / len(rows)
-        line = f"{len(rows) - len(kept)} of {len(rows)} prompts ({share:.1%}) are longer than {args.max_prompt_length}"
-        if share > args.max_truncated:
-            raise InputError(f"{line} tokens, the longest {max(lengths)}: raise --max-prompt-length or --max-truncated")
-        console.print(f"{line} tokens and left out")
-    return kept
-
-
-def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
-    """The weights of one adapter, in the order of the model."""
-    return [parameter for path, parameter in model.named_parameters() if f".{name}." in path]
-
-
-@contextmanager
-def seconds(stats: dict[str, float], name: str) -> Iterator[None]:
-    """Write how long the block took into `stats`."""
-    start = time.monotonic()
-    yield
-    stats[name] = round(time.monotonic() - start, 3)
-
-
-def keep_samples(file: Path, episodes: Episodes, count: int, number: int) -> None:
-    """Append some of the episodes of step `number` to a JSON Lines file."""
-    with file.open("a", encoding="utf-8") as stream:
-        for index in range(min(count, len(episodes))):
-            said = episodes.answers[index]
-            entry = {
-                "step": number,
-                "prompt": episodes.rows[index].prompt,
-                "completion": said.text,
-                "ended": said.ended,
-                "score": episodes.scores[index],
-                "rewards": {name: values[index] for name, values in episodes.parts.items()},
-            }
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def forget_after(file: Path, number: int) -> None:
-    """Drop the rows of `keep_samples` that a resumed run does again: those of step `number` and later."""
-    if file.exists():
-        rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        file.write_text("".join(row for row in rows if json.loads(row)["step"] < number), encoding="utf-8")
 
 
 # Checkpoints: the policy's adapter at the root, the critic's and its head in a folder, all the rest in ppo_state.pt.
@@ -1083,35 +1025,24 @@ def forget_after(file: Path, number: int) -> None:
 
 def save_checkpoint(ppo: PPO, folder: Path) -> None:
     """Write all that the run has to hold into `folder`; the trainer's state CheckpointCallback adds."""
-    import numpy as np
     import torch
-    from common.lm.scalar_head import save_head
 
     ppo.model.save_pretrained(folder, selected_adapters=["default", "critic"])
     save_head(ppo.critic_head, folder / "critic", {"kind": "critic"})
-    of_numpy = np.random.get_state(legacy=False)
-    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
     rest = {
         "policy": ppo.policy.state(),
         "critic": ppo.critic.state(),
-        "kl_coef": ppo.kl_coef,
-        "scores": asdict(ppo.scores),
-        "prompts": ppo.prompts.state(),
-        "random": {
-            "python": random.getstate(),
-            "numpy": of_numpy,
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "kl_coef": ppo.kl_controller.coef,
+        "score_moments": asdict(ppo.score_moments),
+        "prompt_sampler": ppo.prompt_sampler.state(),
+        "random": random_state(),
     }
     torch.save(rest, folder / "ppo_state.pt")
 
 
 def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     """Put back what `save_checkpoint` wrote; of the random numbers last, for loading may draw some."""
-    import numpy as np
     import torch
-    from common.lm.scalar_head import load_head
     from peft import load_peft_weights, set_peft_model_state_dict
 
     for name, folder in (("default", checkpoint), ("critic", checkpoint / "critic")):
@@ -1122,16 +1053,10 @@ def load_checkpoint(ppo: PPO, checkpoint: Path) -> None:
     rest = torch.load(checkpoint / "ppo_state.pt", map_location="cpu", weights_only=True)
     ppo.policy.restore(rest["policy"])
     ppo.critic.restore(rest["critic"])
-    ppo.kl_coef = rest["kl_coef"]
-    ppo.scores = RunningMoments(**rest["scores"])
-    ppo.prompts.restore(rest["prompts"])
-    of_numpy = rest["random"]["numpy"]
-    of_numpy["state"]["key"] = np.array(of_numpy["state"]["key"], dtype=np.uint32)
-    random.setstate(rest["random"]["python"])
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(rest["random"]["torch"])
-    if rest["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(rest["random"]["cuda"])
+    ppo.kl_controller.coef = rest["kl_coef"]
+    ppo.score_moments = RunningMoments(**rest["score_moments"])
+    ppo.prompt_sampler.restore(rest["prompt_sampler"])
+    restore_random_state(rest["random"])
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ from common.data.rows import Faults, find_source, read_rows, source_sha256
 from common.errors import InputError, run_command
 from common.lm.chat import Example, check_truncation, end_token, set_chat_template, set_pad_token, tokenize
 from common.lm.hub import Model, contents, fetch, load_tokenizer, resolved_revision
+from common.run.ending import show_ending
 from common.run.files import write_folder, write_json, write_jsonl
 from common.run.folder import plan_run
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -171,16 +173,15 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from unsloth import FastLanguageModel, is_bfloat16_supported
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
     from common.lm.scalar_head import apply_head, load_head, new_head
     from common.lm.hidden_states import at_last_token, last_hidden
     from common.lm.hidden_states import pad_right
@@ -196,7 +197,6 @@ def main() -> None:
     end = end_token(tokenizer)
     set_pad_token(tokenizer, args.pad_token or (base.card.pad_token if base.card else None), end)
 
-    console = Console()
     training = as_tokens(tokenizer, rows, args, console)
     evaluation = as_tokens(tokenizer, held_out, args, console)
     kind = "bradley-terry" if paired else "regression"
@@ -350,7 +350,7 @@ def main() -> None:
                 ),
             )
             show(console, report)
-        console.print(f"{'Model' if args.stand_alone else 'Adapter and head'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 def read(name: str, args: Args) -> list[Pair] | list[Rating]:

@@ -26,9 +26,11 @@ from common.errors import run_command
 from common.lm.chat import Example, check_truncation, tokenize
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
+from common.run.screen import loading
 from common.run.stopping import Stop
 
 
@@ -130,18 +132,17 @@ def main() -> None:
     if run is None:
         return
 
-    environment.quiet_loggers()
+    console = loading(base.name)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset
-    from rich.console import Console
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
-    from common.run.progress import ProgressCallback, mean_loss
+    from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant.
     base = fetch(base)
@@ -153,7 +154,6 @@ def main() -> None:
     samples = as_samples(held_out)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    console = Console(quiet=not environment.is_first_process())
     if truncated := check_truncation(examples, args.max_length, args.max_truncated):
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
@@ -269,7 +269,7 @@ def main() -> None:
         after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
-        console.print(f"{'Adapter' if args.use_peft else 'Model'} in [bold]{saved}[/bold]")
+        show_ending(console, run, saved)
 
 
 if __name__ == "__main__":

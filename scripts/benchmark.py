@@ -174,7 +174,7 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
     import torch
     from unsloth import FastLanguageModel
 
-    from common.run.progress import memory_gib
+    from common.run.metrics import memory_gib
     from common.lm.cuda_graph import RecordedPass
     from common.lm.scalar_head import load_head, score_last
 

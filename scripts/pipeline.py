@@ -23,6 +23,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import re
 import shlex
 import signal
@@ -357,7 +358,8 @@ def run(what: str, words: list[str], stop: Stop, folder: Path) -> None:
     """
     command = [sys.executable, str(ROOT / words[0] / words[1]), *words[2:]]
     print(f"== {what}: {shlex.join(command)}", flush=True)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    environment = {**os.environ, "PIPELINE_STAGE": what}  # a run then proposes no next command
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
     last = ""
 
     def pass_on_errors() -> None:
@@ -370,7 +372,7 @@ def run(what: str, words: list[str], stop: Stop, folder: Path) -> None:
     reader.start()
     code = stop.wait(process, folder)
     reader.join()
-    if code == STOPPED or stop.told:
+    if code == STOPPED or stop.requested:
         raise StageFailed(f"{what}: stopped; the same command again goes on from here", STOPPED)
     if code < 0:
         last, code = f"killed by {signal.Signals(-code).name}; last it said: {last}", 128 - code

@@ -37,10 +37,15 @@ def set_variables(
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    models, datasets = list(models), [source for source in sources if isinstance(source, str)]
     if offline is None:
-        offline = all(model.local for model in models) and not any(isinstance(source, str) for source in sources)
+        offline = all(model.local for model in models) and not datasets
     if offline:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    elif models or datasets:
+        from common.lm.network import check_hub  # late, for it imports what is imported by nearly everything
+
+        check_hub(models, datasets)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

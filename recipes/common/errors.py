@@ -24,13 +24,13 @@ class MachineError(Exception):
 
 
 class Stopped(BaseException):
-    """The run was told to stop, and did: `reason`, "SIGTERM" for one, and `when`, "after step 7 of 50".
+    """The run stopped, because of `reason` ("SIGTERM") and `when` ("after step 7 of 50").
 
-    No Exception, as KeyboardInterrupt is none: where a library catches those, it would run on.
+    Not an Exception, as KeyboardInterrupt is not: a library that catches every Exception would continue the run.
     """
 
     def __init__(self, reason: str, when: str) -> None:
-        super().__init__(f"Stopped by {reason} {when}; the same command again goes on from there.")
+        super().__init__(f"Stopped by {reason} {when}; the same command resumes from there.")
         self.reason = reason
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from common.environment import set_variables
 from common.lm.hub import find_model
+from fake_hub import serve
 
 LOCAL, ON_HUB = find_model("tiny"), find_model("qwen2.5-7b")
 FILES, DATASET = [Path("a.jsonl")], "org/name"
@@ -23,9 +24,11 @@ FILES, DATASET = [Path("a.jsonl")], "org/name"
     ],
 )
 def test_requests_are_forbidden_where_everything_is_here(models, sources, offline, monkeypatch):
-    monkeypatch.setattr(os, "environ", {})
-    set_variables(models=models, sources=sources)
-    assert os.environ.get("HF_HUB_OFFLINE") == offline
+    with serve({}) as hub:
+        monkeypatch.setattr(os, "environ", {"HF_ENDPOINT": hub.url})
+        set_variables(models=models, sources=sources)
+        assert os.environ.get("HF_HUB_OFFLINE") == offline
+        assert len(hub.requests) == (offline is None)  # whether it can be reached: see lm/network.py
 
 
 def test_what_the_user_set_stays(monkeypatch):

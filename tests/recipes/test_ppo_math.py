@@ -1,4 +1,4 @@
-"""The arithmetic of `recipes/ppo.py`, held to numbers worked out by hand and to slow loops in 64 bit."""
+"""The arithmetic of `recipes/ppo.py`, compared with numbers worked out by hand and with slow loops in 64 bit."""
 
 import math
 import random
@@ -7,6 +7,7 @@ import statistics
 import ppo
 import pytest
 import torch
+from common.lm.log_probs import kl_estimate, masked_mean
 
 T, F = True, False
 
@@ -15,46 +16,17 @@ def close(found, expected):
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-# Two episodes, of three tokens and of one; what stands at padding is there to be ignored.
+# Two completions, of three tokens and of one. What is at padding has to be ignored.
 MASK = torch.tensor([[T, T, T], [T, F, F]])
 
 
 def test_masked_mean_and_whitening_see_the_mask_alone():
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 100.0, -100.0]])
-    assert float(ppo.masked_mean(values, MASK)) == 3.0  # (1 + 2 + 3 + 6) / 4
+    assert float(masked_mean(values, MASK)) == 3.0  # (1 + 2 + 3 + 6) / 4
     white = ppo.masked_whiten(values, MASK)
-    spread = math.sqrt(3.5)  # ((-2)^2 + (-1)^2 + 0 + 3^2) / 4
-    close(white, torch.tensor([[-2, -1, 0], [3, 0, 0]]) / spread)
-    close(ppo.masked_whiten(torch.full((2, 3), 7.0), MASK), torch.zeros(2, 3))  # no spread: nothing is better
-
-
-@pytest.mark.parametrize(("temperature", "odds"), [(1.0, 3), (0.5, 9), (2.0, math.sqrt(3))])
-def test_token_log_probs_are_those_of_the_tempered_distribution(temperature, odds):
-    """Logits 0 and ln 3 are odds of 1 to 3; at temperature 1/2 of 1 to 9."""
-    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
-    log_probs, entropies = ppo.token_log_probs(logits, torch.tensor([0, 1]), temperature)
-    low, high = 1 / (1 + odds), odds / (1 + odds)
-    close(log_probs.exp(), [low, high])
-    close(entropies, [-low * math.log(low) - high * math.log(high)] * 2)
-
-
-def test_the_entropy_has_no_gradient():
-    logits = torch.zeros(1, 4, requires_grad=True)
-    log_probs, entropies = ppo.token_log_probs(logits, torch.tensor([0]), 0.7)
-    assert log_probs.requires_grad
-    assert not entropies.requires_grad
-
-
-def test_kl_estimates():
-    ratio = torch.tensor([math.log(2.0)])
-    assert float(ppo.kl_estimate(ratio, "k1")) == pytest.approx(math.log(2))
-    assert float(ppo.kl_estimate(ratio, "k2")) == pytest.approx(math.log(2) ** 2 / 2)
-    assert float(ppo.kl_estimate(ratio, "k3")) == pytest.approx(1 / 2 - 1 + math.log(2))
-    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
-    exact = 0.25 * math.log(2)  # 0.5 ln 2 + 0.25 ln 1/2
-    for unbiased in ("k1", "k3"):  # in expectation under p
-        assert float((p * ppo.kl_estimate((p / q).log(), unbiased)).sum()) == pytest.approx(exact)
-    assert (ppo.kl_estimate(torch.linspace(-3, 3, 7), "k3") >= 0).all()
+    std = math.sqrt(3.5)  # ((-2)^2 + (-1)^2 + 0 + 3^2) / 4
+    close(white, torch.tensor([[-2, -1, 0], [3, 0, 0]]) / std)
+    close(ppo.masked_whiten(torch.full((2, 3), 7.0), MASK), torch.zeros(2, 3))  # all the same: nothing is better
 
 
 def test_the_score_comes_at_the_last_token_and_the_penalty_at_each():
@@ -90,17 +62,18 @@ def test_with_lambda_and_gamma_1_the_return_is_the_sum_of_what_comes():
         (1.0, -2.0, 2.0, 2.0),
         (1.1, 1.0, -1.1, -1.1),
         (1.5, 1.0, -1.2, 0.0),  # far enough up already
-        (0.5, 1.0, -0.5, -0.5),  # a good token that has become rare is helped on
+        (0.5, 1.0, -0.5, -0.5),  # a good token that has become rare is still reinforced
         (0.5, -1.0, 0.8, 0.0),  # far enough down already
         (1.5, -1.0, 1.5, 1.5),
     ],
 )
 def test_the_policy_loss_and_its_slope(ratio, advantage, loss, slope):
-    """The slope is along the log-probability; below 0 it makes the token likelier."""
+    """The slope is along the log-probability; below 0 it makes the token likelier, at 0 it is clipped."""
     log_probs = torch.tensor([[math.log(ratio)]], requires_grad=True)
     old, advantages = torch.zeros(1, 1, requires_grad=True), torch.full((1, 1), advantage, requires_grad=True)
-    found = ppo.policy_losses(log_probs, old, advantages, 0.2)
+    found, clipped = ppo.policy_losses(log_probs, old, advantages, 0.2)
     found.sum().backward()
+    assert bool(clipped) == (slope == 0)
     close(found.detach(), [[loss]])
     close(log_probs.grad, [[slope]])
     assert old.grad is None
@@ -108,23 +81,25 @@ def test_the_policy_loss_and_its_slope(ratio, advantage, loss, slope):
 
 
 def test_a_wild_ratio_stays_finite():
-    assert ppo.policy_losses(torch.tensor([[500.0]]), torch.zeros(1, 1), -torch.ones(1, 1), 0.2).isfinite().all()
+    losses, _ = ppo.policy_losses(torch.tensor([[500.0]]), torch.zeros(1, 1), -torch.ones(1, 1), 0.2)
+    assert losses.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("value", "old", "returned", "loss"),
+    ("value", "old", "returned", "loss", "is_clipped"),
     [
-        (1.0, 1.0, 3.0, 2.0),  # nothing moved: (1 - 3)^2 / 2
-        (1.1, 1.0, 3.0, 1.805),  # within the range
-        (2.0, 1.0, 3.0, 1.62),  # as if it had come to 1.2 only: (1.2 - 3)^2 / 2
-        (2.0, 1.0, 1.0, 0.5),  # moved away: the larger error counts
+        (1.0, 1.0, 3.0, 2.0, False),  # nothing moved: (1 - 3)^2 / 2
+        (1.1, 1.0, 3.0, 1.805, False),  # within the range
+        (2.0, 1.0, 3.0, 1.62, True),  # as if it had come to 1.2 only: (1.2 - 3)^2 / 2
+        (2.0, 1.0, 1.0, 0.5, False),  # moved away: the larger error counts
     ],
 )
-def test_the_value_loss(value, old, returned, loss):
+def test_the_value_loss(value, old, returned, loss, is_clipped):
     values = torch.tensor([[value]], requires_grad=True)
     before, returns = torch.tensor([[old]], requires_grad=True), torch.tensor([[returned]], requires_grad=True)
-    found = ppo.value_losses(values, before, returns, 0.2)
+    found, clipped = ppo.value_losses(values, before, returns, 0.2)
     close(found.detach(), [[loss]])
+    assert bool(clipped) == is_clipped
     found.sum().backward()
     assert before.grad is None
     assert returns.grad is None
@@ -139,15 +114,15 @@ def test_explained_variance():
 
 
 def test_everything_against_a_slow_loop_in_64_bit():
-    """From scores, log-probabilities and values to the loss, on random episodes of different lengths."""
+    """From scores, log-probabilities and values to the loss, for random completions of different lengths."""
     generator = torch.Generator().manual_seed(0)
     lengths, width, gamma, lam, kl_coef, clip = [5, 1, 9, 7], 9, 0.97, 0.9, 0.3, 0.2
     old, reference, new, values = (torch.randn(4, width, generator=generator) for _ in range(4))
     scores = torch.randn(4, generator=generator)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    rewards = ppo.shaped_rewards(scores, ppo.kl_estimate(old - reference, "k1"), kl_coef, mask)
+    rewards = ppo.shaped_rewards(scores, kl_estimate(old - reference, "k1"), kl_coef, mask)
     advantages, returns = ppo.gae(rewards, values, mask, gamma, lam)
-    losses = ppo.policy_losses(new, old, ppo.masked_whiten(advantages, mask), clip)
+    losses, _ = ppo.policy_losses(new, old, ppo.masked_whiten(advantages, mask), clip)
 
     slow: list[tuple[float, float, int, int]] = []
     for row, length in enumerate(lengths):
@@ -160,22 +135,15 @@ def test_everything_against_a_slow_loop_in_64_bit():
             advantage = sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas))
             slow.append((advantage, advantage + v[t], row, t))
     mean = statistics.fmean(a for a, *_ in slow)
-    spread = statistics.pstdev([a for a, *_ in slow])
+    std = statistics.pstdev([a for a, *_ in slow])
     total = 0.0
     for advantage, returned, row, t in slow:
         assert float(advantages[row, t]) == pytest.approx(advantage, abs=1e-5)
         assert float(returns[row, t]) == pytest.approx(returned, abs=1e-5)
         ratio = math.exp(float(new[row, t]) - float(old[row, t]))
-        white = (advantage - mean) / spread
+        white = (advantage - mean) / std
         total -= min(ratio * white, max(1 - clip, min(1 + clip, ratio)) * white)
-    assert float(ppo.masked_mean(losses, mask)) == pytest.approx(total / len(slow), rel=1e-4)
-
-
-def test_states_are_taken_one_column_before_the_token():
-    hidden = torch.arange(2 * 6).reshape(2, 6, 1).float()
-    states = ppo.states_before(hidden, torch.tensor([3, 5]), 3)[..., 0]
-    assert states[0].tolist() == [2, 3, 4]  # the answer is columns 3, 4, 5
-    assert states[1, 0] == 6 + 4  # the answer is column 5; the others are padding
+    assert float(masked_mean(losses, mask)) == pytest.approx(total / len(slow), rel=1e-4)
 
 
 def test_running_moments_are_those_of_all_values_so_far():
@@ -184,15 +152,24 @@ def test_running_moments_are_those_of_all_values_so_far():
     for batch in batches:
         moments.update(batch)
     together = [value for batch in batches for value in batch]
-    spread = statistics.pstdev(together)
-    assert moments.normalize(5.0) == pytest.approx((5.0 - statistics.fmean(together)) / spread)
+    std = statistics.pstdev(together)
+    assert moments.normalize(5.0) == pytest.approx((5.0 - statistics.fmean(together)) / std)
     constant = ppo.RunningMoments()
     constant.update([0.1] * 7)
     assert abs(constant.normalize(0.1)) < 1e-3
 
 
-def test_the_weight_of_the_kl_is_steered_towards_its_target():
-    assert ppo.steered(0.1, kl=6.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.1)
-    assert ppo.steered(0.1, kl=60.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.102)  # a fifth at most
-    assert ppo.steered(0.1, kl=0.0, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.098)
-    assert ppo.steered(0.1, kl=6.6, target=6.0, episodes=100, horizon=1000) == pytest.approx(0.101)
+@pytest.mark.parametrize(
+    ("kl", "target", "coef"),
+    [
+        (6.0, 6.0, 0.1),
+        (60.0, 6.0, 0.102),  # a fifth at most
+        (0.0, 6.0, 0.098),
+        (6.6, 6.0, 0.101),
+        (60.0, None, 0.1),
+    ],
+)
+def test_the_weight_of_the_kl_is_steered_towards_its_target(kl, target, coef):
+    controller = ppo.KLController(0.1, target, horizon=1000)
+    controller.update(kl, 100)
+    assert controller.coef == pytest.approx(coef)

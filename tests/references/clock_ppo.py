@@ -1,4 +1,4 @@
-"""Run recipes/ppo.py as it is, and write down what every step took and the most memory held, as plain_ppo.py.
+"""Run recipes/ppo.py unchanged, and record what every step took and the peak memory, as plain_ppo.py does.
 
 python tests/references/clock_ppo.py FIGURES.json FLAGS...
 """
@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-figures = Path(sys.argv.pop(1))
-recipe = Path(__file__).parents[2] / "recipes" / "ppo.py"
-sys.path.insert(0, str(recipe.parent))
-import ppo  # noqa: E402  from the recipe's folder
+import ppo
 
+figures = Path(sys.argv.pop(1))
 marks: list[list[float]] = []  # before the first step, and at the end of each
 
 
@@ -26,16 +24,12 @@ def mark() -> None:
     marks.append([time.monotonic(), time.process_time(), peak_mib()])
 
 
-def generate(*args):
+def timed_step(*args):
     if not marks:
         mark()
-    return sample(*args)
-
-
-def step(*args):
-    stats = move(*args)
+    result = ppo_step(*args)
     mark()
-    return stats
+    return result
 
 
 def write() -> None:
@@ -45,8 +39,7 @@ def write() -> None:
     figures.write_text(json.dumps({"marks": marks, "peak_mib": peak_mib(), "gpu_gib": gpu_gib}), encoding="utf-8")
 
 
-sample, move = ppo.generate, ppo.step
-ppo.generate, ppo.step = generate, step
+ppo_step, ppo.ppo_step = ppo.ppo_step, timed_step
 atexit.register(write)
-sys.argv[0] = str(recipe)
+sys.argv[0] = ppo.__file__
 ppo.run_command(ppo.main)

@@ -1,20 +1,22 @@
-"""recipes/ppo.py beside the PPOTrainer of TRL 1.12.0: the same base, prompts, reward model, settings and episodes.
+"""Compare recipes/ppo.py with the PPOTrainer of TRL 1.12.0: same base, prompts, reward model and settings.
 
     make sft; make merge; make reward MODEL=MERGED ARGS="--lora-target-modules q_proj k_proj v_proj o_proj"
     python tests/references/compare_ppo.py --base MERGED --reward RUN --seeds 42 1 2 --learning-rates 1e-3 3e-3 1e-2
     python tests/references/compare_ppo.py --random-weights qwen2-1.5b --steps 5   speed and memory of a true shape
 
-The recipe runs first, with its own defaults or those of the model's card; what its run.json says is given to TRL. TRL
-gets the reward model merged into a sequence classifier, since it takes no other, and each of --learning-rates in turn,
-for policy and value model have one in common there; the recipe's is its default. One function samples and scores the
-held-out prompts for both, at the temperature of training.
+The recipe runs first, with its own defaults or those of the model's card, once for each of --critic-inits; TRL gets the
+values in its run.json. TRL also gets the reward model merged into a sequence classifier, since it takes no other, and
+each of --learning-rates in turn: there policy and value model share one; the recipe's is its default. One function
+samples and scores held-out prompts for both, at the temperature of training.
 
-TRL is in an environment of its own, made by uv from the head of plain_ppo.py. Where nothing can be fetched,
+TRL has an environment of its own, made by uv from the head of plain_ppo.py. Where nothing can be fetched,
 --trl-python names a Python that has it: `env PYTHONPATH=/wheels/trl-1.12.0:... python3`.
 
-A line of the table is a run. Time is that of the steps, start-up left out: seconds on the clock and of processor time;
-with --random-weights the first step is left out too. Memory is what the GPU's allocator reserved, else the most that
-was resident, and what was resident before the first step. A run that has its figures.json is not run again.
+A line of the table is a run. The score of all steps is the mean of the scores of everything sampled in training: of two
+runs that end alike, the one that learned sooner has more. Time is that of the steps, without start-up: seconds on the
+clock and of processor time; with --random-weights without the first step either. Memory is what the GPU's allocator
+reserved, else the peak resident memory, and the resident memory before the first step. A run that has its figures.json
+is not repeated.
 """
 
 import json
@@ -24,35 +26,36 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import tyro  # noqa: E402
-from common.errors import InputError, run_command  # noqa: E402
-from common.lm.cards import read_card  # noqa: E402
-from common.lm.hub import find_model  # noqa: E402
+import tyro
+from common.environment import ROOT
+from common.errors import InputError, run_command
+from common.lm.cards import read_card
+from common.lm.hub import find_model
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SAMPLES = ROOT / "data_samples"
-# What both call the same, and what TRL calls otherwise.
+# Arguments that both have under the same name.
 SAME = "num_ppo_epochs kl_coef kl_estimator cliprange cliprange_value gamma lam temperature missing_eos_penalty lora_r"
 SAME += " lora_alpha per_device_train_batch_size gradient_checkpointing lr_scheduler_type weight_decay seed"
-ANSWERS = 2  # to each held-out prompt
+COMPLETIONS = 2  # to each held-out prompt
 
 
 @dataclass(frozen=True)
 class Args:
     base: str | None = None
-    """The merged stage before."""
+    """The merged model of the stage before."""
     reward: str | None = None
     """A run of `make reward` on it."""
     random_weights: str | None = None
-    """Instead of both: a card's name; a checkpoint of its shape is made on the spot, and a reward model in one step."""
+    """Instead of both: a card's name. A checkpoint of its shape is made, and a reward model in one step."""
     prompts: str = str(SAMPLES / "arithmetic-train.jsonl")
     held_out: str = str(SAMPLES / "arithmetic.jsonl")
     output_dir: str = str(ROOT / "outputs" / "compare-ppo")
     seeds: tuple[int, ...] = (42,)
+    critic_inits: tuple[Literal["reward", "base"], ...] = ("reward",)
+    """What the recipe's critic starts from."""
     learning_rates: tuple[float, ...] = (1e-3,)
     """TRL's."""
     steps: int = -1
@@ -80,10 +83,11 @@ def main() -> None:
     trl = shlex.split(args.trl_python) if args.trl_python else uv_run()
 
     runs: dict[str, Path] = {}
-    for seed in args.seeds:  # the two in turn, so that a busy hour of the machine falls on both
-        runs[f"recipe, seed {seed}"] = ours = output / f"recipe-{seed}"
-        if not (ours / "figures.json").exists():
-            run_recipe(args, base, reward, ours, seed)
+    for seed in args.seeds:  # in turn, so that a busy hour of the machine falls on all
+        for critic_init in args.critic_inits:
+            runs[f"recipe, critic from {critic_init}, seed {seed}"] = ours = output / f"recipe-{critic_init}-{seed}"
+            if not (ours / "figures.json").exists():
+                run_recipe(args, base, reward, ours, seed, critic_init)
         for rate in args.learning_rates:
             runs[f"TRL at {rate:g}, seed {seed}"] = theirs = output / f"trl-{rate:g}-{seed}"
             if not (theirs / "figures.json").exists():
@@ -92,7 +96,8 @@ def main() -> None:
 
 
 def make_models(card: str, output: Path) -> tuple[Path, Path]:
-    """A checkpoint of random weights of the card's shape, and a reward model on it: both good for their size alone."""
+    """A checkpoint of random weights of the card's shape, and a reward model on it, to measure speed and memory."""
+    sys.path.insert(0, str(ROOT / "scripts"))
     from benchmark import make_checkpoint
     from common.lm.load import load_chat_tokenizer
 
@@ -107,10 +112,10 @@ def make_models(card: str, output: Path) -> tuple[Path, Path]:
 
 
 def merge_reward_model(base: Path, reward: Path, folder: Path) -> None:
-    """Write base, adapter and head as one sequence classifier, that reads the token which the head reads.
+    """Write base, adapter and head as one sequence classifier, which reads the same token as the head.
 
-    `make reward ARGS=--stand-alone` makes one to be asked for whole dialogues: it reads what the chat template writes
-    after the end token, which TRL does not put there.
+    `make reward STAND_ALONE=yes` makes one that scores whole dialogues: it reads what the chat template writes after
+    the end token, which TRL does not put there.
     """
     from common.lm.scalar_head import load_head
     from peft import PeftModel
@@ -127,7 +132,8 @@ def merge_reward_model(base: Path, reward: Path, folder: Path) -> None:
 
 
 def uv_run() -> list[str]:
-    """uv, to run a script in the environment that its head asks for."""
+    """uv, to run a script in the environment that its head describes."""
+    sys.path.insert(0, str(ROOT / "scripts"))
     import setup
 
     setup.settle_network()
@@ -137,11 +143,12 @@ def uv_run() -> list[str]:
     return [setup.fetch_uv(), "run", "--python", sys.executable, "--script"]
 
 
-def run_recipe(args: Args, base: Path, reward: Path, run: Path, seed: int) -> None:
+def run_recipe(args: Args, base: Path, reward: Path, run: Path, seed: int, critic_init: str) -> None:
     flags = {"model": base, "reward-model": reward, "data": args.prompts, "output-dir": run, "seed": seed}
+    flags |= {"critic-init": critic_init}
     flags |= {"max-steps": args.steps} if args.steps > 0 else {}
     flags |= {"critic-warmup-steps": 0} if args.random_weights else {}  # those steps do half the work
-    flags |= {"eval-ratio": 0, "sample-prompts": 0, "save-steps": 1_000_000}  # TRL does nothing of that either
+    flags |= {"eval-ratio": 0, "sample-prompts": 0, "save-steps": 1_000_000}  # TRL does none of these either
     command = [sys.executable, ROOT / "tests" / "references" / "clock_ppo.py", run.with_suffix(".json")]
     call(
         [*command, *(word for name, value in flags.items() for word in (f"--{name}", value)), *args.recipe_args.split()]
@@ -150,7 +157,7 @@ def run_recipe(args: Args, base: Path, reward: Path, run: Path, seed: int) -> No
 
 
 def run_trl(args: Args, trl: list[str], base: Path, classifier: Path, ours: Path, theirs: Path, rate: float) -> None:
-    """As the recipe's run was, with whole models in 16 bit where that had a GPU, and a learning rate of its own."""
+    """TRL with the settings of the recipe's run, in 16 bit if that had a GPU, and a learning rate of its own."""
     record = json.loads((ours / "run.json").read_text())
     own = {name: argument["value"] for name, argument in record["arguments"].items()}
     steps = len(json.loads((ours / "figures.json").read_text())["marks"]) - 1
@@ -182,12 +189,13 @@ def call(command: list) -> None:
 
 
 def print_table(runs: dict[str, Path], skip_first: bool, task: tuple[Path, Path, str] | None) -> None:
-    """A row for each run, in Markdown; with a task also what held-out answers score, and their KL divergence."""
+    """A row for each run, in Markdown; with a task also the score of held-out completions, and their KL divergence."""
     scores = score_runs(list(runs.values()), *task) if task else {}
     print(
-        "| run | score before → after | KL, nats | seconds | processor seconds | a step | peak memory | at the start |"
+        "| run | score before → after | of all steps | KL, nats | seconds | processor seconds | a step | peak memory "
+        "| at the start |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, run in runs.items():
         figures = json.loads((run / "figures.json").read_text())
         marks = figures["marks"]
@@ -199,29 +207,40 @@ def print_table(runs: dict[str, Path], skip_first: bool, task: tuple[Path, Path,
             (before, _), (after, nats) = scores[None], scores[run]
             score, kl = f"{before:.3f} → {after:.3f}", f"{nats:.2f}"
         print(
-            f"| {name} | {score} | {kl} | {clock:.1f} | {processor:.1f} | {clock / steps:.2f} | {memory} "
-            f"| {marks[0][2]:.0f} MiB |"
+            f"| {name} | {score} | {mean_score(run, figures):.3f} | {kl} | {clock:.1f} | {processor:.1f} "
+            f"| {clock / steps:.2f} | {memory} | {marks[0][2]:.0f} MiB |"
         )
 
 
+def mean_score(run: Path, figures: dict) -> float:
+    """The mean over all steps of what the sampled completions scored; both log every step."""
+    if metrics := figures.get("log"):
+        scores = [row["objective/scores"] for row in metrics if "objective/scores" in row]
+    else:
+        rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        scores = [row["score/mean"] for row in map(json.loads, rows) if "score/mean" in row]
+    return sum(scores) / len(scores)
+
+
 def score_runs(runs: list[Path], base: Path, reward: Path, held_out: str) -> dict[Path | None, tuple[float, float]]:
-    """Of the base (None) and of each run: the mean score of sampled answers to the held-out prompts, and their KL
-    divergence from the base, in nats an answer.
+    """For the base (None) and each run: the mean score of completions sampled to the held-out prompts, and their KL
+    divergence from the base, in nats in a completion.
     """
     import torch
     from common.data.examples import Conversation
     from common.lm.generate import generate
     from common.lm.load import load_chat_tokenizer
+    from common.lm.log_probs import completion_log_probs
     from common.lm.scalar_head import load_head, score_last
     from peft import PeftModel
-    from ppo import adapter, as_episodes, log_probs_of
+    from ppo import active_adapter, as_rollout
     from transformers import AutoModelForCausalLM, set_seed
 
     record = json.loads((runs[0] / "run.json").read_text())
     longest, temperature = (record["arguments"][name]["value"] for name in ("max_completion_length", "temperature"))
     tokenizer, end = load_chat_tokenizer(find_model(str(base)))
     rows = [json.loads(row)["prompt"] for row in Path(held_out).read_text(encoding="utf-8").splitlines()]
-    prompts = [Conversation("", [{"role": "user", "content": row}]) for row in rows * ANSWERS]
+    prompts = [Conversation("", [{"role": "user", "content": row}]) for row in rows * COMPLETIONS]
     head, _ = load_head(reward / "adapter", "cpu")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, runs[0] / "adapter")
@@ -234,20 +253,21 @@ def score_runs(runs: list[Path], base: Path, reward: Path, held_out: str) -> dic
             name = f"run-{number}"
             model.load_adapter(str(run / "adapter" if (run / "adapter").exists() else run), name)
         set_seed(0)
-        with adapter(model, name):
-            said = generate(model, tokenizer, prompts, end, longest, temperature, batch_size=100)
-        with adapter(model, "reward"):
-            texts = [(answer.prompt_ids, answer.completion_ids) for answer in said]
+        with active_adapter(model, name):
+            completions = generate(model, tokenizer, prompts, end, longest, temperature, batch_size=100)
+        with active_adapter(model, "reward"):
+            texts = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
             scores = score_last(model, head, texts, tokenizer.pad_token_id, 50)
         kl = 0.0
-        for first in range(0, len(said), 50):
-            episodes = as_episodes([], said[first : first + 50], tokenizer.pad_token_id, model.device)
-            with torch.no_grad(), adapter(model, name):
-                log_probs, _ = log_probs_of(model, episodes, temperature)
-            with torch.no_grad(), adapter(model, "reference"):
-                ref_log_probs, _ = log_probs_of(model, episodes, temperature)
+        for first in range(0, len(completions), 50):
+            part = as_rollout([], completions[first : first + 50], tokenizer.pad_token_id, model.device)
+            inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
+            with torch.no_grad(), active_adapter(model, name):
+                log_probs, _ = completion_log_probs(model, *inputs, temperature)
+            with torch.no_grad(), active_adapter(model, "reference"):
+                ref_log_probs, _ = completion_log_probs(model, *inputs, temperature)
             kl += float((log_probs - ref_log_probs).sum())
-        figures[run] = sum(scores) / len(scores), kl / len(said)
+        figures[run] = sum(scores) / len(scores), kl / len(completions)
     return figures
 
 

@@ -8,17 +8,17 @@
 #     "accelerate==1.15.0",
 #     "datasets==4.8.5",
 #     "bitsandbytes==0.50.2",  # 8-bit Adam, on a GPU
-#     "pandas",  # the trainer imports it, and TRL does not ask for it
+#     "pandas",  # the trainer imports it, and TRL does not require it
 # ]
 # ///
-"""A plain script for the PPOTrainer of TRL 1.12.0, to hold recipes/ppo.py against: no code of this repository.
+"""A plain script for the PPOTrainer of TRL 1.12.0, to compare recipes/ppo.py with. It has no code of this repository.
 
     uv run --script plain_ppo.py --sft_model_path MODEL --reward_model_path CLASSIFIER --prompts PROMPTS.jsonl \
         --output_dir FOLDER --use_peft --learning_rate 3e-4 --total_episodes 1152 ...
 
-It follows TRL's examples/scripts/ppo/ppo.py, and takes the flags of its PPOConfig and ModelConfig. The value model
-begins as the reward model, as there. FOLDER gets the adapter and figures.json: what every step took, and the most
-memory held.
+It follows TRL's examples/scripts/ppo/ppo.py, and takes the arguments of its PPOConfig and ModelConfig. The value model
+starts from the reward model, as there. FOLDER gets the adapter and figures.json: what every step took, the peak memory
+and TRL's log.
 """
 
 import json

@@ -30,7 +30,7 @@ def test_of_ppo_it_reports_each_phase():
     batch = "--per-device-train-batch-size 2 --gradient-accumulation-steps 2"
     figures = benchmark(f"--method ppo --steps 2 --warmup 1 --max-length 16 {batch}")
     assert figures["rows"] == "2 x 2 x 16"
-    assert figures["seconds"].keys() == {"generate", "reward", "advantages", "step"}
+    assert figures["seconds"].keys() == {"sample", "reward", "advantages", "update"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
 
 

@@ -1,9 +1,9 @@
-"""Run a recipe as it is, and let something happen to it at the end of a step, before anyone looks; 0: before the run.
+"""Run a recipe unchanged, and make something happen at the end of a step, before any callback looks.
 
 python tests/system/interrupt.py WAY STEP recipes/sft.py FLAGS...
 
-WAY is a signal; STOP, the file; clock, which goes an hour on; kill-save, SIGKILL when half of a file of the next
-checkpoint is written; kill-adapter, SIGKILL when all is trained and the adapter is to get its name.
+STEP 0 is before the run. WAY is the name of a signal; STOP: the file; clock: an hour passes; kill-save: SIGKILL when
+half of a file of the next checkpoint is written; kill-adapter: SIGKILL after training, before the adapter has its name.
 """
 
 import io

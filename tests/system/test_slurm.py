@@ -264,7 +264,7 @@ def test_cancelled_stopped_preempted_and_its_node_lost_a_run_ends_like_one_left_
     steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
     assert steps == list(range(1, 31))
     assert jobs.log().count("running on") == 4  # one log for all restarts
-    assert jobs.log().count("Going on after step") >= 3  # one may be preempted before it gets there
+    assert jobs.log().count("Resuming after step") >= 3  # one may be preempted before it gets there
 
 
 def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undisturbed, tmp_path):

@@ -15,21 +15,21 @@ RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its ke
 
 
 class Recording(NamedTuple):
-    """One shape's pass as a CUDA graph, and the memory that it works in."""
+    """A forward pass of one shape as a CUDA graph, and the memory that it works in."""
 
     graph: torch.cuda.CUDAGraph
     input_ids: torch.Tensor  # (B, T), what a replay reads
     hidden: torch.Tensor  # (B, T, h), what it writes
-    held: list[Any]  # what the model's modules held, such as a rotary cache, lest they free it for a larger one
+    held: list[Any]  # what the model's modules held, such as a rotary cache, so that it is not freed
 
 
 class RecordedPass:
-    """`last_hidden` for scoring on a GPU: each shape's kernels are recorded once, as a CUDA graph, then replayed.
+    """`last_hidden` for scoring on a GPU: the kernels of each shape are recorded once, as a CUDA graph, then replayed.
 
     A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them (RESULTS.md has
-    the times). A recording is of the adapter that was active when a shape was first seen, and reads the weights where
-    they lie: they may change in place, but not move. A batch of more than RECORDED_TOKENS, and any on a CPU, is passed
-    on to `last_hidden`; so is all from the first that cannot be recorded, with a warning.
+    the times). A recording uses the adapter that was active when its shape was first seen, and reads the weights from
+    their addresses: they may change in place, but not move. Batches of more than RECORDED_TOKENS, and all batches on a
+    CPU, go to `last_hidden`; so does everything after the first pass that cannot be recorded, with a warning.
     """
 
     def __init__(self, model: "PeftModel") -> None:
@@ -53,12 +53,12 @@ class RecordedPass:
         if shape not in self.recordings:
             return last_hidden(self.model, input_ids, attention_mask)
         recording = self.recordings[shape]
-        recording.input_ids[:, :columns] = input_ids  # what stands to the right of it no token sees: no mask is needed
+        recording.input_ids[:, :columns] = input_ids  # no token attends to what is right of it: no mask is needed
         recording.graph.replay()
         return recording.hidden[:, :columns]
 
     def record(self, shape: tuple[int, int], device: torch.device) -> Recording:
-        """The pass over ids of this shape (B, T). Raises RuntimeError when it does what a CUDA graph cannot."""
+        """The pass over ids of this shape (B, T). Raises RuntimeError when a CUDA graph cannot hold it."""
         input_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         was_training = self.model.training
         self.model.eval()  # nothing is compiled then
@@ -70,13 +70,13 @@ class RecordedPass:
         try:
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
-                for _ in range(3):  # as torch's notes on CUDA graphs ask: libraries allocate and choose in these
+                for _ in range(3):  # torch's notes on CUDA graphs want a warm-up: libraries allocate in it
                     last_hidden(self.model, input_ids, None)
             here.wait_stream(aside)
-            with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first is for a failure to come back to
+            with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first: to restore it on failure
                 hidden = last_hidden(self.model, input_ids, None)
         except RuntimeError:
-            generator.graphsafe_set_state(random_state)  # the old one still waits for the recording's end
+            generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
             raise
         finally:
             self.model.train(was_training)

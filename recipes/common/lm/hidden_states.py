@@ -1,37 +1,55 @@
-"""Hidden states of a causal model: computed without logits, picked at the positions that matter."""
+"""Hidden states of a causal model: computed without logits, and picked at the positions that matter.
+
+This module imports torch only where a function needs it, so that a recipe can import it before it imports unsloth.
+"""
 
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
+    from torch import Tensor
 
 
-def last_hidden(model: "PeftModel", input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The hidden states (B, T, h) after the final norm, with the adapter that is active; no logits are computed.
+def last_hidden(model: "PeftModel", input_ids: "Tensor", attention_mask: "Tensor | None") -> "Tensor":
+    """The hidden states (B, T, h) after the final norm, with the active adapter; no logits are computed.
 
     `input_ids` and `attention_mask` are (B, T), padded on the right: Unsloth's GPU path drops the mask in train mode,
-    and on the right no token can see the padding. The states at padding mean nothing.
+    and no token can attend to padding on its right. The states at padding mean nothing.
     """
+    import torch
+
     causal = model.get_base_model()
-    # The backbone is asked by itself, past the forward that accelerate wraps in autocast. Without autocast LoRA layers,
+    # This calls the backbone itself, past the forward that accelerate wraps in autocast. Without autocast LoRA layers,
     # whose weights are 32 bit, compute in 32 bit on a GPU.
     with torch.autocast(input_ids.device.type, dtype=causal.dtype, enabled=input_ids.is_cuda):
         return causal.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
-def pad_right(
-    rows: list[list[int]], pad_token_id: int, device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_right(rows: list[list[int]], pad_token_id: int, device: "torch.device | str") -> "tuple[Tensor, Tensor]":
     """Rows of token ids as `input_ids` and `attention_mask`, both (B, T) int64."""
+    import torch
+
     longest = max(map(len, rows))
     padded = [row + [pad_token_id] * (longest - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
-def at_last_token(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Of `values` (B, T, ...), padded on the right, those at each row's last token: (B, ...)."""
+def at_last_token(values: "Tensor", attention_mask: "Tensor") -> "Tensor":
+    """The `values` (B, T, ...) at the last token of each row, padded on the right: (B, ...)."""
+    import torch
+
     last = attention_mask.sum(1) - 1  # (B,)
     return values[torch.arange(len(values), device=values.device), last]
+
+
+def states_before(hidden: "Tensor", start: "Tensor", columns: int) -> "Tensor":
+    """The hidden states (B, C, h) that predict each of `columns` completion tokens: those one position before it.
+
+    `hidden` is (B, T, h); `start` (B,) is the column of each row's first completion token, at least 1. States past the
+    end of a completion mean nothing.
+    """
+    offsets = start.new_ones(columns).cumsum(0) - 2  # -1, 0, 1, ...
+    index = (start[:, None] + offsets).clamp(max=hidden.shape[1] - 1)  # (B, C)
+    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))

@@ -1,8 +1,8 @@
-"""Checkpoints: each is whole or not there, the newest whole one is where a run goes on, and one more ends it early.
+"""Checkpoints: each one is complete or absent, a run resumes from the newest, and a run that has to stop saves one.
 
-A trainer writes a checkpoint file by file and under its final name. So its output_dir here is checkpoints/part: what is
-there is half written, until CheckpointCallback has it on the disk, lists its files and renames it to
-checkpoints/checkpoint-STEP. Older ones go only then. The list, files.json, tells a checkpoint that was damaged later.
+A trainer writes a checkpoint file by file and under its final name. So its output_dir here is checkpoints/part, whose
+content counts as half written until CheckpointCallback has synced it to the disk, listed its files and renamed it to
+checkpoints/checkpoint-STEP. Only then are older ones deleted. By the list, files.json, later damage is found.
 """
 
 import json
@@ -23,31 +23,31 @@ from common.run.stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, and the bytes of each
 
-# Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17): no place to torch.load.
+# Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.
 torch.serialization.register_package(
-    30, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
+    30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
 )
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint of a run that is whole, None if there is none; what is newer and broken is set aside."""
+    """The newest complete checkpoint of a run, or None; newer ones that are broken are renamed to broken-*."""
     checkpoint = _of_first(_newest_whole(run.folder / "checkpoints") if is_first_process() else None)
     run.update(step=_step(checkpoint) if checkpoint else 0)
     return checkpoint
 
 
 class CheckpointCallback(TrainerCallback):
-    """Makes each checkpoint whole, and ends training with one when the run is told to stop.
+    """Completes each checkpoint, and ends training with one when the run has to stop.
 
-    It comes after the other callbacks, for on_train_end raises Stopped when the steps are not all done. In a run of
-    several processes all stop after the same step: the one that the first of them is told in.
+    It comes after the other callbacks, because on_train_end raises Stopped when steps are left. In a run of several
+    processes all stop after the same step: the first one in which one of them has a reason to.
 
     Args:
-        run: whose record gets `step`, that of the newest whole checkpoint.
-        stop: what tells.
-        save_total_limit: how many to keep. Beside them the best one stays, where there is one.
-        every: only after a multiple of so many steps may a run be left: GRPO takes several with one batch of answers,
-            which no checkpoint holds.
+        run: its record gets `step`, that of the newest complete checkpoint.
+        stop: whether the run has to stop.
+        save_total_limit: how many to keep, besides the best one where there is one.
+        every: checkpoints only at multiples of this many steps: GRPO takes several steps with one batch of
+            completions, which no checkpoint holds.
     """
 
     def __init__(self, run: Run, stop: Stop, save_total_limit: int, every: int = 1) -> None:
@@ -71,7 +71,7 @@ class CheckpointCallback(TrainerCallback):
             return
         self.reason = _first_of_all(self.stop.reason(self.run.folder))
         if self.reason:
-            control.should_log = control.should_training_stop = True  # else the losses since the last log were lost
+            control.should_log = control.should_training_stop = True  # or the losses since the last log are lost
         control.should_save = self.due or self.reason is not None
         self.due = False
 
@@ -98,17 +98,17 @@ class CheckpointCallback(TrainerCallback):
         rotate_checkpoints(str(folder), self.save_total_limit, state.best_model_checkpoint)
 
     def _find_best(self, folder: Path, state: Any) -> None:
-        """The trainer looked for its best checkpoint in checkpoints/part, or where this folder once was."""
+        """Correct the path of the best checkpoint: the trainer has it in checkpoints/part, or in a folder now moved."""
         if state.best_global_step:
             best = folder / f"checkpoint-{state.best_global_step}"
-            there = best.is_dir() or state.best_global_step == state.global_step
-            state.best_model_checkpoint = str(best) if there else None
+            exists = best.is_dir() or state.best_global_step == state.global_step
+            state.best_model_checkpoint = str(best) if exists else None
 
 
 class NoStepTooMany:
-    """A mixin of a Trainer: a run that ended between its last step and its end does no further one when it goes on.
+    """A mixin of a Trainer: a run that was killed between its last step and its end takes no further step on resuming.
 
-    transformers 5.17 looks whether the steps are done only after a step, unless they end with an epoch.
+    transformers 5.17 checks whether all steps are done only after a step, unless they end with an epoch.
     """
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -125,7 +125,7 @@ def _newest_whole(folder: Path) -> Path | None:
         if fault := _fault(checkpoint):
             _set_aside(checkpoint, folder, fault)
             continue
-        print(f"Going on after step {_step(checkpoint)}, from {checkpoint}")
+        print(f"Resuming after step {_step(checkpoint)}, from {checkpoint}")
         return checkpoint
     return None
 
@@ -135,7 +135,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _sorted(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
+    """The checkpoints in a folder, newest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=_step, reverse=True)
 
@@ -146,17 +146,17 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing is."""
+    """What is wrong with a checkpoint, or None."""
     try:
         listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"has no list of its files ({error})"
-    there = _sizes(checkpoint)
+    found = _sizes(checkpoint)
     for name, size in listed.items():
-        if name not in there:
+        if name not in found:
             return f"lacks {name}"
-        if there[name] != size:
-            return f"is damaged: {name} has {there[name]} of {size} bytes"
+        if found[name] != size:
+            return f"is damaged: {name} has {found[name]} of {size} bytes"
     return None
 
 
@@ -164,11 +164,11 @@ def _set_aside(checkpoint: Path, folder: Path, fault: str) -> None:
     aside = folder / f"broken-{checkpoint.name}"
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-    print(f"{checkpoint} {fault}: set aside as {aside.name}, which may be deleted")
+    print(f"{checkpoint} {fault}: renamed to {aside.name}, which may be deleted.")
 
 
 def _distributed() -> Any:
-    """torch.distributed where this is one of several processes, else None."""
+    """torch.distributed if this is one of several processes, else None."""
     import torch.distributed
 
     return torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
@@ -184,7 +184,7 @@ def _first_of_all(reason: str | None) -> str | None:
 
 
 def _of_first(value: Any) -> Any:
-    """What the first process has, in all of them."""
+    """The value of the first process, in all of them."""
     if (distributed := _distributed()) is None:
         return value
     values = [value]

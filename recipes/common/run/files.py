@@ -1,4 +1,4 @@
-"""Files and folders that are written whole: a reader sees the old or the new one, never a part."""
+"""Write files and folders completely or not at all: a reader sees the old or the new one, never a part."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PART = "part"  # of a file or a folder that is being written; below checkpoints/ the folder of those
+PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -23,7 +23,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def make_readable(folder: Path) -> None:
-    """Give the files of a folder the permissions of the caller's umask; safetensors writes 0600 whatever it is."""
+    """Give the files of a folder the permissions of the caller's umask, which safetensors ignores (it writes 0600)."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.rglob("*"):
@@ -33,18 +33,18 @@ def make_readable(folder: Path) -> None:
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which is `folder` once the block has ended well; so that is whole or not there."""
+    """A folder to write into, renamed to `folder` once the block has ended without an error."""
     aside = folder.with_name(f"{folder.name}.{PART}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
     aside.mkdir(parents=True)
     yield aside
     put_in_place(aside, folder)
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
-    """Rename `aside` to `folder` when all of it is on the disk; what was there goes. Readable as `make_readable` does.
+    """Replace `folder` by `aside` once all of it is on the disk, with the permissions of `make_readable`.
 
-    A power cut, a killed process or a full disk leaves the one or the other, never a part under the final name.
+    A power cut, a killed process or a full disk leaves the old or the new one, never a part under the final name.
     """
     make_readable(aside)
     for path in [*aside.rglob("*"), aside]:
@@ -69,7 +69,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot sync one
             raise
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
 """The folder of a run: what it holds, when it may be used again, and its record run.json.
 
 A run never overwrites another. Its identity is the hash of everything that decides its outcome: arguments, data, model
-and lock. A folder whose run has the same identity is gone on with, or reported as finished; any other is refused with
-the difference.
+and lock. A folder whose run has the same identity is resumed, or reported as finished; any other folder is refused
+with the difference.
 """
 
 import errno
@@ -21,8 +21,8 @@ from common.environment import describe_code, is_first_process
 from common.errors import InputError, MachineError, Stopped
 from common.run.files import PART, write_json
 
-# Arguments that change what is shown or where it lands, never the weights; and the names of data and model, for which
-# their contents stand.
+# Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
+# contents count instead.
 COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "data", "model"}
 
 
@@ -36,38 +36,44 @@ class Run:
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
         self.record = record
+        self.seconds_before = record.get("seconds", 0.0)  # of the processes that this one resumes
+        self.started = time.time()
+
+    @property
+    def seconds(self) -> float:
+        """The time that the run took so far, in all its processes; in a killed one, until its last checkpoint."""
+        return round(self.seconds_before + time.time() - self.started, 1)
 
     def update(self, **facts: Any) -> None:
-        """Add facts to run.json, which of several processes the first one writes."""
-        self.record |= facts
+        """Add facts to run.json, and the time taken; of several processes the first one writes it."""
+        self.record |= {"seconds": self.seconds, **facts}
         if is_first_process():
             write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
-        self.started = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.update(status="running", started=_now())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        ended = {"finished": _now(), "seconds": round(time.time() - self.started, 1)}
+        finished = _now()
         if error is None:
-            self.update(status="done", **ended)
+            self.update(status="done", finished=finished)
         elif isinstance(error, Stopped):
-            self.update(status="stopped", reason=error.reason, **ended)
+            self.update(status="stopped", reason=error.reason, finished=finished)
         elif not _disk_is_full(error, self.folder):
-            self.update(status="failed", error=f"{kind.__name__}: {error}", **ended)
+            self.update(status="failed", error=f"{kind.__name__}: {error}", finished=finished)
         else:
             half = self.folder / "checkpoints" / PART
             for file in half.rglob("*"):
-                if file.is_file():  # room for the record; one that is deleted takes room while a writer has it open
+                if file.is_file():  # makes room for the record, as deleting does only once no writer has it open
                     os.truncate(file, 0)
             shutil.rmtree(half, ignore_errors=True)
-            with suppress(OSError):  # the message below is what counts
-                self.update(status="failed", error="the disk is full", **ended)
+            with suppress(OSError):  # the message below matters more
+                self.update(status="failed", error="the disk is full", finished=finished)
             raise MachineError(
                 f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
-                f"same command again goes on after step {self.record.get('step', 0)}, the last that was saved whole."
+                f"same command resumes after step {self.record.get('step', 0)}, the last that was saved completely."
             ) from error
 
 
@@ -79,11 +85,11 @@ def plan_run(
     origins: dict[str, str],
     inputs: dict[str, Any],
 ) -> Run | None:
-    """The run of these settings, new or gone on with; None when it is finished already, which is then said.
+    """The run of these settings, new or to be resumed; None, after a line about it, when it is finished already.
 
-    `inputs` says what data and model are by their contents: a sha256, or a hub id with its revision. Without
-    `output_dir` the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError
-    when the folder holds something else or a run with another identity.
+    `inputs` identifies data and model by their contents: a sha256, or a hub id with its revision. Without `output_dir`
+    the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError when the folder
+    holds something else or a run with another identity.
     """
     code = describe_code()
     matters = {
@@ -106,7 +112,7 @@ def plan_run(
     return Run(
         folder,
         {
-            **({"step": previous["step"]} if previous and "step" in previous else {}),
+            **{name: previous[name] for name in ("step", "seconds") if previous and name in previous},
             "recipe": recipe,
             "command": sys.argv,
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
@@ -119,7 +125,7 @@ def plan_run(
 
 @dataclass(frozen=True)
 class Parent:
-    """What the run that made an adapter says of the model under it: its name, and what it was by its contents."""
+    """The base of an adapter by the record of the run that made it: its name, and its contents."""
 
     model: str
     base: str  # a sha256 of a directory, or hub id @ revision
@@ -136,7 +142,7 @@ def parent_of(adapter: Path) -> Parent | None:
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
     """Is a full disk, or a quota, the cause of `error`?
 
-    safetensors has an error of its own, with the system's words; torch.save has one without any, and leaves no room.
+    safetensors raises an error of its own with the system's message, torch.save one without it that leaves no room.
     """
     full = (errno.ENOSPC, errno.EDQUOT)
     cause: BaseException | None = error
@@ -163,7 +169,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     record = folder / "run.json"
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
-    # Another process of this run may be about to write it; a batch job comes with its script and with orders to stop.
+    # Another process of this run may be about to write it; a batch job brings its script, and perhaps a STOP file.
     if is_first_process() and any(path.name not in ("slurm", "STOP") for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
     return None

@@ -1,127 +1,139 @@
-"""What a run shows while it trains, and the metrics.jsonl it leaves.
+"""A progress bar that fits its terminal: how far the work is, the time left, and below it the numbers.
 
-On a terminal one live bar; elsewhere (a batch job, a log file) one line per logged step. Speed counts useful tokens:
-those of the data, never padding.
+    step 37/160 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  0:01:23 left  1.2 GiB  1,291 tok/s
+    reward 0.421  math 0.312±0.471  format 0.544±0.498  flat 0.25  length 12.3
+
+In a log file it is one line of text each time there is something to say.
 """
 
-import atexit
-import json
-import resource
 import time
-from pathlib import Path
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from common.run.screen import console, end_live, show_live
+
+T = TypeVar("T")
+RECENT = 50  # steps whose mean duration counts: enough to hold a checkpoint or an evaluation, few enough to follow
+LOG_LINES = 10  # that `bar` writes to a log file, and as many for 40 prompts as for 40,000
 
 
-class ProgressCallback(TrainerCallback):
-    """A live bar and metrics.jsonl.
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items one after the other, with a progress bar named `what`; an item is done when the next one is taken."""
+    with bar(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar named `what` over `total` pieces of work. Call its value with the number of pieces just done.
+
+        with bar("Sampling completions", len(prompts)) as advance:
+            for batch in batches:
+                ...
+                advance(len(batch))
+
+    In a log file it is at most ten lines.
+    """
+    shown = LiveBar(what, total)
+    shown.start()
+    tenth = 0
+
+    def advance(count: int) -> None:
+        nonlocal tenth
+        shown.update(shown.done + count)
+        if not console().is_terminal and shown.done * LOG_LINES // max(total, 1) > tenth:
+            tenth = shown.done * LOG_LINES // max(total, 1)
+            console().print(shown.line([]), highlight=False, soft_wrap=True)
+
+    try:
+        yield advance
+    finally:
+        end_live()
+
+
+class LiveBar:
+    """What is done of some work, and the numbers that belong to it.
 
     Args:
-        metrics: the file to append one JSON object per logged step to. Rows of steps that a resumed run does again are
-            dropped first.
-        epoch_tokens: useful tokens in one pass over the training data; None where the model writes them, which the
-            trainer then counts.
-        console: where the bar or the lines go.
-        shown: the logged values to show, as {name on the line: key in the log}.
+        what: the name before the count, as "step".
+        total: the pieces of work in all.
+        done: how many of them were done before this process began.
     """
 
-    def __init__(
-        self, metrics: Path, epoch_tokens: int | None, console: Console, shown: dict[str, str] | None = None
-    ) -> None:
-        self.metrics = metrics
-        self.epoch_tokens = epoch_tokens
-        self.console = console
-        self.shown = shown or {"loss": "loss"}
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            TextColumn("{task.fields[speed]} tok/s"),
-            TextColumn("{task.fields[memory]:.1f} GiB"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task: Any = None
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what = what
+        self.total = total
+        self.done = done
+        self.facts: list[str] = []  # behind the time left; where the line is too short, the last ones are left out
+        self.values: list[str] = []  # on lines of their own
+        self.started = time.monotonic()
+        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)  # (time, pieces done)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self.metrics.exists() and state.is_world_process_zero:
-            rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
-            self.metrics.write_text("".join(kept), encoding="utf-8")
-        self.start = self.last_time = time.monotonic()
-        self.start_step = state.global_step
-        self.start_tokens = self.last_tokens = self._tokens(state)
-        self.task = self.bar.add_task(
-            "training", total=state.max_steps, completed=state.global_step, values="", speed="-", memory=0.0
-        )
-        self.bar.start()
-        atexit.register(self.bar.stop)  # else an error leaves the terminal without its cursor
+    def start(self) -> None:
+        """Show it, on a terminal, until `end_live`; its last state stays."""
+        show_live(self, keep=True)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        speed = self._speed(self.start_tokens, self.start, state)
-        self.bar.update(self.task, completed=state.global_step, speed=f"{speed:,.0f}", memory=memory_gib())
+    def update(self, done: int, facts: Sequence[str] = ()) -> None:
+        """Take down that so many pieces are done by now, and the `facts` for the first line."""
+        self.done = done
+        self.facts = list(facts)
+        self.marks.append((time.monotonic(), done))
 
-    def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
-        row: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **logs}
-        if "loss" in logs:
-            row |= {
-                "tokens": round(self._tokens(state)),
-                "tokens_per_second": round(self._speed(self.last_tokens, self.last_time, state), 1),
-                "memory_gib": round(memory_gib(), 2),
-            }
-            self.last_tokens, self.last_time = self._tokens(state), time.monotonic()
-            self.bar.update(self.task, values=self._values(row))
-        if state.is_world_process_zero:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        if not self.console.is_terminal and ("loss" in logs or "eval_loss" in logs):
-            self.console.print(self._line(row, state), soft_wrap=True, highlight=False)
+    def seconds_left(self) -> float | None:
+        """The seconds left by the mean of the last steps; None until two steps of this process are done.
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.bar.stop()
+        The first one does not count: what it compiles and allocates no other step does.
+        """
+        if len(self.marks) < 2:
+            return None
+        (first, before), (last, done) = self.marks[0], self.marks[-1]
+        at_last = (last - first) / (done - before) * (self.total - done)
+        return max(at_last - (time.monotonic() - last), 0.0)
 
-    def _tokens(self, state) -> float:
-        if self.epoch_tokens is None:
-            return float(state.num_input_tokens_seen)
-        return (state.epoch or 0.0) * self.epoch_tokens
+    def line(self, values: Iterable[str]) -> str:
+        """All of it on one line, for a log file."""
+        return "  ".join([f"{self.what} {self.done}/{self.total}", *values, *self.facts, self._time()])
 
-    def _values(self, row: dict[str, Any]) -> str:
-        return "  ".join(f"{name} {row[key]:.4g}" for name, key in self.shown.items() if key in row)
+    def _time(self) -> str:
+        if self.done >= self.total:
+            return f"took {duration(self.marks[-1][0] - self.started if self.marks else 0)}"
+        seconds = self.seconds_left()
+        return f"{'-:--:--' if seconds is None else duration(seconds)} left"
 
-    def _speed(self, since_tokens: float, since: float, state) -> float:
-        return (self._tokens(state) - since_tokens) / max(time.monotonic() - since, 1e-9)
-
-    def _line(self, row: dict[str, Any], state) -> str:
-        step = f"step {row['step']}/{state.max_steps}"
-        if "eval_loss" in row:
-            return f"{step}  eval loss {row['eval_loss']:.4f}"
-        elapsed = time.monotonic() - self.start
-        left = elapsed / max(row["step"] - self.start_step, 1) * (state.max_steps - row["step"])
-        return (
-            f"{step}  {self._values(row)}  {row['tokens_per_second']:,.0f} tok/s  "
-            f"{row['memory_gib']:.1f} GiB  {left:.0f} s left"
-        )
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        count = f"{self.what} {self.done:>{len(str(self.total))}}/{self.total} "
+        facts = [self._time(), *self.facts]
+        while len(facts) > 1 and len(count) + sum(len(fact) + 2 for fact in facts) + 10 > width:
+            facts.pop()
+        end = "".join(f"  {fact}" for fact in facts)
+        yield Text(count, style="bold", end="")
+        yield ProgressBar(self.total, self.done, width=max(width - len(count) - len(end), 1))
+        yield Text(end, no_wrap=True)
+        for line in wrapped(self.values, width):
+            yield Text(line, no_wrap=True)
 
 
-def mean_loss(log_history: list[dict[str, float]]) -> float | None:
-    """The mean over the steps of what the trainer logged, of a run that was stopped and gone on with too.
+def wrapped(values: Sequence[str], width: int) -> list[str]:
+    """The values on as few lines of `width` characters as hold them, none of them broken."""
+    lines: list[str] = []
+    for value in values:
+        if lines and len(lines[-1]) + 2 + len(value) <= width:
+            lines[-1] += f"  {value}"
+        else:
+            lines.append(value)
+    return lines
 
-    The trainer's own training_loss divides what it summed up since by the steps of all.
-    """
-    logged = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
-    total = sum(loss * (step - before) for (before, _), (step, loss) in zip([(0, 0), *logged], logged, strict=False))
-    return total / logged[-1][0] if logged else None
 
-
-def memory_gib() -> float:
-    """Peak memory so far in GiB: what the GPU's allocator reserved, or without a GPU the process's resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as --time-limit takes them: 0:01:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,37 +1,38 @@
-"""End a run when it is told to: after the step it is in, with a checkpoint from which the same command goes on.
+"""Stop a run after the step it is in, with a checkpoint from which the same command resumes.
 
-Told by SIGTERM (docker stop, scancel, a spot machine taken back), SIGINT (Ctrl-C), SIGUSR1 (Slurm's --signal), a file
-STOP in the run's folder, or --time-limit. Before the first step there is nothing to save and a signal ends the run at
-once; after the last one the little that is left is finished. A second Ctrl-C leaves at once, whatever there is to lose.
+What stops a run: SIGTERM (docker stop, scancel, a spot machine taken back), SIGINT (Ctrl-C), SIGUSR1 (Slurm's
+--signal), a file STOP in the run's folder, or --time-limit. Before the first step there is nothing to save, and a
+signal ends the run at once; after the last step the run finishes what is left. A second Ctrl-C ends it at once.
 """
 
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from common.environment import is_first_process
 from common.errors import InputError, Stopped
+from common.run import screen
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STARTED = time.time()  # of this process, less the second that Python itself takes
+STARTED = time.time()  # of this process, without the second that Python itself takes
 
 
 class Stop:
-    """Whether a run is to end, and why. Made early, for what comes before it is not heard.
+    """Whether a run has to stop, and why. Create it early: signals before that end the process as usual.
 
-    The handlers of signals only note them, but for the two cases that cannot wait: before the first step, and the
-    second Ctrl-C.
+    The signal handlers only record the signal and announce the first one, except in the two cases that cannot wait:
+    before the first step, and at the second Ctrl-C.
     """
 
     def __init__(self, time_limit: str | None = None) -> None:
-        self.told: str | None = None
-        self.phase: Literal["before the steps", "steps", "after the steps"] = "before the steps"
+        self.requested: str | None = None  # by what: a signal's name, "the file STOP" or "--time-limit 3:55:00"
+        self.phase: Literal["before the steps", "steps", "after the steps", "of a child"] = "before the steps"
         self.time_limit = time_limit
         self.deadline = time.monotonic() - (time.time() - STARTED) + seconds(time_limit) if time_limit else None
         self.interrupted = False
@@ -40,33 +41,41 @@ class Stop:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if os.getpid() != self.process:  # a fork of ours, which is no run and ends as any process does
+        if os.getpid() != self.process:  # a fork of this process has no run of its own and ends as usual
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         if number == signal.SIGINT and self.interrupted:
-            _say("Left at once; the same command again goes on from the last checkpoint.")
+            self._announce("Ended at once; the same command resumes from the last checkpoint.", last=True)
             os._exit(128 + number)
         self.interrupted |= number == signal.SIGINT
-        told_before, self.told = self.told, self.told or signal.Signals(number).name
-        if self.phase == "before the steps" and not told_before:  # else the first is ending the run
-            raise Stopped(self.told, "before training began")
-        then = "after this step, with a checkpoint" if self.phase == "steps" else "when this is done"
-        _say(f"{signal.Signals(number).name}: the run ends {then}; a second Ctrl-C leaves at once.")
+        if self.requested:  # the first signal is announced and stops the run; those after it change nothing
+            return
+        self.requested = signal.Signals(number).name
+        if self.phase == "before the steps":
+            raise Stopped(self.requested, "before training began")
+        then = "when this is done" if self.phase == "after the steps" else "after this step, with a checkpoint"
+        press = "Ctrl-C again" if self.interrupted else "Ctrl-C twice"
+        self._announce(f"{self.requested}: the run stops {then}. {press} ends it at once.")
+
+    def _announce(self, line: str, last: bool = False) -> None:
+        """Show a line, if this is the process to do so: the first one of torchrun, the child of a pipeline."""
+        if is_first_process() and self.phase != "of a child":
+            screen.write_above(line, last)
 
     def reason(self, folder: Path) -> str | None:
-        """Why the run in `folder` is to end after this step, or None. A STOP file is taken away when it is seen."""
-        if self.told is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.told = f"--time-limit {self.time_limit}"
+        """Why the run in `folder` has to stop after this step, or None. Deletes a STOP file that it finds."""
+        if self.requested is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.requested = f"--time-limit {self.time_limit}"
         if _take_stop_file(folder):
-            self.told = self.told or "the file STOP"
-        return self.told
+            self.requested = self.requested or "the file STOP"
+        return self.requested
 
     def begin_steps(self, folder: Path, agree: Callable[[str | None], str | None] = lambda reason: reason) -> None:
-        """From here on a signal waits for the end of the step. Raises Stopped if one came before and got lost.
+        """From here on a signal waits for the end of the step. Raises Stopped if an earlier one was swallowed.
 
-        It does where a library catches everything, as some do around their imports. Of several processes one alone may
-        have been told; `agree` gives all of them its reason.
+        Some libraries catch every exception around their imports. Of several processes perhaps only one got the signal;
+        `agree` gives its reason to all of them.
         """
         self.phase = "steps"
         if reason := agree(self.reason(folder)):
@@ -74,13 +83,13 @@ class Stop:
 
     @contextmanager
     def noted_only(self) -> Iterator[None]:
-        """Within the block a signal ends nothing by itself, as during the steps."""
-        phase, self.phase = self.phase, "steps"
+        """Within the block a signal only gets recorded: a child process does the work, and announces that it stops."""
+        phase, self.phase = self.phase, "of a child"
         yield
         self.phase = phase
 
     def wait(self, process: subprocess.Popen, folder: Path) -> int:
-        """Wait for a process of ours, its exit code; when the run in `folder` is told to stop, so is it, by SIGTERM."""
+        """The exit code of a child process, once it ends; when the run in `folder` has to stop, it gets SIGTERM."""
         passed_on = False
         while process.poll() is None:
             if not passed_on and self.reason(folder):
@@ -93,10 +102,10 @@ class Stop:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """A process started within gets no signal to stop, for its work is a part of our step: we end it ourselves.
+    """A process started within the block does not receive the signals that stop a run: its work is part of a step.
 
-    Ctrl-C goes to every process of a terminal, scancel to every process of a job. Blocked is what a new process is from
-    its first instruction on; a handler of its own would come too late.
+    Ctrl-C goes to every process of a terminal, scancel to every process of a job. A new process inherits blocked
+    signals, so it is protected from its first instruction on; a handler of its own would come too late.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -114,9 +123,9 @@ def seconds(time_limit: str) -> int:
 
 
 def _take_stop_file(folder: Path) -> bool:
-    """Was a file STOP put into `folder` since this process started? Either way there is none any more.
+    """Was a file STOP created in `folder` since this process started? It is deleted in any case.
 
-    An older one is what a batch script left that told the run before this one twice; it must not end this one too.
+    An older one was meant for the run before this one, whose batch script created it twice.
     """
     file = folder / "STOP"
     try:
@@ -125,9 +134,3 @@ def _take_stop_file(folder: Path) -> bool:
         return False
     file.unlink(missing_ok=True)
     return put >= STARTED
-
-
-def _say(line: str) -> None:
-    """A line from a handler, past Python's buffers: they may be in use. On a terminal in place of the live bar's."""
-    clear, cursor = ("\r\x1b[2K", "\x1b[?25h") if sys.stderr.isatty() else ("", "")
-    os.write(2, f"{clear}{line}{cursor}\n".encode())

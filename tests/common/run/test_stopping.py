@@ -1,7 +1,7 @@
-"""Stopping and going on: what tells a run to stop, what a checkpoint is when it is written or killed, and one real run.
+"""Stopping and resuming: what stops a run, checkpoints that are killed while they are written, and one real run.
 
-That a run which was stopped ends as one that was left alone is shown for the other recipes in their own files, by one
-way of stopping each.
+That a resumed run ends as one that was never stopped is shown for the other recipes in their own files, by one way of
+stopping each.
 """
 
 import json
@@ -23,7 +23,6 @@ from common.run import folder as record
 from common.run.checkpoints import CheckpointCallback, newest_checkpoint
 from common.run.files import put_in_place, write_folder
 from common.run.folder import Run
-from common.run.progress import mean_loss
 from common.run.stopping import Stop, seconds, shielded
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from torch import distributed
@@ -32,22 +31,22 @@ from transformers import TrainerControl, TrainerState
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The handlers that pytest has, put back."""
+    """Restores pytest's handlers."""
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def child(code: str, **options) -> subprocess.Popen:
-    """Python with `code`, which may import common, and whose first line of output is awaited."""
-    options |= {"env": {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}, "cwd": ROOT}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, **options)
+def child(code: str, **environment: str) -> subprocess.Popen:
+    """Python that runs `code`, after its first line of output, "ready"."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "recipes"), **environment}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, env=environment, cwd=ROOT)
     assert process.stdout.readline() == "ready\n", process.communicate()
     return process
 
 
-# What tells.
+# What stops a run.
 
 
 def test_a_time_limit_is_hours_minutes_and_seconds():
@@ -60,12 +59,12 @@ def test_a_time_limit_is_hours_minutes_and_seconds():
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
-def test_a_signal_before_training_ends_the_run_and_one_in_a_step_is_noted(tmp_path, number):
+def test_a_signal_before_training_ends_the_run_and_one_in_a_step_is_recorded(tmp_path, number):
     stop = Stop()
     with pytest.raises(Stopped) as caught:
         os.kill(os.getpid(), number)
     name = signal.Signals(number).name
-    assert str(caught.value) == f"Stopped by {name} before training began; the same command again goes on from there."
+    assert str(caught.value) == f"Stopped by {name} before training began; the same command resumes from there."
     assert caught.value.reason == name
 
     stop = Stop()
@@ -94,25 +93,46 @@ def test_a_signal_that_a_library_swallowed_ends_the_run_before_its_first_step(tm
         stop.begin_steps(tmp_path)
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_leaves_at_once():
+def test_a_stop_is_announced_once_and_a_second_ctrl_c_ends_the_run_at_once():
     code = (
         "import time; from pathlib import Path; from common.run.stopping import Stop\n"
         "stop = Stop(); stop.begin_steps(Path('/')); print('ready', flush=True)\n"
         "while True: time.sleep(0.01)"
     )
     process = child(code)
-    process.send_signal(signal.SIGTERM)  # is no Ctrl-C
-    assert "SIGTERM: the run ends after this step, with a checkpoint" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    assert "SIGINT: the run ends after this step" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    announced = "SIGTERM: the run stops after this step, with a checkpoint. Ctrl-C twice ends it at once.\n"
+    assert process.stderr.readline() == announced
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):  # as Slurm and make send them
+        process.send_signal(number)
+        time.sleep(0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert errors == "Left at once; the same command again goes on from the last checkpoint.\n"
+    assert errors == "Ended at once; the same command resumes from the last checkpoint.\n"
+
+    process = child(code)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().endswith(" Ctrl-C again ends it at once.\n")
+    process.kill()
+    process.communicate()
 
 
-def test_a_fork_of_ours_dies_of_a_signal_as_any_process():
+def test_of_several_processes_the_first_announces_the_stop():
+    code = (
+        "import os; from pathlib import Path; from common.run.stopping import Stop; print('ready', flush=True)\n"
+        "stop = Stop(); stop.begin_steps(Path('/')); os.kill(os.getpid(), 15)\n"
+        "assert stop.reason(Path('/')) == 'SIGTERM'"
+    )
+    for rank, announcements in (("0", 1), ("1", 0)):
+        process = child(code, RANK=rank)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert errors.count("the run stops after this step") == announcements
+
+
+def test_a_signal_ends_a_fork_of_the_run_as_any_process():
     Stop()
     pid = os.fork()
     if pid == 0:
@@ -130,7 +150,7 @@ def test_a_stop_file_is_obeyed_once_and_one_of_an_earlier_run_never(tmp_path, mo
     assert stop.reason(tmp_path) == "the file STOP"
     assert not file.exists()
 
-    # Slurm's script put it there a second time, when that run was over.
+    # Slurm's script created it a second time, when that run was over.
     file.touch()
     monkeypatch.setattr(stopping, "STARTED", time.time() + 1)
     stop = Stop()
@@ -148,11 +168,11 @@ def test_the_time_limit_counts_from_the_start_of_the_process(tmp_path, monkeypat
         stop.begin_steps(tmp_path)
 
 
-# Processes beside ours.
+# Child processes.
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
-def test_what_is_told_while_a_process_works_for_us_is_passed_on_to_it(tmp_path, number):
+def test_a_signal_is_passed_on_to_the_child_that_does_the_work_and_announced_by_it(tmp_path, number, capfd):
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True); time.sleep(30)"
@@ -162,7 +182,8 @@ def test_what_is_told_while_a_process_works_for_us_is_passed_on_to_it(tmp_path, 
         process = child(code)
         os.kill(os.getpid(), number)
         assert stop.wait(process, tmp_path) == 75
-    assert stop.told == signal.Signals(number).name
+    assert stop.requested == signal.Signals(number).name
+    assert capfd.readouterr().err == ""
 
     (tmp_path / "STOP").touch()
     assert Stop().wait(child(code), tmp_path) == 75
@@ -212,7 +233,7 @@ def names(run: Run) -> list[str]:
     return sorted(path.name for path in (run.folder / "checkpoints").iterdir() if path.name != "part")
 
 
-def test_the_newest_is_gone_on_with_and_as_many_as_wanted_are_kept(run):
+def test_a_run_resumes_from_the_newest_and_as_many_as_wanted_are_kept(run):
     assert newest_checkpoint(run) is None
     for step in (8, 9, 10):
         write_checkpoint(run, step)
@@ -237,7 +258,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_one_is_set_aside_and_the_one_before_it_taken(run, capsys, fault):
+def test_a_broken_one_is_renamed_and_the_one_before_it_taken(run, capsys, fault):
     breaks, says = FAULTS[fault]
     for step in (1, 2):
         write_checkpoint(run, step)
@@ -246,8 +267,8 @@ def test_a_broken_one_is_set_aside_and_the_one_before_it_taken(run, capsys, faul
     assert names(run) == ["broken-checkpoint-2", "checkpoint-1"]
     line, other = capsys.readouterr().out.splitlines()
     assert f"checkpoint-2 {says}" in line
-    assert "set aside as broken-checkpoint-2, which may be deleted" in line
-    assert other.startswith("Going on after step 1, ")
+    assert "renamed to broken-checkpoint-2, which may be deleted" in line
+    assert other.startswith("Resuming after step 1, ")
     write_checkpoint(run, 2)  # its name is free again
     assert newest_checkpoint(run).name == "checkpoint-2"
 
@@ -353,7 +374,7 @@ def end_step(callback: CheckpointCallback, step: int, **flags) -> TrainerControl
     return control
 
 
-def test_told_to_stop_it_logs_saves_and_ends_training(run, capfd):
+def test_a_run_that_has_to_stop_logs_saves_and_ends_training(run, capfd):
     args = SimpleNamespace(output_dir=str(run.folder / "checkpoints" / "part"))
     stop = Stop()
     callback = CheckpointCallback(run, stop, 2)
@@ -362,7 +383,7 @@ def test_told_to_stop_it_logs_saves_and_ends_training(run, capfd):
     assert end_step(callback, 2, should_save=True) == TrainerControl(should_save=True)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert end_step(callback, 3) == TrainerControl(should_log=True, should_save=True, should_training_stop=True)
-    with pytest.raises(Stopped, match="by SIGUSR1 after step 3 of 9; the same command again goes on from there"):
+    with pytest.raises(Stopped, match="by SIGUSR1 after step 3 of 9; the same command resumes from there"):
         callback.on_train_end(args, TrainerState(global_step=3, max_steps=9), TrainerControl())
 
     stop = Stop()
@@ -371,12 +392,16 @@ def test_told_to_stop_it_logs_saves_and_ends_training(run, capfd):
     os.kill(os.getpid(), signal.SIGTERM)
     assert end_step(callback, 9, should_save=True) == TrainerControl(should_save=True)  # it is done anyway
     callback.on_train_end(args, TrainerState(global_step=9, max_steps=9), TrainerControl())
+
+    stop = Stop()
+    callback = CheckpointCallback(run, stop, 2)
+    callback.on_train_end(args, TrainerState(global_step=9, max_steps=9), TrainerControl())
     capfd.readouterr()
-    os.kill(os.getpid(), signal.SIGTERM)  # what is left to do is done
-    assert capfd.readouterr().err.startswith("SIGTERM: the run ends when this is done; ")
+    os.kill(os.getpid(), signal.SIGTERM)  # the run finishes what is left
+    assert capfd.readouterr().err.startswith("SIGTERM: the run stops when this is done. ")
 
 
-def test_it_leaves_a_run_only_where_a_batch_of_answers_is_used_up(run):
+def test_a_run_stops_only_where_a_batch_of_completions_is_used_up(run):
     callback = CheckpointCallback(run, Stop(), 2, every=3)
     callback.stop.begin_steps(run.folder)
     assert not end_step(callback, 2, should_save=True).should_save
@@ -391,7 +416,7 @@ def test_it_leaves_a_run_only_where_a_batch_of_answers_is_used_up(run):
 
 
 def one_of_two(rank: int, folder: Path) -> None:
-    """The second is told in step 4; it writes its part of the checkpoint long after the first."""
+    """The second gets a signal in step 4; it writes its part of the checkpoint long after the first."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     callback = CheckpointCallback(Run(folder, {}), Stop(), 2)
     callback.stop.begin_steps(folder)
@@ -406,15 +431,15 @@ def one_of_two(rank: int, folder: Path) -> None:
     (part / final.name / f"rng_state_{rank}.pth").touch()
     state = TrainerState(global_step=step, max_steps=9, is_world_process_zero=rank == 0)
     callback.on_save(SimpleNamespace(output_dir=str(part)), state, control)
-    files = sorted(file.name for file in final.iterdir())  # for the second, too, it is there now
+    files = sorted(file.name for file in final.iterdir())  # the second one sees it too
     (folder / f"{rank}.json").write_text(json.dumps([step, callback.reason, files]))
 
 
-def told_before_the_steps(rank: int, folder: Path) -> None:
-    """The second alone was told, where a library caught it."""
+def signal_before_the_steps(rank: int, folder: Path) -> None:
+    """Only the second one got a signal, where a library caught it."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     callback = CheckpointCallback(Run(folder, {}), Stop(), 2)
-    callback.stop.told = "SIGTERM" if rank == 1 else None
+    callback.stop.requested = "SIGTERM" if rank == 1 else None
     args = SimpleNamespace(output_dir=str(folder / "checkpoints" / "part"))
     with pytest.raises(Stopped, match="by SIGTERM before training began"):
         callback.on_train_begin(args, TrainerState(max_steps=9), TrainerControl())
@@ -433,7 +458,7 @@ def in_two_processes(task, folder: Path) -> None:
 
 
 def test_several_processes_stop_before_the_same_step(tmp_path):
-    in_two_processes(told_before_the_steps, tmp_path)
+    in_two_processes(signal_before_the_steps, tmp_path)
 
 
 def test_several_processes_stop_after_the_same_step(tmp_path):
@@ -470,8 +495,18 @@ def test_the_record_says_how_a_run_ended(run):
     assert status(run)["status"] == "done"
 
 
-def test_a_run_that_goes_on_knows_its_step_before_it_has_loaded_anything(tmp_path):
-    """So that a batch script that asks for progress between two starts is not told of none."""
+def test_the_record_adds_up_the_time_of_all_processes_of_a_run(run):
+    with run:
+        run.started -= 100
+    assert status(run)["seconds"] == pytest.approx(100, abs=1)
+    resumed = Run(run.folder, {"seconds": status(run)["seconds"]})
+    resumed.started -= 20
+    resumed.update(step=3)  # a checkpoint: after it the process is killed
+    assert status(run)["seconds"] == pytest.approx(120, abs=1)
+
+
+def test_a_resumed_run_knows_its_step_before_it_has_loaded_anything(tmp_path):
+    """A batch script that compares the progress of two starts must not read that there was none."""
     plan = ("sft", "tiny", str(tmp_path), {"time_limit": "1:00:00"}, {"time_limit": "command line"}, {})
     with suppress(Stopped), record.plan_run(*plan) as run:
         run.update(step=7)
@@ -483,17 +518,11 @@ def test_a_run_that_goes_on_knows_its_step_before_it_has_loaded_anything(tmp_pat
         raise Stopped("SIGTERM", "before training began")
 
 
-def test_the_mean_loss_is_one_over_all_steps_that_were_logged():
-    log = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 9.0}, {"step": 4, "loss": 1.0}]
-    assert mean_loss(log) == (4 + 2 + 2 * 1) / 4
-    assert mean_loss([]) is None
-
-
 def test_a_full_disk_is_named_and_the_half_checkpoint_makes_room(run):
     write_checkpoint(run, 3)
     half = run.folder / "checkpoints" / "part" / "checkpoint-4"
     half.mkdir()
-    with pytest.raises(MachineError, match=r"the disk is full.*goes on after step 3"), run:
+    with pytest.raises(MachineError, match=r"the disk is full.*resumes after step 3"), run:
         Path("/dev/full").write_text("x")
     assert status(run)["error"] == "the disk is full"
     assert not half.exists()
@@ -539,7 +568,7 @@ def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_pa
 
     done = interrupt("SIGTERM", 3, "sft", "--output-dir", cut, *flags)
     assert done.returncode == 75, done.stderr
-    last = "Stopped by SIGTERM after step 3 of 8; the same command again goes on from there."
+    last = "Stopped by SIGTERM after step 3 of 8; the same command resumes from there."
     assert done.stderr.splitlines()[-1] == last
     assert "Traceback" not in done.stderr
     assert (record()["status"], record()["reason"], record()["step"]) == ("stopped", "SIGTERM", 3)
@@ -547,21 +576,21 @@ def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_pa
 
     done = interrupt("kill-save", 6, "sft", "--output-dir", cut, *flags)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert f"Going on after step 3, from {kept / 'checkpoint-3'}" in done.stdout
+    assert f"Resuming after step 3, from {kept / 'checkpoint-3'}" in done.stdout
     assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-3", "checkpoint-4", "part"]
     os.truncate(kept / "checkpoint-4" / "adapter_model.safetensors", 1000)
 
     done = interrupt("kill-adapter", 8, "sft", "--output-dir", cut, *flags)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert "checkpoint-6 was half written when the run ended: set aside" in done.stdout
+    assert "checkpoint-6 was half written when the run ended: renamed to" in done.stdout
     assert "checkpoint-4 is damaged: adapter_model.safetensors has 1000 of" in done.stdout
-    assert "Going on after step 3, " in done.stdout
+    assert "Resuming after step 3, " in done.stdout
     assert (record()["status"], record()["step"]) == ("running", 8)
     assert not (cut / "adapter").exists()
 
     done = run_recipe("sft", "--output-dir", cut, *flags, "--time-limit", "1:00:00")  # which is not another run
     assert done.returncode == 0, done.stderr
-    assert "Going on after step 8, " in done.stdout
+    assert "Resuming after step 8, " in done.stdout
     assert adapter_bytes(cut) == adapter_bytes(whole)
     assert (cut / "samples.json").read_bytes() == (whole / "samples.json").read_bytes()
     losses = [[row["loss"] for row in read_jsonl(run / "metrics.jsonl") if "loss" in row] for run in (cut, whole)]
@@ -577,6 +606,6 @@ def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_pa
 def test_a_signal_before_there_is_a_run_ends_in_one_line(tmp_path):
     done = interrupt("SIGTERM", 0, "sft", "--output-dir", tmp_path / "run")
     assert done.returncode == 75
-    last = "Stopped by SIGTERM before training began; the same command again goes on from there.\n"
+    last = "Stopped by SIGTERM before training began; the same command resumes from there.\n"
     assert done.stderr == last
     assert not list(tmp_path.iterdir())

@@ -1,9 +1,9 @@
-"""Which problems a level takes, by hand-worked numbers."""
+"""Which prompts a level takes and how often they are drawn, by numbers worked out by hand."""
 
 import pytest
 from common.data.examples import Prompt
 from common.errors import InputError
-from common.run.curriculum import PromptSampler, choose, group_means, pass_rates
+from common.run.curriculum import PromptSampler, group_means, pass_rates, select
 
 
 def test_a_pass_is_half_of_the_best_score():
@@ -17,36 +17,38 @@ def test_means_are_taken_group_by_group():
 
 
 @pytest.mark.parametrize(
-    ("level", "chosen"), [("easy", [4]), ("medium", [2, 3]), ("hard", [1]), ("auto", [1, 2, 3, 4])]
+    ("level", "selected"), [("easy", [4]), ("medium", [2, 3]), ("hard", [1]), ("auto", [1, 2, 3, 4])]
 )
-def test_pass_rates_by_level(level, chosen):
+def test_pass_rates_by_level(level, selected):
     """Never and always solved teach nothing, at no level."""
-    assert choose([0.0, 0.25, 0.5, 0.625, 0.75, 1.0], level, "pass-rate") == chosen
+    assert select([0.0, 0.25, 0.5, 0.625, 0.75, 1.0], level, "pass-rate") == selected
 
 
 @pytest.mark.parametrize(
-    ("level", "chosen"), [("easy", [1, 3]), ("medium", [0, 5]), ("hard", [2, 4]), ("auto", [0, 2, 4, 5])]
+    ("level", "selected"), [("easy", [1, 3]), ("medium", [0, 5]), ("hard", [2, 4]), ("auto", [0, 2, 4, 5])]
 )
-def test_entropies_by_level(level, chosen):
+def test_entropies_by_level(level, selected):
     """Thirds by rank, in the order of the data."""
-    assert choose([0.3, 0.1, 0.9, 0.2, 0.8, 0.4], level, "entropy") == chosen
+    assert select([0.3, 0.1, 0.9, 0.2, 0.8, 0.4], level, "entropy") == selected
 
 
-def test_a_level_without_problems_is_said():
-    with pytest.raises(InputError, match=r"--difficulty hard: by pass-rate no problem is \(0 never solved, 2 always\)"):
-        choose([1.0, 1.0], "hard", "pass-rate")
+def test_a_level_without_prompts_is_refused():
+    with pytest.raises(
+        InputError, match=r"--difficulty hard: by pass-rate no prompt is of this level \(0 never solved, 2 always\)"
+    ):
+        select([1.0, 1.0], "hard", "pass-rate")
 
 
-ROWS = [Prompt(str(index), [{"role": "user", "content": str(index)}]) for index in range(9)]
+PROMPTS = [Prompt(str(index), [{"role": "user", "content": str(index)}]) for index in range(9)]
 
 
-def places(rows):
-    return [int(row.place) for row in rows]
+def numbers(prompts):
+    return [int(prompt.place) for prompt in prompts]
 
 
 def test_without_difficulty_every_prompt_comes_once_an_epoch():
-    sampler = PromptSampler(ROWS, "off", "entropy", seed=0)
-    drawn = [index for _ in range(6) for index in places(sampler.draw(3))]
+    sampler = PromptSampler(PROMPTS, "off", "entropy", seed=0)
+    drawn = [index for _ in range(6) for index in numbers(sampler.draw(3))]
     assert sorted(drawn[:9]) == sorted(drawn[9:]) == list(range(9))
     assert drawn[:9] != drawn[9:]
 
@@ -57,7 +59,7 @@ def test_without_difficulty_every_prompt_comes_once_an_epoch():
         ("easy", "entropy", {0, 1, 2}),
         ("medium", "entropy", {3, 4, 5}),
         ("hard", "entropy", {6, 7, 8}),
-        ("hard", "reward-spread", {0, 1, 2}),  # what scores as it happens, teaches
+        ("hard", "reward-spread", {0, 1, 2}),  # where scores vary most, there is most to learn
         ("easy", "reward-spread", {6, 7, 8}),
         ("easy", "pass-rate", {6, 7}),  # 3 of 4; 8 is always solved
         ("medium", "pass-rate", {3, 4, 5}),
@@ -65,8 +67,8 @@ def test_without_difficulty_every_prompt_comes_once_an_epoch():
     ],
 )
 def test_the_wanted_level_is_drawn_ten_times_as_often(level, by, expected):
-    sampler = PromptSampler(ROWS, level, by, seed=0)
-    passes = [1, 1, 1, 2, 2, 2, 3, 3, 4]  # of 4 answers to each prompt
+    sampler = PromptSampler(PROMPTS, level, by, seed=0)
+    passes = [1, 1, 1, 2, 2, 2, 3, 3, 4]  # of 4 completions of each prompt
     for attempt in range(4):
         sampler.drawn = list(range(9))
         size = [9 - i for i in range(9)] if by == "reward-spread" else [1] * 9
@@ -76,22 +78,22 @@ def test_the_wanted_level_is_drawn_ten_times_as_often(level, by, expected):
     weights = sampler.weights()
     assert {index for index, weight in enumerate(weights) if weight == 1.0} == expected
     assert {weight for index, weight in enumerate(weights) if index not in expected} == {0.1}
-    first = [index for _ in range(300) for index in places(sampler.draw(1))]
+    first = [index for _ in range(300) for index in numbers(sampler.draw(1))]
     share = sum(index in expected for index in first) / 300
     assert share == pytest.approx(len(expected) / (len(expected) + 0.1 * (9 - len(expected))), abs=0.08)
 
 
-def test_prompts_never_asked_are_drawn_as_the_wanted_ones_and_none_twice_at_once():
-    sampler = PromptSampler(ROWS, "hard", "entropy", seed=0)
+def test_prompts_never_drawn_count_as_the_wanted_level_and_none_comes_twice_at_once():
+    sampler = PromptSampler(PROMPTS, "hard", "entropy", seed=0)
     assert set(sampler.weights()) == {1.0}
-    assert sorted(places(sampler.draw(9))) == list(range(9))
+    assert sorted(numbers(sampler.draw(9))) == list(range(9))
     assert len(sampler.draw(20)) == 20  # more than there are
 
 
-def test_a_sampler_goes_on_as_it_was():
-    sampler = PromptSampler(ROWS, "medium", "entropy", seed=0)
+def test_a_restored_sampler_draws_the_same():
+    sampler = PromptSampler(PROMPTS, "medium", "entropy", seed=0)
     sampler.draw(4)
     sampler.learn([1.0, 2.0, 3.0, 4.0], [0.0] * 4)
-    other = PromptSampler(ROWS, "medium", "entropy", seed=5)
+    other = PromptSampler(PROMPTS, "medium", "entropy", seed=5)
     other.restore(sampler.state())
-    assert [places(other.draw(3)) for _ in range(5)] == [places(sampler.draw(3)) for _ in range(5)]
+    assert [numbers(other.draw(3)) for _ in range(5)] == [numbers(sampler.draw(3)) for _ in range(5)]

@@ -1,11 +1,10 @@
-"""A scalar head on the tiny model's hidden states: what it reads, what padding must not change, what is kept."""
+"""A scalar head on the hidden states of the tiny model: what it reads, what it computes, what a file keeps of it."""
 
 import json
 
 import pytest
 import torch
 from common.errors import InputError
-from common.lm.hidden_states import at_last_token, last_hidden, pad_right
 from common.lm.scalar_head import apply_head, load_head, new_head, save_head, score_last
 from conftest import ROOT
 
@@ -53,24 +52,6 @@ def test_a_head_computes_in_32_bit_whatever_autocast_says():
         assert apply_head(head, torch.tensor([[1.0, 2**-12]], dtype=torch.bfloat16)).item() == 1 + 2**-12
 
 
-def test_rows_are_padded_on_the_right_and_read_at_their_last_token():
-    ids, mask = pad_right([[1, 2, 3], [4]], 9, "cpu")
-    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    values = torch.arange(12).view(2, 3, 2)
-    assert at_last_token(values, mask).tolist() == [[4, 5], [6, 7]]
-
-
-def test_the_hidden_states_are_those_under_the_output_layer_with_the_adapter_on(model):
-    ids, mask = pad_right([prompt + completion for prompt, completion in ROWS], PAD, "cpu")
-    hidden = last_hidden(model, ids, mask)
-    assert hidden.shape == (3, 6, 256)
-    whole = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    assert torch.allclose(hidden, whole.hidden_states[-1], atol=1e-5)
-    with model.disable_adapter():
-        assert not torch.allclose(hidden, last_hidden(model, ids, mask), atol=1e-2)
-
-
 def test_a_score_is_the_heads_output_at_the_last_token_of_the_row_alone(model, head):
     scores = score_last(model, head, ROWS, PAD, batch_size=2)
     for (prompt, completion), score in zip(ROWS, scores, strict=True):
@@ -85,8 +66,8 @@ def test_a_score_is_the_heads_output_at_the_last_token_of_the_row_alone(model, h
 def test_a_head_is_kept_with_its_facts(head, tmp_path):
     facts = {"kind": "regression", "mean": 3.5, "std": 1.25, "base": "abc"}
     save_head(head, tmp_path / "new" / "folder", facts)
-    again, told = load_head(tmp_path / "new" / "folder", "cpu")
-    assert told == facts == json.loads((tmp_path / "new" / "folder" / "head.json").read_text())
+    again, loaded = load_head(tmp_path / "new" / "folder", "cpu")
+    assert loaded == facts == json.loads((tmp_path / "new" / "folder" / "head.json").read_text())
     for name, value in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
 
@@ -95,5 +76,5 @@ def test_a_head_is_kept_with_its_facts(head, tmp_path):
 def test_a_folder_without_a_head_is_refused(head, tmp_path, lost):
     save_head(head, tmp_path, {})
     (tmp_path / lost).unlink()
-    with pytest.raises(InputError, match=rf"no {lost} there; give the adapter folder of a run of `make reward`"):
+    with pytest.raises(InputError, match=rf"has no {lost}; give the adapter folder of a run of `make reward`"):
         load_head(tmp_path, "cpu")

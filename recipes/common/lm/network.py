@@ -1,0 +1,94 @@
+"""Whether the hub can be reached, found out once and in seconds, before the libraries retry every file for minutes."""
+
+import json
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import MachineError
+
+if TYPE_CHECKING:
+    from common.lm.hub import Model
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+TIMEOUT = 6.0  # seconds; a slow network answers within two
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
+    """Find out whether the hub is needed and can be reached, before a library is imported that uses it.
+
+    Where all files are in the cache at a fixed commit, or where the hub cannot be reached and the models are in the
+    cache, HF_HUB_OFFLINE is set, so that no library tries. (Whether a dataset is in the cache is seen when it is read.)
+    Raises MachineError when a model has to be fetched and the hub cannot be reached.
+    """
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE):
+        return
+    if os.environ.get("UNSLOTH_USE_MODELSCOPE") == "1":  # the models come from there: see hub.fetch
+        models = ()
+    models, datasets = [model for model in models if not model.local], list(datasets)
+    missing = [model.source for model in models if not in_cache(model)]
+    if not (missing or datasets):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # there will be no download to watch
+        if all(re.fullmatch("[0-9a-f]{40}", model.revision or "") for model in models):
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            return
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if (reason := why_unreachable(hub)) is None:
+        return
+    if missing:
+        raise MachineError(
+            f"{', '.join(missing)}: not in the cache ({cache()}), and {hub} cannot be reached: {reason}.\n"
+            "Check the network, or set HF_ENDPOINT to a mirror. Without a network, give a local directory, or copy the "
+            "cache of a machine that has the model, and set HF_HUB_OFFLINE=1."
+        )
+    print(f"{hub} cannot be reached ({reason}): using the files in the cache.", file=sys.stderr)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def why_unreachable(url: str) -> str | None:
+    """Why `url` gave no answer to one request, within TIMEOUT seconds; None if it gave any, be it an error."""
+    import httpx  # as huggingface_hub: the same proxies and certificates
+
+    results: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def request() -> None:
+        try:
+            httpx.head(url, timeout=TIMEOUT)
+            results.put(None)
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # the last two: of a proxy
+            results.put(str(error).rstrip(".") or type(error).__name__)
+
+    threading.Thread(target=request, daemon=True).start()  # the search for a host's address has no timeout of its own
+    try:
+        return results.get(timeout=TIMEOUT)
+    except queue.Empty:
+        return f"no answer in {TIMEOUT:.0f} seconds"
+
+
+def cache() -> Path:
+    """The hub's cache. Not by huggingface_hub: when it is imported it reads the variables that are set here."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))).expanduser()
+
+
+def in_cache(model: "Model") -> bool:
+    """Whether config, tokenizer and all weights of a model of the hub are in the cache."""
+    folder = cache() / f"models--{model.source.replace('/', '--')}"
+    revision = model.revision or "main"
+    ref = folder / "refs" / revision
+    files = folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
+    if not (files / "config.json").exists() or not any((files / name).exists() for name in TOKENIZERS):
+        return False
+    for name in WEIGHTS:
+        index = files / f"{name}.index.json"
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {name}
+        if all((files / part).exists() for part in parts):
+            return True
+    return False

@@ -1,0 +1,109 @@
+"""State that a training loop keeps between steps besides the weights: optimizers, learning rates, random numbers.
+
+This module imports torch only where a function needs it, so that a recipe can import it before it imports unsloth.
+"""
+
+import random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainingArguments
+
+
+class Learner:
+    """Parameters that are trained together: their optimizer, learning-rate schedule and gradient clipping.
+
+    The list of parameters is made once: PEFT switches requires_grad with the active adapter, so that flag does not tell
+    which parameters these are.
+
+    Args:
+        parameters: what to train.
+        settings: optim, lr_scheduler_type, warmup_steps, weight_decay, max_grad_norm and fp16 are used; Adam's betas
+            and eps are those of transformers, 0.9, 0.999 and 1e-8, unless `settings` has others.
+        learning_rate: its peak.
+        steps: how often `schedule` will be stepped.
+    """
+
+    def __init__(
+        self, parameters: "list[Tensor]", settings: "TrainingArguments", learning_rate: float, steps: int
+    ) -> None:
+        import torch
+        from transformers import Trainer, get_scheduler
+
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(settings)
+        self.parameters = parameters
+        self.optimizer = optimizer(
+            parameters, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
+        )
+        self.schedule = get_scheduler(
+            settings.lr_scheduler_type, self.optimizer, settings.get_warmup_steps(steps), steps
+        )
+        self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
+        self.max_grad_norm = settings.max_grad_norm
+
+    @property
+    def learning_rate(self) -> float:
+        return self.schedule.get_last_lr()[0]
+
+    def backward(self, loss: "Tensor") -> None:
+        """Add the gradient of `loss` to what the parameters have."""
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> float:
+        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping."""
+        import torch
+
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def discard(self) -> float:
+        """Clear the gradient without an update. Returns 0, the norm of no step."""
+        self.optimizer.zero_grad()
+        return 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; torch.save can write it."""
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all random number generators: Python's, numpy's and torch's, on the CPU and every GPU.
+
+    It holds plain values and tensors only, so torch.load reads it with weights_only.
+    """
+    import numpy as np
+    import torch
+
+    of_numpy = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
+    return {
+        "python": random.getstate(),
+        "numpy": of_numpy,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set all random number generators to a `random_state`. Call it last: loading other state may draw numbers."""
+    import numpy as np
+    import torch
+
+    of_numpy = state["numpy"]
+    key = np.array(of_numpy["state"]["key"], dtype=np.uint32)
+    random.setstate(state["python"])
+    np.random.set_state({**of_numpy, "state": {**of_numpy["state"], "key": key}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
