@@ -56,6 +56,9 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from common.lm.generate import Completion
+    from trl import GRPOTrainer
+else:
+    GRPOTrainer = object  # TRL must be imported after unsloth: main joins the two classes
 
 
 @dataclass(frozen=True)
@@ -358,7 +361,7 @@ def main() -> None:
 Sampler = Callable[[list[Prompt], int, float], "list[Completion]"]  # prompts, max_new_tokens, temperature
 
 
-class GroupSampling:
+class GroupSampling(GRPOTrainer):
     """A mixin of TRL's GRPOTrainer: samples by our `generate` and scores by our rewards; a group is scored once.
 
     Args:

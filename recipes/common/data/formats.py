@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -22,7 +22,13 @@ from common.data.turns import (
 )
 
 
-class Alpaca(Instruction):
+class ConversationFormat(RowFormat):
+    def messages(self) -> Turns:
+        """The whole conversation. Raises ValueError when the row holds none."""
+        raise NotImplementedError
+
+
+class Alpaca(Instruction, ConversationFormat):
     columns: ClassVar = ("instruction", "output")
     output: Text
 
@@ -30,7 +36,7 @@ class Alpaca(Instruction):
         return [*self.turns(), {"role": "assistant", "content": self.output}]
 
 
-class ShareGPT(RowFormat):
+class ShareGPT(ConversationFormat):
     columns: ClassVar = ("conversations",)
     conversations: list[Turn]
     system: str | None = None
@@ -41,7 +47,7 @@ class ShareGPT(RowFormat):
         return system + [turn.as_dict() for turn in self.conversations]
 
 
-class Messages(RowFormat):
+class Messages(ConversationFormat):
     columns: ClassVar = ("messages",)
     conversation: list[Message] = Field(validation_alias="messages")
     tools: Any = None
@@ -50,7 +56,7 @@ class Messages(RowFormat):
         return [message.as_dict() for message in self.conversation]
 
 
-class PromptCompletion(RowFormat):
+class PromptCompletion(ConversationFormat):
     columns: ClassVar = ("prompt", "completion")
     prompt: TextOrMessages
     completion: TextOrMessages
@@ -60,7 +66,7 @@ class PromptCompletion(RowFormat):
         return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
 
 
-class ChatMLText(RowFormat):
+class ChatMLText(ConversationFormat):
     columns: ClassVar = ("text",)
     text: Text
 
@@ -172,6 +178,9 @@ class DialoguePair(PairFormat):
 
 
 class PromptFormat(RowFormat):
+    if TYPE_CHECKING:  # a column of every one but InstructionOnly
+        prompt: TextOrMessages
+
     def prompt_turns(self) -> Turns:
         """The prompt. Raises ValueError when it does not end with a turn of the user or of a tool."""
         return check_prompt(as_turns("user", self.prompt))
@@ -225,6 +234,10 @@ class InstructionOnly(Instruction, PromptFormat):
 
 
 class RatingFormat(RowFormat):
+    if TYPE_CHECKING:  # columns of every one
+        response: TextOrMessages
+        score: Score
+
     def prompt_turns(self) -> Turns:
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ from common.data.formats import (
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
     RATING_FORMATS,
+    ConversationFormat,
     Formats,
     PairFormat,
     PromptFormat,
@@ -63,6 +64,7 @@ def read_examples(source: Source, formats: Formats, row_format: str = "auto", co
     examples = list(_examples(itertools.chain([first], rows), faults, row_format, renamed, formats))
     faults.stop()
     found = row_format if row_format != "auto" else detect(_renamed(first, renamed), formats)
+    assert found is not None  # else _examples has raised
     return Data(examples, found, source_identity(source))
 
 
@@ -162,6 +164,7 @@ def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) ->
         prompt, response = row.prompt_turns(), row.response_turns()
         _check_count(prompt, response)
         return Rating(place, prompt, response, row.score, tools)
+    assert isinstance(row, ConversationFormat)
     messages = row.messages()
     _check_count(messages)
     if not any(message["role"] == "assistant" for message in messages):

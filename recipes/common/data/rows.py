@@ -210,7 +210,7 @@ def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
                 place = f"{file}:{first}"
                 first = reader.line_num + 1
                 if None in fields:
-                    faults.add(place, f"more cells than the {len(reader.fieldnames)} columns of the header")
+                    faults.add(place, f"more cells than the {len(reader.fieldnames or ())} columns of the header")
                 elif None in fields.values():
                     missing = next(name for name, value in fields.items() if value is None)
                     faults.add(place, f"{missing}: missing; the row has fewer cells than the header")
@@ -285,5 +285,5 @@ def _json_reason(error: ValueError | RecursionError) -> str:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    names: dict[type, str] = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -37,13 +37,13 @@ class RewardModel:
                 self._loaded = self._load()
         return self._loaded
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
         """The model's score of each prompt with its completion: any number, higher is better. Raises as `prepare`."""
         import torch
 
         model, tokenizer = self.prepare()
         texts = [self._text(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
-        scores: list[float] = []
+        scores: list[float | None] = []
         with torch.inference_mode():
             for first in range(0, len(texts), BATCH):
                 batch = texts[first : first + BATCH]

@@ -104,7 +104,7 @@ def contract(
 
 def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
     # Off the main thread first: a call that does not return can be abandoned there.
-    refused = None
+    refused, on_thread = None, None
     try:
         on_thread = _start(reward, batch).result(seconds)
     except TimeoutError:
@@ -121,7 +121,7 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
     if _differ(scores, reward(**_arguments(batch))):
         yield f"{reward.place}: gives the same completions other scores the second time"
         return
-    if not refused and _differ(scores, on_thread):
+    if on_thread is not None and _differ(scores, on_thread):
         yield f"{reward.place}: gives other scores off the main thread, where rewards run"
 
     order = list(range(len(batch)))
@@ -160,8 +160,10 @@ def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]
     for other in ("wrong", "empty"):
         bad = []
         for place in places:
-            (right, most), (attempt, score) = scored[place, "right"], scored.get((place, other), (None, None))
-            if score is not None and sign * most <= sign * score:
+            if (place, other) not in scored:
+                continue
+            (right, most), (attempt, score) = scored[place, "right"], scored[place, other]
+            if sign * most <= sign * score:
                 what = f"{attempt.answer!r}" if other == "wrong" else "an empty completion"
                 bad.append((most != score, f"{place}: {right.answer!r} scores {most:g}, {what} {score:g}"))
         if len(bad) == len(places) and all(less for less, _ in bad):
@@ -216,7 +218,7 @@ def _other_than(answer: str, answers: Sequence[str | None]) -> str:
     try:
         right = gold(answer)
     except ValueError:
-        return next((other for other in answers if other not in (None, answer)), "none of these")
+        return next((other for other in answers if other is not None and other != answer), "none of these")
     if right.number:
         return str(right.number.value + 1)
     return next((other for other in answers if other is not None and not same(right, other)), "none of these")
@@ -256,4 +258,4 @@ def _differ(scores: Scores, others: Scores) -> bool:
     numbers = [score for score in scores if score is not None]
     allowed = TOLERANCE * (max(numbers) - min(numbers)) if numbers else 0.0
     pairs = zip(scores, others, strict=True)
-    return any(score is not None and abs(score - other) > allowed for score, other in pairs)
+    return any(score is not None and other is not None and abs(score - other) > allowed for score, other in pairs)
