@@ -167,11 +167,12 @@ class _Output(FileProxy):
     def __init__(self, console: Console, file: TextIO) -> None:
         super().__init__(console, file)
         self.console = console
+        self.file = file
         self.rest = ""  # a line that has no end yet
 
     @property
-    def encoding(self) -> str:
-        return self.rich_proxied_file.encoding
+    def encoding(self) -> str:  # pyrefly: ignore[bad-override]  an attribute to typeshed, which nobody sets
+        return self.file.encoding
 
     def writable(self) -> bool:
         return True
