@@ -94,17 +94,17 @@ REWARD_MODEL = "reward_model"  # its name among the rewards
 class Args:
     """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's PPOConfig's."""
 
-    # What to train, on what, and where it goes.
+    # Model, data, output.
     model: str = "tiny"
     """A model card's name (`make models`), a local directory or a hub id; it is also the reference policy."""
     data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
     """A file, a folder of files or a hub dataset: prompts, with the columns that the reward functions read."""
     output_dir: str | None = None
-    """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
+    """The folder of the run. By default outputs/ppo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
     format: Literal["auto", *PROMPT_FORMATS] = "auto"
-    """The row format; auto takes it from the columns of the first row."""
+    """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
     system_prompt: str | None = None
@@ -112,9 +112,9 @@ class Args:
     chat_template_path: str | None = None
     """A .jinja file to use instead of the model's own chat template."""
     pad_token: str | None = None
-    """The token to pad with, where the model has none that differs from its end token."""
+    """The pad token, for a model that has none besides its end token."""
     max_prompt_length: int = 1024
-    """Tokens of a prompt. Longer prompts are dropped: a truncated prompt is a different prompt."""
+    """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
     """Stop when a larger share of the prompts would be dropped."""
     eval_ratio: float = 0.05
@@ -173,7 +173,7 @@ class Args:
 
     # The model and the adapters.
     load_in_4bit: bool = True
-    """The frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
+    """Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     lora_r: int = 16
@@ -187,7 +187,7 @@ class Args:
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    """Stop after so many steps, whatever the epochs are."""
+    """Stop after so many steps; -1: --num-train-epochs decides."""
     learning_rate: float = 1.41e-5
     """Of the policy."""
     critic_learning_rate: float = 1e-4
@@ -197,9 +197,9 @@ class Args:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optim: str = "adamw_8bit"
-    """On the CPU, which has no 8-bit Adam, adamw_torch_fused takes its place."""
+    """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
-    """Recompute activations to save memory; a third faster without, where they fit."""
+    """Recompute activations to save memory; a third faster without it, if they fit."""
     seed: int = 42
 
     # What is shown and kept.
@@ -210,11 +210,11 @@ class Args:
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
-    """wandb or trackio, besides TensorBoard, which is always written."""
+    """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
-    """Held-out prompts to show completions of, before and after; also the completions of a step in samples.jsonl."""
+    """Held-out prompts whose completions are shown, before and after; and completions a step in samples.jsonl."""
     sample_tokens: int = 128
-    """The longest completion to show."""
+    """Tokens of such a completion, at most."""
 
 
 def main() -> None:
