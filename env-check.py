@@ -95,9 +95,10 @@ def main() -> int:
     checks = [line for check in CHECKS for line in check(facts)]
     recipes = [args.recipe] if args.recipe else METHODS
     runs = {recipe: what_runs(recipe, cards, facts) for recipe in recipes}
-    for recipe in recipes if args.model else []:
-        if recipe in cards[args.model].methods:
-            checks += check_job(recipe, args.model, cards[args.model], runs[recipe], facts)
+    if args.model:
+        card = cards[args.model]
+        for recipe in (recipe for recipe in recipes if recipe in card.methods):
+            checks += check_job(recipe, args.model, card, runs[recipe], facts)
     ready = all(line.status != FAILURE for line in checks)
     if args.json:
         print(json.dumps({"ready": ready, "checks": [line._asdict() for line in checks], "runs": runs}, indent=1))

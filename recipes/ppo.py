@@ -281,7 +281,9 @@ def main() -> None:
     held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
     steps = number_of_steps(args, len(prompts))
 
-    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -308,7 +310,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        if args.critic_init == "reward":
+        if reward_adapter and args.critic_init == "reward":
             critic_head = load_reward_adapter(model, reward_adapter, "critic", is_trainable=True)
         else:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
@@ -400,7 +402,7 @@ def main() -> None:
         )
         samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in shown]
         show(console, run.folder / "samples.json", samples, before, after)
-        if held_out:
+        if scores_before and scores_after:
             old, new = scores_before, scores_after
             console.print(
                 f"{len(held_out)} held-out prompts: score {old['score']:.3f} +- {old['score_std']:.3f} -> "
@@ -536,7 +538,8 @@ def step_metrics(
     # The scores as they were given: all together, the reward model's part, the reward functions' part, and each one's.
     metrics["score/mean"], metrics["score/std"] = moments(scores.total)
     if REWARD_MODEL in scores.parts:
-        metrics["score/reward_model"] = ppo.args.reward_weight * moments(scores.parts[REWARD_MODEL])[0]
+        given = [score for score in scores.parts[REWARD_MODEL] if score is not None]  # for every one
+        metrics["score/reward_model"] = ppo.args.reward_weight * moments(given)[0]
     if ppo.reward_functions:
         metrics["score/reward_functions"] = metrics["score/mean"] - metrics.get("score/reward_model", 0.0)
     for name, values in scores.parts.items():
@@ -654,6 +657,7 @@ def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
 
 def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
     """What the reward model gives to each completion, B numbers."""
+    assert ppo.reward_head is not None
     texts = [(completion.prompt_ids, completion.completion_ids) for completion in rollout.completions]
     size = ppo.args.per_device_train_batch_size
     with active_adapter(ppo.model, "reward"):
@@ -807,12 +811,13 @@ def as_rollout(
 
 def score(ppo: PPO, rollout: Rollout) -> Scores:
     """Phase 2.1: score each completion as a whole; reward functions and reward model are added with their weights."""
-    total, parts = [0.0] * len(rollout), {}
+    total: list[float] = [0.0] * len(rollout)
+    parts: dict[str, list[float | None]] = {}
     if ppo.reward_functions:
         total, parts = score_completions(ppo.reward_functions, rollout.prompts, rollout.completions)
     if ppo.reward_head is not None:
         given = reward_model_scores(ppo, rollout)
-        parts = {**parts, REWARD_MODEL: given}
+        parts = {**parts, REWARD_MODEL: [*given]}
         total = [t + ppo.args.reward_weight * g for t, g in zip(total, given, strict=True)]
     return Scores(total, parts)
 

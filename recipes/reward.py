@@ -197,7 +197,9 @@ def main() -> None:
     facts = {"kind": kind, "base": identity, "mean": mean, "std": std}
 
     what = f"{len(training)} {'pairs' if paired else 'rated completions'}"
-    console.print(f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

@@ -1,25 +1,25 @@
-"""Which stages suit your data, model and GPU: an interview, or the same by flags.
+"""Which stages suit your data, model and GPU: an interview, or the same by arguments.
 
     make choose                                                            asks on the terminal
     make choose DATA=my.jsonl MODEL=qwen2.5-7b                             looks at the file and proposes
-    make choose ARGS="--have demonstrations pairs --model qwen2.5-7b --gpu-gib 24"
+    make choose HAVE="demonstrations pairs" MODEL=qwen2.5-7b GPU_GIB=24    without a file
 
-It answers with the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
+The answer: the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
 GPU's memory. Every kind of data has one method: demonstrations SFT, pairs DPO, checkable answers GRPO, scores a reward
-model and PPO. It decides from the data's form; whether the data is any good, `make check-data` says.
+model and PPO. The row format decides; `make check-data` tells whether the data is any good.
 
 Left out: full-parameter training, several GPUs.
 """
 
-import argparse
 import itertools
 import json
 import shlex
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from common.cli import parse_arguments
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
@@ -31,7 +31,8 @@ from common.rewards.answers import gold
 from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
-KINDS = {
+Kind = Literal["demonstrations", "pairs", "answers", "scores", "reward-model"]
+KINDS: dict[Kind, str] = {
     "demonstrations": "examples of good answers, to imitate",
     "pairs": "two answers to a prompt, one better than the other",
     "answers": "problems with an answer that can be checked: mathematics, code, a fixed form",
@@ -64,6 +65,24 @@ PIPELINE_DATA = {
 
 
 @dataclass(frozen=True)
+class Args:
+    data: tuple[str, ...] = ()
+    """Files to look at, instead of --have."""
+    have: tuple[Kind, ...] = ()
+    """Your data. demonstrations: examples of good completions; pairs: two completions of a prompt, one better than the
+    other; answers: prompts with an answer that can be checked; scores: completions with a number for how good each is;
+    reward-model: a model that scores completions."""
+    model: str | None = None
+    """A model card's name (`make models`), a local directory or a hub id."""
+    base: bool = False
+    """The model is a base model: it knows no chat template yet."""
+    gpu_gib: float | None = None
+    """Free memory of the GPU in GiB, 0 for no GPU; by default what nvidia-smi shows."""
+    json: bool = False
+    """Print the answer as JSON."""
+
+
+@dataclass(frozen=True)
 class Data:
     """A file that was looked at: what it is for, and why. `flags` are what SFT needs to read it, None if it cannot."""
 
@@ -86,22 +105,22 @@ class Stage:
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    args = parse_arguments(Args, __doc__)
     data = [look_at(path) for path in args.data]
     have = list(dict.fromkeys([*args.have, *(item.kind for item in data)]))
     model, gib = args.model, gpu_gib() if args.gpu_gib is None else args.gpu_gib
     if missing := [
-        *([] if have else ["--have KIND ... (or --data FILE)"]),
-        *([] if model else ["--model NAME"]),
-        *([] if gib is not None else ["--gpu-gib N (nvidia-smi shows no GPU here; 0 for none)"]),
+        *([] if have else ["--have=KIND (or --data=FILE)"]),
+        *([] if model else ["--model=NAME"]),
+        *([] if gib is not None else ["--gpu-gib=N (nvidia-smi shows no GPU here; 0 for none)"]),
     ]:
         if not sys.stdin.isatty():
-            raise InputError(f"no terminal to ask on; give {', '.join(missing)}")
+            raise InputError(f"There is no terminal to ask on; give {', '.join(missing)}")
         have = have or ask_kinds()
         model = model or ask_model()
         gib = ask_gib() if gib is None else gib
     if not gib >= 0:
-        raise InputError(f"--gpu-gib {gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
+        raise InputError(f"--gpu-gib={gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
     found = find_model(model)
     stages, notes = choose(have, data, args.base or model == EMBEDDED)
     for stage in stages:
@@ -115,20 +134,6 @@ def main() -> None:
         print(json.dumps(answer | {"pipeline": pipeline, "notes": notes}, indent=2, ensure_ascii=False))
     else:
         show(stages, pipeline, notes, data, model, gib)
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    parser.add_argument("--have", nargs="+", choices=KINDS, default=[], metavar="KIND", help=f"your data. {kinds}")
-    parser.add_argument("--data", nargs="+", action="extend", default=[], help="files to look at instead of --have")
-    parser.add_argument("--model", help="a model card's name (`make models`), a local directory or a hub id")
-    parser.add_argument("--base", action="store_true", help="the model is a base model: it knows no chat form yet")
-    parser.add_argument("--gpu-gib", type=float, help="free memory of the GPU; by default what nvidia-smi says")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON")
-    return parser
 
 
 def look_at(path: str) -> Data:
@@ -251,9 +256,7 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
             "that scores (--have reward-model)"
         )
     if "answers" in have:
-        notes.append(
-            "GRPO needs a model that is right now and then: see its pass@8 first, make evaluate ARGS='--samples 8'."
-        )
+        notes.append("GRPO needs a model that is right now and then: see its pass@8 first, make evaluate SAMPLES=8.")
         if stages[0].method != "sft":
             notes.append(
                 "GRPO pays for the form <think>...</think><answer>...</answer> too. No SFT teaches it here: ask for it "
@@ -312,7 +315,7 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
         run = f"outputs/{name}-{stage.method}"
-        given = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(stage.flags) or None}
+        given = {"MODEL": base, "DATA": stage.data, "OUT": run, **as_variables(stage.flags)}
         if stage.method == "ppo":
             given["REWARD"] = reward_model
         stage.commands = [make(stage.method, **given)]
@@ -330,6 +333,20 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
         given.pop("PPO_DATA", None)  # it takes its prompts from there
     given |= {f"{stage.method.upper()}_ARGS": shlex.join(stage.flags) for stage in stages if stage.flags}
     return make("pipeline", STAGES=",".join(methods), MODEL=model, **given)
+
+
+def as_variables(flags: list[str]) -> dict[str, str]:
+    """The flags of a recipe as variables of make: {"LOAD_IN_4BIT": "no", "MAX_LENGTH": "1024"}."""
+    variables: dict[str, list[str]] = {}
+    name = ""
+    for word in flags:
+        if word.startswith("--"):
+            off = word.startswith("--no-")
+            name = word.removeprefix("--no-" if off else "--").replace("-", "_").upper()
+            variables[name] = ["no"] if off else []
+        else:
+            variables[name].append(word)
+    return {name: shlex.join(values) for name, values in variables.items()}
 
 
 def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list[Data], model: str, gib: float) -> None:

@@ -42,7 +42,7 @@ ALIASES = {
     "num_ppo_epochs": "ppo_epochs noptepochs",
     "optim": "optimizer",
     "output": "output_dir output_file output_path out_file",
-    "output_dir": "output output_path run_name save_path checkpoint_dir name",
+    "output_dir": "output output_path run_name save_path name",
     "packing": "sample_packing pack",
     "per_device_train_batch_size": "batch_size micro_batch_size train_batch_size per_device_batch_size mini_batch_size "
     "micro_train_batch_size",

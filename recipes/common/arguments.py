@@ -31,7 +31,8 @@ class Field:
     kind: str  # a key of KINDS
     many: bool = False  # a tuple: any number of values
     optional: bool = False  # None is a value, written None
-    choices: tuple[str, ...] = ()  # of a Literal; () where any value may do, or only the import could tell
+    literal: bool = False  # one of a few words,
+    choices: tuple[str, ...] = ()  # these; () where only the import could tell
     default: ast.expr | None = None  # None: it is required
     shown: str = ""  # the default, for a reader
     help: str = ""
@@ -66,8 +67,8 @@ class Given:
     values: list[str]
 
 
-def read_fields(file: Path) -> list[Field]:
-    """The fields of `class Args` in a Python file, in their order; [] where it has no such class."""
+def read_fields(file: Path) -> list[Field] | None:
+    """The fields of `class Args` in a Python file, in their order; None where it has no such class."""
     source = file.read_text(encoding="utf-8")
     module = ast.parse(source)
     constants = {
@@ -80,7 +81,7 @@ def read_fields(file: Path) -> list[Field]:
     for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name == "Args":
             return list(_fields(node, source.splitlines(), constants))
-    return []
+    return None
 
 
 def _fields(node: ast.ClassDef, lines: list[str], constants: dict[str, ast.expr]):
@@ -94,7 +95,7 @@ def _fields(node: ast.ClassDef, lines: list[str], constants: dict[str, ast.expr]
             name=statement.target.id,
             **_type(statement.annotation, constants),
             default=statement.value,
-            shown=_shown(statement.value, constants),
+            shown=_shown(statement.value, constants, lines),
             help=inspect.cleandoc(text.value) if isinstance(text, ast.Constant) else "",
             group=group,
         )
@@ -121,34 +122,38 @@ def _type(node: ast.expr, constants: dict[str, ast.expr]) -> dict[str, Any]:
             return {**_type(inner, constants), "many": True}
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             options = options.elts if isinstance(options, ast.Tuple) else [options]
-            whole = all(isinstance(option, ast.Constant) for option in options)
-            return {"kind": "str", "choices": tuple(option.value for option in options) if whole else ()}
+            words = tuple(option.value for option in options if isinstance(option, ast.Constant))
+            return {"kind": "str", "literal": True, "choices": words if len(words) == len(options) else ()}
         case ast.Name(id=name) if name in KINDS:
             return {"kind": name}
         case ast.Name(id=name) if name in constants:
             return _type(constants[name], constants)
-    return {"kind": "str"}  # a Literal from another file
+    return {"kind": "str", "literal": True}  # its name is of another file
 
 
-def _shown(node: ast.expr | None, constants: dict[str, ast.expr]) -> str:
+def _shown(node: ast.expr | None, constants: dict[str, ast.expr], lines: list[str]) -> str:
     """A default as one would type it; of an expression its constants, as data_samples/sft.jsonl."""
+
+    def shown(*nodes: ast.expr) -> list[str]:
+        return [text for node in nodes if (text := _shown(node, constants, lines))]
+
     match node:
-        case None | ast.Constant(value=None):
-            return ""
         case ast.Constant(value=bool(value)):
             return "yes" if value else "no"
-        case ast.Constant(value=value):
-            return str(value)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            return f"-{value}"
+        case ast.Constant(value=int() | float()):
+            return lines[node.lineno - 1][node.col_offset : node.end_col_offset].replace("_", "")  # 2e-4, not 0.0002
+        case ast.Constant(value=str(value)):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=number):
+            return "-" + "".join(shown(number))
         case ast.BinOp(op=ast.Div(), left=left, right=right):
-            return "/".join(filter(None, (_shown(left, constants), _shown(right, constants))))
+            return "/".join(shown(left, right))
         case ast.Tuple(elts=parts):
-            return " ".join(filter(None, (_shown(part, constants) for part in parts)))
+            return " ".join(shown(*parts))
         case ast.Starred(value=inner) | ast.Call(args=[inner]):
-            return _shown(inner, constants)
+            return "".join(shown(inner))
         case ast.Name(id=name) if name in constants:
-            return _shown(constants[name], constants)
+            return "".join(shown(constants[name]))
     return ""
 
 
@@ -160,7 +165,7 @@ def read_words(fields: Sequence[Field], words: Sequence[str]) -> list[Given]:
     for word in words:
         if not word.startswith("-") or word == "-" or NUMBER.match(word):
             if not given:
-                raise InputError(f"{word!r} belongs to no argument; each begins with its name, as in --model tiny.")
+                raise InputError(f"{word!r} belongs to no argument; a flag comes first, as in `--model tiny`.")
             given[-1].values.append(word)
             continue
         flag, equals, value = word.partition("=")
@@ -178,15 +183,18 @@ def _unknown(flag: str, fields: Sequence[Field]) -> str:
     return f"there is no {flag}{did_you_mean(flag, [field.flag for field in fields])}."
 
 
-def check(fields: Sequence[Field], words: Sequence[str], command: str = "this command") -> list[Given]:
-    """The arguments that `words` give. Raises InputError for an unknown or missing one, and for a value that is none of
-    its type; what only an import could tell is left to tyro. From here on messages name the `fields` as the user does.
-    """
-    ARGUMENTS.clear()
+def name_arguments(fields: Sequence[Field]) -> None:
+    """Have messages name these arguments as the user does."""
     for field in fields:
         ARGUMENTS[field.flag] = field.variable
         if field.kind == "bool":
             ARGUMENTS[field.off] = f"{field.variable}=no"
+
+
+def check(fields: Sequence[Field], words: Sequence[str], command: str = "this command") -> list[Given]:
+    """The arguments that `words` give. Raises InputError for an unknown or missing one, and for a value that is none of
+    its type; what only an import could tell is left to tyro."""
+    name_arguments(fields)
     given = read_words(fields, words)
     for one in given:
         values(one)

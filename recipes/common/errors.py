@@ -1,7 +1,7 @@
 """Exceptions and exit codes that all commands share, and how their messages reach the terminal.
 
-0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is a
-bug and keeps its traceback.
+0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is
+a bug and keeps its traceback.
 """
 
 import difflib
@@ -54,6 +54,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except (InputError, MachineError) as refusal:
         print(spell(str(refusal)), file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)

@@ -53,7 +53,7 @@ def _run(*command: str) -> tuple[int, str]:
             start_new_session=True,
         )
     except OSError as error:
-        return 127, error.strerror
+        return 127, error.strerror or str(error)
     try:
         output, _ = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:

@@ -131,12 +131,12 @@ class Child:
             reader.start()
 
     def _read_stdout(self) -> None:
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self.lines.put(line)
         self.lines.put("")
 
     def _read_stderr(self) -> None:
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self.last_error = line.strip() or self.last_error
 
     def next_result(self, seconds: float) -> Result:

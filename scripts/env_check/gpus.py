@@ -96,7 +96,7 @@ def check_health(facts: Facts) -> Iterator[Check]:
             fix = "check its cooling and power: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
             yield Check(name, WARNING, "slowed down: " + ", ".join(slowed), "full speed", fix)
         else:
-            ecc.add("ECC " + {"Enabled": "on", "Disabled": "off"}.get(card.get("ecc.mode.current"), "unknown"))
+            ecc.add("ECC " + {"Enabled": "on", "Disabled": "off"}.get(card.get("ecc.mode.current", ""), "unknown"))
     if ecc:
         yield Check("gpu health", OK, "no memory errors, not slowed down, " + ", ".join(sorted(ecc)))
 

@@ -29,8 +29,8 @@ DECLARING = ("unsloth", "unsloth_zoo", "trl", "vllm", "torchvision")  # whose me
 def check_python(facts: Facts) -> Iterator[Check]:
     wanted, good = OLDEST_PYTHON, True
     if find_module("packaging"):
-        declared = [metadata.metadata(name).get("Requires-Python") for name in DECLARING if installed(name)]
-        wanted = bounds([specifier_set(text) for text in declared if text]) or wanted
+        declared = [metadata.metadata(name).json.get("requires_python") for name in DECLARING if installed(name)]
+        wanted = bounds([specifier_set(str(text)) for text in declared if text]) or wanted
         good = specifier_set(wanted).contains(platform.python_version(), prereleases=True)
     found = f"{platform.python_version()}, {sys.executable}"
     fix = f"install a Python {wanted}, then rm -f .venv/lock.sha256 && make setup PYTHON=/path/to/it"
@@ -58,8 +58,8 @@ def check_packages(facts: Facts) -> Iterator[Check]:
         refusing = [] if name in set_aside else refusing
         moved = name in locked and version != locked[name]
         found = (version or "missing") + (", refused by " + " and ".join(refusing) if refusing else "")
-        wanted = [bounds(window.values())] if window else []
-        wanted = "; ".join(filter(None, [*wanted, "locked " + locked[name] if name in locked else ""]))
+        lock_text = f"locked {locked[name]}" if name in locked else ""
+        wanted = "; ".join(filter(None, [bounds(window.values()), lock_text]))
         if name not in shown:
             if refusing or moved:
                 others.append(f"{name} {found} ({wanted or 'any'})")

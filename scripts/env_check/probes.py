@@ -62,10 +62,10 @@ def bitsandbytes() -> str:
     layer = layer.to(device)  # this quantizes
     inputs = torch.randn(32, 128, device=device, dtype=dtype, requires_grad=True)
     outputs = layer(inputs)
-    outputs.float().sum().backward()
+    (gradient,) = torch.autograd.grad(outputs.float().sum(), inputs)
     for what, found, exact in (
         ("NF4", outputs.detach(), inputs.detach().float() @ weights.T),
-        ("the gradient through NF4", inputs.grad, weights.sum(0).expand(32, 128)),
+        ("the gradient through NF4", gradient, weights.sum(0).expand(32, 128)),
     ):
         error = ((found.float() - exact).norm() / exact.norm()).item()
         if not error < 0.3:  # nf4 is off by a tenth
@@ -178,10 +178,12 @@ def varlen() -> str | None:
         return None
 
     def attend(*heads):
-        packed = [tensor.squeeze(0) for tensor in heads]  # it takes (T, H, D)
-        length = len(packed[0])
+        query, key, value = (tensor.squeeze(0) for tensor in heads)  # it takes (T, H, D)
+        length = len(query)
         starts = torch.tensor([0, length], device="cuda", dtype=torch.int32)
-        return varlen_attn(*packed, starts, starts, length, length, window_size=(-1, 0)).unsqueeze(0)  # -1, 0: causal
+        causal = (-1, 0)
+        out = varlen_attn(query, key, value, starts, starts, length, length, window_size=causal)
+        return (out[0] if isinstance(out, tuple) else out).unsqueeze(0)
 
     return try_attention(attend)
 
@@ -213,8 +215,8 @@ def try_attention(attend: Callable) -> str:
     error = (out.detach().float() - exact).abs().max().item()
     if not error < 0.05:  # bfloat16 rounds values of this size by 0.02
         raise RuntimeError(f"attention is off by {error:.2g}")
-    out.float().sum().backward()
-    if not all(torch.isfinite(tensor.grad).all().item() for tensor in heads):
+    gradients = torch.autograd.grad(out.float().sum(), heads)
+    if not all(torch.isfinite(gradient).all().item() for gradient in gradients):
         raise RuntimeError("the gradients of attention are not finite")
     return "forward and backward"
 
@@ -252,7 +254,7 @@ def main() -> None:
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
     set_variables(offline=True)
-    os.system = lambda line: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
+    os.system = lambda command: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
     for name in sys.argv[1:]:
         value, error = None, ""
         try:

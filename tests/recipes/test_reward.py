@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import shlex
-import subprocess
 import sys
 
 import numpy as np
@@ -235,11 +233,3 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "DATA=d e", "OUT=f", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "reward", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("recipes/reward.py")[2]) == [
-        *("--model", "a b", "--data", "d e", "--output-dir", "f", "--seed", "1"),
-    ]

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -19,10 +20,10 @@ from common.errors import InputError
 from common.lm.cards import card_names, read_card
 from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH, estimate
 from conftest import ROOT
+from launch.commands import COMMANDS
 
 SCRIPT = ROOT / "scripts" / "choose.py"
 SAMPLES = ROOT / "data_samples"
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +102,11 @@ def test_a_base_model_learns_to_answer_first(choose):
 def test_the_commands_word_for_word():
     shown = answer("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
     assert [command for stage in shown["stages"] for command in stage["commands"]] == [
-        "make sft MODEL=qwen2.5-7b DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft ARGS=--no-load-in-4bit",
+        "make sft MODEL=qwen2.5-7b DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft LOAD_IN_4BIT=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-sft/adapter OUT=outputs/qwen2.5-7b-sft-merged",
-        "make dpo MODEL=outputs/qwen2.5-7b-sft-merged DATA=pairs.jsonl OUT=outputs/qwen2.5-7b-dpo "
-        "ARGS=--no-load-in-4bit",
+        "make dpo MODEL=outputs/qwen2.5-7b-sft-merged DATA=pairs.jsonl OUT=outputs/qwen2.5-7b-dpo LOAD_IN_4BIT=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-dpo/adapter OUT=outputs/qwen2.5-7b-dpo-merged",
-        "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo "
-        "ARGS=--no-load-in-4bit",
+        "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo LOAD_IN_4BIT=no",
     ]
     assert shown["pipeline"] == (
         "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
@@ -199,7 +198,7 @@ def test_sft_reads_the_chosen_answers_with_the_flags_given(name, choose):
 
 
 def test_looking_at_files_gives_the_stages_their_paths(choose):
-    shown = answer("--model", "qwen2.5-7b", "--gpu-gib", "80", "--data", SAMPLES / "arithmetic.jsonl", "--data",
+    shown = answer("--model", "qwen2.5-7b", "--gpu-gib", "80", "--data", SAMPLES / "arithmetic.jsonl",
                    SAMPLES / "sft.jsonl")  # fmt: skip
     assert [(stage["method"], stage["data"]) for stage in shown["stages"]] == [
         ("sft", str(SAMPLES / "sft.jsonl")), ("grpo", str(SAMPLES / "arithmetic.jsonl")),
@@ -288,14 +287,11 @@ def test_the_commands_are_ones_there_are():
     """Each target is in the Makefile, each flag an argument of its recipe, each batch the recipe's own default."""
     for shown in all_answers():
         for _, target, *words in commands(shown):
-            assert target in TARGETS
+            assert target in COMMANDS
             recipe = ROOT / "recipes" / f"{target}.py"
             if recipe.exists():  # a target that trains
-                given = dict(word.split("=", 1) for word in words)
-                known = arguments(recipe)
-                for flag in re.findall(r"--[a-z0-9-]+", given.get("ARGS", "")):
-                    name = flag.removeprefix("--")
-                    assert name.replace("-", "_") in known or name.removeprefix("no-").replace("-", "_") in known, flag
+                known = {"OUT", "REWARD"} | {name.upper() for name in arguments(recipe)}
+                assert {word.partition("=")[0] for word in words} <= known
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
@@ -323,9 +319,10 @@ def test_a_path_arrives_as_it_is(tmp_path):
     file = tmp_path / "it's $HOME, my data.jsonl"
     file.write_text('{"instruction": "Say a.", "output": "a"}\n')
     shown = answer("--data", file, "--model", "tiny", "--gpu-gib", "0")
-    (tmp_path / "Makefile").write_text(
-        "sft:\n\t@printf %s $(call quote,$(value DATA))\nquote = '$(subst ','\\'',$(1))'\n"
-    )
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run").write_text('#!/bin/sh\nprintf %s "$DATA"\n')
+    (tmp_path / "scripts" / "run").chmod(0o755)
     done = subprocess.run(
         ["sh", "-c", shown["stages"][0]["commands"][0]], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={key: value for key, value in os.environ.items() if not re.match("MAKE|MFLAGS", key)},
@@ -347,10 +344,10 @@ def test_without_a_terminal_it_names_the_flags(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--have", "wishes", "--model", "tiny", "--gpu-gib", "0"), "invalid choice: 'wishes'"),
+        (("--have", "wishes", "--model", "tiny", "--gpu-gib", "0"), "--have=wishes: unknown"),
         (("--have", "pairs", "--model", "qwen2.5-7", "--gpu-gib", "0"), "did you mean qwen2.5-7b?"),
-        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "-1"), "--gpu-gib -1"),
-        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "nan"), "--gpu-gib nan"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "-1"), "--gpu-gib=-1"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "nan"), "--gpu-gib=nan"),
         (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
     ],
 )
@@ -421,11 +418,3 @@ def test_the_answer_is_one_screen():
     assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
     for words in ("bring out", "add a skill", "add: every right answer", "17.8 of 24 GiB", "make pipeline"):
         assert words in done.stdout
-
-
-def test_make_hands_the_words_on():
-    recipe = re.search(r"^choose: .*\n\t(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
-    help_text = run("--help").stdout
-    flags = re.findall(r"call flag,(--[a-z-]+)", recipe)
-    assert flags == ["--model", "--data"]
-    assert all(flag in help_text for flag in flags)

@@ -892,29 +892,6 @@ def test_ctrl_c_ends_it_and_its_children(tmp_path):
     assert list(tmp_path.glob("env-check-*")) == []
 
 
-# --- make check ---------------------------------------------------------------------------------------------------
-
-
-def test_make_check_works_with_and_without_a_venv(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    for name in ("Makefile", "scripts/launch.py", "scripts/setup.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "env-check.py").write_text("import sys; print(sys.executable, sys.argv[1:])\n")
-    environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "ARGS", "PYTHON")}
-
-    def make(*words: str):
-        line = ["make", "check", f"PYTHON={sys.executable}", *words]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    assert make("MODEL=tiny", "ARGS=--json").stdout == f"{sys.executable} ['--model', 'tiny', '--json']\n"
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "the venv: $*"\n')
-    (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
-    assert make().stdout == "the venv: env-check.py\n"
-    (tmp_path / ".venv" / "bin" / "python").unlink()
-    assert "there is no no-python here" in make("PYTHON=no-python").stderr
-
-
 # --- on a GPU -----------------------------------------------------------------------------------------------------
 
 

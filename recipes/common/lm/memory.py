@@ -1,12 +1,12 @@
-"""How much GPU memory a run needs, worked out from a model's sizes before anything is loaded.
+"""Estimate the GPU memory of a run from a model's sizes, and plan settings that fit, before anything is loaded.
 
-What is counted is what the recipes do: a frozen base in 16 bit or nf4, LoRA adapters on the seven projections, 8-bit
-Adam, Unsloth's kernels, a loss in chunks, one GPU. Every part is a sum of named tensors, so that it can be read and
-doubted; tests/common/lm/test_memory.py holds the total against runs that were measured, and says how far it is off. One
-run took more than the plan: PPO on a 14B model in 4 bit, by an eighth.
+The estimate is for what the recipes do: a frozen base in 16 bit or nf4, LoRA adapters on the seven projections, 8-bit
+Adam, Unsloth's kernels, a loss in chunks, one GPU. Every part is a sum of named tensors that a reader can check.
+tests/common/lm/test_memory.py compares the total with measured runs and states the error. One run took more than the
+estimate: PPO on a 14B model in 4 bit, by an eighth.
 
-Standard library only: env-check.py reads this from a bare Python. `card` is any object with `parameters` and
-`architecture` as a model card has them.
+Standard library only: env-check.py reads this from a bare Python. `card` is any object with the `parameters` and the
+`architecture` of a model card, and for a plan its numbers for the method (`card.sft`).
 
 PPO is counted with a reward model that is one more adapter on the same base.
 
@@ -91,7 +91,7 @@ def estimate(
 ) -> Memory:
     """The peak memory of `method`, one of METHODS, on one GPU.
 
-    `max_length` is in tokens, prompt and answer together. `per_device_train_batch_size` counts rows; for DPO and
+    `max_length` is in tokens, prompt and completion together. `per_device_train_batch_size` counts rows; for DPO and
     reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
     None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
     rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
@@ -197,10 +197,10 @@ def plan(card: Any, method: str, gib: float) -> Plan:
     for rows, max_length, changed in tries:
         if rows != batch:
             changed = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows} | changed
-        sizes = {"max_length": max_length, "per_device_train_batch_size": rows}
-        if found := fit(card, method, gib, **sizes):
+        if found := fit(card, method, gib, max_length=max_length, per_device_train_batch_size=rows):
             return Plan(True, found.load_in_4bit, found.gradient_checkpointing, rows, max_length, found.memory, changed)
-    return Plan(False, True, True, rows, max_length, least(card, method, **sizes), changed)
+    smallest = least(card, method, max_length=max_length, per_device_train_batch_size=rows)
+    return Plan(False, True, True, rows, max_length, smallest, changed)
 
 
 def settings(card: Any, method: str) -> dict[str, int]:
