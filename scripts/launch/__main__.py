@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+from common import errors
 from common.arguments import Field, check, name_arguments
 from common.environment import ROOT
 from common.errors import ARGUMENTS, InputError, MachineError, did_you_mean, run_command
@@ -33,7 +34,7 @@ def main() -> None:
         raise InputError(f"there is no command {name}{did_you_mean(name, COMMANDS)}. `{run}` lists them.")
     fields = COMMANDS[name].fields()
     if by_make and fields is not None:
-        os.environ["RECIPES_SPELLING"] = "make"  # how messages name arguments: common.errors.spell
+        os.environ["RECIPES_SPELLING"] = errors.SPELLING = "make"  # how messages name arguments
     own_help = fields is not None  # else ARGS=--help asks the program, and only the first word is for us
     if any(word in HELP for word in [*words, *(given or {}).get("ARGS", "").split()][: None if own_help else 1]):
         print(usage.help_of(name, fields or [], by_make))
@@ -41,7 +42,7 @@ def main() -> None:
     try:
         start(name, read(name, fields, words, given or {}))
     except OSError as error:  # a full or read-only disk, a folder of somebody else's
-        raise MachineError(f"{error.filename or ROOT}: {error.strerror or error}") from None
+        raise
 
 
 def read(name: str, fields: list[Field] | None, words: list[str], given: dict[str, str]) -> list[str]:
