@@ -58,7 +58,7 @@ def _check(command: type) -> list[Given]:
     if any(word in ("-h", "--help") or word.startswith("--tyro-") for word in sys.argv[1:]):
         return []
     file = Path(inspect.getfile(command))
-    return check(read_fields(file), sys.argv[1:], file.stem)
+    return check(read_fields(file) or [], sys.argv[1:], file.stem)
 
 
 def _tyro(command: type[Args], description: str, default: Args | None = None) -> Args:

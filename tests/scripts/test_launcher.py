@@ -148,7 +148,7 @@ def test_every_text_argument_of_every_command_is_a_known_path_or_none(name):
 
 def test_every_known_path_is_an_argument_of_some_command():
     known = mounts.PATHS | mounts.REWARDS | mounts.COMMAND_LINES | mounts.NO_PATH
-    there = {field.name for command in COMMANDS.values() for field in command.fields() or []}
+    there = {field.name for command in COMMANDS.values() for field in command.fields()}
     assert known <= there
     sets = (mounts.READ, mounts.WRITTEN, mounts.WRITTEN_IN_PLACE, mounts.READ_OR_MADE, mounts.REWARDS)
     sets += (mounts.COMMAND_LINES, mounts.NO_PATH)
