@@ -42,9 +42,9 @@ from common.run.screen import loading
 from common.run.stopping import Stop
 
 Loss = Literal[
-    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
-    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
-]
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+    "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Args:
     """The folder of the run. By default outputs/dpo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", *PAIR_FORMATS] = "auto"
+    format: Literal["auto", "preference", "sharegpt-preference", "dialogue-preference"] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question chosen=better rejected=worse."""
@@ -187,7 +187,9 @@ def main() -> None:
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

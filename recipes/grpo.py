@@ -56,6 +56,9 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from common.lm.generate import Completion
+    from trl import GRPOTrainer
+else:
+    GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Args:
     """The folder of the run. By default outputs/grpo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", *PROBLEM_FORMATS] = "auto"
+    format: Literal[
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction"
+    ] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
@@ -206,6 +211,7 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.curriculum import select
     from common.lm.generate import Completion, generate
     from common.run.metrics import ProgressCallback, mean_loss
 
@@ -224,7 +230,9 @@ def main() -> None:
     # With fewer than ten prompts, none is held out.
     held_out, prompts = hold_out(prompts, min(args.sample_prompts, len(prompts) // 10), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -270,9 +278,9 @@ def main() -> None:
         if args.difficulty != "off":
             if len(prompts) > args.difficulty_prompts:
                 prompts = order.sample(prompts, args.difficulty_prompts)
-            measured = len(prompts)
-            prompts = of_difficulty(prompts, args, sample, rewards, model, tokenizer.pad_token_id)
-            console.print(f"{len(prompts)} of {measured} prompts are {args.difficulty} by {args.difficulty_by}")
+            measures = measure_difficulty(prompts, args, sample, rewards, model, tokenizer.pad_token_id)
+            prompts = [prompts[index] for index in select(measures, args.difficulty, args.difficulty_by)]
+            console.print(f"{len(prompts)} of {len(measures)} prompts are {args.difficulty} by {args.difficulty_by}")
 
         # 6. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
         class Trainer(GroupSampling, NoStepTooMany, GRPOTrainer):
@@ -358,7 +366,7 @@ def main() -> None:
 Sampler = Callable[[list[Prompt], int, float], "list[Completion]"]  # prompts, max_new_tokens, temperature
 
 
-class GroupSampling:
+class GroupSampling(GRPOTrainer):
     """A mixin of TRL's GRPOTrainer: samples by our `generate` and scores by our rewards; a group is scored once.
 
     Args:
@@ -476,23 +484,21 @@ def flat_groups(totals: list[float], size: int) -> list[slice]:
     return [group for group in groups if max(totals[group]) - min(totals[group]) < 1e-6]
 
 
-def of_difficulty(
+def measure_difficulty(
     prompts: list[Prompt], args: Args, sample: Sampler, rewards: list[Reward], model: Any, pad_token_id: int
-) -> list[Prompt]:
-    """The prompts of --difficulty, as measured on --num-generations completions of each by this model."""
+) -> list[float]:
+    """The pass rate or the entropy of each prompt, on --num-generations completions of it by this model."""
     from common.lm.log_probs import score_tokens
-    from common.run.curriculum import group_means, pass_rates, select
+    from common.run.curriculum import group_means, pass_rates
 
     repeated = [prompt for prompt in prompts for _ in range(args.num_generations)]
     completions = sample(repeated, args.max_completion_length, args.temperature)
     if args.difficulty_by == "pass-rate":
         _, scores = score_completions(rewards, repeated, completions)
-        measures = pass_rates(scores[rewards[0].name], args.num_generations)
-    else:
-        spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
-        entropies = [float(scored.entropies.mean()) for scored in score_tokens(model, spans, pad_token_id)]
-        measures = group_means(entropies, args.num_generations)
-    return [prompts[index] for index in select(measures, args.difficulty, args.difficulty_by)]
+        return pass_rates(scores[rewards[0].name], args.num_generations)
+    spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
+    entropies = [float(scored.entropies.mean()) for scored in score_tokens(model, spans, pad_token_id)]
+    return group_means(entropies, args.num_generations)
 
 
 def as_sample(prompt: Prompt) -> Sample:

@@ -47,7 +47,7 @@ class Args:
     """The folder of the run. By default outputs/sft-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", *FORMATS] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text"] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question completion=answer."""
@@ -158,7 +158,9 @@ def main() -> None:
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")

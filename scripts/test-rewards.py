@@ -31,7 +31,9 @@ class Args:
     """The rewards to test."""
     data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
     """Prompts with gold answers: a file, a folder of files or a hub dataset."""
-    format: Literal["auto", *PROBLEM_FORMATS] = "auto"
+    format: Literal[
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction"
+    ] = "auto"
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question answer=solution."""

@@ -199,14 +199,14 @@ def check(fields: Sequence[Field], words: Sequence[str], command: str = "this co
     name_arguments(fields)
     given = read_words(fields, words)
     for one in given:
-        _values(one)
+        values(one)
     for field in fields:
         if field.required and not any(one.field is field for one in given):
             raise InputError(f"{command} needs {field.flag}=..., for example {field.flag}={example(field)}")
     return given
 
 
-def _values(given: Given) -> list[Any]:
+def values(given: Given) -> list[Any]:
     """The values of an argument in its type. Raises InputError."""
     field, flag, values = given.field, given.flag, given.values
     if field.kind == "bool":
@@ -241,6 +241,6 @@ def parse(cls: type[Args], words: Sequence[str], command: str) -> Args:
     fields = read_fields(Path(inspect.getfile(cls))) or []
     values = {}
     for one in check(fields, words, command):
-        found = _values(one)
+        found = values(one)
         values[one.field.name] = tuple(found) if one.field.many else found[0]
     return cls(**values)

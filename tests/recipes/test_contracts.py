@@ -5,9 +5,11 @@ import dataclasses
 import importlib.util
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS
 from conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -29,12 +31,21 @@ SAME = [
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
     "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
 ]  # fmt: skip
+FORMATS_OF = {
+    "sft": FORMATS,
+    "dpo": PAIR_FORMATS,
+    "grpo": PROBLEM_FORMATS,
+    "ppo": PROMPT_FORMATS,
+    "reward": {**PAIR_FORMATS, **RATING_FORMATS},
+    "test-rewards": PROBLEM_FORMATS,
+}
 # Statements and expressions of every main.
 EVERYWHERE = [
     "stop = Stop(args.time_limit)",
     "source = find_source(args.data)",
     "contents(base)",
     "if run is None:\n    return",
+    "console = loading(base.name)",
     "import unsloth",
     "base = fetch(base)",
     "load_chat_tokenizer(base, args.chat_template_path, args.pad_token)",
@@ -45,6 +56,7 @@ EVERYWHERE = [
     "os.environ['TENSORBOARD_LOGGING_DIR'] = str(run.folder / 'tensorboard')",
     "newest_checkpoint(run)",
     "tokenizer.save_pretrained(part)",
+    "show_ending(console, run, saved)",
 ]
 # Calls whose keywords have the same values wherever two recipes give them, but for some.
 ALIKE = {
@@ -109,6 +121,13 @@ def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_ou
         module.Args().seed = 1
     assert module.Args().model == "tiny"
     assert module.Args().seed == 42
+
+
+@pytest.mark.parametrize("command", FORMATS_OF)
+def test_the_formats_to_choose_from_are_those_that_are_read(command):
+    """Written out, so that they are known without an import; and all that there are."""
+    module = load(next(ROOT.glob(f"*/{command}.py")))
+    assert set(typing.get_args(typing.get_type_hints(module.Args)["format"])) == {"auto", *FORMATS_OF[command]}
 
 
 def test_every_argument_has_the_name_that_its_library_gives_it(recipe):

@@ -18,7 +18,7 @@ from common.data.read import column_map, conversations
 from common.data.rows import Faults, read_rows
 from common.errors import InputError
 from common.lm.cards import card_names, read_card
-from common.lm.memory import MAX_LENGTH, estimate
+from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH, estimate
 from conftest import ROOT
 from launch.commands import COMMANDS
 
@@ -87,7 +87,7 @@ def test_a_base_model_learns_to_answer_first(choose):
 
     assert methods("pairs") == ["sft", "dpo"]  # from the chosen answers
     assert methods("demonstrations", "pairs") == ["sft", "dpo"]
-    # Nothing to learn the chat template from: it is reported, not made up.
+    # Nothing to learn the form from: a note tells it, nothing is made up.
     stages, notes = choose.choose(["answers"], [], base=True)
     assert [stage.method for stage in stages] == ["grpo"]
     assert "base model" in notes[0]
@@ -110,20 +110,30 @@ def test_the_commands_word_for_word():
     ]
     assert shown["pipeline"] == (
         "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
-        "MATH_DATA=answers.jsonl"
+        "MATH_DATA=answers.jsonl " + " ".join(f"{stage}_ARGS=--no-load-in-4bit" for stage in ("SFT", "DPO", "GRPO"))
     )
 
 
 def test_the_reward_model_judges_and_is_no_base():
     shown = answer("--have", "demonstrations", "scores", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     assert [command[:2] for command in commands(shown)] == [
-        ["make", "sft"], ["make", "merge"], ["make", "reward"], ["make", "ppo"],
+        ["make", "sft"], ["make", "merge"], ["make", "reward"], ["make", "ppo"], ["make", "pipeline"],
     ]  # fmt: skip
-    *_, reward, ppo = commands(shown)
+    *_, reward, ppo, words = commands(shown)
     assert "MODEL=outputs/qwen2.5-7b-sft-merged" in reward
     assert "MODEL=outputs/qwen2.5-7b-sft-merged" in ppo
     assert "REWARD=outputs/qwen2.5-7b-reward" in ppo
-    assert shown["pipeline"] is None  # it knows SFT, DPO and GRPO
+    assert words[:5] == [
+        "make",
+        "pipeline",
+        "STAGES=sft,reward,ppo",
+        "MODEL=qwen2.5-7b",
+        "SFT_DATA=demonstrations.jsonl",
+    ]
+    assert "REWARD_DATA=scores.jsonl" in words
+    assert not any(word.startswith("PPO_DATA=") for word in words)  # PPO takes the prompts of the scores
+    # A reward model that is there already is of a base of its own, which no stage before PPO may change.
+    assert answer("--have", "demonstrations", "reward-model", "--model", "tiny", "--gpu-gib", "0")["pipeline"] is None
 
 
 def kind_of(name: str) -> str:
@@ -169,7 +179,7 @@ def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind == "pairs"])
-def test_sft_reads_the_chosen_completions_with_these_flags(name, choose):
+def test_sft_reads_the_chosen_answers_with_the_flags_given(name, choose):
     seen = choose.look_at(str(SAMPLES / name))
     stages, notes = choose.choose(["pairs"], [seen], base=True)
     if seen.flags is None:
@@ -209,7 +219,7 @@ def flags_of(stage: dict) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
-def test_what_is_reported_to_fit_fits(gib, choose):
+def test_what_should_fit_fits(gib, choose):
     for name in card_names():
         card = read_card(name)
         for method in card.methods:
@@ -217,12 +227,12 @@ def test_what_is_reported_to_fit_fits(gib, choose):
             choose.plan_memory(stage, card, gib)
             flags = flags_of({"flags": stage.flags})
             own = getattr(card, method)
-            batch, steps = choose.BATCHES[method]
+            batch, steps = BATCHES[method]
             batch, steps = own.get("per_device_train_batch_size", batch), own.get("gradient_accumulation_steps", steps)
             rows = int(flags.get("--per-device-train-batch-size", batch))
             assert rows * int(flags.get("--gradient-accumulation-steps", steps)) == batch * steps, "another step"
             if method in ("grpo", "ppo"):
-                completion = own.get("max_completion_length", choose.COMPLETIONS[method])
+                completion = own.get("max_completion_length", COMPLETION_LENGTH[method])
                 length = int(flags.get("--max-prompt-length", own.get("max_prompt_length", 1024)))
                 length += int(flags.get("--max-completion-length", completion))
             else:
@@ -245,7 +255,8 @@ def test_a_small_gpu_gets_smaller_batches_of_the_same_step():
     sft = shown["stages"][0]
     assert sft["fits"]
     assert flags_of(sft) == {"--per-device-train-batch-size": "2", "--gradient-accumulation-steps": "8"}
-    assert shown["pipeline"] is None  # its defaults would not fit
+    given = dict(word.split("=", 1) for word in shlex.split(shown["pipeline"])[2:])
+    assert shlex.split(given["SFT_ARGS"]) == sft["flags"]
 
 
 def test_what_does_not_fit_says_what_would():
@@ -284,15 +295,15 @@ def test_the_commands_are_ones_there_are():
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
-def test_the_batches_are_the_recipes_own(method, choose):
+def test_the_batches_are_the_recipes_own(method):
     recipe = ROOT / "recipes" / f"{method}.py"
     known = arguments(recipe)
     batches = known["per_device_train_batch_size"], known["gradient_accumulation_steps"]
-    assert choose.BATCHES[method] == batches
+    assert BATCHES[method] == batches
     assert known["load_in_4bit"] is known["gradient_checkpointing"] is True
     lengths = ["max_prompt_length", "max_completion_length"] if method in ("grpo", "ppo") else ["max_length"]
     assert MAX_LENGTH[method] == sum(known[length] for length in lengths)
-    assert known.get("max_completion_length") == choose.COMPLETIONS.get(method)
+    assert known.get("max_completion_length") == COMPLETION_LENGTH.get(method)
 
 
 def arguments(recipe) -> dict[str, object]:
@@ -360,7 +371,8 @@ def test_bad_files_are_named(choose, tmp_path):
 
 def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\ntest \"$1\" = --query-gpu=memory.free && printf '24064\\n81000\\n'\n")
+    gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
+    smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
     smi.chmod(0o755)
     done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
     assert json.loads(done.stdout)["gpu_gib"] == 23.5

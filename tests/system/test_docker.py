@@ -148,12 +148,13 @@ def home() -> Iterator[Path]:
 def checkout(home) -> Path:
     """The repository as a plain user has cloned it, with no .venv."""
     folder = home / "the recipes"
+    output("git", "clone", "--quiet", "--no-checkout", ROOT, folder)
+    output("git", "-C", folder, "reset", "--quiet")
     names = output("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, names):
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copytree(output("git", "-C", ROOT, "rev-parse", "--absolute-git-dir").strip(), folder / ".git")
     output("chown", "-R", f"{USER}:{USER}", folder)
     return folder
 
@@ -285,7 +286,7 @@ def stopped_in_its_steps(
         time.sleep(0.1)
     image.engine("stop", "--time", 60, name)
     printed = process.communicate(timeout=60)[0]
-    assert "SIGTERM: the run ends after this step, with a checkpoint" in printed, printed
+    assert "SIGTERM: the run stops after this step, with a checkpoint" in printed, printed
     return printed
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -22,49 +22,54 @@ from common.data.turns import (
 )
 
 
-class Alpaca(Instruction):
+class ConversationFormat(RowFormat):
+    def messages(self) -> Turns:
+        raise NotImplementedError
+
+
+class Alpaca(Instruction, ConversationFormat):
     columns: ClassVar = ("instruction", "output")
     output: Text
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Turns:
         return [*self.turns(), {"role": "assistant", "content": self.output}]
 
 
-class ShareGPT(RowFormat):
+class ShareGPT(ConversationFormat):
     columns: ClassVar = ("conversations",)
     conversations: list[Turn]
     system: str | None = None
     tools: Any = None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Turns:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + [turn.as_dict() for turn in self.conversations]
 
 
-class Messages(RowFormat):
+class Messages(ConversationFormat):
     columns: ClassVar = ("messages",)
     conversation: list[Message] = Field(validation_alias="messages")
     tools: Any = None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Turns:
         return [message.as_dict() for message in self.conversation]
 
 
-class PromptCompletion(RowFormat):
+class PromptCompletion(ConversationFormat):
     columns: ClassVar = ("prompt", "completion")
     prompt: TextOrMessages
     completion: TextOrMessages
     tools: Any = None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Turns:
         return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
 
 
-class ChatMLText(RowFormat):
+class ChatMLText(ConversationFormat):
     columns: ClassVar = ("text",)
     text: Text
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Turns:
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", self.text, flags=re.DOTALL)
         rest = re.sub(r"<\|im_start\|>\w+\n.*?<\|im_end\|>\s*", "", self.text, flags=re.DOTALL)
         if rest.strip():
@@ -172,9 +177,12 @@ class DialoguePair(PairFormat):
 
 
 class PromptFormat(RowFormat):
+    if TYPE_CHECKING:  # a column of every one but InstructionOnly
+        prompt: TextOrMessages
+
     def prompt_turns(self) -> Turns:
         """The prompt. Raises ValueError when it does not end with a turn of the user or of a tool."""
-        return check_prompt(as_turns("user", self.prompt))
+        raise NotImplementedError
 
     @classmethod
     def other_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -183,38 +191,33 @@ class PromptFormat(RowFormat):
         return {name: value for name, value in fields.items() if name not in own}
 
 
-class PromptAnswer(PromptFormat):
-    columns: ClassVar = ("prompt", "answer")
-    prompt: TextOrMessages
-    answer: GoldAnswer
-    tools: Any = None
-
-
-class QuestionAnswer(PromptFormat):
-    columns: ClassVar = ("question", "answer")
-    prompt: TextOrMessages = Field(validation_alias="question")
-    answer: GoldAnswer
-    tools: Any = None
-
-
-class ProblemAnswer(PromptFormat):
-    columns: ClassVar = ("problem", "answer")
-    prompt: TextOrMessages = Field(validation_alias="problem")
-    answer: GoldAnswer
-    tools: Any = None
-
-
-class ProblemSolution(PromptFormat):
-    columns: ClassVar = ("problem", "solution")
-    prompt: TextOrMessages = Field(validation_alias="problem")
-    answer: GoldAnswer = Field(validation_alias="solution")
-    tools: Any = None
-
-
 class PromptOnly(PromptFormat):
     columns: ClassVar = ("prompt",)
     prompt: TextOrMessages
     tools: Any = None
+
+    def prompt_turns(self) -> Turns:
+        return check_prompt(as_turns("user", self.prompt))
+
+
+class PromptAnswer(PromptOnly):
+    columns: ClassVar = ("prompt", "answer")
+    answer: GoldAnswer
+
+
+class QuestionAnswer(PromptAnswer):
+    columns: ClassVar = ("question", "answer")
+    prompt: TextOrMessages = Field(validation_alias="question")
+
+
+class ProblemAnswer(PromptAnswer):
+    columns: ClassVar = ("problem", "answer")
+    prompt: TextOrMessages = Field(validation_alias="problem")
+
+
+class ProblemSolution(ProblemAnswer):
+    columns: ClassVar = ("problem", "solution")
+    answer: GoldAnswer = Field(validation_alias="solution")
 
 
 class InstructionOnly(Instruction, PromptFormat):
@@ -225,6 +228,9 @@ class InstructionOnly(Instruction, PromptFormat):
 
 
 class RatingFormat(RowFormat):
+    response: TextOrMessages
+    score: Score
+
     def prompt_turns(self) -> Turns:
         raise NotImplementedError
 
@@ -236,8 +242,6 @@ class RatingFormat(RowFormat):
 class PromptRating(RatingFormat):
     columns: ClassVar = ("prompt", "response", "score")
     prompt: TextOrMessages
-    response: TextOrMessages
-    score: Score
     tools: Any = None
 
     def prompt_turns(self) -> Turns:
@@ -246,8 +250,6 @@ class PromptRating(RatingFormat):
 
 class InstructionRating(Instruction, RatingFormat):
     columns: ClassVar = ("instruction", "response", "score")
-    response: TextOrMessages
-    score: Score
 
     def prompt_turns(self) -> Turns:
         return self.turns()

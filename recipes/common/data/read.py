@@ -15,6 +15,7 @@ from common.data.formats import (
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
     RATING_FORMATS,
+    ConversationFormat,
     Formats,
     PairFormat,
     PromptFormat,
@@ -60,9 +61,11 @@ def read_examples(source: Source, formats: Formats, row_format: str = "auto", co
     if first is None:
         faults.stop()
         raise InputError(f"{source_name(source)}: holds no rows")
+    found = detect(_renamed(first, renamed), formats) if row_format == "auto" else row_format
+    if found is None:
+        raise InputError(f"{first.place}: {unknown_columns(_renamed(first, renamed), formats)}")
     examples = list(_examples(itertools.chain([first], rows), faults, row_format, renamed, formats))
     faults.stop()
-    found = row_format if row_format != "auto" else detect(_renamed(first, renamed), formats)
     return Data(examples, found, source_identity(source))
 
 
@@ -162,6 +165,8 @@ def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) ->
         prompt, response = row.prompt_turns(), row.response_turns()
         _check_count(prompt, response)
         return Rating(place, prompt, response, row.score, tools)
+    if not isinstance(row, ConversationFormat):
+        raise TypeError(f"{row_format.__name__} is not a row format of examples")
     messages = row.messages()
     _check_count(messages)
     if not any(message["role"] == "assistant" for message in messages):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +112,18 @@ def source_identity(source: Source) -> str:
     """
     if isinstance(source, str):
         return f"{source.partition('@')[0]}@{_hub_dataset(source).hash}"
-    return source_sha256(source)
+    return files_sha256(source)
 
 
 def source_sha256(source: Source) -> str | None:
-    """One sha256 over the bytes of all files in order; None for a hub dataset. See `source_identity`."""
-    if isinstance(source, str):
-        return None
+    """`files_sha256` of a source of files, None for a hub dataset. See `source_identity`."""
+    return None if isinstance(source, str) else files_sha256(source)
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """One sha256 over the bytes of all files in order."""
     digest = hashlib.sha256()
-    for file in source:
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -210,7 +213,7 @@ def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
                 place = f"{file}:{first}"
                 first = reader.line_num + 1
                 if None in fields:
-                    faults.add(place, f"more cells than the {len(reader.fieldnames)} columns of the header")
+                    faults.add(place, f"more cells than the {len(reader.fieldnames or ())} columns of the header")
                 elif None in fields.values():
                     missing = next(name for name, value in fields.items() if value is None)
                     faults.add(place, f"{missing}: missing; the row has fewer cells than the header")
@@ -239,7 +242,7 @@ def _hub_rows(name: str) -> Iterator[Row]:
     builder = _hub_dataset(name)
     try:
         builder.download_and_prepare()
-        dataset = builder.as_dataset(split="train")
+        dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
     for number, fields in enumerate(dataset, start=1):
@@ -285,5 +288,5 @@ def _json_reason(error: ValueError | RecursionError) -> str:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    names: dict[type, str] = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -49,8 +49,8 @@ def check_calls(calls: Any) -> list[dict[str, Any]]:
     """Return `calls`. Raises ValueError unless each has a name and arguments, at the top or under "function"."""
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
-        known = isinstance(function, dict) and isinstance(function.get("name"), str)
-        if not known or not isinstance(function.get("arguments"), dict | str):
+        function = function if isinstance(function, dict) else {}
+        if not isinstance(function.get("name"), str) or not isinstance(function.get("arguments"), dict | str):
             raise ValueError('a function call must hold a name and arguments, like {"name": "add", "arguments": {...}}')
     return calls
 

@@ -47,9 +47,9 @@ def find_model(name: str) -> Model:
     """
     if name in card_names():
         card = read_card(name)
-        if card.path is None:
+        if card.hub_id is not None:
             return Model(name, card.hub_id, card.revision, card, local=False)
-        return Model(name, str(_checkpoint(ROOT / card.path)), None, card, local=True)
+        return Model(name, str(_checkpoint(ROOT / str(card.path))), None, card, local=True)
     directory = Path(name).expanduser()
     if name and directory.is_dir():
         directory = _checkpoint(directory.resolve())

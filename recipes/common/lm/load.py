@@ -23,9 +23,10 @@ def base_of(model: str | None, adapter: str | None) -> Model:
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"--adapter {adapter}: no adapter_config.json there; give the adapter folder of a run")
     parent = parent_of(Path(adapter))
-    if model is None and parent is None:
+    name = model or (parent.model if parent else None)
+    if name is None:
         raise InputError(f"{adapter}: no run.json beside it that names its base; give the base with --model")
-    base = find_model(model or parent.model)
+    base = find_model(name)
     if parent and parent.base != contents(base):
         raise InputError(
             f"{adapter} was trained on {parent.model} ({parent.base[:16]}), and {base.source} is another model or "

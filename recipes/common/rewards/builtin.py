@@ -59,7 +59,7 @@ def format_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
 
 def tags_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
     """A quarter for each of the four tags that is there once and in order: a smooth path to the full format."""
-    scores = []
+    scores: Scores = []
     for text in map(text_of, completions):
         score, last = 0.0, -1
         for tag in TAGS:
@@ -91,7 +91,7 @@ def repetition_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores
     "Demystifying Long Chain-of-Thought Reasoning in LLMs", appendix C.2, https://arxiv.org/abs/2502.03373. A Chinese
     character counts as a word.
     """
-    scores = []
+    scores: Scores = []
     for text in map(text_of, completions):
         words = re.findall(rf"{HAN}|\w+|[^\w\s]", text)
         ngrams = list(zip(*(words[first:] for first in range(NGRAM)), strict=False))
@@ -142,7 +142,7 @@ def xml_reward(completions: Sequence[TextOrMessages], **_: Any) -> Scores:
 
     A document type scores 0: its entities could grow without limit.
     """
-    scores = []
+    scores: Scores = []
     for text in map(_answer_part, map(text_of, completions)):
         try:
             expat.ParserCreate().Parse(text, True)

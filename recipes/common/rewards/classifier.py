@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 from common.lm.hub import fetch, find_model, load_tokenizer
+from common.rewards.builtin import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,13 +38,13 @@ class RewardModel:
                 self._loaded = self._load()
         return self._loaded
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
         """The model's score of each prompt with its completion: any number, higher is better. Raises as `prepare`."""
         import torch
 
         model, tokenizer = self.prepare()
         texts = [self._text(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
-        scores: list[float] = []
+        scores: Scores = []
         with torch.inference_mode():
             for first in range(0, len(texts), BATCH):
                 batch = texts[first : first + BATCH]

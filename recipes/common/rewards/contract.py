@@ -9,6 +9,7 @@ answer. Scores cannot show whether a reward measures what its author wants.
 import contextlib
 import copy
 import io
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -90,7 +91,7 @@ def contract(
         return [str(error)]
     drawn = Random(seed).sample(list(prompts), len(prompts))
     batch = _batch(reward, drawn, answer_template or reward.answer_template or ANSWER_TEMPLATE)
-    printed = io.StringIO()
+    printed = _Printed()
     faults = []
     with contextlib.redirect_stdout(printed):
         try:
@@ -102,9 +103,31 @@ def contract(
     return faults
 
 
+class _Printed(io.StringIO):
+    """Standard output while rewards are tried. Threads that ran before, such as the spinner's, print past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stdout = sys.stdout
+        self.others = set(threading.enumerate()) - {threading.current_thread()}
+
+    def write(self, text: str) -> int:
+        return self.stdout.write(text) if self._is_other() else super().write(text)
+
+    def flush(self) -> None:
+        if self._is_other():
+            self.stdout.flush()
+
+    def isatty(self) -> bool:
+        return self._is_other() and self.stdout.isatty()
+
+    def _is_other(self) -> bool:
+        return threading.current_thread() in self.others
+
+
 def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -> Iterator[str]:
     # Off the main thread first: a call that does not return can be abandoned there.
-    refused = None
+    refused, on_thread = None, []
     try:
         on_thread = _start(reward, batch).result(seconds)
     except TimeoutError:
@@ -121,7 +144,7 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
     if _differ(scores, reward(**_arguments(batch))):
         yield f"{reward.place}: gives the same completions other scores the second time"
         return
-    if not refused and _differ(scores, on_thread):
+    if on_thread is not None and _differ(scores, on_thread):
         yield f"{reward.place}: gives other scores off the main thread, where rewards run"
 
     order = list(range(len(batch)))
@@ -160,8 +183,10 @@ def _order_faults(reward: Reward, batch: Batch, scores: Scores) -> Iterator[str]
     for other in ("wrong", "empty"):
         bad = []
         for place in places:
-            (right, most), (attempt, score) = scored[place, "right"], scored.get((place, other), (None, None))
-            if score is not None and sign * most <= sign * score:
+            if (place, other) not in scored:
+                continue
+            (right, most), (attempt, score) = scored[place, "right"], scored[place, other]
+            if sign * most <= sign * score:
                 what = f"{attempt.answer!r}" if other == "wrong" else "an empty completion"
                 bad.append((most != score, f"{place}: {right.answer!r} scores {most:g}, {what} {score:g}"))
         if len(bad) == len(places) and all(less for less, _ in bad):
@@ -211,15 +236,15 @@ def _final(answer: str) -> str:
         return answer
 
 
-def _other_than(answer: str, answers: Sequence[str | None]) -> str:
+def _other_than(answer: str, answers: Sequence[str]) -> str:
     """A wrong answer: a number one higher, else another row's answer, else "none of these"."""
     try:
         right = gold(answer)
     except ValueError:
-        return next((other for other in answers if other not in (None, answer)), "none of these")
+        return next((other for other in answers if other != answer), "none of these")
     if right.number:
         return str(right.number.value + 1)
-    return next((other for other in answers if other is not None and not same(right, other)), "none of these")
+    return next((other for other in answers if not same(right, other)), "none of these")
 
 
 def _arguments(batch: Batch, as_text: bool = False) -> dict[str, Any]:
@@ -256,4 +281,4 @@ def _differ(scores: Scores, others: Scores) -> bool:
     numbers = [score for score in scores if score is not None]
     allowed = TOLERANCE * (max(numbers) - min(numbers)) if numbers else 0.0
     pairs = zip(scores, others, strict=True)
-    return any(score is not None and abs(score - other) > allowed for score, other in pairs)
+    return any(a is not None and b is not None and abs(a - b) > allowed for a, b in pairs)

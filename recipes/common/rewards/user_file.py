@@ -57,6 +57,8 @@ def describe(error: BaseException) -> str:
 def _import(file: Path) -> ModuleType:
     """The file as a module. It can import modules in its own folder."""
     spec = importlib.util.spec_from_file_location(f"rewards_in_{file.stem}", file)
+    assert spec is not None  # it is a .py file
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     if str(file.parent) not in sys.path:

@@ -501,6 +501,25 @@ def test_a_function_that_hangs_leaves_no_more_than_its_thread(own, problems):
     assert threading.active_count() <= before + 1
 
 
+def test_what_other_threads_print_is_not_held_against_a_reward(own, problems, capsys):
+    """Such as the thread that draws a spinner while a reward model loads."""
+    [reward] = own(TEXT + f"def reward(completions, answer): return {GOOD}")
+    over = threading.Event()
+
+    def draw():
+        while not over.wait(0.001):
+            print("spinner")
+
+    spinner = threading.Thread(target=draw)
+    spinner.start()
+    try:
+        assert contract(reward, problems) == []
+    finally:
+        over.set()
+        spinner.join()
+    assert "spinner" in capsys.readouterr().out
+
+
 def run_script(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "scripts" / "test-rewards.py", *map(str, flags)]
     environment = {**os.environ, **environment}
