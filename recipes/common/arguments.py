@@ -238,9 +238,12 @@ def example(field: Field) -> str:
 
 def parse(cls: type[Args], words: Sequence[str], command: str) -> Args:
     """An instance of `cls`, a dataclass called Args, from the words of a command line. Raises InputError."""
+    if any(word in ("-h", "--help") for word in words):
+        print(f"`scripts/run {command} --help` shows the arguments.")
+        raise SystemExit
     fields = read_fields(Path(inspect.getfile(cls))) or []
-    values = {}
+    chosen = {}
     for one in check(fields, words, command):
         found = values(one)
-        values[one.field.name] = tuple(found) if one.field.many else found[0]
-    return cls(**values)
+        chosen[one.field.name] = tuple(found) if one.field.many else found[0]
+    return cls(**chosen)

@@ -43,7 +43,7 @@ def main() -> None:
     try:
         start(name, read(name, words, given or {}))
     except OSError as error:  # a full or read-only disk, a folder of somebody else's
-        raise
+        raise MachineError(f"{error.filename or ROOT}: {error.strerror or error}") from None
 
 
 def read(name: str, words: list[str], given: dict[str, str]) -> list[str]:
