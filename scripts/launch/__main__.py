@@ -74,13 +74,14 @@ def start(name: str, words: list[str]) -> NoReturn:
     if words[0].endswith(".py"):
         words[0] = str(command.file)
     if command.where is Where.HERE:
-        execute(sys.executable, words)
+        words = python_words(sys.executable, words)
+        os.execvp(words[0], words)
     if command.where is Where.VENV:
         installed.ensure(os.environ.get("VARIANT", ""))
         os.chdir(ROOT)
         if "TEST_DOCKER" in command.variables:
             os.environ.setdefault("TEST_DOCKER", "cpu")
-        execute(VENV_PYTHON, words)
+        in_venv(words)
     if os.environ.get("GPUS"):
         gpus = chosen_gpus() or []
         if len(gpus) > 1 and not command.several:
@@ -93,11 +94,9 @@ def start(name: str, words: list[str]) -> NoReturn:
         print(note, file=sys.stderr)
     if image is not None:
         contain(runtime, image, words)
-    if name == "check" and not os.path.exists(VENV_PYTHON):  # it is to tell what stands in the way of .venv
-        execute(sys.executable, words)
-    if name != "check":
+    if name != "check":  # which is to tell what stands in the way of .venv
         installed.ensure(os.environ.get("VARIANT", ""))
-    execute(VENV_PYTHON, words)
+    in_venv(words)
 
 
 def contain(runtime: str, image: Image, words: list[str]) -> NoReturn:
@@ -118,14 +117,14 @@ def contain(runtime: str, image: Image, words: list[str]) -> NoReturn:
     os.execvp(command[0], command)
 
 
-def execute(python: str, words: list[str]) -> NoReturn:
-    """Replace this process by a Python file or module, or by a program of the repository's or of PATH."""
+def in_venv(words: list[str]) -> NoReturn:
+    """Replace this process by the command in .venv, or where there is none, with this Python."""
+    python = VENV_PYTHON if os.path.exists(VENV_PYTHON) else sys.executable
+    scripts = str(ROOT / "scripts")  # what is there is no library; `import evaluate` is another one
+    path = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder != scripts]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    os.environ["PATH"] = os.path.dirname(VENV_PYTHON) + os.pathsep + os.environ["PATH"]
     words = python_words(python, words)
-    if python == VENV_PYTHON:
-        scripts = str(ROOT / "scripts")  # what is there is no library; `import evaluate` is another one
-        path = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder != scripts]
-        os.environ["PYTHONPATH"] = os.pathsep.join(path)
-        os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ["PATH"]
     os.execvp(words[0], words)
 
 

@@ -737,6 +737,13 @@ def test_check_runs_before_there_is_a_venv_and_in_a_broken_one(checkout):
     assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python"]
 
 
+def test_what_needs_no_venv_finds_its_modules_with_the_python_of_one(checkout):
+    """`python -m install.lock` did not."""
+    checkout.make_venv()
+    assert checkout.run("setup").returncode == 0
+    assert "No module named" not in checkout.run("lock-check").stderr
+
+
 def test_a_full_disk_is_one_line(checkout):
     (checkout.root / ".cache").write_text("a file where a folder has to be")
     done = checkout.run("sft", RUNTIME="docker")
