@@ -27,7 +27,6 @@ if sys.version_info < (3, 11):  # noqa: UP036
     )
     sys.exit(3)
 
-import argparse
 import json
 import os
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ if find_spec("env_check") is None:  # started directly: start again with our par
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)))
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
+from common.arguments import parse
 from common.errors import CANNOT, DONE, InputError, did_you_mean, run_command
 from common.lm.memory import METHODS
 from env_check.checks import FAILURE, Facts
@@ -57,7 +57,7 @@ CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory
 @dataclass(frozen=True)
 class Args:
     recipe: str | None = None
-    """Check one recipe only."""
+    """Check one recipe only: sft, dpo, grpo, reward or ppo."""
     model: str | None = None
     """Check that this model card fits; `make models` lists them."""
     online: bool = False
@@ -66,17 +66,9 @@ class Args:
     """Print one JSON object."""
 
 
-def parse() -> Args:
+def read_arguments() -> Args:
     """The arguments. Raises InputError for a name that is unknown, or a model that is not offered for the recipe."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--recipe", help=f"check one recipe only: {', '.join(METHODS)}")
-    parser.add_argument("--model", help="check that this model card fits; `make models` lists them")
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--online", action=switch, default=False, help="contact the hub, too")
-    parser.add_argument("--json", action=switch, default=False, help="print one JSON object")
-    args, cards = Args(**vars(parser.parse_args())), read_cards()
+    args, cards = parse(Args, sys.argv[1:], "check"), read_cards()
     for flag, name, known in (("--recipe", args.recipe, METHODS), ("--model", args.model, cards)):
         if name and name not in known:
             hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
@@ -88,7 +80,7 @@ def parse() -> Args:
 
 
 def main() -> int:
-    args, cards = parse(), read_cards()
+    args, cards = read_arguments(), read_cards()
     if sys.stderr.isatty():
         print("Importing the libraries and running a call of each ...", file=sys.stderr)
     facts = Facts(query_driver(), run_probes(), args.online)

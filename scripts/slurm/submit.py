@@ -104,7 +104,9 @@ def main() -> None:
     (folder / "slurm").mkdir(parents=True, exist_ok=True)
     record = folder / "slurm" / "jobs.json"
     jobs = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
-    scripts = [write_script(stage, folder, runs, args, words) for stage in args.chain or [args.recipe]]
+    scripts = [
+        write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
+    ]
     if args.dry:
         print("\n".join(script.read_text(encoding="utf-8") for script in scripts))
         return
