@@ -237,8 +237,8 @@ def example(field: Field) -> str:
 def parse(cls: type[Args], words: Sequence[str], command: str) -> Args:
     """An instance of `cls`, a dataclass called Args, from the words of a command line. Raises InputError."""
     fields = read_fields(Path(inspect.getsourcefile(cls)))
-    values = {}
+    given: dict[str, Any] = {}
     for one in check(fields, words, command):
         found = values(one)
-        values[one.field.name] = tuple(found) if one.field.many else found[0]
-    return cls(**values)
+        given[one.field.name] = tuple(found) if one.field.many else found[0]
+    return cls(**given)
