@@ -94,13 +94,13 @@ REWARD_MODEL = "reward_model"  # its name among the rewards
 class Args:
     """Every name that TRL, PEFT or transformers also has means the same here; those of PPO are TRL's PPOConfig's."""
 
-    # What to train, on what, and where it goes.
+    # Model, data, output.
     model: str = "tiny"
     """A model card's name (`make models`), a local directory or a hub id; it is also the reference policy."""
     data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
     """A file, a folder of files or a hub dataset: prompts, with the columns that the reward functions read."""
     output_dir: str | None = None
-    """The run's folder. By default outputs/ppo-MODEL-HASH, so another setting is another folder."""
+    """The folder of the run. By default outputs/ppo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
     format: Literal[
@@ -117,7 +117,7 @@ class Args:
     pad_token: str | None = None
     """The pad token, for a model that has none besides its end token."""
     max_prompt_length: int = 1024
-    """Tokens of a prompt. Longer prompts are dropped: a truncated prompt is a different prompt."""
+    """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
     """Stop when a larger share of the prompts would be dropped."""
     eval_ratio: float = 0.05
@@ -215,9 +215,9 @@ class Args:
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
-    """Held-out prompts to show completions of, before and after; also the completions of a step in samples.jsonl."""
+    """Held-out prompts whose completions are shown, before and after; and completions a step in samples.jsonl."""
     sample_tokens: int = 128
-    """The longest completion to show."""
+    """Tokens of such a completion, at most."""
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
-    torchrun --nproc-per-node 8 recipes/sft.py ...  on 8 GPUs, each with its own batches (as `make slurm` does)
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, each with its own batches
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
 folder of them or a hub dataset. Only the turns of the assistant carry loss, their end tokens included.

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import tyro
+from common.cli import parse_arguments
 from common.environment import ROOT
 from common.errors import InputError, run_command
 from common.lm.cards import Card, read_card
@@ -58,7 +58,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     card = read_card(args.model)
     batch, accumulation = BATCHES.get(args.method, (1, 1))
     batch = args.per_device_train_batch_size or batch

@@ -22,12 +22,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from check_data import cleaned, figures, report
 from check_data.findings import Findings, RecordedFaults
 from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
+from common.cli import parse_arguments
 from common.data.read import column_map
 from common.data.rows import Faults, Source, find_source, read_rows, source_identity
 from common.errors import InputError, run_command
@@ -91,7 +91,7 @@ class Args:
 
 def main() -> None:
     started = time.monotonic()
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     columns = column_map(args.columns)
     base = find_model(args.model) if args.model else None
     source = find_source(args.data)

@@ -108,17 +108,17 @@ def main() -> None:
     args = parse_arguments(Args, __doc__)
     data = [look_at(path) for path in args.data]
     have = list(dict.fromkeys([*args.have, *(item.kind for item in data)]))
-    model, gib = args.model, gpu_gib() if args.gpu_gib is None else args.gpu_gib
-    if missing := [
+    gib = gpu_gib() if args.gpu_gib is None else args.gpu_gib
+    missing = [
         *([] if have else ["--have=KIND (or --data=FILE)"]),
-        *([] if model else ["--model=NAME"]),
+        *([] if args.model else ["--model=NAME"]),
         *([] if gib is not None else ["--gpu-gib=N (nvidia-smi shows no GPU here; 0 for none)"]),
-    ]:
-        if not sys.stdin.isatty():
-            raise InputError(f"There is no terminal to ask on; give {', '.join(missing)}")
-        have = have or ask_kinds()
-        model = model or ask_model()
-        gib = ask_gib() if gib is None else gib
+    ]
+    if missing and not sys.stdin.isatty():
+        raise InputError(f"There is no terminal to ask on; give {', '.join(missing)}")
+    have = have or ask_kinds()
+    model = args.model or ask_model()
+    gib = ask_gib() if gib is None else gib
     if not gib >= 0:
         raise InputError(f"--gpu-gib={gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
     found = find_model(model)
@@ -127,7 +127,7 @@ def main() -> None:
         plan_memory(stage, found.card, gib)
     pipeline = write_commands(stages, model, found.name)
     if args.json:
-        answer = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
+        answer: dict[str, Any] = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
         answer["stages"] = [
             asdict(stage) | {"can": CAN[stage.method], "cannot": CANNOT[stage.method]} for stage in stages
         ]
@@ -231,7 +231,7 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
     stages, notes = [], []
     if "demonstrations" in have:
         flags = files["demonstrations"].flags if "demonstrations" in files else ()
-        stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags)))
+        stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags or ())))
     elif base and "pairs" in have and chosen:
         reason = "a base model must learn to answer first; the chosen answers are its examples."
         stages.append(Stage("sft", reason, paths["pairs"], list(chosen)))

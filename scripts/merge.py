@@ -50,9 +50,7 @@ def main() -> None:
     adapter = Path(args.adapter).expanduser()
     base = base_of(args.model, str(adapter))
     if (adapter / "head.json").is_file():
-        raise InputError(
-            f"{adapter} is a reward model: PPO takes it as it is, and `make reward` merges with --stand-alone"
-        )
+        raise InputError(f"{adapter} is a reward model, which PPO takes as it is; `make reward` can merge one itself")
     folder = Path(args.output_dir or adapter.parent / "merged").expanduser()
     inputs = {
         "card": base.card.name if base.card else None,

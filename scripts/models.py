@@ -6,6 +6,7 @@ A card is a file in recipes/models; its name is what MODEL takes. `make pin` wri
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from common.cli import parse_arguments
 from common.errors import run_command
@@ -13,7 +14,7 @@ from common.lm.cards import Method, card_names, read_card
 from rich.console import Console
 from rich.table import Table
 
-METHODS = Method.__args__
+METHODS = get_args(Method)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def current_commit(hub_id: str) -> str:
 
     hub = HfApi()
     try:
-        return hub.model_info(hub_id, timeout=30).sha
+        if commit := hub.model_info(hub_id, timeout=30).sha:
+            return commit
+        reason = "it names no commit"
     except GatedRepoError:
         reason = "its licence is not accepted, or HF_TOKEN is not set"
     except RepositoryNotFoundError:

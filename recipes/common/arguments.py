@@ -5,6 +5,7 @@ parse theirs here. Recipes and the other commands parse with tyro (common/cli.py
 """
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ class Given:
     values: list[str]
 
 
+@functools.cache
 def read_fields(file: Path) -> list[Field] | None:
     """The fields of `class Args` in a Python file, in their order; None where it has no such class."""
     source = file.read_text(encoding="utf-8")
@@ -96,7 +98,7 @@ def _fields(node: ast.ClassDef, lines: list[str], constants: dict[str, ast.expr]
             **_type(statement.annotation, constants),
             default=statement.value,
             shown=_shown(statement.value, constants, lines),
-            help=inspect.cleandoc(text.value) if isinstance(text, ast.Constant) else "",
+            help=inspect.cleandoc(str(text.value)) if isinstance(text, ast.Constant) else "",
             group=group,
         )
 
@@ -236,9 +238,12 @@ def example(field: Field) -> str:
 
 def parse(cls: type[Args], words: Sequence[str], command: str) -> Args:
     """An instance of `cls`, a dataclass called Args, from the words of a command line. Raises InputError."""
-    fields = read_fields(Path(inspect.getsourcefile(cls)))
-    values = {}
+    if any(word in ("-h", "--help") for word in words):
+        print(f"`scripts/run {command} --help` shows the arguments.")
+        raise SystemExit
+    fields = read_fields(Path(inspect.getfile(cls))) or []
+    chosen = {}
     for one in check(fields, words, command):
         found = values(one)
-        values[one.field.name] = tuple(found) if one.field.many else found[0]
-    return cls(**values)
+        chosen[one.field.name] = tuple(found) if one.field.many else found[0]
+    return cls(**chosen)

@@ -4,12 +4,11 @@ Order of precedence: the recipe's default, then the model card's number for this
 """
 
 import contextlib
-import dataclasses
 import inspect
 import io
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -30,8 +29,9 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     wrong arguments, an unknown model, or a card with a wrong setting.
     """
     given = _check(recipe)
-    model = find_model(_tyro(recipe, description).model)
-    fields = [field.name for field in dataclasses.fields(recipe)]
+    first: Any = _tyro(recipe, description)
+    model = find_model(first.model)
+    fields = list(inspect.signature(recipe).parameters)
     card = method_settings(model.card, method, fields)
     try:
         default = TypeAdapter(recipe).validate_python(card)
@@ -58,7 +58,7 @@ def _check(command: type) -> list[Given]:
     if any(word in ("-h", "--help") or word.startswith("--tyro-") for word in sys.argv[1:]):
         return []
     file = Path(inspect.getfile(command))
-    return check(read_fields(file), sys.argv[1:], file.stem)
+    return check(read_fields(file) or [], sys.argv[1:], file.stem)
 
 
 def _tyro(command: type[Args], description: str, default: Args | None = None) -> Args:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 
+# "make" where make started this command. Taken out of the environment: a command that this one starts, as the pipeline
+# does, gets flags from it.
+SPELLING = os.environ.pop("RECIPES_SPELLING", "")
 # The arguments of this command, {flag: make variable}: --max-length is MAX_LENGTH, --no-packing is PACKING=no.
 ARGUMENTS: dict[str, str] = {}
 # Memory that an argument saves, and its price; those that the command has are shown where the GPU's memory is full.
@@ -74,7 +77,7 @@ def spell(message: str) -> str:
     --max-length is then MAX_LENGTH, --max-length 5 and --max-length=5 are MAX_LENGTH=5, and --no-packing is PACKING=no.
     Commands in backquotes stay as they are.
     """
-    if os.environ.get("RECIPES_SPELLING") != "make" or not ARGUMENTS:
+    if SPELLING != "make" or not ARGUMENTS:
         return message
     flags = "|".join(map(re.escape, sorted(ARGUMENTS, key=len, reverse=True)))
     pattern = rf"(?<![\w-])({flags})(?![\w-])(=| (?=-?\d|[^\s:]+:(?: |$)))?"

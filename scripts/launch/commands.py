@@ -66,9 +66,14 @@ class Command:
         files = [first] if first.endswith(".py") else [f"{module}.py", f"{module}/__main__.py"] if first == "-m" else []
         return next((ROOT / file for file in files if (ROOT / file).is_file()), None)
 
-    def fields(self) -> list[Field] | None:
-        """Its arguments; None where only the program knows them, such as pytest."""
-        return read_fields(self.file) if self.file else None
+    @property
+    def checked(self) -> bool:
+        """Are its arguments known? Those of pytest are its own."""
+        return self.file is not None and read_fields(self.file) is not None
+
+    def fields(self) -> list[Field]:
+        """Its arguments, those that are known."""
+        return (read_fields(self.file) if self.file else None) or []
 
 
 def recipe(summary: str, name: str, several: bool = False) -> Command:

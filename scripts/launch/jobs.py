@@ -32,7 +32,7 @@ def submitted(own: list[Field], words: list[str], given: dict[str, str]) -> Subm
                 raise InputError(f"{variable} is {near.upper()} here")
         raise InputError("slurm needs --recipe=..., for example --recipe=sft, or --stages=sft,dpo,grpo")
     known = {field.name for field in own}
-    return Submitted(name, [field for field in COMMANDS[name].fields() or [] if field.name not in known])
+    return Submitted(name, [field for field in COMMANDS[name].fields() if field.name not in known])
 
 
 def value_of(flag: str, words: list[str]) -> str:

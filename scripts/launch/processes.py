@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import IO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 75
@@ -24,7 +25,7 @@ def main(count: int, command: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    outputs = [None, *(tempfile.TemporaryFile() for _ in range(count - 1))]  # noqa: SIM115  open to the end
+    outputs: list[IO[bytes] | None] = [None, *(tempfile.TemporaryFile() for _ in range(count - 1))]  # noqa: SIM115  open to the end
     processes: list[subprocess.Popen] = []
 
     def pass_on(number: int, _frame: object) -> None:
@@ -47,10 +48,10 @@ def main(count: int, command: list[str]) -> int:
     failed = wait(processes)
     if failed is None:
         return max(process.returncode for process in processes)
-    if failed > 0:
-        outputs[failed].seek(0)
+    if output := outputs[failed]:
+        output.seek(0)
         sys.stderr.write(f"Process {failed} of {count} failed:\n")
-        sys.stderr.write("".join(outputs[failed].read().decode(errors="replace").splitlines(keepends=True)[-40:]))
+        sys.stderr.write("".join(output.read().decode(errors="replace").splitlines(keepends=True)[-40:]))
     code = processes[failed].returncode
     return code if code > 0 else 128 - code
 

@@ -39,9 +39,9 @@ def overview(by_make: bool) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def help_of(name: str, fields: list[Field], by_make: bool) -> str:
+def help_of(name: str, by_make: bool) -> str:
     """What a command does, and every argument and setting it takes, at the width of the terminal."""
-    command = COMMANDS[name]
+    command, fields = COMMANDS[name], COMMANDS[name].fields()
     width = min(shutil.get_terminal_size().columns, 100)
     spelling = "NAME=value ..." if by_make else "--name value ..."
     lines = [f"{'make' if by_make else 'scripts/run'} {name} {spelling}", ""]

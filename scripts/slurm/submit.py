@@ -32,7 +32,7 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import InputError, MachineError, did_you_mean, run_command
+from common.errors import SPELLING, InputError, MachineError, did_you_mean, run_command
 from common.run.files import write_json
 from common.run.stopping import seconds
 
@@ -40,7 +40,6 @@ RECIPES = ("sft", "dpo", "grpo", "reward", "ppo")
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
-PASSED += ("RECIPES_SPELLING",)  # how the errors in a log name arguments
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY")
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model
 
@@ -105,7 +104,9 @@ def main() -> None:
     (folder / "slurm").mkdir(parents=True, exist_ok=True)
     record = folder / "slurm" / "jobs.json"
     jobs = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
-    scripts = [write_script(stage, folder, runs, args, words) for stage in args.chain or [args.recipe]]
+    scripts = [
+        write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
+    ]
     if args.dry:
         print("\n".join(script.read_text(encoding="utf-8") for script in scripts))
         return
@@ -198,6 +199,7 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             *(f"#SBATCH {option}" for option in options(stage, folder, runs, args)),
             "",
             *(f"export {name}={shlex.quote(os.environ[name])}" for name in PASSED if name in os.environ),
+            *([f"export RECIPES_SPELLING={SPELLING}"] if SPELLING else []),
             "",
             *settings(stage, folder, runs, args, words),
             "",

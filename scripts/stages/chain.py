@@ -82,7 +82,9 @@ def stage_words(name: str, stage: Stage, text: str) -> tuple[list[str], dict[str
     flag = f"--{name}-args"
     words = split(text, flag)
     try:
-        given = {one.field.name: values(one) for one in read_words(read_fields(ROOT / "recipes" / f"{name}.py"), words)}
+        given = {
+            one.field.name: values(one) for one in read_words(read_fields(ROOT / "recipes" / f"{name}.py") or [], words)
+        }
     except InputError as error:
         raise InputError(f"{flag}: {error}") from None
     if taken := [argument for argument in (*OURS, *stage.ours) if argument in given]:

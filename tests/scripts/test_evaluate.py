@@ -200,7 +200,7 @@ def test_a_reward_model_is_judged_as_its_run_judged_it(tmp_path):
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
         (["--adapter", "data_samples"], "no adapter_config.json there"),
         (["--model", "tiyn"], "did you mean tiny?"),
-        (["--reward-model", "data_samples/none"], "none"),
+        (["--reward-model", "./none"], "not a directory"),
         (["--reward-model", "tiny", "--adapter", "a"], "give one of the two"),
         (["--reward-model", "tiny", "--data", "data_samples/heldout.jsonl"], "expected pairs or scores"),
         (["--form", "x"], "there is no --form"),

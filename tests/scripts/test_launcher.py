@@ -148,7 +148,7 @@ def test_every_text_argument_of_every_command_is_a_known_path_or_none(name):
 
 def test_every_known_path_is_an_argument_of_some_command():
     known = mounts.PATHS | mounts.REWARDS | mounts.COMMAND_LINES | mounts.NO_PATH
-    there = {field.name for command in COMMANDS.values() for field in command.fields() or []}
+    there = {field.name for command in COMMANDS.values() for field in command.fields()}
     assert known <= there
     sets = (mounts.READ, mounts.WRITTEN, mounts.WRITTEN_IN_PLACE, mounts.READ_OR_MADE, mounts.REWARDS)
     sets += (mounts.COMMAND_LINES, mounts.NO_PATH)
@@ -735,6 +735,13 @@ def test_check_runs_before_there_is_a_venv_and_in_a_broken_one(checkout):
     (checkout.root / ".venv" / "lock.sha256").unlink()
     done = checkout.run("check", RUNTIME="local")
     assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python"]
+
+
+def test_what_needs_no_venv_finds_its_modules_with_the_python_of_one(checkout):
+    """`python -m install.lock` did not."""
+    checkout.make_venv()
+    assert checkout.run("setup").returncode == 0
+    assert "No module named" not in checkout.run("lock-check").stderr
 
 
 def test_a_full_disk_is_one_line(checkout):

@@ -135,6 +135,8 @@ def test_every_requirement_is_met_but_the_overridden() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     copy_package(tmp_path)
+    for name in ("arguments.py", "aliases.py"):
+        shutil.copy(ROOT / "recipes" / "common" / name, tmp_path / "recipes" / "common")
     shutil.copytree(DOCKER, tmp_path / "docker", dirs_exist_ok=True)
     cache = ROOT / ".cache"
     if cache.exists():

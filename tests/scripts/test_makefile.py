@@ -56,7 +56,7 @@ def test_the_list_fits_a_screen_and_begins_with_where_to_start(words, checkout):
 def test_help_shows_every_argument_and_setting_at_80_columns(name, checkout):
     by_make = checkout.make(f"help-{name}", COLUMNS="80")
     by_hand = checkout.run(name, "--help", COLUMNS="80") if name != "exec" else by_make
-    fields = COMMANDS[name].fields() or []
+    fields = COMMANDS[name].fields()
     for done, names in (
         (by_make, [field.variable for field in fields]),
         (by_hand, [field.flag for field in fields] if name != "exec" else []),
@@ -301,7 +301,7 @@ def test_the_flags_of_trl_are_ours(checkout):
 
 
 def test_every_alias_is_of_an_argument_that_there_is():
-    fields = {field.name for command in COMMANDS.values() for field in command.fields() or []}
+    fields = {field.name for command in COMMANDS.values() for field in command.fields()}
     assert set(ALIASES) <= fields
     for recipe in ("sft", "dpo", "grpo", "ppo", "reward"):
         own = {field.name for field in COMMANDS[recipe].fields()}

@@ -128,6 +128,8 @@ def test_the_time_left_is_right_from_the_second_step_on_though_the_first_one_is_
     clock.now += 60  # it compiles
     shown.update(1)
     assert shown.seconds_left() is None
+    shown.update(1)
+    assert shown.seconds_left() is None
     for done in (2, 3, 40):
         clock.now += 2 * (done - shown.done)
         shown.update(done)
