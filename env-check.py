@@ -31,6 +31,7 @@ import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
 
 if find_spec("env_check") is None:  # started directly: start again with our parts on Python's path
     here = os.path.dirname(os.path.abspath(__file__))
@@ -49,6 +50,7 @@ from env_check.libraries import check_attention, check_libraries, check_torch
 from env_check.machine import check_compiler, check_disk, check_hub, check_shared_memory, check_system
 from env_check.packages import check_packages, check_python
 from env_check.screen import show
+from launch.usage import help_of
 
 CHECKS = (check_system, check_python, check_packages, check_driver, check_gpu, check_health, check_torch)
 CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory, check_disk, check_hub)
@@ -56,8 +58,8 @@ CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory
 
 @dataclass(frozen=True)
 class Args:
-    recipe: str | None = None
-    """Check one recipe only: sft, dpo, grpo, reward or ppo."""
+    recipe: Literal["sft", "dpo", "grpo", "ppo", "reward"] | None = None
+    """Check this recipe only."""
     model: str | None = None
     """Check that this model card fits; `make models` lists them."""
     online: bool = False
@@ -66,21 +68,18 @@ class Args:
     """Print one JSON object."""
 
 
-def read_arguments() -> Args:
-    """The arguments. Raises InputError for a name that is unknown, or a model that is not offered for the recipe."""
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_of("check", by_make=False))
+        return DONE
     args, cards = parse(Args, sys.argv[1:], "check"), read_cards()
-    for flag, name, known in (("--recipe", args.recipe, METHODS), ("--model", args.model, cards)):
-        if name and name not in known:
-            hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
-            raise InputError(f"{flag} {name}: no such {flag[2:]}{hint}.")
+    if args.model and args.model not in cards:
+        hint = did_you_mean(args.model, cards) or f"; there are {', '.join(cards)}"
+        raise InputError(f"--model={args.model}: no such model card{hint}.")
     if args.recipe and args.model and args.recipe not in cards[args.model].methods:
         offered = ", ".join(cards[args.model].methods)
-        raise InputError(f"--recipe {args.recipe}: {args.model} is offered for {offered} only.")
-    return args
+        raise InputError(f"--recipe={args.recipe}: {args.model} is offered for {offered} only.")
 
-
-def main() -> int:
-    args, cards = read_arguments(), read_cards()
     if sys.stderr.isatty():
         print("Importing the libraries and running a call of each ...", file=sys.stderr)
     facts = Facts(query_driver(), run_probes(), args.online)
@@ -100,7 +99,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        run_command(main)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -9,6 +9,8 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 from common.data.rows import Faults
+from common.errors import spell
+from common.run.files import write_bytes
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -45,11 +47,12 @@ def write(file: Path, report: dict[str, Any], lengths: Lengths | None, examples:
         plots=_plots(report),
         shown=shown,
         pieces=_pieces,
+        spell=spell,
         rows=rows,
         shown_tokens=SHOWN_TOKENS,
         plotly=Markup(get_plotlyjs()),
     )
-    file.write_text(page, encoding="utf-8", errors="replace")
+    write_bytes(file, page.encode("utf-8", errors="replace"))
 
 
 def _pieces(tokens: list[Token]) -> Iterator[tuple[str, list[int], bool]]:

@@ -34,9 +34,9 @@ def read(path: Path) -> list[dict]:
 
 
 def is_hard(prompt: str) -> bool:
-    problem = PROBLEM.search(prompt)
-    assert problem is not None  # one of the arithmetic sets
-    a, operation, b = problem.groups()
+    found = PROBLEM.search(prompt)
+    assert found, prompt  # every prompt of these data sets is a problem
+    a, operation, b = found.groups()
     return Problem(int(a), "+" if operation in ("+", "plus", "加") else "-", int(b)).hard
 
 

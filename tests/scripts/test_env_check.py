@@ -42,10 +42,11 @@ CARD = {
 
 
 @pytest.fixture
-def command():
+def command(monkeypatch):
     """The command as a module, whose main can be called."""
     spec = importlib.util.spec_from_file_location("env_check_command", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -846,7 +847,7 @@ def test_the_last_lines_say_what_runs():
         (["--model", "qwen2.5-7c"], "did you mean qwen2.5-7b?"),
         (["--recipe", "sfd"], "did you mean sft?"),
         (["--recipe", "ppo", "--model", "qwen2.5-72b"], "ppo"),
-        (["--modle", "tiny"], "--modle"),
+        (["--modle", "tiny"], "did you mean --model?"),
     ],
 )
 def test_a_wrong_argument(flags, expected):
@@ -854,6 +855,13 @@ def test_a_wrong_argument(flags, expected):
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_help_needs_nothing_but_python(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    done = run("--help", python=tmp_path / "bare" / "bin" / "python", PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    assert all(flag in done.stdout for flag in ("--recipe", "--model", "--online", "--json"))
 
 
 def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypatch, capsys):
