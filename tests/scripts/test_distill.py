@@ -123,6 +123,7 @@ def test_a_reward_of_the_wrong_sign_is_caught(tmp_path, capsys):
     assert "the sign is the wrong way round" in message
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_loaded_after_unsloth(tmp_path):
     """unsloth patches what is imported after it; a contract that loads transformers first undoes that."""
     script = (

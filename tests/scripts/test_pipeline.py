@@ -395,6 +395,7 @@ def whole(*names: str) -> list[str]:
     return [f"{name}: {step}" for name in names for step in ("train", "merge", "evaluate")]
 
 
+@pytest.mark.slow
 def test_a_change_runs_its_stage_and_what_follows(copy):
     first = pipeline(copy)
     assert first.returncode == 0, first.stderr
@@ -415,6 +416,7 @@ def test_a_change_runs_its_stage_and_what_follows(copy):
     assert ran(evaluated) == [f"{name}: evaluate" for name in ("start", "sft", "dpo", "grpo")]
 
 
+@pytest.mark.slow
 def test_jobs_that_each_end_after_a_stage_make_what_one_pipeline_makes(copy):
     """As scripts/slurm/submit.py starts them."""
     assert ran(pipeline(copy, "--until", "sft")) == ["start: evaluate", *whole("sft")]
@@ -426,6 +428,7 @@ def test_jobs_that_each_end_after_a_stage_make_what_one_pipeline_makes(copy):
 REWARD = ["reward: train", "reward: evaluate"]
 
 
+@pytest.mark.slow
 def test_a_reward_model_and_ppo_start_from_one_base(copy):
     words = ("--stages", "sft,reward,ppo")
     first = pipeline(copy, *words)
@@ -492,6 +495,7 @@ def test_jobs_that_each_end_after_a_stage_work_with_a_reward_model_too(copy):
     assert ran(pipeline(copy, *words, "ppo")) == whole("ppo")
 
 
+@pytest.mark.slow
 def test_a_file_or_a_folder_that_arguments_name_counts_by_its_contents(copy):
     (copy / "mine").mkdir()
     weights = copy / "mine" / "adapter_model.safetensors"
@@ -501,9 +505,9 @@ def test_a_file_or_a_folder_that_arguments_name_counts_by_its_contents(copy):
         assert [step for step in ran(pipeline(copy, *words)) if not step.startswith("start")] == stages
 
 
-@pytest.mark.parametrize("code", [75, 3, 1])
+@pytest.mark.parametrize("code", [75, 3])
 def test_a_recipe_that_ends_early_ends_the_pipeline_which_resumes_there(copy, code):
-    done = pipeline(copy, FAILS="dpo", CODE=str(code))
+    done = pipeline(copy, "--stages", "sft,dpo", FAILS="dpo", CODE=str(code))
     assert done.returncode == code
     last = done.stderr.splitlines()[-1]
     if code == 75:
@@ -512,7 +516,7 @@ def test_a_recipe_that_ends_early_ends_the_pipeline_which_resumes_there(copy, co
         assert f"dpo: train failed with exit code {code}: last words" in done.stderr
         assert last.startswith("To repeat it: ")
         assert "recipes/dpo.py --model" in last
-    assert ran(pipeline(copy)) == whole("dpo", "grpo")
+    assert ran(pipeline(copy, "--stages", "sft,dpo")) == whole("dpo")
 
 
 def start(copy: Path) -> subprocess.Popen:

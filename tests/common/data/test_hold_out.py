@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, Formats
 from common.data.hold_out import DataSet, hold_out, hold_out_prompts, prompt_key, read_held_out
-from common.data.read import conversations, pairs, problems, ratings
-from common.data.rows import Faults, find_source, read_rows
+from common.data.read import column_map, read_examples
+from common.data.rows import find_source
 from common.errors import InputError
 from conftest import ROOT, read_jsonl
 
@@ -20,13 +21,9 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def data_set(source: str, read, **columns: str) -> DataSet:
-    """A file as a stage reads it; `columns` are our names for the columns of the file."""
-    faults = Faults()
-    rows = list(read_rows(find_source(source), faults))
-    examples = list(read(rows, faults, columns=columns))
-    faults.stop()
-    return DataSet(source, [row.fields for row in rows], examples, columns)
+def data_set(source: str, formats: Formats, *columns: str) -> DataSet:
+    """A file as a stage reads it; `columns` as for --columns."""
+    return DataSet(source, read_examples(find_source(source), formats, columns=columns).examples, column_map(columns))
 
 
 def test_a_count_of_rows_is_drawn_and_the_order_stays():
@@ -40,10 +37,10 @@ def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(tmp_path, capsys):
     # The same questions as examples, every one twice, and some more.
     examples = [{"question": row["question"], "answer": "a"} for row in answers * 2]
     examples += [{"question": f"Say {n}.", "answer": "b"} for n in range(60)]
-    columns = {"question": "prompt", "answer": "completion"}
+    columns = ("prompt=question", "completion=answer")
     data = {
-        "sft": data_set(write(tmp_path / "examples.jsonl", examples), conversations, **columns),
-        "grpo": data_set(write(tmp_path / "answers.jsonl", answers), problems),
+        "sft": data_set(write(tmp_path / "examples.jsonl", examples), FORMATS, *columns),
+        "grpo": data_set(write(tmp_path / "answers.jsonl", answers), PROBLEM_FORMATS),
     }
     kept, held_out = hold_out_prompts(data, [], tmp_path / "p")
     assert [Path(file).name for file in held_out] == ["sft-heldout.jsonl", "grpo-heldout.jsonl"]
@@ -59,7 +56,7 @@ def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(tmp_path, capsys):
     assert "8 prompts" in capsys.readouterr().out
 
     # The same rows in another order: the same are held out.
-    data = {"grpo": data_set(write(tmp_path / "answers.jsonl", answers[::-1]), problems)}
+    data = {"grpo": data_set(write(tmp_path / "answers.jsonl", answers[::-1]), PROBLEM_FORMATS)}
     _, again = hold_out_prompts(data, [], tmp_path / "q")
     assert {row["question"] for file in again for row in read_jsonl(Path(file))} == {r["question"] for r in rows[1]}
 
@@ -67,14 +64,14 @@ def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(tmp_path, capsys):
 def test_at_least_one_and_at_most_two_hundred_are_held_out(tmp_path):
     for count, held in ((3, 1), (5000, 200)):
         rows = [{"prompt": f"{n}?", "answer": str(n)} for n in range(count)]
-        data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), problems)}
+        data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), PROBLEM_FORMATS)}
         _, held_out = hold_out_prompts(data, [], tmp_path / "p")
         assert [len(examples) for examples in held_out.values()] == [held]
 
 
 def test_rows_with_a_held_out_prompt_are_left_out(tmp_path):
     rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(10)]
-    data = {"dpo": data_set(write(tmp_path / "rows.jsonl", rows), pairs)}
+    data = {"dpo": data_set(write(tmp_path / "rows.jsonl", rows), PAIR_FORMATS)}
     questions = write(tmp_path / "questions.jsonl", [{"prompt": " 3? ", "answer": "3"}])
     kept, held_out = hold_out_prompts(data, [questions], tmp_path)
     assert list(held_out) == [questions]
@@ -89,24 +86,24 @@ def test_rows_with_a_held_out_prompt_are_left_out(tmp_path):
 def test_every_answer_to_a_held_out_prompt_is_left_out(tmp_path):
     """Of ratings a prompt may have several; one row of it is the held-out one, and none of them trains."""
     rows = [{"prompt": f"{n % 20}?", "response": str(n), "score": n} for n in range(60)]
-    data = {"reward": data_set(write(tmp_path / "rows.jsonl", rows), ratings)}
+    data = {"reward": data_set(write(tmp_path / "rows.jsonl", rows), RATING_FORMATS)}
     kept, held_out = hold_out_prompts(data, [], tmp_path)
     ((example,),) = held_out.values()
     assert isinstance(example, Rating)
-    assert len(kept["reward"].rows) == 57
+    assert len(kept["reward"].examples) == 57
     assert prompt_key(example) not in map(prompt_key, kept["reward"].examples)
 
 
 def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
     rows = [{"prompt": f"{n}?", "tests": "assert True"} for n in range(40)]
-    data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), problems)}
+    data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), PROBLEM_FORMATS)}
     assert hold_out_prompts(data, [], tmp_path) == (data, {})
     assert "nothing is held out" in capsys.readouterr().out
     two = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in "ppq"]
-    data["dpo"] = data_set(write(tmp_path / "pairs.jsonl", two), pairs)
+    data["dpo"] = data_set(write(tmp_path / "pairs.jsonl", two), PAIR_FORMATS)
     kept, held_out = hold_out_prompts(data, [], tmp_path)
     assert [Path(file).name for file in held_out] == ["dpo-heldout.jsonl"]
-    assert len(kept["grpo"].rows) == 40
+    assert len(kept["grpo"].examples) == 40
 
 
 @pytest.mark.parametrize(
