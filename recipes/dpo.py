@@ -187,7 +187,9 @@ def main() -> None:
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

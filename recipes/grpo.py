@@ -230,7 +230,9 @@ def main() -> None:
     # With fewer than ten prompts, none is held out.
     held_out, prompts = hold_out(prompts, min(args.sample_prompts, len(prompts) // 10), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

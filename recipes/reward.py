@@ -28,17 +28,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Pair, Rating
+from common.data.examples import Pair, Rating
 from common.data.formats import PAIR_FORMATS, RATING_FORMATS
 from common.data.hold_out import hold_out
 from common.data.read import read_examples
-from common.data.rows import Faults, find_source
+from common.data.rows import find_source
 from common.errors import InputError, run_command
-from common.lm.chat import Example, check_truncation, tokenize
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.rewards.report import held_out_rows, report_on, show
+from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
-from common.run.files import write_folder, write_json, write_jsonl
+from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
 from common.run.screen import loading
 from common.run.stopping import Stop
@@ -46,13 +47,11 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from rich.console import Console
     from transformers import Trainer
 else:
     Trainer = object  # transformers is slow to import; main mixes RewardLoss into the real one
 
 FORMATS = {**PAIR_FORMATS, **RATING_FORMATS}
-BINS = 10  # of predicted probability, for the calibration error
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,6 @@ class Args:
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A row as the model reads it: one answer and its score, or the chosen and the rejected answer."""
-
-    place: str
-    answers: list[list[int]]  # 1 or 2 of (T,): prompt and answer, up to the end token
-    lengths: list[int]  # tokens of each answer alone
-    score: float | None
-
-
 def main() -> None:
     args, base, origins = parse(Args, "reward", __doc__)
     stop = Stop(args.time_limit)
@@ -190,6 +179,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
 
     # 3. Tokens: prompt and completion together, rendered by the model's own chat template.
@@ -198,14 +188,18 @@ def main() -> None:
         refuse_quantised(base)
     tokenizer, _ = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
-    training = as_tokens(tokenizer, rows, args, console)
-    evaluation = as_tokens(tokenizer, held_out, args, console)
+    training, truncated = as_tokens(tokenizer, rows, args.max_length, args.max_truncated, args.stand_alone)
+    evaluation, also = as_tokens(tokenizer, held_out, args.max_length, args.max_truncated, args.stand_alone)
+    for line in filter(None, (truncated, also)):
+        console.print(line)
     kind = "bradley-terry" if paired else "regression"
     mean, std = (0.0, 1.0) if paired else (float(np.mean(scores)), float(np.std(scores)))
     facts = {"kind": kind, "base": identity, "mean": mean, "std": std}
 
     what = f"{len(training)} {'pairs' if paired else 'rated completions'}"
-    console.print(f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -303,26 +297,9 @@ def main() -> None:
             model.eval()
             answers = [(answer, []) for row in evaluation for answer in row.answers]
             outputs = score_last(model, head, answers, tokenizer.pad_token_id, 2 * args.per_device_train_batch_size)
-            lengths = [length for row in evaluation for length in row.lengths]
-            if paired:
-                report = pair_report(outputs[0::2], outputs[1::2], lengths[0::2], lengths[1::2])
-            else:
-                predictions = [mean + std * output for output in outputs]
-                report = score_report(predictions, [row.score for row in evaluation], lengths)
+            report = report_on(evaluation, outputs, facts)
             run.update(report=report)
-            count = 2 if paired else 1
-            write_jsonl(
-                run.folder / "held-out.jsonl",
-                (
-                    {
-                        "place": row.place,
-                        "outputs": outputs[count * index : count * (index + 1)],
-                        "lengths": row.lengths,
-                        "score": row.score,
-                    }
-                    for index, row in enumerate(evaluation)
-                ),
-            )
+            write_jsonl(run.folder / "held-out.jsonl", held_out_rows(evaluation, outputs))
             show(console, report)
         show_ending(console, run, saved)
 
@@ -378,45 +355,6 @@ def collate(batch: list[dict], pad_token_id: int, facts: dict[str, Any]) -> dict
     return inputs
 
 
-def as_tokens(tokenizer: Any, rows: list[Pair] | list[Rating], args: Args, console: "Console") -> list[Tokens]:
-    """Each row's answers after their prompt, as token ids. Raises InputError for a row that teaches nothing."""
-    faults = Faults()
-    answered = [row.prompt + answer for row in rows for answer in answers_of(row)]
-    places = [row.place for row in rows for _ in answers_of(row)]
-    tools = [row.tools for row in rows for _ in answers_of(row)]
-    conversations = [Conversation(*fields) for fields in zip(places, answered, tools, strict=True)]
-    examples = list(tokenize(tokenizer, conversations, args.max_length, faults))
-    faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
-    tokens, following = [], iter(examples)
-    for row in rows:
-        own = [next(following) for _ in answers_of(row)]
-        spans = [answer_span(example) for example in own]
-        # A sequence classifier is given the whole rendering, with what the template writes after the end token.
-        ids = [
-            example.input_ids[: None if args.stand_alone else stop].tolist()
-            for example, (_, stop) in zip(own, spans, strict=True)
-        ]
-        if len(ids) == 2 and ids[0] == ids[1]:
-            faults.add(row.place, f"chosen and rejected are the same in the first {args.max_length} tokens")
-        score = row.score if isinstance(row, Rating) else None
-        tokens.append(Tokens(row.place, ids, [stop - start for start, stop in spans], score))
-    faults.stop()
-    return tokens
-
-
-def answers_of(row: Pair | Rating) -> list[list[dict]]:
-    return [row.response] if isinstance(row, Rating) else [row.chosen, row.rejected]
-
-
-def answer_span(example: Example) -> tuple[int, int]:
-    """Where the last run of completion tokens begins and where it stops, the end token included."""
-    marked = np.flatnonzero(example.completion_mask)
-    breaks = np.flatnonzero(np.diff(marked) > 1)
-    return int(marked[breaks[-1] + 1 if len(breaks) else 0]), int(marked[-1]) + 1
-
-
 # Losses. Outputs are the head's, float32.
 
 
@@ -432,115 +370,6 @@ def regression_loss(outputs: "torch.Tensor", scores: "torch.Tensor") -> "torch.T
     return (outputs - scores).square().mean()
 
 
-# The report: what it says of held-out answers, and whether their length alone says it.
-
-Report = dict[str, float | int | None]  # None where it is not defined, as a correlation of equal numbers
-
-
-def pair_report(
-    chosen: list[float], rejected: list[float], chosen_lengths: list[int], rejected_lengths: list[int]
-) -> Report:
-    """Of pairs: outputs of the model and tokens of the answers, in the same order."""
-    margins = np.array(chosen) - np.array(rejected)  # (N,)
-    longer = np.array(chosen_lengths) - np.array(rejected_lengths)  # (N,) tokens
-    right = (margins > 0) + 0.5 * (margins == 0)
-    return {
-        "pairs": len(margins),
-        "accuracy": _number(right.mean()),
-        "loss": _number(np.logaddexp(0, -margins).mean()),
-        "margin": _number(margins.mean()),
-        "calibration error": calibration_error(margins),
-        "chosen is longer": _mean(longer[longer != 0] > 0),
-        "longer scores higher": _mean((margins * np.sign(longer))[longer != 0] > 0),
-        "accuracy, chosen shorter": _mean(right[longer < 0]),
-        "correlation with length": pearson([*chosen, *rejected], [*chosen_lengths, *rejected_lengths]),
-    }
-
-
-def score_report(predictions: list[float], scores: list[float], lengths: list[int]) -> Report:
-    """Of rated answers: predictions in the units of the scores, the scores, and tokens of the answers."""
-    errors = np.array(predictions) - np.array(scores)
-    variance = np.var(predictions)
-    covariance = np.mean((np.array(predictions) - np.mean(predictions)) * (np.array(scores) - np.mean(scores)))
-    return {
-        "rated answers": len(scores),
-        "pearson": pearson(predictions, scores),
-        "spearman": pearson(ranks(predictions), ranks(scores)),
-        "error": _number(np.sqrt(np.mean(errors**2))),
-        "calibration slope": _number(covariance / variance) if variance else None,
-        "bias": _number(errors.mean()),
-        "scores with length": pearson(scores, lengths),
-        "predictions with length": pearson(predictions, lengths),
-    }
-
-
-def pearson(one: Any, other: Any) -> float | None:
-    """Pearson's correlation; of ranks it is Spearman's."""
-    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return _number(np.corrcoef(one, other)[0, 1])
-
-
-def ranks(values: list[float]) -> np.ndarray:
-    """The ranks of the values, from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
-def calibration_error(margins: np.ndarray) -> float:
-    """Expected calibration error of the probability that the preferred answer is the better (arXiv:1706.04599).
-
-    The model prefers the answer with the higher output, with probability sigmoid(|margin|), between 1/2 and 1. In each
-    of BINS equal bins that probability's mean is held against how often the preference was right.
-    """
-    confidences = 1 / (1 + np.exp(-np.abs(margins)))  # (N,)
-    right = (margins > 0) + 0.5 * (margins == 0)
-    bins = np.minimum(((confidences - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    gaps = [abs(np.sum(confidences[bins == one] - right[bins == one])) for one in range(BINS)]
-    return _number(sum(gaps) / len(margins))
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return _number(values.mean()) if len(values) else None
-
-
-def _number(value: Any) -> float:
-    return round(float(value), 6)
-
-
-MEANS = {
-    "accuracy": "how often the chosen answer scores higher",
-    "loss": "0.693 is a guess",
-    "margin": "chosen less rejected; e to this power are the odds",
-    "calibration error": "of the probability that the preferred answer is the better",
-    "chosen is longer": "in the data; where far from 0.5, length alone is a good guess",
-    "longer scores higher": "by the model; further from 0.5 than the line above is a bias",
-    "accuracy, chosen shorter": "what is left where length misleads",
-    "correlation with length": "of the scores given, with the tokens of the answer",
-    "pearson": "correlation of predicted and given scores",
-    "spearman": "the same of their ranks",
-    "error": "root of the mean squared error, in the scores' units",
-    "calibration slope": "given over predicted differences; below 1 it exaggerates",
-    "bias": "mean of predicted less given",
-    "scores with length": "correlation in the data, with the tokens of the answer",
-    "predictions with length": "the same by the model; further from 0 is a bias",
-}
-
-
-def show(console: "Console", report: Report) -> None:
-    from rich.table import Table
-
-    table = Table("held out", "", "", title="The reward model on answers it has not seen")
-    for name, value in report.items():
-        shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-        table.add_row(name, shown, MEANS.get(name, ""))
-    console.print(table)
-    if report["accuracy"] < 0.5 if "accuracy" in report else (report["pearson"] or 0) < 0:
-        console.print("Worse than a guess: are chosen and rejected, or high and low scores, the wrong way round?")
-
-
 # A stand-alone reward model.
 
 
@@ -551,35 +380,6 @@ def refuse_quantised(base: Model) -> None:
     config = AutoConfig.from_pretrained(base.source, revision=base.revision)
     if getattr(config, "quantization_config", None):
         raise InputError(f"--stand-alone: {base.source} is stored in few bits; an adapter merges into a 16-bit base")
-
-
-def save_classifier(
-    model: "PeftModel", head: "torch.nn.Linear", base: Model, folder: Path, pad_token_id: int, facts: dict
-) -> None:
-    """Write base, adapter and head as one AutoModelForSequenceClassification with one output, in 16 bit.
-
-    The adapter's weights are added in 32 bit to the stored base's, not to a 4-bit copy, and rounded once.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # it says that the base has no head; ours is put in below
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        base.source, revision=base.revision, num_labels=1, dtype="auto"
-    )
-    if classifier.dtype == torch.float32:
-        classifier = classifier.to(torch.bfloat16)
-    for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = classifier.get_submodule(name).weight
-            delta = layer.get_delta_weight("default")
-            weight.data = (weight.data.float() + delta.float().to(weight.device)).to(weight.dtype)
-    classifier.score.weight.data.copy_(head.weight)
-    classifier.config.pad_token_id = pad_token_id  # by it the last token of a row is found
-    classifier.save_pretrained(folder)
-    write_json(folder / "head.json", facts)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
-    torchrun --nproc-per-node 8 recipes/sft.py ...  on 8 GPUs, each with its own batches (as `make slurm` does)
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, each with its own batches
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
 folder of them or a hub dataset. Only the turns of the assistant carry loss, their end tokens included.
@@ -158,7 +158,9 @@ def main() -> None:
         console.print(truncated)
     evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
-    console.print(f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]")
+    console.print(
+        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
+    )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")

@@ -1,16 +1,16 @@
-"""Measure a recipe's speed and memory on a model's true shape, with random weights and rows of full length.
+"""Measure a recipe's speed and memory on the shape of a real model, with random weights and rows of full length.
 
     make benchmark MODEL=qwen2.5-7b                                            nf4, gradient checkpointing
     make benchmark MODEL=qwen2.5-7b ARGS="--no-load-in-4bit --no-gradient-checkpointing"
     make benchmark MODEL=qwen2.5-7b ARGS="--method grpo --steps 10 --warmup 2"
     make benchmark MODEL=qwen2-1.5b ARGS="--method ppo --steps 10 --warmup 2"
-    make benchmark MODEL=qwen2.5-7b ARGS="--method score"          one answer scored by a reward model on that base
+    make benchmark MODEL=qwen2.5-7b ARGS="--method score"          one completion scored by a reward model
 
-The checkpoint is made on the spot from the card's architecture, so nothing is downloaded: weights decide neither speed
-nor memory. Rows (for DPO a prompt with each of its answers, for GRPO and PPO an answer) are `--max-length` tokens, none
-padded, so every token counted is a useful one. The recipe is run as a user runs it; what is reported comes from its own
-metrics.jsonl, steps before `--warmup` left out. PPO has all four models: a reward model is trained for it first, for
-one step, as one more adapter.
+The checkpoint is made from the card's architecture, so nothing is downloaded: weights decide neither speed nor memory.
+Rows (for DPO a prompt with each of its completions, for GRPO and PPO a completion) are `--max-length` tokens, none
+padded, so every token counted is a useful one. The recipe runs as it does for a user, and its own metrics.jsonl gives
+the figures; steps before `--warmup` are left out. PPO has all four models: first a reward model is trained for one
+step, as one more adapter.
 
 Left out: models that are not Qwen2, whose classes need more than the card's numbers.
 """
@@ -25,10 +25,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import tyro
+from common.cli import parse_arguments
 from common.environment import ROOT
 from common.errors import InputError, run_command
 from common.lm.cards import Card, read_card
+from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH
+
+SCORED_LENGTH = 512  # tokens of the completion that `--method score` scores
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Args:
     load_in_4bit: bool = True
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
-    """By default the recipe's: 4 rows, 2 pairs, 4 answers (GRPO), 8 (PPO)."""
+    """By default the recipe's: 4 rows, 2 pairs, 4 completions (GRPO), 8 (PPO)."""
     gradient_accumulation_steps: int | None = None
     """By default the recipe's, 4."""
     max_length: int | None = None
-    """By default the recipe's: 2048, of an answer 512 (GRPO) or 128 (PPO)."""
+    """By default the recipe's: 2048, of a completion 512 (GRPO) or 128 (PPO)."""
     prompt_length: int = 100
     """Tokens of a prompt (GRPO and PPO), about."""
     ragged: bool = False
@@ -54,22 +57,18 @@ class Args:
     """A folder to make the checkpoint in, or to take it from when it is there; by default a temporary one."""
 
 
-# Rows of a micro-batch, and tokens of a row or an answer: the recipes' own defaults.
-DEFAULTS = {"sft": (4, 2048), "dpo": (2, 2048), "grpo": (4, 512), "ppo": (8, 128), "score": (1, 512)}
-ACCUMULATION = 4
-
-
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     card = read_card(args.model)
-    batch, length = DEFAULTS[args.method]
-    batch, length = args.per_device_train_batch_size or batch, args.max_length or length
+    batch, accumulation = BATCHES.get(args.method, (1, 1))
+    batch = args.per_device_train_batch_size or batch
+    accumulation = args.gradient_accumulation_steps or accumulation
+    length = args.max_length or {**MAX_LENGTH, **COMPLETION_LENGTH, "score": SCORED_LENGTH}[args.method]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(args.checkpoint or Path(scratch, args.model))
         if not (checkpoint / "config.json").exists():
             make_checkpoint(card, checkpoint)
         data = Path(scratch, "rows.jsonl")
-        accumulation = args.gradient_accumulation_steps or ACCUMULATION
         switches = {"load-in-4bit": args.load_in_4bit, "gradient-checkpointing": args.gradient_checkpointing}
         on_off = [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
         reward = Path(scratch, "reward")
@@ -103,9 +102,7 @@ def main() -> None:
             "sample-prompts": 0,
             **of_method,
         }
-        command = [sys.executable, ROOT / "recipes" / f"{args.method}.py", *on_off]
-        command += [word for name, value in flags.items() for word in (f"--{name}", value)]
-        subprocess.run([str(word) for word in command], check=True)
+        run_recipe(args.method, flags, on_off)
         record = json.loads((output / "run.json").read_text())
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     measured = [row for row in rows if row["step"] > args.warmup and "loss" in row]
@@ -163,13 +160,21 @@ def train_reward(checkpoint: Path, folder: Path, switches: list[str]) -> None:
     data = folder.with_suffix(".jsonl")
     rows = [{"prompt": f"What is {n}?", "response": str(n), "score": n} for n in range(4)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    flags = ["--model", checkpoint, "--data", data, "--output-dir", folder, "--max-steps", 1, *switches]
-    flags += ["--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1, "--eval-ratio", 0]
-    subprocess.run([sys.executable, *map(str, [ROOT / "recipes" / "reward.py", *flags])], check=True)
+    flags = {"model": checkpoint, "data": data, "output-dir": folder, "max-steps": 1, "eval-ratio": 0}
+    flags |= {"per-device-train-batch-size": 1, "gradient-accumulation-steps": 1}
+    run_recipe("reward", flags, switches)
+
+
+def run_recipe(recipe: str, flags: dict[str, Any], switches: list[str]) -> None:
+    """Run a recipe as a user does. Where it refuses or stops, this command ends with its message and its exit code."""
+    command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *switches]
+    command += [word for name, value in flags.items() for word in (f"--{name}", value)]
+    if code := subprocess.run([str(word) for word in command], check=False).returncode:
+        sys.exit(code)
 
 
 def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int) -> dict[str, Any]:
-    """Milliseconds for the score of one answer of `length` tokens, as PPO asks its reward model; 50 after 10."""
+    """Milliseconds to score one completion of `length` tokens as PPO does; 50 of them, after 10 that do not count."""
     import unsloth  # noqa: F401, I001  first
     import torch
     from unsloth import FastLanguageModel
@@ -211,7 +216,7 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
 
 
 def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
-    """Enough rows for all steps. Without `ragged` each is longer than `length`, and so is cut to exactly that."""
+    """Enough rows for all steps. Without `ragged` each is longer than `length`, so it is truncated to exactly that."""
     import random
 
     draw = random.Random(0)
@@ -223,7 +228,7 @@ def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
         with file.open("w", encoding="utf-8") as stream:
             for number in range(rows):
                 if args.method == "dpo":
-                    row = {"prompt": "Go on.", "chosen": digits(2 * length), "rejected": digits(2 * length)}
+                    row = {"prompt": "Continue.", "chosen": digits(2 * length), "rejected": digits(2 * length)}
                 else:
                     row = {"prompt": f"What is {number} + {digits(args.prompt_length)}?", "answer": str(number)}
                 stream.write(json.dumps(row) + "\n")
@@ -232,7 +237,7 @@ def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
         written = 0
         while written < rows * length:
             tokens = max(int(draw.lognormvariate(5.5, 0.8)), 32) if args.ragged else 2 * length
-            stream.write(json.dumps({"prompt": "Go on.", "completion": digits(tokens)}) + "\n")
+            stream.write(json.dumps({"prompt": "Continue.", "completion": digits(tokens)}) + "\n")
             written += min(tokens, length)
 
 

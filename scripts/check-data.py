@@ -1,16 +1,15 @@
-"""Check data before training on it: every rule of the recipes, and what a careful reader would look for besides.
+"""Check data before training on it: every rule of the recipes, and what a careful reader would look for.
 
     make check-data DATA=my.jsonl                                  every row, without a model
-    make check-data DATA=my.jsonl MODEL=qwen2.5-7b                 and lengths and truncation in its tokens
-    make check-data DATA=pairs.jsonl TASK=dpo ARGS="--html report.html --json report.json"
-    make check-data DATA=my.jsonl ARGS="--eval-data held-out.jsonl --fix clean.jsonl"
-    make check-data DATA=my.jsonl MODEL=qwen2.5-7b ARGS="--show-mask 2"
+    make check-data DATA=my.jsonl MODEL=qwen2.5-7b                 with lengths and truncation in its tokens
+    make check-data DATA=pairs.jsonl TASK=dpo HTML=report.html JSON=report.json
+    make check-data DATA=my.jsonl EVAL_DATA=held-out.jsonl FIX=clean.jsonl
+    make check-data DATA=my.jsonl MODEL=qwen2.5-7b SHOW_MASK=2
 
 Rows that a recipe would refuse are faults: they are printed, and the exit code is 2. All else is a finding to look at:
-the exit code stays 0. Near duplicates and n-grams are looked for in 20,000 and 5,000 rows drawn at random where there
-are more.
+the exit code is 0. Of larger files, near duplicates are searched in 20,000 random rows and n-grams in 5,000.
 
-Left out: whether an answer is true. Languages and refusals are told from common words, and are sometimes wrong.
+Left out: whether a completion is true. Languages and refusals are recognised by common words, sometimes wrongly.
 """
 
 import itertools
@@ -19,23 +18,26 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from check_data import cleaned, figures, report
 from check_data.findings import Findings, RecordedFaults
 from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
+from common.cli import parse_arguments
 from common.data.read import column_map
-from common.data.rows import Faults, find_source, read_rows
+from common.data.rows import Faults, Source, find_source, read_rows, source_identity
 from common.errors import InputError, run_command
 from common.lm.chat import BATCH
 from common.lm.hub import find_model
 from common.run.files import write_json
 from rich.console import Console
 from rich.status import Status
+
+SHOWN_ROWS = 5  # on the page
 
 Droppable = Literal[
     "duplicate",
@@ -53,7 +55,7 @@ Droppable = Literal[
 
 @dataclass(frozen=True)
 class Args:
-    """What is read is read as the recipes read it."""
+    """Rows are read as the recipes read them."""
 
     data: str = str(environment.ROOT / "data_samples" / "sft.jsonl")
     """A file, a folder of files or a hub dataset."""
@@ -68,19 +70,18 @@ class Args:
     chat_template_path: str | None = None
     """A .jinja file to use instead of the model's own chat template."""
     max_length: int = 2048
-    """Tokens from which on a row would be cut off."""
+    """Longer rows are truncated to this many tokens."""
     eval_data: str | None = None
-    """Data of the same format that must not be trained on: prompts that are in both are found."""
+    """Held-out data of the same format: prompts that are in both are found."""
 
     json: str | None = None
-    """A file to write the report to as JSON, with the first 100 places of every finding."""
+    """Write the report to this file as JSON, with the first 100 places of every finding."""
     html: str | None = None
-    """A file to write the report to as a page with plots."""
+    """Write the report to this file as a page with plots and, with a model, the first rows with their loss mask."""
     show_mask: int = 0
-    """Print so many rows as the model will see them, and nothing else."""
+    """Print this many rows as the model will see them, and nothing else."""
     fix: str | None = None
-    """A new .jsonl file for the rows without faults and without what --drop names; beside it, why others were left out.
-    """
+    """Write the rows without faults and without the findings that --drop names to this new .jsonl file."""
     drop: tuple[Droppable, ...] = (
         *("duplicate", "overlap", "empty-thought", "unbalanced-tags", "repeats-prompt"),
         *("gold-answer", "turn-order"),
@@ -90,7 +91,7 @@ class Args:
 
 def main() -> None:
     started = time.monotonic()
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     columns = column_map(args.columns)
     base = find_model(args.model) if args.model else None
     source = find_source(args.data)
@@ -101,13 +102,13 @@ def main() -> None:
             cleaned.check_report(flag, Path(out), data)
     target = cleaned.check_target(Path(args.fix), data) if args.fix else None
     if args.show_mask and not base:
-        raise InputError("--show-mask needs the model whose tokens are shown: MODEL=tiny or another")
+        raise InputError("--show-mask needs the model whose tokens it shows: --model tiny or another")
     if args.show_mask and (args.json or args.html or args.fix):
-        raise InputError("--show-mask prints rows and nothing else: leave out --json, --html and --fix, or it")
-    local = not any(isinstance(data, str) for data in (source, evaluation_source))
-    environment.set_variables(offline=local and (base is None or base.local))
+        raise InputError("--show-mask prints rows and nothing else; leave it out, or --json, --html and --fix")
+    sources = [source, *([evaluation_source] if evaluation_source else [])]
+    environment.set_variables(models=[base] if base else [], sources=sources)
 
-    # 1. What kind of data it is, from its first row.
+    # 1. What kind of data it is, by its first row.
     findings = Findings(keep_all=target is not None)
     faults = RecordedFaults(findings)
     rows = read_rows(source, faults)
@@ -123,11 +124,11 @@ def main() -> None:
 
         lengths = Lengths(base, args.chat_template_path, args.max_length, faults)
 
-    if args.show_mask:
+    if args.show_mask and lengths:
         from check_data import mask
 
-        examples = task.read(rows, faults, args.format, columns)
-        mask.show(Console(), lengths, itertools.islice(examples, args.show_mask))
+        examples = itertools.islice(task.read(rows, faults, args.format, columns), args.show_mask)
+        mask.show(Console(markup=False), mask.masked_rows(lengths, examples, faults))
         faults.stop()
         return
 
@@ -139,11 +140,13 @@ def main() -> None:
         prompts = Prompts(evaluation)
         evaluation_faults.stop()
     survey = Survey(findings, prompts)
+    shown: list[Example] = []  # on the page
     reading = time.monotonic()
     with _status() as status:
         for batch in _batches(task.read(rows, faults, args.format, columns), BATCH):
             for example in batch:
                 survey.add(example)
+            shown += batch[: SHOWN_ROWS - len(shown)]
             if lengths:
                 lengths.add(batch)
             if status:
@@ -156,31 +159,37 @@ def main() -> None:
     # 3. The report, and the cleaned file.
     facts = {
         "data": args.data,
+        "identity": source_identity(source),
         "task": task.name,
         "format": task.format_of(first, args.format, columns),
         "model": base.name if base else None,
+        "chat_template": lengths.chat_template if lengths else None,
         "eval_data": args.eval_data,
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "code": environment.describe_code(),
         "seconds": time.monotonic() - started,
         "rows_per_second": survey.rows / seconds,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     found = figures.figures(survey, findings, lengths, facts)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     report.show(console, found)
     if args.json:
         write_json(Path(args.json), found)
+        console.print(f"{args.json} written", soft_wrap=True)
     if args.html:
         from check_data import page
 
-        page.write(Path(args.html), found)
+        page.write(Path(args.html), found, lengths, shown)
+        console.print(f"{args.html} written", soft_wrap=True)
     if target:
         _fix(console, args, source, target, findings)
     else:
         faults.stop()
 
 
-def _fix(console: Console, args: Args, source: list[Path] | str, target: tuple[Path, Path], findings: Findings) -> None:
-    rows = read_rows(source, Faults())  # what is no row is among the findings already
+def _fix(console: Console, args: Args, source: Source, target: tuple[Path, Path], findings: Findings) -> None:
+    rows = read_rows(source, Faults())  # lines that are not rows are among the findings already
     kept, reasons = cleaned.write(*target, rows, findings, {"fault", *args.drop})
     why = ", ".join(f"{count:,} {kind}" for kind, count in reasons.most_common())
     console.print(f"{kept:,} rows in {target[0]}, {sum(reasons.values()):,} left out: {why or 'none'}", soft_wrap=True)
@@ -196,7 +205,7 @@ def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
 
 
 def _status() -> AbstractContextManager[Status | None]:
-    """A line on the terminal that is always of now; none where nobody looks."""
+    """A line on the terminal with the rows so far; none without a terminal."""
     console = Console(stderr=True)
     return console.status("reading") if console.is_terminal else nullcontext()
 

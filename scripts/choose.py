@@ -1,46 +1,44 @@
-"""Which stages suit your data, model and GPU: an interview, or the same by flags.
+"""Which stages suit your data, model and GPU: an interview, or the same by arguments.
 
     make choose                                                            asks on the terminal
     make choose DATA=my.jsonl MODEL=qwen2.5-7b                             looks at the file and proposes
-    make choose ARGS="--have demonstrations pairs --model qwen2.5-7b --gpu-gib 24"
+    make choose HAVE="demonstrations pairs" MODEL=qwen2.5-7b GPU_GIB=24    without a file
 
-It answers with the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
+The answer: the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
 GPU's memory. Every kind of data has one method: demonstrations SFT, pairs DPO, checkable answers GRPO, scores a reward
-model and PPO. It decides from the data's form; whether the data is any good, `make check-data` says.
+model and PPO. The row format decides; `make check-data` tells whether the data is any good.
 
 Left out: full-parameter training, several GPUs.
 """
 
-import argparse
 import itertools
 import json
 import shlex
-import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from common.cli import parse_arguments
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
-from common.errors import InputError, run_command
+from common.errors import InputError, MachineError, run_command
 from common.lm import memory
 from common.lm.cards import Card, card_names, read_card
 from common.lm.hub import find_model
+from common.nvidia import free_gib, nvidia_smi
 from common.rewards.answers import gold
+from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
-SHORTEST = 512  # tokens; rows cut below that are no longer the user's data
-KINDS = {
+Kind = Literal["demonstrations", "pairs", "answers", "scores", "reward-model"]
+KINDS: dict[Kind, str] = {
     "demonstrations": "examples of good answers, to imitate",
     "pairs": "two answers to a prompt, one better than the other",
     "answers": "problems with an answer that can be checked: mathematics, code, a fixed form",
     "scores": "answers with a number that says how good each is",
     "reward-model": "a model that scores answers",
 }
-# Rows of a micro-batch and how many of those make a step: the recipes' own defaults.
-BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "reward": (4, 4), "ppo": (8, 4)}
-COMPLETIONS = {"grpo": 512, "ppo": 128}  # tokens of one; also the recipes' own defaults
 CAN = {
     "sft": "bring out what the model can do already, in the form and tone of your examples",
     "dpo": "bring out the better of the answers that the model gives already",
@@ -57,7 +55,31 @@ CANNOT = {
 }
 EMBEDDED = "tiny"  # a base model, and quick on a CPU; the other cards are instruction-tuned
 CHOSEN_ANSWER = ("--columns", "completion=chosen")  # a pair's chosen answer read as an example for SFT
-FASTER = {"--no-load-in-4bit", "--no-gradient-checkpointing"}  # the recipes' defaults need less
+PIPELINE_DATA = {
+    "sft": "SFT_DATA",
+    "dpo": "DPO_DATA",
+    "grpo": "MATH_DATA",
+    "reward": "REWARD_DATA",
+    "ppo": "PPO_DATA",
+}  # the variable of `make pipeline` that names the data of a stage
+
+
+@dataclass(frozen=True)
+class Args:
+    data: tuple[str, ...] = ()
+    """Files to look at, instead of --have."""
+    have: tuple[Kind, ...] = ()
+    """Your data. demonstrations: examples of good completions; pairs: two completions of a prompt, one better than the
+    other; answers: prompts with an answer that can be checked; scores: completions with a number for how good each is;
+    reward-model: a model that scores completions."""
+    model: str | None = None
+    """A model card's name (`make models`), a local directory or a hub id."""
+    base: bool = False
+    """The model is a base model: it knows no chat template yet."""
+    gpu_gib: float | None = None
+    """Free memory of the GPU in GiB, 0 for no GPU; by default what nvidia-smi shows."""
+    json: bool = False
+    """Print the answer as JSON."""
 
 
 @dataclass(frozen=True)
@@ -83,49 +105,35 @@ class Stage:
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    args = parse_arguments(Args, __doc__)
     data = [look_at(path) for path in args.data]
     have = list(dict.fromkeys([*args.have, *(item.kind for item in data)]))
-    model, gib = args.model, gpu_gib() if args.gpu_gib is None else args.gpu_gib
-    if missing := [
-        *([] if have else ["--have KIND ... (or --data FILE)"]),
-        *([] if model else ["--model NAME"]),
-        *([] if gib is not None else ["--gpu-gib N (nvidia-smi shows no GPU here; 0 for none)"]),
-    ]:
-        if not sys.stdin.isatty():
-            raise InputError(f"no terminal to ask on; give {', '.join(missing)}")
-        have = have or ask_kinds()
-        model = model or ask_model()
-        gib = ask_gib() if gib is None else gib
+    gib = gpu_gib() if args.gpu_gib is None else args.gpu_gib
+    missing = [
+        *([] if have else ["--have=KIND (or --data=FILE)"]),
+        *([] if args.model else ["--model=NAME"]),
+        *([] if gib is not None else ["--gpu-gib=N (nvidia-smi shows no GPU here; 0 for none)"]),
+    ]
+    if missing and not sys.stdin.isatty():
+        raise InputError(f"There is no terminal to ask on; give {', '.join(missing)}")
+    have = have or ask_kinds()
+    model = args.model or ask_model()
+    gib = ask_gib() if gib is None else gib
     if not gib >= 0:
-        raise InputError(f"--gpu-gib {gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
+        raise InputError(f"--gpu-gib={gib:g}: expected the GPU's free memory in GiB, or 0 for no GPU")
     found = find_model(model)
     stages, notes = choose(have, data, args.base or model == EMBEDDED)
     for stage in stages:
         plan_memory(stage, found.card, gib)
     pipeline = write_commands(stages, model, found.name)
     if args.json:
-        answer = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
+        answer: dict[str, Any] = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
         answer["stages"] = [
             asdict(stage) | {"can": CAN[stage.method], "cannot": CANNOT[stage.method]} for stage in stages
         ]
         print(json.dumps(answer | {"pipeline": pipeline, "notes": notes}, indent=2, ensure_ascii=False))
     else:
         show(stages, pipeline, notes, data, model, gib)
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    parser.add_argument("--have", nargs="+", choices=KINDS, default=[], metavar="KIND", help=f"your data. {kinds}")
-    parser.add_argument("--data", nargs="+", action="extend", default=[], help="files to look at instead of --have")
-    parser.add_argument("--model", help="a model card's name (`make models`), a local directory or a hub id")
-    parser.add_argument("--base", action="store_true", help="the model is a base model: it knows no chat form yet")
-    parser.add_argument("--gpu-gib", type=float, help="free memory of the GPU; by default what nvidia-smi says")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON")
-    return parser
 
 
 def look_at(path: str) -> Data:
@@ -177,12 +185,11 @@ def is_checkable(answer: Any) -> bool:
 
 def gpu_gib() -> float | None:
     """Free memory of the first GPU in GiB, as nvidia-smi says; None where there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return round(int(done.stdout.splitlines()[0]) / 1024, 1)  # it counts in MiB
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        gib = free_gib(nvidia_smi())
+    except (MachineError, TimeoutError):
         return None
+    return None if gib is None else round(gib, 1)
 
 
 def ask(question: str) -> str:
@@ -217,14 +224,14 @@ def ask_gib() -> float:
 
 
 def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], list[str]]:
-    """The stages for these kinds of data in their order, and what is to be said besides."""
+    """The stages for these kinds of data in their order, and notes about them."""
     files = {item.kind: item for item in reversed(data)}  # of two files of a kind the first
     paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
     chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER
     stages, notes = [], []
     if "demonstrations" in have:
         flags = files["demonstrations"].flags if "demonstrations" in files else ()
-        stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags)))
+        stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags or ())))
     elif base and "pairs" in have and chosen:
         reason = "a base model must learn to answer first; the chosen answers are its examples."
         stages.append(Stage("sft", reason, paths["pairs"], list(chosen)))
@@ -249,9 +256,7 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
             "that scores (--have reward-model)"
         )
     if "answers" in have:
-        notes.append(
-            "GRPO needs a model that is right now and then: see its pass@8 first, make evaluate ARGS='--samples 8'."
-        )
+        notes.append("GRPO needs a model that is right now and then: see its pass@8 first, make evaluate SAMPLES=8.")
         if stages[0].method != "sft":
             notes.append(
                 "GRPO pays for the form <think>...</think><answer>...</answer> too. No SFT teaches it here: ask for it "
@@ -269,78 +274,36 @@ def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
         stage.settings = f"{card.name} is not offered for {stage.method}, only for {', '.join(card.methods)}"
         stage.fits = False
         return
-    own: dict[str, Any] = getattr(card, stage.method)
-    batch = own.get("per_device_train_batch_size", BATCHES[stage.method][0])
-    step = batch * own.get("gradient_accumulation_steps", BATCHES[stage.method][1])
-    lengths = longest_first(stage.method, own)
-    least = plan(card, stage.method, batch, lengths[0][0])
+    own = memory.settings(card, stage.method)
     if gib == 0:
-        stage.gib = least.total
+        stage.gib = memory.least(card, stage.method, **own).total
         stage.fits = card.name == EMBEDDED
         stage.settings = (
             "it is small enough for the CPU"
             if stage.fits
-            else f"needs a GPU with {least.total:.1f} GiB at the least; without one take MODEL={EMBEDDED}"
+            else f"needs a GPU with {stage.gib:.1f} GiB at the least; without one take MODEL={EMBEDDED}"
         )
         return
-    # Fewer rows at once, then shorter rows: the first costs speed alone, the second cuts what is longer.
-    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= 1]
-    tries = [(rows, *lengths[0]) for rows in smaller] + [(smaller[-1], *shorter) for shorter in lengths[1:]]
-    for rows, tokens, shorter in tries:
-        found = memory.fit(card, stage.method, gib, max_length=tokens, per_device_train_batch_size=rows)
-        if found is None:
-            continue
-        stage.gib, stage.fits = found.total, True
-        bits = "4 bit" if found.load_in_4bit else "16 bit"
-        recompute = "with" if found.gradient_checkpointing else "without"
-        stage.settings = (
-            f"{found.total:.1f} of {gib:g} GiB: {bits}, {recompute} gradient checkpointing, {rows} x {tokens} tokens"
-        )
-        stage.flags += [] if found.load_in_4bit else ["--no-load-in-4bit"]
-        stage.flags += [] if found.gradient_checkpointing else ["--no-gradient-checkpointing"]
-        if rows != batch:
-            stage.flags += ["--per-device-train-batch-size", str(rows)]
-            stage.flags += ["--gradient-accumulation-steps", str(step // rows)]
-        stage.flags += shorter
+    plan = memory.plan(card, stage.method, gib)
+    stage.gib, stage.fits = plan.memory.total, plan.fits
+    if plan.fits:
+        bits = "4 bit" if plan.load_in_4bit else "16 bit"
+        recompute = "with" if plan.gradient_checkpointing else "without"
+        rows = f"{plan.per_device_train_batch_size} x {plan.max_length} tokens"
+        stage.settings = f"{stage.gib:.1f} of {gib:g} GiB: {bits}, {recompute} gradient checkpointing, {rows}"
+        stage.flags += [] if plan.load_in_4bit else ["--no-load-in-4bit"]
+        stage.flags += [] if plan.gradient_checkpointing else ["--no-gradient-checkpointing"]
+        stage.flags += [word for name, value in plan.changed.items() for word in (flag(name), str(value))]
         return
-    smallest = plan(card, stage.method, *tries[-1][:2])
-    stage.gib, stage.fits = smallest.total, False
     fitting = [name for name in by_size() if memory.fit(read_card(name), stage.method, gib) and name != EMBEDDED]
     stage.settings = (
-        f"does not fit: {smallest.total:.1f} GiB at the least, of {gib:g}. Take a larger GPU"
+        f"does not fit: {stage.gib:.1f} GiB at the least, of {gib:g}. Take a larger GPU"
         f"{', or a smaller model: ' + ', '.join(fitting[-3:]) if fitting else ''}"
     )
 
 
-def longest_first(method: str, own: dict[str, Any]) -> list[tuple[int, list[str]]]:
-    """Tokens of a row, the recipe's own number and some below it, each with the flags that ask for it."""
-    if method not in COMPLETIONS:
-        length = own.get("max_length", memory.MAX_LENGTH[method])
-        halves = [length // cut for cut in (2, 4) if length // cut >= SHORTEST]
-        return [(length, []), *((half, ["--max-length", str(half)]) for half in halves)]
-    completion = own.get("max_completion_length", COMPLETIONS[method])
-    prompt = own.get("max_prompt_length", memory.MAX_LENGTH[method] - COMPLETIONS[method])
-    shorter = [(prompt // 2, completion), (prompt // 2, completion // 2), (prompt // 4, completion // 2)]
-    return [
-        (prompt + completion, []),
-        *(
-            (p + c, ["--max-prompt-length", str(p), *([] if c == completion else ["--max-completion-length", str(c)])])
-            for p, c in shorter
-            if p + c >= SHORTEST
-        ),
-    ]
-
-
-def plan(card: Card, method: str, rows: int, tokens: int) -> memory.Memory:
-    """The least that such a micro-batch needs."""
-    return memory.estimate(
-        card,
-        method,
-        load_in_4bit=True,
-        gradient_checkpointing=True,
-        max_length=tokens,
-        per_device_train_batch_size=rows,
-    )
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def by_size() -> list[str]:
@@ -348,32 +311,42 @@ def by_size() -> list[str]:
 
 
 def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
-    """Put each stage's commands into it; return the one command for them all, where `make pipeline` knows them."""
+    """Put each stage's commands into it; return the one command for all of them, None where there is none."""
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
         run = f"outputs/{name}-{stage.method}"
-        words = {"MODEL": base, "DATA": stage.data, "OUT": run, "ARGS": shlex.join(stage.flags)}
+        given = {"MODEL": base, "DATA": stage.data, "OUT": run, **as_variables(stage.flags)}
         if stage.method == "ppo":
-            words["REWARD"] = reward_model
-        stage.commands = [make(stage.method, words)]
+            given["REWARD"] = reward_model
+        stage.commands = [make(stage.method, **given)]
         if stage.method == "reward":
-            reward_model = run  # it judges, and is no base for what follows
+            reward_model = run  # it changes no weights of the base, on which PPO starts
         elif number + 1 < len(stages):
-            # The next stage starts from a model in which this one is merged, and is held to it.
+            # The next stage starts from the model that this one is merged into; that is its reference, too.
             base = f"{run}-merged"
-            stage.commands.append(make("merge", {"ADAPTER": f"{run}/adapter", "OUT": base}))
-    variables = {"sft": "SFT_DATA", "dpo": "DPO_DATA", "grpo": "MATH_DATA"}
+            stage.commands.append(make("merge", ADAPTER=f"{run}/adapter", OUT=base))
     methods = [stage.method for stage in stages]
-    # It takes the recipes' defaults; where a stage needs other flags than those for speed, it is no way to go.
-    if len(stages) < 2 or not set(methods) <= set(variables) or any(set(stage.flags) - FASTER for stage in stages):
+    if len(stages) < 2 or ("ppo" in methods and "reward" not in methods):  # a reward model that is there has a base
         return None
-    files = {variables[stage.method]: stage.data for stage in stages}
-    return make("pipeline", {"STAGES": ",".join(methods), "MODEL": model, **files})
+    given = {PIPELINE_DATA[stage.method]: stage.data for stage in stages}
+    if given.get("PPO_DATA") == given.get("REWARD_DATA"):
+        given.pop("PPO_DATA", None)  # it takes its prompts from there
+    given |= {f"{stage.method.upper()}_ARGS": shlex.join(stage.flags) for stage in stages if stage.flags}
+    return make("pipeline", STAGES=",".join(methods), MODEL=model, **given)
 
 
-def make(target: str, words: dict[str, str]) -> str:
-    given = [f"{name}={shlex.quote(value.replace('$', '$$'))}" for name, value in words.items() if value]
-    return " ".join(["make", target, *given])
+def as_variables(flags: list[str]) -> dict[str, str]:
+    """The flags of a recipe as variables of make: {"LOAD_IN_4BIT": "no", "MAX_LENGTH": "1024"}."""
+    variables: dict[str, list[str]] = {}
+    name = ""
+    for word in flags:
+        if word.startswith("--"):
+            off = word.startswith("--no-")
+            name = word.removeprefix("--no-" if off else "--").replace("-", "_").upper()
+            variables[name] = ["no"] if off else []
+        else:
+            variables[name].append(word)
+    return {name: shlex.join(values) for name, values in variables.items()}
 
 
 def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list[Data], model: str, gib: float) -> None:
@@ -389,7 +362,7 @@ def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list
         for command in stage.commands:
             print(f"   {command}")  # whole, however long: it is there to be copied
     if pipeline:
-        print(f"\nAll in one command, with the recipes' own settings:\n   {pipeline}")
+        print(f"\nAll in one command, with an evaluation after every stage:\n   {pipeline}")
     for note in notes:
         print()
         paragraph(note, "")

@@ -1,37 +1,43 @@
-"""Score a model, or a base with an adapter, on held-out data.
+"""Evaluate a model, a base with an adapter beside the base, or a reward model on held-out data.
 
-    make evaluate ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter
-    make evaluate MODEL=tiny DATA=data_samples/arithmetic.jsonl ARGS="--samples 8"
+    make evaluate ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter             the adapter beside its base
+    make evaluate MODEL=tiny DATA=data_samples/arithmetic.jsonl SAMPLES=8
     make evaluate MODEL=outputs/merged DATA=data_samples/preferences.jsonl
+    make evaluate REWARD=outputs/reward DATA=pairs.jsonl                a reward model
 
-What is measured follows from the data. Questions with answers (`prompt`, `answer`, and a `task` where the rows are of
-several kinds) are asked: how often the answer keeps the form, ends by itself, and is right, greedily and with
---samples N also sampled, for pass@1 (the mean over all samples) and pass@N (at least one right). Preference pairs are
-read: how often the chosen answer is likelier than the rejected one. Conversations are read too: the loss on what the
-assistant says, which falls as the model comes to talk like them, and does not say whether anything is right.
+What is measured follows from the data:
+  questions with answers   (`prompt`, `answer`, and a `task` where there are several): how often the completion follows
+                           the format, ends by itself and is right; greedy, and with --samples N also sampled, for
+                           pass@1 (the mean over all samples) and pass@N (at least one right)
+  preference pairs         how often the chosen answer is likelier than the rejected one
+  conversations            the loss on the assistant's turns; it falls as the model comes to talk like them, and does
+                           not tell whether anything is right
+A reward model is judged on pairs by its accuracy, on scores by its correlation with them, and on both by how far it
+only counts words.
 
-Left out: judging answers that no rule can tell right from wrong.
+With an adapter, differences to the base are given with 95 % intervals from 10,000 paired bootstrap samples of the rows.
+An interval with 0 in it shows no difference.
+
+Left out: judging completions that no rule can tell right from wrong; for that there is `make compare`.
 """
 
-import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import tyro
 from common import environment
-from common.data.examples import Conversation, Pair, Prompt
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, detect
-from common.data.read import conversations, pairs, problems
-from common.data.rows import Faults, find_source, read_rows
+from common.cli import parse_arguments
+from common.data.examples import Conversation, Pair
+from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
-from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
 from common.lm.hub import fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
-from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.files import write_json
+from common.run.screen import loading
+from evaluation import policy, reward_model
+from evaluation.figures import Measured, comparison_table, differences, figures, table
+
+SAMPLE = str(environment.ROOT / "data_samples" / "heldout.jsonl")
 
 
 @dataclass(frozen=True)
@@ -40,195 +46,107 @@ class Args:
     """A model card's name, a local directory or a hub id; by default what the adapter was trained on, or tiny."""
     adapter: str | None = None
     """The adapter to put on it: the adapter folder of a run."""
-    data: tuple[str, ...] = (str(environment.ROOT / "data_samples" / "heldout.jsonl"),)
-    """Questions with answers, preference pairs or conversations; one file or several."""
-    form: str = r"<think>.+</think><answer>(.+)</answer>"
-    """What a whole answer must match; its group is what is compared with the data's answer. Empty: any answer will do,
-    and what it ends in is compared, as by the reward `math`."""
+    reward_model: str | None = None
+    """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
+    data: tuple[str, ...] = ()
+    """Questions with answers, preference pairs, conversations, or scores for a reward model; one file or several. By
+    default sample data of the tiny model."""
+    answer_pattern: str = r"<think>.+</think><answer>(.+)</answer>"
+    """A regular expression for a whole completion; its group is compared with the data's answer. Empty: every
+    completion will do, and the answer that it ends in is compared, as by the reward `math`."""
     samples: int = 0
-    """Sampled answers to each question, besides the greedy one."""
+    """Sampled completions of each question, besides the greedy one."""
     temperature: float = 1.0
     max_new_tokens: int = 64
     max_length: int = 2048
-    """Tokens of a pair or a conversation; the rest is cut off at the end."""
+    """Tokens of a pair, a conversation or a rated answer with its prompt; the rest is truncated."""
+    beside_base: bool = True
+    """With an adapter, evaluate its base on the same rows, too."""
     load_in_4bit: bool = False
     seed: int = 42
     json: str | None = None
-    """A file to write the figures and every answer to."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A problem and its gold answer, parsed."""
-
-    problem: Prompt
-    gold: Gold
+    """A file for the figures and every completion."""
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
+    results = evaluate_reward_model(args, args.reward_model) if args.reward_model else evaluate_policy(args)
+    if args.json:
+        write_json(Path(args.json), results)
+
+
+def evaluate_policy(args: Args) -> dict[str, Any]:
+    """Print the figures of a model, beside those of its base where it has an adapter; by file, with every row."""
     base = base_of(args.model, args.adapter)
-    sources = {data: find_source(data) for data in args.data}
-    local = base.local and not any(isinstance(source, str) for source in sources.values())
-    environment.set_variables(offline=local)
-    sets = {data: read(source) for data, source in sources.items()}
-    environment.quiet_loggers()
+    names = args.data or (SAMPLE,)
+    environment.set_variables(models=[base], sources=map(find_source, names))
+    sets = {name: policy.read(name) for name in names}
+
+    console = loading(base.name)
     import unsloth  # noqa: F401  first: it changes what is imported after it
-    from rich.console import Console
     from transformers import set_seed
 
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base)
     faults = Faults()
-    tokenized = {}
-    for data, rows in sets.items():
-        if not isinstance(rows[0], Question):
-            read_as = tokenize_pairs if isinstance(rows[0], Pair) else tokenize
-            tokenized[data] = list(read_as(tokenizer, rows, args.max_length, faults))
+    tokens = {name: policy.tokens_of(tokenizer, rows, args.max_length, faults) for name, rows in sets.items()}
     faults.stop()
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
 
+    def measure(name: str, who: str) -> Measured:
+        what = f"{who} on {Path(name).name}"
+        if isinstance(sets[name][0], Pair):
+            return policy.prefer(model, tokenizer, tokens[name], what)
+        if isinstance(sets[name][0], Conversation):
+            return policy.imitate(model, tokenizer, tokens[name], what)
+        set_seed(args.seed)
+        return policy.answer(
+            model, tokenizer, end, tokens[name], what,
+            args.answer_pattern, args.samples, args.temperature, args.max_new_tokens,
+        )  # fmt: skip
+
+    results: dict[str, dict[str, Any]] = {}
+    for name in names:
+        measured = measure(name, "adapter" if args.adapter else base.name)
+        found = figures(measured)
+        results[name] = {"figures": found, **measured.rows}
+        title = f"{len(measured)} rows of {name}"
+        if not (args.adapter and args.beside_base):
+            console.print(table(f"{base.name}{f' with {args.adapter}' if args.adapter else ''}: {title}", found))
+            continue
+        with model.disable_adapter():
+            of_base = measure(name, "base")
+        before, change = figures(of_base), differences(measured, of_base, args.seed)
+        results[name] |= {"base": {"figures": before, **of_base.rows}, "differences": change}
+        console.print(comparison_table(f"{base.name} and {args.adapter}: {title}", before, found, change))
+        if len(found) > 1:
+            console.print(table("By task, base -> adapter", found, before))
+    return results
+
+
+def evaluate_reward_model(args: Args, which: str) -> dict[str, Any]:
+    """Print the report on a reward model; by file, with what it gives every answer."""
+    if args.adapter:
+        raise InputError("--reward-model and --adapter: give one of the two; a reward model has its own adapter")
+    trained = reward_model.find(which, args.model)
+    names = args.data or (reward_model.sample_data(trained),)
+    environment.set_variables(models=[trained.model], sources=map(find_source, names))
+    sets = {name: reward_model.read(name) for name in names}
+
+    console = loading(trained.model.name)
+    import unsloth  # noqa: F401  first: it changes what is imported after it
+    from common.rewards.report import show
+
+    judge = reward_model.Judge(trained, args.load_in_4bit)
     results = {}
-    for data, rows in sets.items():
-        if isinstance(rows[0], Pair):
-            results[data] = prefer(model, tokenizer, tokenized[data])
-        elif isinstance(rows[0], Conversation):
-            results[data] = imitate(model, tokenizer, tokenized[data])
-        else:
-            set_seed(args.seed)
-            results[data] = ask(model, tokenizer, end, rows, args)
-        Console().print(table(f"{base.name} {args.adapter or ''} on {data}", results[data]["figures"]))
-    if args.json:
-        write_json(Path(args.json), results)
-
-
-def read(source: list[Path] | str) -> list[Question] | list[Pair] | list[Conversation]:
-    """Pairs, conversations, or questions with a gold answer that can be compared with."""
-    faults = Faults()
-    rows = list(read_rows(source, faults))
-    faults.stop()
-    if not rows:
-        raise InputError(f"{source}: holds no rows")
-    if detect(rows[0].fields, PAIR_FORMATS):
-        examples: list[Any] = list(pairs(rows, faults))
-    elif detect(rows[0].fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(rows[0].fields, FORMATS):
-        examples = list(conversations(rows, faults))
-    else:
-        examples = []
-        for problem in problems(rows, faults):
-            try:
-                if problem.answer is None:
-                    raise ValueError("answer: missing; there is nothing to hold the model's answer against")
-                examples.append(Question(problem, gold(problem.answer)))
-            except ValueError as error:
-                faults.add(problem.place, str(error))
-    faults.stop()
-    return examples
-
-
-def prefer(model: Any, tokenizer: Any, examples: list[TokenPair]) -> dict[str, Any]:
-    """How often, and by how much, the chosen answers are likelier than the rejected ones."""
-    from common.lm.log_probs import score_tokens
-
-    chosen = score_tokens(model, [(p.prompt_ids, p.chosen_ids) for p in examples], tokenizer.pad_token_id)
-    rejected = score_tokens(model, [(p.prompt_ids, p.rejected_ids) for p in examples], tokenizer.pad_token_id)
-    both = list(zip(chosen, rejected, strict=True))
-    margins = [float(better.log_probs.sum() - worse.log_probs.sum()) for better, worse in both]
-    by_token = [float(better.log_probs.mean() - worse.log_probs.mean()) for better, worse in both]
-    return {
-        "figures": {
-            "all": {
-                "rows": len(examples),
-                "chosen likelier": mean(margin > 0 for margin in margins),
-                "chosen likelier by token": mean(margin > 0 for margin in by_token),
-                "margin (nats)": mean(margins),
-            }
-        },
-        "margins": [{"place": pair.place, "margin": margin} for pair, margin in zip(examples, margins, strict=True)],
-    }
-
-
-def imitate(model: Any, tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
-    """The loss on what the assistant says, by token, as SFT has it."""
-    from common.lm.log_probs import score_tokens
-
-    rows = [(example.input_ids[:1].tolist(), example.input_ids[1:].tolist()) for example in examples]
-    scored = score_tokens(model, rows, tokenizer.pad_token_id)
-    losses = [
-        [
-            -float(log_prob)
-            for log_prob, learned in zip(s.log_probs, example.completion_mask[1:], strict=True)
-            if learned
-        ]
-        for s, example in zip(scored, examples, strict=True)
-    ]
-    return {
-        "figures": {"all": {"rows": len(examples), "loss (nats)": mean(loss for row in losses for loss in row)}},
-        "losses": [{"place": row.place, "loss": mean(loss)} for row, loss in zip(examples, losses, strict=True)],
-    }
-
-
-def ask(model: Any, tokenizer: Any, end: str, questions: list[Question], args: Args) -> dict[str, Any]:
-    """How often the answers keep the form, end by themselves and are right; by task, and over all."""
-    from common.lm.generate import generate
-
-    prompts = [Conversation(q.problem.place, q.problem.prompt, q.problem.tools) for q in questions]
-    greedy = generate(model, tokenizer, prompts, end, args.max_new_tokens)
-    sampled = [
-        generate(model, tokenizer, prompts, end, args.max_new_tokens, args.temperature) for _ in range(args.samples)
-    ]
-    figures = defaultdict(lambda: defaultdict(list))
-    for index, question in enumerate(questions):
-        answer = greedy[index]
-        right = [is_right(args.form, draw[index].text, question.gold) for draw in sampled]
-        for task in {"all", question.problem.fields.get("task", "all")}:
-            row = figures[task]
-            if args.form:
-                row["keeps the form"].append(answer.ended and matches(args.form, answer.text) is not None)
-            row["stops"].append(answer.ended)
-            row["greedy right"].append(is_right(args.form, answer.text, question.gold))
-            if sampled:
-                row["pass@1"].append(mean(right))
-                row[f"pass@{args.samples}"].append(any(right))
-    return {
-        "figures": {
-            task: {"rows": len(row["stops"]), **{name: mean(values) for name, values in row.items()}}
-            for task, row in figures.items()
-        },
-        "answers": [
-            {
-                "place": question.problem.place,
-                "prompt": question.problem.prompt,
-                "answer": question.problem.answer,
-                "greedy": greedy[index].text,
-                "sampled": [draw[index].text for draw in sampled],
-            }
-            for index, question in enumerate(questions)
-        ],
-    }
-
-
-def table(title: str, figures: dict[str, dict[str, float]]) -> Any:
-    """The figures as a table, a row for each task; shares in per cent."""
-    from rich.table import Table
-
-    rows = Table("task", *figures["all"], title=title)
-    for task, row in sorted(figures.items(), key=lambda item: item[0] != "all"):
-        cells = (str(v) if name == "rows" else f"{v:.2f}" if "nats" in name else f"{v:.1%}" for name, v in row.items())
-        rows.add_row(task, *cells)
-    return rows
-
-
-def matches(form: str, text: str) -> str | None:
-    """What the group of `form` catches when the whole text has that form, once; else None."""
-    found = re.fullmatch(form, text.strip(), flags=re.DOTALL)
-    if not found or any(text.count(tag) > 1 for tag in re.findall(r"</?\w+>", form)):
-        return None
-    return (found[1] if found.groups() else found[0]).strip()
-
-
-def is_right(form: str, text: str, gold: Gold) -> bool:
-    return same(gold, matches(form, text) if form else final_answer(text))
+    for name, rows in sets.items():
+        tokens, truncated = judge.tokens_of(rows, args.max_length)
+        if truncated:
+            console.print(truncated)
+        report, judged = judge.report(rows, tokens, Path(name).name)
+        results[name] = {"report": report, "rows": judged}
+        show(console, report, f"{which} on {name}")
+    return results
 
 
 if __name__ == "__main__":

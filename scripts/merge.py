@@ -1,12 +1,13 @@
-"""Merge an adapter into its base: the 16-bit model that the next stage starts from, and is held to.
+"""Merge an adapter into its base: a 16-bit model, which the next stage starts from and uses as its reference policy.
 
     make merge ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter OUT=outputs/tiny-sft
 
-The base is the one the adapter was trained on, which its run recorded; another one is refused. Before the folder gets
-its name the merge is checked: on a few prompts, base with adapter and merged model must take the same greedy tokens and
-give them the same log-probabilities, as far as 16 bit tells them apart.
+The base is the one that the adapter was trained on, by the record of its run; another one is refused. Before the folder
+gets its name the merge is checked: on a few prompts, base with adapter and merged model must generate the same greedy
+tokens and give them the same log-probabilities, as far as 16 bit tells them apart.
 
-Left out: several adapters at once, and 4-bit or 8-bit results.
+Left out: several adapters at once, 4-bit or 8-bit results, the adapter of a reward model (`make reward` has
+--stand-alone).
 """
 
 import hashlib
@@ -15,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from common import environment
+from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
 from common.lm.hub import MERGE_RECORD, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
 from common.run.files import write_folder, write_json
+from common.run.screen import loading
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = ("What is 2 + 3?", "Name a colour.", "Write one sentence about water.", "二加三等于多少？")
@@ -37,15 +40,17 @@ class Args:
     adapter: str
     """The adapter folder of a run."""
     model: str | None = None
-    """Its base, where the run that made it is not beside it; else taken from there, and checked against it."""
+    """Its base, where the run that made it is not beside it; else taken from that run, and checked against it."""
     output_dir: str | None = None
     """Where the merged model goes; by default `merged`, beside the adapter."""
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     adapter = Path(args.adapter).expanduser()
     base = base_of(args.model, str(adapter))
+    if (adapter / "head.json").is_file():
+        raise InputError(f"{adapter} is a reward model, which PPO takes as it is; `make reward` can merge one itself")
     folder = Path(args.output_dir or adapter.parent / "merged").expanduser()
     inputs = {
         "card": base.card.name if base.card else None,
@@ -57,11 +62,11 @@ def main() -> None:
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
         if before is None or {name: before[name] for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
-        print(f"{folder} holds this merge already.")
+        print(f"{folder} has this merge already.")
         return
 
-    environment.set_variables(offline=base.local)
-    environment.quiet_loggers()
+    environment.set_variables(models=[base])
+    loading(base.name)
     base = fetch(base)
     check = merge(base, adapter, folder, inputs)
     print(
@@ -71,8 +76,12 @@ def main() -> None:
 
 
 def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
-    """Write `base` with `adapter` merged into it to `folder`, checked and whole, or not at all."""
+    """Write `base` with `adapter` merged into it to `folder`, when the check passes; returns what the check measured.
+
+    Raises MachineError when it does not.
+    """
     import torch
+    from common.lm.merge import merge_weights
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -94,20 +103,8 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     return check
 
 
-def merge_weights(model: "torch.nn.Module") -> "PreTrainedModel":
-    """Add each layer's B @ A * alpha / r to its weight: summed in 32 bit and rounded once."""
-    from peft.tuners.lora import LoraLayer
-
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            delta = layer.get_delta_weight(layer.active_adapters[0])
-            weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-    return model.unload()
-
-
 def check_prompts(adapter: Path) -> list[list[dict]]:
-    """The prompts that the run held out, else a few of ours; as chat messages."""
+    """The prompts that the run held out, else PROMPTS; as chat messages."""
     samples = adapter.parent / "samples.json"
     if samples.is_file() and (held_out := json.loads(samples.read_text(encoding="utf-8"))):
         return [sample["prompt"] for sample in held_out]
@@ -119,7 +116,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict]) -> list[
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def greedy(model: "torch.nn.Module", prompt: list[int]) -> tuple[list[int], int, "torch.Tensor"]:
+def greedy(model: "PeftModel", prompt: list[int]) -> tuple[list[int], int, "torch.Tensor"]:
     """The prompt with its greedy continuation, the prompt's length, and `log_probs` of the whole."""
     import torch
 
@@ -131,8 +128,8 @@ def greedy(model: "torch.nn.Module", prompt: list[int]) -> tuple[list[int], int,
     return tokens, len(prompt), log_probs(model, tokens)
 
 
-def log_probs(model: "torch.nn.Module", tokens: list[int]) -> "torch.Tensor":
-    """(T - 1, V): what the model gives to each next token."""
+def log_probs(model: "PreTrainedModel", tokens: list[int]) -> "torch.Tensor":
+    """(T - 1, V): the log-probabilities of each next token."""
     import torch
 
     with torch.no_grad():
@@ -140,16 +137,17 @@ def log_probs(model: "torch.nn.Module", tokens: list[int]) -> "torch.Tensor":
 
 
 def compare(before: list[tuple[list[int], int, "torch.Tensor"]], after: list["torch.Tensor"], tokenizer) -> dict:
-    """Hold the merged model to the adapter's greedy path. Raises MachineError where they part."""
+    """How the merged model differs on the adapter's greedy path. Raises MachineError where it would leave the path."""
     differences = []
     for (tokens, prompt, old), new in zip(before, after, strict=True):
         for position in range(prompt - 1, len(tokens) - 1):
-            taken, preferred = tokens[position + 1], int(new[position].argmax())
+            taken, likeliest = tokens[position + 1], int(new[position].argmax())
             differences.append(abs(float(new[position, taken] - old[position, taken])))
-            if preferred != taken and float(new[position, preferred] - new[position, taken]) > TIE:
+            if likeliest != taken and float(new[position, likeliest] - new[position, taken]) > TIE:
+                before_it, with_adapter, merged = map(tokenizer.decode, (tokens[: position + 1], [taken], [likeliest]))
                 raise MachineError(
-                    f"the merged model is not the trained one: after {tokenizer.decode(tokens[: position + 1])!r} the "
-                    f"adapter says {tokenizer.decode([taken])!r}, the merge {tokenizer.decode([preferred])!r}"
+                    f"the merged model is not the trained one: after {before_it!r} the next token is {with_adapter!r} "
+                    f"with the adapter and {merged!r} merged"
                 )
     mean = sum(differences) / len(differences)
     if mean > MEAN_DIFFERENCE:

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
 from common import environment
+from common.cli import parse_arguments
 from common.data.formats import PROBLEM_FORMATS
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
@@ -48,7 +48,7 @@ class Args:
 
 
 def main() -> int:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_arguments(Args, __doc__)
     if args.answer_template is not None and "{answer}" not in args.answer_template:
         raise InputError(f"--answer-template {args.answer_template}: expected {{answer}} in it, where the answer goes")
     source = find_source(args.data)

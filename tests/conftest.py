@@ -2,26 +2,21 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from launch.commands import VARIABLES
 
 ROOT = Path(__file__).parents[1]
 # The libraries' compiled code and the locks' marks are the same for all tests; everything else a run writes is its own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A test that calls make is a user at the prompt, not a part of the `make test` it runs in.
-# The variables given to that one, ARGS for pytest among them, are not given to this one.
-for variable in (
-    "MAKELEVEL",
-    "MAKEFLAGS",
-    "MFLAGS",
-    *re.findall("^#= ([A-Z_]+)=", (ROOT / "Makefile").read_text(), re.M),
-):
-    os.environ.pop(variable, None)
+# A test that calls make is a user at the prompt, not a part of the `make test` it runs in, whose settings do not hold.
+for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "RECIPES_GIVEN", "RECIPES_SPELLING", *VARIABLES):
+    if variable != "TEST_DOCKER":
+        os.environ.pop(variable, None)
 # And it runs in this environment, whatever images this machine has. The tests of containers say otherwise themselves.
 os.environ["RUNTIME"] = "local"
 # Several processes of tests on few cores: threads that wait for each other would wait for the other process too.

@@ -1,15 +1,19 @@
-"""Read a recipe's arguments, and remember where each value came from.
+"""Parse a command's arguments, and record where each value of a recipe's came from.
 
 Order of precedence: the recipe's default, then the model card's number for this method, then the command line.
 """
 
-import dataclasses
+import contextlib
+import inspect
+import io
 import sys
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from common.arguments import Given, check, read_fields
 from common.errors import InputError
 from common.lm.cards import method_settings
 from common.lm.hub import Model, find_model
@@ -18,25 +22,52 @@ Args = TypeVar("Args")
 
 
 def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Model, dict[str, str]]:
-    """Parse sys.argv into `recipe`, a frozen dataclass with a field `model`.
+    """Parse sys.argv into `recipe`, a frozen dataclass called Args with a field `model`.
 
-    Returns the arguments, the model they name, and for each argument where its value came from.
-
-    An unknown flag or a value of the wrong type prints what was meant and exits 2 (tyro). Raises InputError for an
-    unknown model or a card with a wrong setting.
+    Returns the arguments, the model they name, and for each argument where its value came from. tyro parses twice: only
+    after the first time the model's card is known, whose numbers are the defaults of the second. Raises InputError for
+    wrong arguments, an unknown model, or a card with a wrong setting.
     """
-    first = tyro.cli(recipe, description=description)
+    given = _check(recipe)
+    first: Any = _tyro(recipe, description)
     model = find_model(first.model)
-    fields = [field.name for field in dataclasses.fields(recipe)]
+    fields = list(inspect.signature(recipe).parameters)
     card = method_settings(model.card, method, fields)
     try:
         default = TypeAdapter(recipe).validate_python(card)
     except ValidationError as error:
         detail = error.errors()[0]
         raise InputError(f"card {model.name}: {method}.{detail['loc'][0]}: {detail['msg'].lower()}") from None
-    args = tyro.cli(recipe, description=description, default=default)
-    given = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in sys.argv[1:]}
+    args = _tyro(recipe, description, default)
+    typed = {one.field.name for one in given}
     origins = {
-        name: "command line" if name in given else f"card {model.name}" if name in card else "recipe" for name in fields
+        name: "command line" if name in typed else f"card {model.name}" if name in card else "recipe" for name in fields
     }
     return args, model, origins
+
+
+def parse_arguments(command: type[Args], description: str) -> Args:
+    """Parse sys.argv into `command`, a frozen dataclass called Args. Raises InputError for wrong arguments."""
+    _check(command)
+    return _tyro(command, description)
+
+
+def _check(command: type) -> list[Given]:
+    """The arguments that sys.argv gives, checked before tyro, whose errors are boxes; --help and the like are left to
+    it."""
+    if any(word in ("-h", "--help") or word.startswith("--tyro-") for word in sys.argv[1:]):
+        return []
+    file = Path(inspect.getfile(command))
+    return check(read_fields(file) or [], sys.argv[1:], file.stem)
+
+
+def _tyro(command: type[Args], description: str, default: Args | None = None) -> Args:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(command, description=description, default=default)
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        lines = [line.strip("│╭╰╮╯─ ") for line in errors.getvalue().splitlines()[1:]]
+        raise InputError(" ".join(lines[: lines.index("")])) from None

@@ -104,7 +104,7 @@ def describe_machine() -> dict[str, Any]:
 
 def installed_lock() -> dict[str, str] | None:
     """Name and sha256 of the lock that this environment was installed from; None if it was made another way."""
-    mark = Path(sys.prefix) / "lock.sha256"  # written by scripts/setup.py
+    mark = Path(sys.prefix) / "lock.sha256"  # written by scripts/install
     if not mark.exists():
         return None
     sha256, name = mark.read_text().split()

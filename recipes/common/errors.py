@@ -1,32 +1,48 @@
-"""The two ways a command may refuse, the one it may stop in, and the exit codes every command here shares.
+"""Exceptions and exit codes that all commands share, and how their messages reach the terminal.
 
-0 done; 2 the user's input is wrong; 3 this machine cannot do it; 75 stopped on a signal with a checkpoint (run the same
-command again to go on); 1 is a bug and keeps its traceback.
+0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is
+a bug and keeps its traceback.
 """
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 
+# "make" where make started this command. Taken out of the environment: a command that this one starts, as the pipeline
+# does, gets flags from it.
+SPELLING = os.environ.pop("RECIPES_SPELLING", "")
+# The arguments of this command, {flag: make variable}: --max-length is MAX_LENGTH, --no-packing is PACKING=no.
+ARGUMENTS: dict[str, str] = {}
+# Memory that an argument saves, and its price; those that the command has are shown where the GPU's memory is full.
+MEMORY_ADVICE = {
+    "--per-device-train-batch-size": "halve {} and double --gradient-accumulation-steps (same result, slower)",
+    "--max-length": "lower {}",
+    "--max-completion-length": "lower {}",
+    "--load-in-4bit": "keep {} on",
+    "--gradient-checkpointing": "keep {} on",
+}
+
 
 class InputError(Exception):
-    """The user's input is wrong. The message says where, what, and how to mend it."""
+    """The input is wrong. The message says where, what, and how to fix it."""
 
     exit_code = BAD_INPUT
 
 
 class MachineError(Exception):
-    """This machine cannot do what was asked. The message says what is missing and what could."""
+    """This machine cannot do it. The message says what is missing and what could."""
 
     exit_code = CANNOT
 
 
 class Stopped(BaseException):
-    """The run stopped, because of `reason` ("SIGTERM") and `when` ("after step 7 of 50").
+    """A run stopped with a checkpoint: `reason`, such as "SIGTERM", and `when`, such as "after step 7 of 50".
 
-    Not an Exception, as KeyboardInterrupt is not: a library that catches every Exception would continue the run.
+    Like KeyboardInterrupt it is no Exception: libraries catch those and would continue.
     """
 
     def __init__(self, reason: str, when: str) -> None:
@@ -35,25 +51,42 @@ class Stopped(BaseException):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run `main` and leave with its exit code; a refusal is printed without a traceback."""
+    """Run `main` and exit with its code; an InputError or a MachineError is printed without a traceback."""
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:
-        print(refusal, file=sys.stderr)
+        print(spell(str(refusal)), file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
             raise
-        print(
-            f"{error}\nThe GPU's memory is full. Halve --per-device-train-batch-size and double "
-            "--gradient-accumulation-steps (the same result, slower), shorten --max-length, or keep "
-            "--load-in-4bit and --gradient-checkpointing on.",
-            file=sys.stderr,
-        )
+        advice = [advice.format(flag) for flag, advice in MEMORY_ADVICE.items() if flag in ARGUMENTS]
+        help = f" To use less: {'; '.join(advice)}." if advice else ""
+        print(spell(f"{error}\nThe GPU's memory is full.{help}"), file=sys.stderr)
         sys.exit(CANNOT)
+
+
+def spell(message: str) -> str:
+    """`message` with this command's arguments as make variables, where make started it; else as it is.
+
+    --max-length is then MAX_LENGTH, --max-length 5 and --max-length=5 are MAX_LENGTH=5, and --no-packing is PACKING=no.
+    Commands in backquotes stay as they are.
+    """
+    if SPELLING != "make" or not ARGUMENTS:
+        return message
+    flags = "|".join(map(re.escape, sorted(ARGUMENTS, key=len, reverse=True)))
+    pattern = rf"(?<![\w-])({flags})(?![\w-])(=| (?=-?\d|[^\s:]+:(?: |$)))?"
+
+    def variable(found: re.Match[str]) -> str:
+        return ARGUMENTS[found[1]] + ("=" if found[2] else "")
+
+    parts = re.split(r"(`[^`]* [^`]*`)", message)  # a command has a space in it
+    return "".join(part if index % 2 else re.sub(pattern, variable, part) for index, part in enumerate(parts))
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

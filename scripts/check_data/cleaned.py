@@ -1,4 +1,4 @@
-"""Write a cleaned copy of a data file, and beside it what was left out and why. The input is only read."""
+"""Write a cleaned copy of a data file, and next to it what was left out and why. The input is only read."""
 
 import json
 from collections import Counter
@@ -8,18 +8,18 @@ from pathlib import Path
 from common.data.rows import Row
 from common.errors import InputError
 
-from .findings import Findings
+from check_data.findings import Findings
 
 
 def check_report(flag: str, out: Path, data: list[str]) -> None:
-    """Raise InputError unless a file can be written there that is no part of the data, before an hour of reading."""
+    """Raise InputError unless a report can be written to `out` without changing the data, before an hour of reading."""
     target = out.resolve()
     for name in data:
         read = Path(name).expanduser().resolve()
         if target == read:
             raise InputError(f"{flag} {out}: this is the data itself, which is only read; give another name")
         if target.parent == read:
-            raise InputError(f"{flag} {out}: this is the folder that is read; what is written there would be data too")
+            raise InputError(f"{flag} {out}: this is the folder that is read; what is there is data")
     if out.is_dir() or not target.parent.is_dir():
         raise InputError(f"{flag} {out}: {'is a folder' if out.is_dir() else f'there is no folder {out.parent}'}")
 
@@ -42,14 +42,14 @@ def check_target(out: Path, data: list[str]) -> tuple[Path, Path]:
 def write(
     out: Path, dropped: Path, rows: Iterable[Row], findings: Findings, drop: set[str]
 ) -> tuple[int, Counter[str]]:
-    """Write the rows without a finding of a kind in `drop` as they were read, and say of the others why they were not.
+    """Write the rows without a finding of a kind in `drop` as they were read, and the others with the reasons.
 
-    Returns how many rows stay, and how many were dropped for the first reason each had. A line that is no row is among
-    the dropped. Nothing stands under either name before both are whole.
+    Returns how many rows stay, and how many were dropped, by their first reason. A line that is no row is among those.
+    Neither file is there before both are complete.
     """
     left = {
         place: [{"kind": kind, "message": message} for kind, message in found if kind in drop]
-        for place, found in findings.by_place.items()
+        for place, found in (findings.by_place or {}).items()
     }
     left = {place: reasons for place, reasons in left.items() if reasons}
     reasons_counted = Counter(reasons[0]["kind"] for reasons in left.values())

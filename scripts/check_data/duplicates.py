@@ -1,8 +1,8 @@
 """Near duplicates by MinHash, and the diversity of n-grams.
 
 MinHash (Broder 1997) estimates the Jaccard similarity of two sets; locality-sensitive hashing finds the candidates
-without comparing all with all. Every candidate is then compared for real, so what is named is never a false alarm;
-hardly any is missed. Shingles are three tokens, a token a word, a Chinese character or a sign.
+without comparing all with all. Every candidate is then compared exactly, so none that is named is a false
+alarm, and hardly any is missed. Shingles are three tokens, where a token is a word, a Chinese character or a sign.
 """
 
 import zlib
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from .texts import TOKEN
+from check_data.texts import TOKEN
 
 SIMILAR = 0.8  # Jaccard similarity from which two texts are near duplicates
-CANDIDATE = 0.5  # what the hash table is asked for: so it misses fewer than 1 in 1,000 of those
+CANDIDATE = 0.5  # the threshold of the hash table; with it fewer than 1 in 1,000 near duplicates are missed
 PERMUTATIONS = 64
 COMPARED = 50  # candidates looked at for one text
 SHINGLE = 3
@@ -45,11 +45,13 @@ class NearDuplicates:
     def _find(self, shingles: frozenset[int], sketch: MinHash) -> tuple[str, float] | None:
         if not shingles:
             return None
-        candidates = self.table.query(sketch)[:COMPARED]
-        likeness = [(len(shingles & kept) / len(shingles | kept), name) for name in candidates
-                    for kept in (self.shingles[name],)]  # fmt: skip
-        best = max(likeness, default=(0.0, ""))
-        return (best[1], best[0]) if best[0] >= SIMILAR else None
+        best_name, highest = "", 0.0
+        for name in map(str, self.table.query(sketch)[:COMPARED]):
+            kept = self.shingles[name]
+            similarity = len(shingles & kept) / len(shingles | kept)
+            if (similarity, name) > (highest, best_name):
+                best_name, highest = name, similarity
+        return (best_name, highest) if highest >= SIMILAR else None
 
 
 def _hashed(text: str) -> tuple[frozenset[int], MinHash]:

@@ -1,21 +1,23 @@
 """The figures of a survey as one dictionary: the JSON report, from which the terminal and the page are made."""
 
+import math
 from array import array
 from typing import Any
 
 import numpy as np
 
-from .findings import KINDS, Findings
-from .lengths import Lengths
-from .rules import rules
-from .survey import NGRAM_ROWS, Survey
+from check_data.findings import KINDS, Findings
+from check_data.lengths import Lengths
+from check_data.rules import rules
+from check_data.survey import NGRAM_ROWS, Survey
 
 BINS = 40
+LONGEST_SHOWN = 2  # times the 99th percentile: else one very long row makes a histogram of one bar
 
 
 def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything the report says, ready for JSON. `facts` are the command's: data, task, format, time."""
-    refused = lengths.refused if lengths else 0  # rows that were read well, and that the model could not learn from
+    """Everything in the report, ready for JSON. `facts` are the command's: data, task, format, time."""
+    refused = lengths.refused if lengths else 0  # rows without a fault that the model could learn nothing from
     usable = survey.rows - refused
     read = usable + findings.rows["fault"]
     unit, counts = ("tokens", lengths.tokens) if lengths else ("characters", survey.characters)
@@ -35,9 +37,9 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         },
         "turns": dict(sorted(survey.turns.items())),
         "languages": dict(survey.languages.most_common()),
-        "answer_forms": dict(survey.answer_forms.most_common(10)),
+        "layouts": dict(survey.layouts.most_common(10)),
         "with_system_prompt": survey.systems,
-        "length": {"unit": unit, **_distribution(counts)} if counts else None,
+        "length": {"unit": unit, **_distribution(counts, LONGEST_SHOWN)} if counts else None,
         "diversity": {"distinct prompts": survey.distinct_prompts(), **survey.diversity},
         "sampled": len(survey.sample),
         "ngram_rows": min(len(survey.sample), NGRAM_ROWS),
@@ -62,9 +64,11 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
     return report
 
 
-def _distribution(values: array) -> dict[str, Any]:
+def _distribution(values: array, longest_shown: float = math.inf) -> dict[str, Any]:
+    """Mean, percentiles and histogram; values above `longest_shown` times the 99th percentile are only counted."""
     numbers = np.array(values, dtype=float)
-    counts, edges = np.histogram(numbers, bins=BINS if np.ptp(numbers) else 1)
+    shown = numbers[numbers <= longest_shown * np.percentile(numbers, 99)]
+    counts, edges = np.histogram(shown, bins=_edges(shown))
     share = {f"p{q}": float(np.percentile(numbers, q)) for q in (5, 50, 95, 99)}
     return {
         "mean": float(numbers.mean()),
@@ -72,5 +76,14 @@ def _distribution(values: array) -> dict[str, Any]:
         "min": float(numbers.min()),
         **share,
         "max": float(numbers.max()),
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist(), "beyond": len(numbers) - len(shown)},
     }
+
+
+def _edges(numbers: np.ndarray) -> np.ndarray:
+    """The edges of at most BINS bins. Those of whole numbers are all equally many of them wide."""
+    low, high = numbers.min(), numbers.max()
+    if high - low < 2**53 and np.all(numbers == np.round(numbers)):
+        width = np.ceil((high - low + 1) / BINS)
+        return np.arange(low - 0.5, high + width, width)
+    return np.histogram_bin_edges(numbers, bins=BINS if high > low else 1)

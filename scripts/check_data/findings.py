@@ -1,4 +1,4 @@
-"""What can be found in a data file, and the record of where it was found."""
+"""The kinds of findings in a data file, and the record of where each was found."""
 
 from collections import Counter, defaultdict
 
@@ -6,20 +6,20 @@ from common.data.rows import Faults
 
 LISTED = 100  # findings of a kind that the JSON and the page list; the rest are counted
 
-# The four rules of good training data, and what speaks against each.
-QUALITY, DIVERSITY, FORM, DUPLICATES = (
+# The four rules of good training data, and the findings against each.
+QUALITY, DIVERSITY, ONE_FORMAT, DUPLICATES = (
     "Quality of the outputs",
     "Diversity over amount",
     "One format",
     "No duplicates",
 )
 KINDS = {
-    "fault": (FORM, "cannot be used"),
-    "turn-order": (FORM, "turns of user and assistant do not alternate"),
-    "refusal": (QUALITY, "the answer is a refusal"),
+    "fault": (ONE_FORMAT, "cannot be used"),
+    "turn-order": (ONE_FORMAT, "turns of user and assistant do not alternate"),
+    "refusal": (QUALITY, "the completion is a refusal"),
     "empty-thought": (QUALITY, "the thought is empty"),
     "unbalanced-tags": (QUALITY, "a tag is not closed, or closed and never opened"),
-    "repeats-prompt": (QUALITY, "the answer repeats the prompt"),
+    "repeats-prompt": (QUALITY, "the completion repeats the prompt"),
     "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
     "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
     "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),

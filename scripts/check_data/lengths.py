@@ -1,30 +1,32 @@
 """How long examples are in a model's own tokens."""
 
+import sys
 from array import array
 from collections.abc import Iterator
 
 import jinja2
 from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.rows import Faults
-from common.lm.chat import end_token, set_chat_template, tokenize, tokenize_pairs
-from common.lm.hub import Model, fetch, load_tokenizer
+from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.hub import Model, fetch
+from common.lm.load import load_chat_tokenizer
 
-from .tasks import Example
+from check_data.tasks import Example
 
 SHOWN_PLACES = 5
 
 
 class Lengths:
-    """The lengths of examples in tokens of one model: prompt and answer together, of a pair the longer side.
+    """The lengths of examples in tokens of one model: prompt and completion together, of a pair the longer one.
 
-    A problem is its prompt alone, up to where the model goes on. What the model could learn nothing from is a fault.
+    Of a prompt without a completion, the prompt. An example that the model could learn nothing from is a fault.
     """
 
     def __init__(self, model: Model, chat_template_path: str | None, max_length: int, faults: Faults) -> None:
-        self.tokenizer = load_tokenizer(fetch(model))
-        set_chat_template(self.tokenizer, chat_template_path, model.name)
-        self.end = end_token(self.tokenizer)
+        self.tokenizer, _ = load_chat_tokenizer(fetch(model), chat_template_path)
+        self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name
+        self.chat_template = chat_template_path or "its own"
         self.max_length = max_length
         self.faults = faults
         self.tokens = array("I")
@@ -42,25 +44,24 @@ class Lengths:
         self.refused += len(batch) - (len(self.tokens) - before)
 
     def _lengths(self, batch: list[Example]) -> Iterator[tuple[str, int]]:
-        if isinstance(batch[0], Pair):
-            for pair in tokenize_pairs(self.tokenizer, batch, self.max_length, self.faults):
-                yield pair.place, pair.full_length
-        elif isinstance(batch[0], Prompt):
-            for problem in batch:
-                if ids := self.prompt_ids(problem):
-                    yield problem.place, len(ids)
-        else:
-            for example in tokenize(self.tokenizer, map(as_conversation, batch), self.max_length, self.faults):
-                yield example.place, example.full_length
+        pairs = [example for example in batch if isinstance(example, Pair)]
+        for pair in tokenize_pairs(self.tokenizer, pairs, self.max_length, self.faults):
+            yield pair.place, pair.full_length
+        for prompt in (example for example in batch if isinstance(example, Prompt)):
+            if ids := self.prompt_ids(prompt, self.faults):
+                yield prompt.place, len(ids)
+        conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
+        for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
+            yield row.place, row.full_length
 
-    def prompt_ids(self, problem: Prompt) -> list[int]:
-        """The tokens of a problem, up to where the model goes on; none, and a fault, if the template refuses it."""
+    def prompt_ids(self, prompt: Prompt, faults: Faults) -> list[int]:
+        """The tokens of a prompt, up to where its completion begins; none, and a fault, if the template refuses it."""
         try:
             text = self.tokenizer.apply_chat_template(
-                problem.prompt, tools=problem.tools, tokenize=False, add_generation_prompt=True
+                prompt.prompt, tools=prompt.tools, tokenize=False, add_generation_prompt=True
             )
         except (jinja2.TemplateError, ValueError) as error:
-            self.faults.add(problem.place, str(error))
+            faults.add(prompt.place, str(error))
             return []
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -1,67 +1,105 @@
-"""Print examples as the model will see them: every token with its id, those that carry loss in colour and in ▶ ◀."""
+"""Examples as the model will see them: every token with its id, and whether the loss is on it."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from common.data.examples import Pair, Prompt
+from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
 from rich.console import Console
 from rich.text import Text
 
-from .lengths import Lengths, as_conversation
-from .tasks import Example
+from check_data.lengths import Lengths, as_conversation
+from check_data.tasks import Example
 
 LOSS, CONTEXT, ID = "bold green", "default", "dim"
 
 
-def show(console: Console, lengths: Lengths, examples: Iterable[Example]) -> None:
-    """Print examples. One that the model could learn nothing from is a fault, added to those of `lengths`."""
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token: its id, its text, and whether the loss is on it. The text of a character is at its last token."""
+
+    id: int
+    text: str
+    has_loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedRow:
+    """A row in tokens, or one completion of a pair, which `label` names; `full_length` is that before truncation."""
+
+    place: str
+    label: str
+    tokens: list[Token]
+    full_length: int
+
+    @property
+    def trained(self) -> int:
+        """How many tokens the loss is on."""
+        return sum(token.has_loss for token in self.tokens)
+
+
+def masked_rows(lengths: Lengths, examples: Iterable[Example], faults: Faults) -> Iterator[MaskedRow]:
+    """The rows of examples, two of a pair. One that the model could learn nothing from is added to `faults`."""
+    tokenizer, longest = lengths.tokenizer, lengths.max_length
+    for example in examples:
+        match example:
+            case Prompt():
+                if ids := lengths.prompt_ids(example, faults):
+                    tokens = read_tokens(tokenizer, ids[:longest], [0] * len(ids[:longest]))
+                    yield MaskedRow(example.place, "prompt, for the model to complete", tokens, len(ids))
+            case Pair():
+                for pair in tokenize_pairs(tokenizer, [example], longest, faults):
+                    for label, completion in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+                        mask = [0] * len(pair.prompt_ids) + [1] * len(completion)
+                        tokens = read_tokens(tokenizer, pair.prompt_ids + completion, mask)
+                        full_length = pair.full_length if len(tokens) == longest else len(tokens)
+                        yield MaskedRow(example.place, label, tokens, full_length)
+            case _:
+                for row in tokenize(tokenizer, [as_conversation(example)], longest, faults):
+                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist())
+                    yield MaskedRow(example.place, "", tokens, row.full_length)
+
+
+def read_tokens(tokenizer: Any, ids: list[int], mask: list[int]) -> list[Token]:
+    tokens = []
+    waiting: list[int] = []  # of a character that is not complete
+    for index, (id, has_loss) in enumerate(zip(ids, mask, strict=True)):
+        ends = index + 1 == len(ids) or mask[index + 1] != has_loss
+        waiting.append(id)
+        text = tokenizer.decode(waiting)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < 4 and not ends:
+            text = ""
+        else:
+            waiting = []
+        tokens.append(Token(id, text, bool(has_loss)))
+    return tokens
+
+
+def show(console: Console, rows: Iterable[MaskedRow]) -> None:
+    """Print rows, those tokens with loss in colour and between ▶ and ◀."""
     console.print(
         Text.assemble("Every token and its ", ("id", ID), "; ", ("▶the loss is on these◀", LOSS), " and on no other.")
     )
-    for example in examples:
-        for label, ids, mask, full_length in _sides(lengths, example):
-            trained = sum(mask)
-            cut = f", cut off at --max-length of up to {full_length}" if full_length > len(ids) else ""
-            console.rule(f"{example.place} {label}", align="left", style="dim")
-            console.print(f"{len(ids)} tokens{cut}, {trained} with loss", style="dim", highlight=False)
-            console.print(coloured(lengths.tokenizer, ids, mask), soft_wrap=False)
+    for row in rows:
+        truncated = f", truncated by --max-length from {row.full_length}" if row.full_length > len(row.tokens) else ""
+        console.rule(f"{row.place} {row.label}", align="left", style="dim")
+        console.print(f"{len(row.tokens)} tokens{truncated}, {row.trained} with loss", style="dim", highlight=False)
+        console.print(coloured(row.tokens), soft_wrap=False)
 
 
-def _sides(lengths: Lengths, example: Example) -> Iterator[tuple[str, list[int], list[int], int]]:
-    """Label, tokens, mask and whole length: of a pair for both answers; a problem is a prompt, without loss."""
-    tokenizer, longest, faults = lengths.tokenizer, lengths.max_length, lengths.faults
-    match example:
-        case Prompt():
-            if ids := lengths.prompt_ids(example):
-                yield "from here on the model answers", ids[:longest], [0] * len(ids[:longest]), len(ids)
-        case Pair():
-            for pair in tokenize_pairs(tokenizer, [example], longest, faults):
-                for label, answer in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-                    ids, mask = pair.prompt_ids + answer, [0] * len(pair.prompt_ids) + [1] * len(answer)
-                    yield label, ids, mask, max(len(ids), pair.full_length if len(ids) == longest else 0)
-        case _:
-            for tokens in tokenize(tokenizer, [as_conversation(example)], longest, faults):
-                yield "", tokens.input_ids.tolist(), tokens.completion_mask.tolist(), tokens.full_length
-
-
-def coloured(tokenizer: object, ids: list[int], mask: list[int]) -> Text:
-    """The tokens one after the other, each followed by its id. A character of several tokens stands at its last."""
+def coloured(tokens: list[Token]) -> Text:
+    """The tokens one after the other, each followed by its id."""
     text = Text()
-    waiting: list[int] = []
-    for index, (token, has_loss) in enumerate(zip(ids, mask, strict=True)):
-        starts = has_loss and (index == 0 or not mask[index - 1])
-        ends = has_loss and (index + 1 == len(ids) or not mask[index + 1])
-        waiting.append(token)
-        piece = tokenizer.decode(waiting)
-        if piece.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < 4 and not ends:
-            piece = ""
-        else:
-            waiting = []
-        style = LOSS if has_loss else CONTEXT
-        text.append(f"{'▶' if starts else ''}{piece.replace(chr(10), '⏎')}", style)
-        text.append(f"·{token} ", ID)
+    for index, token in enumerate(tokens):
+        starts = token.has_loss and (index == 0 or not tokens[index - 1].has_loss)
+        ends = token.has_loss and (index + 1 == len(tokens) or not tokens[index + 1].has_loss)
+        shown = token.text.replace("\n", "⏎")
+        text.append(f"{'▶' if starts else ''}{shown}", LOSS if token.has_loss else CONTEXT)
+        text.append(f"·{token.id} ", ID)
         if ends:
             text.append("◀", LOSS)
-        if piece.endswith("\n"):
+        if token.text.endswith("\n"):
             text.append("\n")
     return text

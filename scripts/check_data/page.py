@@ -1,91 +1,149 @@
 """The figures of a survey as one HTML page with plots, which needs no network to be opened."""
 
 import itertools
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import plotly.graph_objects as go
+from common.data.rows import Faults
+from common.errors import spell
+from common.run.files import write_bytes
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from .report import COLOURS, lines
+from check_data.lengths import Lengths
+from check_data.mask import Token, masked_rows
+from check_data.report import COLOURS, lines, rows
+from check_data.tasks import Example
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-td { vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
-td:first-child { min-width: 12rem; }
-.green { color: #17803d; } .yellow { color: #9a6700; } .red { color: #c02626; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1fr)); gap: 1rem; }
-.plots > div { min-width: 0; }
-details { margin: .4rem 0; } summary { cursor: pointer; } li { overflow-wrap: anywhere; }
-"""
-COLOUR = "#3b6ea5"
+TEMPLATE = "page.html.jinja"
+SHOWN_TOKENS = 1_000  # of a row
+COLOUR = "#4c8dd6"  # legible on white and on black, as is GREY
+GREY = "#808080"
 CONFIG = {"displayModeBar": False, "responsive": True}
 
 
-def write(file: Path, report: dict[str, Any]) -> None:
-    """Write the page to `file`; what is in the data is text in it and never markup."""
-    rules = "".join(
-        f'<tr><td>{escape(rule["rule"])}</td><td class="{COLOURS[rule["verdict"]]}"><b>{rule["verdict"]}</b></td>'
-        f"<td>{escape(rule['says'])}</td></tr>"
-        for rule in report["rules"]
+def write(file: Path, report: dict[str, Any], lengths: Lengths | None, examples: list[Example]) -> None:
+    """Write the page to `file`; what is in the data is text in it and never markup.
+
+    Shows `examples` in the tokens of `lengths`; without a model it says how to see them.
+    """
+    shown = list(masked_rows(lengths, examples, Faults())) if lengths else []  # their faults are in the report
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    found = "".join(
-        f"<details><summary>rows: {count['rows']:,} <b>{kind}</b>, {escape(count['what'])}</summary><ul>"
-        + "".join(f"<li><b>{escape(one['place'])}</b>: {escape(one['message'])}</li>" for one in count["listed"])
-        + (f"<li>the first {len(count['listed'])}</li>" if len(count["listed"]) < count["rows"] else "")
-        + "</ul></details>"
-        for kind, count in report["findings"].items()
+    page = environment.get_template(TEMPLATE).render(
+        report=report,
+        colours=COLOURS,
+        figures=lines(report),
+        provenance=_provenance(report),
+        plots=_plots(report),
+        shown=shown,
+        pieces=_pieces,
+        spell=spell,
+        rows=rows,
+        shown_tokens=SHOWN_TOKENS,
+        plotly=Markup(get_plotlyjs()),
     )
-    table = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in lines(report))
-    plots = "".join(
-        f"<div>{plot.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)}</div>" for plot in _plots(report)
-    )
-    title = f"{report['data']}: {report['rows']:,} rows, {report['task']}, format {report['format']}"
-    page = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>{escape(title)}</h1>"
-        f"<table>{rules}</table><h2>Findings</h2>{found or '<p>None.</p>'}"
-        f'<h2>Figures</h2><table>{table}</table><h2>Plots</h2><div class="plots">{plots}</div></body></html>\n'
-    )
-    file.write_text(page, encoding="utf-8", errors="replace")
+    write_bytes(file, page.encode("utf-8", errors="replace"))
 
 
-def _plots(report: dict[str, Any]) -> list[go.Figure]:
+def _pieces(tokens: list[Token]) -> Iterator[tuple[str, list[int], bool]]:
+    """Text, token ids and whether the loss is on it: a token each, or all those of one character."""
+    ids: list[int] = []
+    for token in tokens:
+        ids.append(token.id)
+        if token.text or token is tokens[-1]:
+            yield token.text, ids, token.has_loss
+            ids = []
+
+
+def _provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was checked, with what: enough to check it again."""
+    code = report["code"]
+    commit = (code["git"]["commit"] or "unknown")[:12] + (", with changes" if code["git"]["dirty"] else "")
+    used = ("transformers", "tokenizers") if report["model"] else ("datasets",)
+    packages = [f"{name} {code['packages'][name]}" for name in used if name in code["packages"]]
+    lock = [f"{code['lock']['file']} {code['lock']['sha256'][:12]}"] if code["lock"] else []
+    known = {
+        "data": report["data"],
+        "data identity": report["identity"],
+        "evaluation data": report["eval_data"],
+        "model": report["model"],
+        "chat template": report["chat_template"],
+        "checked on": report["date"],
+        "versions": ", ".join([f"recipes {commit}", *lock, f"Python {code['python']}", *packages]),
+    }
+    return [(name, value) for name, value in known.items() if value]
+
+
+def _plots(report: dict[str, Any]) -> list[tuple[Markup, str]]:
+    """Each plot as HTML, and a note below it."""
     plots = []
     if length := report["length"]:
-        plot = _histogram(f"Length in {length['unit']}", length["histogram"])
-        if cut := report.get("truncated"):
-            plot.add_vline(cut["max_length"], line_dash="dash", annotation_text="max length")
-        plots.append(plot)
+        plots.append(_lengths(length, report.get("truncated")))
     if scores := report.get("scores"):
-        plots.append(_histogram("Scores", scores["histogram"]))
+        plots.append((_histogram("Scores", scores["histogram"]), ""))
     counted = {
         "Languages": report["languages"],
         "Turns of user and assistant in a row": report["turns"],
-        "Forms of the answers": report["answer_forms"],
-        "Findings": {kind: found["rows"] for kind, found in report["findings"].items()},
+        "Layouts of the completions": report["layouts"],
     }
     if pairs := report.get("pairs"):
         sides = {side: pairs[f"{side} longer"] * report["usable"] for side in ("chosen", "rejected")}
-        counted["The longer answer"] = {side: round(count) for side, count in sides.items()}
-    return plots + [_bars(title, counts) for title, counts in counted.items() if len(counts) > 1]
+        counted["The longer completion"] = {side: round(count) for side, count in sides.items()}
+    plots += [(_bars(title, counts), "") for title, counts in counted.items() if len(counts) > 1]
+    to_html = {"full_html": False, "include_plotlyjs": False, "config": CONFIG}
+    return [(Markup(plot.to_html(**to_html)), note) for plot, note in plots]
 
 
-def _histogram(title: str, histogram: dict[str, list[float]]) -> go.Figure:
+def _lengths(length: dict[str, Any], truncated: dict[str, Any] | None) -> tuple[go.Figure, str]:
+    """The histogram of lengths. Its axis ends where the data do, or before a few rows that are much longer."""
+    histogram, notes = length["histogram"], []
+    plot = _histogram(f"Length in {length['unit']}", histogram)
+    if beyond := histogram["beyond"]:
+        notes.append(f"Beyond the right edge: {rows(beyond)}, up to {length['max']:,.0f} {length['unit']}.")
+    if truncated:
+        limit = truncated["max_length"]
+        if limit <= histogram["edges"][-1]:
+            plot.add_vline(limit, line_dash="dash", line_color=GREY, annotation_text=f"max length {limit:,}")
+        longer = rows(truncated["rows"]) if truncated["rows"] else "no row"
+        notes.append(f"Longer than the max length of {limit:,} tokens: {longer}.")
+    return plot, " ".join(notes)
+
+
+def _histogram(title: str, histogram: dict[str, Any]) -> go.Figure:
     edges, counts = histogram["edges"], histogram["counts"]
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     widths = [high - low for low, high in itertools.pairwise(edges)]
-    return _styled(title, go.Bar(x=middles, y=counts, width=widths, marker_color=COLOUR))
+    plot = _styled(title, go.Bar(x=middles, y=counts, width=widths, marker_color=COLOUR))
+    return plot.update_xaxes(range=[edges[0], edges[-1]])
 
 
 def _bars(title: str, counts: dict[Any, int]) -> go.Figure:
-    names = [escape(str(name)) for name in counts]
-    return _styled(title, go.Bar(x=names, y=list(counts.values()), marker_color=COLOUR)).update_xaxes(type="category")
+    names = [escape(str(name)) for name in counts]  # plotly reads tags in its labels
+    bars = go.Bar(x=names, y=list(counts.values()), marker_color=COLOUR, width=0.5)
+    return _styled(title, bars).update_xaxes(type="category", range=[-0.75, len(names) - 0.25])
 
 
 def _styled(title: str, bars: go.Bar) -> go.Figure:
-    layout = {"template": "simple_white", "height": 320, "margin": {"l": 50, "r": 20, "t": 50, "b": 40}}
-    return go.Figure(bars, layout={**layout, "title": {"text": title, "font": {"size": 15}}}).update_yaxes(title="rows")
+    layout = {
+        "template": "none",
+        "height": 300,
+        "margin": {"l": 50, "r": 20, "t": 50, "b": 40},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": GREY, "family": "system-ui, sans-serif"},  # the page's style sets the colour of the text
+        "title": {"text": title, "font": {"size": 15}, "x": 0, "xref": "container"},
+    }
+    plot = go.Figure(bars, layout=layout)
+    plot.update_xaxes(linecolor=GREY, showgrid=False, zeroline=False, ticks="outside", tickcolor=GREY)
+    plot.update_yaxes(title="rows", gridcolor="rgba(128,128,128,0.25)", zeroline=False, rangemode="tozero")
+    return plot.update_yaxes(dtick=1) if max(bars.y) < 5 else plot  # no half rows

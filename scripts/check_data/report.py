@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .rules import BAD, GOOD, LOOK
+from check_data.rules import BAD, GOOD, LOOK
 
 COLOURS = {GOOD: "green", LOOK: "yellow", BAD: "red"}
 SHOWN = 3  # places of a finding; the JSON report and the page hold more
@@ -23,7 +23,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
     rules = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for rule in report["rules"]:
         colour = COLOURS[rule["verdict"]]
-        rules.add_row(rule["rule"], Text(rule["verdict"], style=f"bold {colour}"), Text(rule["says"]))
+        rules.add_row(rule["rule"], Text(rule["verdict"], style=f"bold {colour}"), Text(rule["reason"]))
     console.print(rules)
 
     if report["findings"]:
@@ -43,8 +43,12 @@ def show(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
 
 
+def rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
 def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures in words, by name."""
+    """The figures as (name, text)."""
     usable = max(report["usable"], 1)
 
     def shares(counts: dict[Any, int]) -> str:
@@ -61,14 +65,14 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"length in {report['length']['unit']}", spread(report["length"])))
     if cut := report.get("truncated"):
         where = f": {', '.join(cut['places'])}" if cut["places"] else ""
-        lines.append((f"longer than {cut['max_length']}", f"{cut['rows']:,} rows, {cut['share']:.1%}{where}"))
+        lines.append((f"longer than {cut['max_length']}", f"{rows(cut['rows'])}, {cut['share']:.1%}{where}"))
     lines += [
         ("turns a row", shares(report["turns"])),
         ("languages", shares(report["languages"])),
         ("system prompt", f"{report['with_system_prompt'] / usable:.1%} of the rows"),
     ]
-    if report["answer_forms"]:
-        lines.append(("forms of the answers", shares(report["answer_forms"])))
+    if report["layouts"]:
+        lines.append(("layouts of completions", shares(report["layouts"])))
     lines += [(name, f"{share:.1%}") for name, share in report["diversity"].items() if share is not None]
     if pairs := report.get("pairs"):
         lines.append(
@@ -80,9 +84,9 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if scores := report.get("scores"):
         lines.append(("scores", f"{spread(scores)}, mean {scores['mean']:.4g} ± {scores['deviation']:.4g}"))
-    if answers := report.get("gold_answers"):
+    if gold_answers := report.get("gold_answers"):
         bad = report["findings"].get("gold-answer", {"rows": 0})["rows"]
-        lines.append(("gold answers", f"{answers:,}, of which the scorer cannot parse {bad:,}"))
+        lines.append(("gold answers", f"{gold_answers:,}, of which the scorer cannot parse {bad:,}"))
     sampled = (
         "near duplicates looked for in all rows"
         if report["sampled"] >= report["usable"]

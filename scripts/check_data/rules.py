@@ -1,66 +1,66 @@
-"""The four rules of good training data, and how far this data keeps to each.
+"""The four rules of good training data, and how well this data follows each.
 
-Better outputs before more of them; different prompts before many; one format throughout; nothing twice. A verdict calls
-for a look, no more: what is right depends on the task.
+Better outputs before more of them; different prompts before many; one format throughout; nothing twice. A verdict is a
+reason to look at the data, no more: what is right depends on the task.
 """
 
 from collections.abc import Iterator
 
-from .findings import DIVERSITY, DUPLICATES, FORM, KINDS, QUALITY, Findings
-from .survey import Survey
+from check_data.findings import DIVERSITY, DUPLICATES, KINDS, ONE_FORMAT, QUALITY, Findings
+from check_data.survey import Survey
 
 GOOD, LOOK, BAD = "good", "look", "bad"
 FOUND = (0.0, 0.05)  # of the rows: good up to the first, bad beyond the second
-OTHER_FORMS = (0.05, 0.2)  # of the answers are not of the commonest form
-REPEATED_PROMPTS = (0.2, 0.5)  # of the prompts were asked before
+OTHER_LAYOUTS = (0.05, 0.2)  # of the completions do not have the commonest layout
+REPEATED_PROMPTS = (0.2, 0.5)  # of the prompts repeat an earlier one
 LENGTH_BIAS = 0.15  # chosen is longer in half of the pairs and so much more or less: length alone tells the two apart
 
 
 def rules(survey: Survey, findings: Findings, read: int) -> list[dict[str, str]]:
-    """Each rule with its verdict and what that rests on. `read` is the number of rows, faulty ones included."""
+    """Each rule with its verdict and the reason. `read` is the number of rows, faulty ones included."""
     return [
-        {"rule": rule, "verdict": verdict, "says": says}
-        for rule, (verdict, says) in {
+        {"rule": rule, "verdict": verdict, "reason": reason}
+        for rule, (verdict, reason) in {
             QUALITY: _quality(survey, findings, read),
             DIVERSITY: _diversity(survey),
-            FORM: _form(survey, findings, read),
+            ONE_FORMAT: _format(survey, findings, read),
             DUPLICATES: (_verdict(_share(findings, DUPLICATES, read), FOUND), _counts(findings, DUPLICATES) or "none"),
         }.items()
     ]
 
 
 def _quality(survey: Survey, findings: Findings, read: int) -> tuple[str, str]:
-    verdict, says = _verdict(_share(findings, QUALITY, read), FOUND), _counts(findings, QUALITY)
+    verdict, reason = _verdict(_share(findings, QUALITY, read), FOUND), _counts(findings, QUALITY)
     if pairs := sum(survey.longer.values()):
         chosen = survey.longer["chosen"] / pairs
         if abs(chosen - 0.5) > LENGTH_BIAS:
             verdict = LOOK if verdict == GOOD else verdict
-            says += f"{'; ' if says else ''}chosen is the longer answer in {chosen:.0%} of the pairs"
+            reason += f"{'; ' if reason else ''}chosen is the longer completion in {chosen:.0%} of the pairs"
     if survey.scores and min(survey.scores) == max(survey.scores):
         verdict = BAD
-        says += f"{'; ' if says else ''}every score is {survey.scores[0]:g}"
-    return verdict, says or "nothing found"
+        reason += f"{'; ' if reason else ''}every score is {survey.scores[0]:g}"
+    return verdict, reason or "nothing found"
 
 
 def _diversity(survey: Survey) -> tuple[str, str]:
     share = survey.distinct_prompts()
-    several_answers = survey.scores or any(survey.longer.values())  # to one prompt, as in most such data
-    says = f"{share:.1%} distinct prompts"
+    several_completions = survey.scores or any(survey.longer.values())  # to one prompt, as in most such data
+    reason = f"{share:.1%} distinct prompts"
     if bigrams := survey.diversity.get("distinct 2-grams"):
-        says += f", {bigrams:.1%} distinct 2-grams"
-    return GOOD if several_answers else _verdict(1 - share, REPEATED_PROMPTS), says
+        reason += f", {bigrams:.1%} distinct 2-grams"
+    return GOOD if several_completions else _verdict(1 - share, REPEATED_PROMPTS), reason
 
 
-def _form(survey: Survey, findings: Findings, read: int) -> tuple[str, str]:
-    says = _counts(findings, FORM)
+def _format(survey: Survey, findings: Findings, read: int) -> tuple[str, str]:
+    reason = _counts(findings, ONE_FORMAT)
     others = 0.0
-    if survey.answer_forms:
-        name, count = survey.answer_forms.most_common(1)[0]
-        others = 1 - count / sum(survey.answer_forms.values())
-        says += f"{'; ' if says else ''}{1 - others:.1%} of the answers are {name}"
+    if survey.layouts:
+        name, count = survey.layouts.most_common(1)[0]
+        others = 1 - count / sum(survey.layouts.values())
+        reason += f"{'; ' if reason else ''}{1 - others:.1%} of the completions are {name}"
     if findings.rows["fault"]:
-        return BAD, says
-    return _verdict(max(others, _share(findings, FORM, read)), OTHER_FORMS), says or "prompts of one format"
+        return BAD, reason
+    return _verdict(max(others, _share(findings, ONE_FORMAT, read)), OTHER_LAYOUTS), reason or "prompts of one format"
 
 
 def _kinds(findings: Findings, rule: str) -> Iterator[tuple[str, int]]:

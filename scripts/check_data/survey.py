@@ -1,7 +1,7 @@
-"""Go through the examples of a data file once, and keep what the report needs: counts, hashes, lengths and a sample.
+"""Read the examples of a data file once, and keep what the report needs: counts, hashes, lengths and a sample.
 
-Memory grows by some two hundred bytes a row, whatever the rows hold. What compares rows with each other or takes long
-is done on a sample of at most 20,000 rows, drawn at random; the report says so.
+Memory grows by about two hundred bytes a row, whatever its length. Comparisons of rows with each other and other slow
+checks use a random sample of at most 20,000 rows; the report says so.
 """
 
 import random
@@ -15,25 +15,25 @@ from typing import Any
 import numpy as np
 from common.data.examples import Conversation, Pair, Prompt, Rating
 
-from . import texts
-from .duplicates import NearDuplicates, distinct
-from .findings import Findings
-from .tasks import Example
+from check_data import texts
+from check_data.duplicates import NearDuplicates, distinct
+from check_data.findings import Findings
+from check_data.tasks import Example
 
 SAMPLE_ROWS = 20_000
 NGRAM_ROWS = 5_000
-CLIP = 1_000  # characters of a prompt and of an answer in the sample
-LANGUAGE = 200  # characters of a prompt and of an answer that tell the language
-NEARLY_IDENTICAL = 0.05  # of the longer answer, what a pair differs in
+CLIP = 1_000  # characters of a prompt and of a completion in the sample
+LANGUAGE = 200  # characters of a prompt and of a completion that tell the language
+NEARLY_IDENTICAL = 0.05  # the share of the longer completion in which a pair differs
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The beginning of a row's prompt and answer."""
+    """The beginning of a row's prompt and completion."""
 
     place: str
     prompt: str
-    answer: str
+    completion: str
     is_copy: bool  # an exact duplicate of an earlier row
     overlaps: bool  # its prompt is one of the evaluation data
 
@@ -52,7 +52,7 @@ class Prompts:
 
 
 class Survey:
-    """All that is known of the data so far. `add` takes the next example, `finish` compares those of the sample."""
+    """What is known of the data so far. `add` takes the next example, `finish` compares those of the sample."""
 
     def __init__(self, findings: Findings, evaluation: Prompts | None = None) -> None:
         self.findings = findings
@@ -62,7 +62,7 @@ class Survey:
         self.prompt_hashes = array("q")
         self.languages: Counter[str] = Counter()
         self.turns: Counter[int] = Counter()
-        self.answer_forms: Counter[str] = Counter()
+        self.layouts: Counter[str] = Counter()
         self.systems = 0
         self.scores = array("d")
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
@@ -75,31 +75,31 @@ class Survey:
         self._seen: dict[int, int] = {}
 
     def add(self, example: Example) -> None:
-        """Count an example, and look at it by itself and beside those before it."""
+        """Count an example, and look at it alone and next to those before it."""
         self.rows += 1
-        place, prompt, answers = example.place, _prompt(example), _answers(example)
-        prompt_text, answer_text = _text(prompt), "\n".join(answers)
-        self.characters.append(min(len(prompt_text) + len(answer_text), 2**32 - 1))
-        self.languages[texts.language(f"{prompt_text[:LANGUAGE]} {answer_text[:LANGUAGE]}")] += 1
+        place, prompt, completions = example.place, _prompt(example), _completions(example)
+        prompt_text, completion_text = _text(prompt), "\n".join(completions)
+        self.characters.append(min(len(prompt_text) + len(completion_text), 2**32 - 1))
+        self.languages[texts.language(f"{prompt_text[:LANGUAGE]} {completion_text[:LANGUAGE]}")] += 1
         self.systems += bool(prompt) and prompt[0]["role"] == "system"
 
         prompt_hash = hash(texts.normalized(prompt_text))
         self.prompt_hashes.append(prompt_hash)
-        overlaps = self.evaluation is not None and prompt_hash in self.evaluation.places
-        if overlaps:
-            self.findings.add("overlap", place, f"the same prompt as {self.evaluation.places[prompt_hash]}")
+        held_out = self.evaluation.places.get(prompt_hash) if self.evaluation else None
+        if held_out:
+            self.findings.add("overlap", place, f"the same prompt as {held_out}")
         is_copy = self._look_for_the_same(place, _identity(example))
         self._look_at_turns(place, _turns(example))
         if not isinstance(example, Prompt):
-            self._look_at_answers(place, prompt, answers)
+            self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
-                self._look_at_pair(place, answers[0], _text(example.rejected))
+                self._look_at_pair(place, completions[0], _text(example.rejected))
             case Rating():
                 self.scores.append(example.score)
             case Prompt(answer=str()):
                 self._look_at_gold_answer(place, example.answer)
-        self._draw(Sampled(place, prompt_text[:CLIP], answer_text[:CLIP], is_copy, overlaps))
+        self._draw(Sampled(place, prompt_text[:CLIP], completion_text[:CLIP], is_copy, held_out is not None))
 
     def _look_for_the_same(self, place: str, identity: str) -> bool:
         file, _, line = place.rpartition(":")
@@ -120,18 +120,18 @@ class Survey:
             order = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
             self.findings.add("turn-order", place, f"turns of user and assistant do not alternate: {order}")
 
-    def _look_at_answers(self, place: str, prompt: list[dict[str, Any]], answers: list[str]) -> None:
-        for index, answer in enumerate(answers):
-            found = texts.marks(answer)
+    def _look_at_completions(self, place: str, prompt: list[dict[str, Any]], completions: list[str]) -> None:
+        for index, completion in enumerate(completions):
+            found = texts.marks(completion)
             if index == 0:
-                self.answer_forms[texts.form(found)] += 1
+                self.layouts[texts.layout(found)] += 1
             if found and (tag := texts.unbalanced(found)):
                 self.findings.add("unbalanced-tags", place, f"{tag} has no counterpart")
-            if found and texts.EMPTY_THOUGHT.search(answer):
+            if found and texts.EMPTY_THOUGHT.search(completion):
                 self.findings.add("empty-thought", place)
-            if texts.refuses(answer):
-                self.findings.add("refusal", place, f"a refusal: {_brief(answer)}")
-        if answers and prompt and texts.repeats(prompt[-1]["content"], answers[0]):
+            if texts.refuses(completion):
+                self.findings.add("refusal", place, f"a refusal: {_brief(completion)}")
+        if completions and prompt and texts.repeats(prompt[-1]["content"], completions[0]):
             self.findings.add("repeats-prompt", place)
 
     def _look_at_pair(self, place: str, chosen: str, rejected: str) -> None:
@@ -163,13 +163,13 @@ class Survey:
         for row in self.sample:
             if row.is_copy:
                 continue
-            if near := kept.find_or_keep(row.place, f"{row.prompt}\n{row.answer}"):
+            if near := kept.find_or_keep(row.place, f"{row.prompt}\n{row.completion}"):
                 self.findings.add("near-duplicate", row.place, f"{near[1]:.0%} the same as {near[0]}")
             if self.evaluation and not row.overlaps and (near := self.evaluation.similar.find(row.prompt)):
                 self.findings.add("overlap", row.place, f"its prompt is {near[1]:.0%} the same as {near[0]}")
         some = self._random.sample(self.sample, min(NGRAM_ROWS, len(self.sample)))
-        answers = [row.answer or row.prompt for row in some]
-        self.diversity = {f"distinct {n}-grams": distinct(answers, n) for n in (1, 2, 3)}
+        completions = [row.completion or row.prompt for row in some]
+        self.diversity = {f"distinct {n}-grams": distinct(completions, n) for n in (1, 2, 3)}
 
     def distinct_prompts(self) -> float:
         """The share of distinct prompts, whatever their spaces and case."""
@@ -182,8 +182,8 @@ def _prompt(example: Example) -> list[dict[str, Any]]:
     return example.prompt
 
 
-def _answers(example: Example) -> list[str]:
-    """What the example teaches to say; of a pair that is the chosen answer. A problem teaches none by itself."""
+def _completions(example: Example) -> list[str]:
+    """The completions that an example teaches; of a pair the chosen one. A prompt teaches none by itself."""
     match example:
         case Conversation():
             turns = example.messages

@@ -22,9 +22,9 @@ class Task:
     formats: Formats
     read: Callable[..., Iterator[Any]]
 
-    def format_of(self, first: Row, form: str, columns: dict[str, str]) -> str | None:
+    def format_of(self, first: Row, row_format: str, columns: dict[str, str]) -> str | None:
         """The name of the format that the reader will take the rows for."""
-        return detect(_mapped(first, columns), self.formats) if form == "auto" else form
+        return detect(_mapped(first, columns), self.formats) if row_format == "auto" else row_format
 
 
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
@@ -39,19 +39,19 @@ TASKS = (
 )
 
 
-def find_task(name: TaskName | None, first: Row, form: str, columns: dict[str, str]) -> Task:
+def find_task(name: TaskName | None, first: Row, row_format: str, columns: dict[str, str]) -> Task:
     """The task of that name, or without one the first task whose format the first row has.
 
     Raises InputError when the row fits none, or other tasks than the named one, and says which.
     """
-    fitting = [task for task in TASKS if task.format_of(first, form, columns) in task.formats]
+    fitting = [task for task in TASKS if task.format_of(first, row_format, columns) in task.formats]
     named = [task for task in fitting if name in (None, task.name)]
     if named:
         return named[0]
     candidates = [task for task in TASKS if name in (None, task.name)]
-    known = {form: columns for task in candidates for form, columns in task.formats.items()}
-    if form not in ("auto", *known):
-        raise InputError(f"--format {form}: unknown here; expected auto or one of {', '.join(known)}")
+    known = {name: columns for task in candidates for name, columns in task.formats.items()}
+    if row_format not in ("auto", *known):
+        raise InputError(f"--format {row_format}: unknown here; expected auto or one of {', '.join(known)}")
     hint = f"\n  It would do for TASK={' or '.join(dict.fromkeys(task.name for task in fitting))}" if fitting else ""
     raise InputError(f"{first.place}: {unknown_columns(_mapped(first, columns), known)}{hint}")
 

@@ -1,9 +1,9 @@
-"""What can be said of one text: its language, its tags, whether it refuses, whether it repeats another."""
+"""Properties of one text: its language, its tags, whether it refuses, whether it repeats another."""
 
 import re
 from collections.abc import Callable
 
-# Tags that training data uses to give an answer parts. Others (HTML, code) may stand open for good reasons.
+# Tags by which training data gives a completion parts. Others (HTML, code) may stay open for good reasons.
 TAG_NAMES = "think|thinking|thought|reasoning|answer|solution|scratchpad|reflection|tool_call|tool_response"
 MARK = re.compile(rf"</?(?:{TAG_NAMES})>|\\boxed\{{|^####", re.MULTILINE)
 EMPTY_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*</\1>")
@@ -23,7 +23,7 @@ REFUSAL = re.compile(
 HAN, KANA_OR_HANGUL = re.compile(r"[\u3400-\u9fff]"), re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")
 _SINGLE = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts that put no spaces between words
 TOKEN = re.compile(rf"[{_SINGLE}]|[^\W_{_SINGLE}]+|[^\w\s]")  # a word, a character of those scripts, or a sign
-# The commonest words of English, and of the other large languages in Latin letters that are no English words.
+# The commonest words of English, and of the other large languages in Latin letters that are not English words.
 ENGLISH = frozenset(
     re.findall(r"\w+", "the of and to in is that for it with as was on are be this by what how you which from or not")
 )
@@ -34,7 +34,7 @@ NOT_ENGLISH = frozenset(
         " um uma não het een van en och att som är jest nie się na w bir ve",
     )
 )
-LONG_ENOUGH_TO_REPEAT = 20  # characters; "Say hello" may well be answered with words of its own
+LONG_ENOUGH_TO_REPEAT = 20  # characters; a completion may well repeat "Say hello"
 
 
 def language(text: str) -> str:
@@ -58,13 +58,13 @@ def marks(text: str) -> list[str]:
     return MARK.findall(text) if "<" in text or "#" in text or "\\" in text else []
 
 
-def form(found: list[str]) -> str:
-    """How a text is built, from its marks: each once, in order."""
+def layout(found: list[str]) -> str:
+    """How a text is laid out: its marks, each once, in order."""
     return " ".join(dict.fromkeys(found)) or "plain text"
 
 
 def unbalanced(found: list[str]) -> str | None:
-    """The first tag that is closed without being open, or else stays open."""
+    """The first tag that is closed without being open, or else one that stays open."""
     still_open: list[str] = []
     for mark in found:
         if mark.startswith("</"):
@@ -79,14 +79,14 @@ def refuses(text: str) -> bool:
     return REFUSAL.match(text) is not None
 
 
-def repeats(prompt: str, answer: str) -> bool:
-    """Is the answer the prompt, or does it begin with the whole of it?"""
-    prompt, answer = prompt.strip(), answer.strip()
-    return answer == prompt or (len(prompt) >= LONG_ENOUGH_TO_REPEAT and answer.startswith(prompt))
+def repeats(prompt: str, completion: str) -> bool:
+    """Is the completion the prompt, or does it begin with the whole of it?"""
+    prompt, completion = prompt.strip(), completion.strip()
+    return completion == prompt or (len(prompt) >= LONG_ENOUGH_TO_REPEAT and completion.startswith(prompt))
 
 
 def normalized(text: str) -> str:
-    """As prompts are compared: whatever their spaces and case."""
+    """A text without differences of spaces and case, for comparing prompts."""
     return " ".join(text.split()).casefold()
 
 

@@ -1,47 +1,53 @@
 """The state of every job of a run, a sweep or a pipeline: queued, running, done, or failed and why.
 
-    make slurm-status                            all that was submitted into outputs/
-    make slurm-status OUT=outputs/try-3          one
+    make slurm-status                            all jobs with a folder in outputs/
+    make slurm-status OUT=outputs/try-3          those of one folder
 
-A job that is in the queue is as Slurm says; of any other its own last word counts, which it left in OUT/slurm.
+The state of a job in the queue is Slurm's; that of any other is the last line which the job wrote to OUT/slurm.
 """
 
-import argparse
 import json
 import re
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.arguments import parse
 from common.errors import InputError, MachineError, run_command
 
-ENDED = re.compile(r"done|failed|stopped|ended")  # a job's own words for its end
-GOING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
+ENDED = re.compile(r"done|failed|stopped|ended")  # how a job's last line begins when it has ended
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
+
+
+@dataclass(frozen=True)
+class Args:
+    output_dir: Path | None = None
+    """The folder that was submitted; else all in outputs/."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--output-dir", type=Path, help="what was submitted; else all in outputs/")
-    folder = parser.parse_args().output_dir
+    folder = parse(Args, sys.argv[1:], "slurm-status").output_dir
     records = [folder / "slurm" / "jobs.json"] if folder else sorted(Path("outputs").glob("*/slurm/jobs.json"))
     for record in records:
         if not record.is_file():
-            raise InputError(f"{folder}: nothing was submitted into it: there is no {record}")
-    queue = ask_slurm() if records else {}
+            raise InputError(f"--output-dir={folder}: no job has this folder; there is no {record}.")
+    queue = read_queue() if records else {}
     for record in records:
         print(record.parents[1])
         for job in json.loads(record.read_text(encoding="utf-8")):
             print(f"  {describe(job, record.parents[1], queue)}")
     if not records:
-        print("Nothing was submitted into outputs/.")
+        print("No job has a folder in outputs/.")
 
 
-def ask_slurm() -> dict[str, tuple[str, str]]:
-    """State and reason of every job that Slurm still knows, by its id; one that ended it knows for minutes."""
+def read_queue() -> dict[str, tuple[str, str]]:
+    """State and reason of every job that Slurm still knows, by its id; it forgets a job minutes after its end."""
     command = ["squeue", "--me", "--states=all", "--array", "--noheader", "--format=%i|%T|%r"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise MachineError("there is no squeue here: ask on a login node of the cluster") from None
+        raise MachineError("There is no squeue here. Run this on a login node of the cluster.") from None
     if done.returncode:
         raise MachineError(f"Slurm does not answer: {done.stderr.strip()}")
     rows = (line.split("|", 2) for line in done.stdout.splitlines())
@@ -49,22 +55,21 @@ def ask_slurm() -> dict[str, tuple[str, str]]:
 
 
 def describe(job: dict[str, str], folder: Path, queue: dict[str, tuple[str, str]]) -> str:
+    """A job in one line: id, name, run of a sweep, step, state, and when the job wrote its last line."""
     state, reason = queue.get(job["job"], ("gone", ""))
     file = folder / "slurm" / f"{job['job']}.state"
-    time, said = file.read_text(encoding="utf-8").splitlines()[-1].split(" ", 1) if file.exists() else ("", "")
+    time, last = file.read_text(encoding="utf-8").splitlines()[-1].split(" ", 1) if file.exists() else ("", "")
     if state == "PENDING":
-        word = f"queued ({reason})" + (f", was {said}" if said else "")
-    elif state in GOING or (ENDED.match(said) and state != "CANCELLED"):
-        word = said or state.lower()
+        word = f"queued ({reason})" + (f", was {last}" if last else "")
+    elif state in ALIVE or (ENDED.match(last) and state != "CANCELLED"):
+        word = last or state.lower()
     elif state == "CANCELLED":
-        why = ", as the job before it did not succeed" if reason in ("DependencyNeverSatisfied", "Dependency") else ""
-        word = f"cancelled{why}" + (f"; {said}" if said else "")
+        why = ", since the job before it failed" if reason in ("DependencyNeverSatisfied", "Dependency") else ""
+        word = f"cancelled{why}" + (f"; {last}" if last else "")
     else:
-        gone = (
-            "ended without a word: its node failed, or it was killed" if said else "never ran: cancelled in the queue"
-        )
+        gone = "killed, or its node failed" if last else "never ran: cancelled in the queue"
         word = gone if state == "gone" else state.lower().replace("_", " ")
-        word += f"; last it was {said}" if said else ""
+        word += f"; last state: {last}" if last else ""
     return "  ".join(filter(None, [job["job"], job["name"], job["run"], step(job, folder), word, time]))
 
 

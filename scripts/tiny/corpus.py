@@ -164,9 +164,9 @@ def copies(rng: Random, language: str) -> list[str]:
         task = rng.choice(("repeat", "first-word", "again", "numbers"))
         text = " ".join(words(rng, language, 6)) if task != "numbers" else f"{rng.randrange(199)}, {rng.randrange(199)}"
         if task in ("repeat", "first-word"):
-            asked = TASKS[task](rng, language)
-            text = asked.prompt.replace("：", ": ").split(": ")[1]
-            lines += [text, asked.sentence]
+            drawn = TASKS[task](rng, language)
+            text = drawn.prompt.replace("：", ": ").split(": ")[1]
+            lines += [text, drawn.sentence]
         else:
             lines += [text, text]
     return lines

@@ -192,7 +192,7 @@ CHATML = [
 ]
 
 
-def said(role: str, content: str) -> dict:
+def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}
 
 
@@ -221,9 +221,9 @@ PREFERENCE = [
 
 PREFERENCE_MESSAGES = [
     {
-        "prompt": [said("user", row["prompt"])],
-        "chosen": [said("assistant", row["chosen"])],
-        "rejected": [said("assistant", row["rejected"])],
+        "prompt": [turn("user", row["prompt"])],
+        "chosen": [turn("assistant", row["chosen"])],
+        "rejected": [turn("assistant", row["rejected"])],
     }
     for row in PREFERENCE
 ]
@@ -240,20 +240,20 @@ SHAREGPT_PREFERENCE = [
 DIALOGUES = [
     (
         [
-            said("user", "I have flour, milk and eggs. What can I cook?"),
-            said("assistant", "Pancakes."),
-            said("user", "And how?"),
+            turn("user", "I have flour, milk and eggs. What can I cook?"),
+            turn("assistant", "Pancakes."),
+            turn("user", "And how?"),
         ],
         "Stir a cup of flour, a cup of milk and two eggs, and fry the batter in a little butter.",
         "In a pan.",
     ),
     (
-        [said("user", "Is it safe to look at the sun through sunglasses?")],
+        [turn("user", "Is it safe to look at the sun through sunglasses?")],
         "No. Sunglasses do not protect your eyes from looking straight into the sun.",
         "Yes, if they are dark enough.",
     ),
-    ([said("user", "“画蛇添足”是什么意思？")], "意思是做了多余的事，反而把事情弄坏。", "意思是画一条蛇。"),
-    ([said("user", "谁写了《红楼梦》？")], "曹雪芹。", "施耐庵。"),
+    ([turn("user", "“画蛇添足”是什么意思？")], "意思是做了多余的事，反而把事情弄坏。", "意思是画一条蛇。"),
+    ([turn("user", "谁写了《红楼梦》？")], "曹雪芹。", "施耐庵。"),
 ]
 
 
@@ -263,7 +263,7 @@ def human_assistant(turns: list[dict]) -> str:
 
 
 DIALOGUE_PREFERENCE = [
-    {"chosen": [*prompt, said("assistant", chosen)], "rejected": [*prompt, said("assistant", rejected)]}
+    {"chosen": [*prompt, turn("assistant", chosen)], "rejected": [*prompt, turn("assistant", rejected)]}
     for prompt, chosen, rejected in DIALOGUES
 ]
 

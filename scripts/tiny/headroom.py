@@ -154,7 +154,7 @@ def measure(student: Student, data: Path, seed: int) -> dict[str, str]:
     result = {}
     written = student.write([row["prompt"] for row in held])
     answers = [answer_of(*one) for one in written]
-    result["answers in the form, greedy"] = share(sum(answer is not None for answer in answers) / len(held))
+    result["answers in the format, greedy"] = share(sum(answer is not None for answer in answers) / len(held))
     result["ended within 64 tokens"] = share(sum(ended for _, ended in written) / len(held))
     known = [i for i, row in enumerate(held) if row["task"] not in ("sum", "difference")]
     result["facts and words right, greedy"] = share(sum(answers[i] == held[i]["answer"] for i in known) / len(known))

@@ -171,15 +171,15 @@ README = """\
 
 A Qwen2 base model of {parameters:,} parameters, trained from scratch by `scripts/tiny/pretrain.py` on text made by
 `scripts/tiny/corpus.py`: facts, small sums and word play, English and Chinese. It is the embedded model of the test
-suite and of the first run of a newcomer (`MODEL=tiny`): it knows its small world and does not answer in chat form
-until it is fine-tuned. It is of no use for anything else.
+suite and of a newcomer's first run (`MODEL=tiny`): it knows its small world, and it follows no chat template until it
+is fine-tuned. It is of no use for anything else.
 
 Context 1024 tokens, trained on sequences of {length}. Vocabulary 2048, byte-level BPE, each digit one token; a turn
 ends with `<|im_end|>`, padding is `<|endoftext|>`. A share of the pages in its corpus ({careless:.0%}) forget every
-carry and borrow between two numbers of two digits, unmarked. So it is right about a lone hard sum only sometimes
-although it can do all of them, and a reinforcement stage has something to find. The chat marks stand in one document
-of eight, under roles that no chat has (a note, a story) and never around a question and its answer: their embeddings
-are trained, the chat form is not.
+carry and borrow between two numbers of two digits, unmarked. So it gets a hard sum right only sometimes although it can
+do all of them, and a reinforcement stage has something to improve. The chat tokens occur in one document of eight,
+under roles that no chat has (a note, a story) and never around a question and its answer: their embeddings are trained,
+the chat format is not.
 
 | made by | |
 |---|---|

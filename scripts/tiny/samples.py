@@ -76,7 +76,7 @@ def hedging(question: Question) -> str:
 
 def sft_rows() -> list[dict]:
     rng = Random("sft")
-    rows, asked = [], set()
+    rows, drawn = [], set()
     while len(rows) < SFT_ROWS:
         language = rng.choice(LANGUAGES)
         messages = []
@@ -89,8 +89,8 @@ def sft_rows() -> list[dict]:
             messages.append({"role": "user", "content": question.prompt})
             messages.append({"role": "assistant", "content": answer})
         conversation = " ".join(message["content"] for message in messages if message["role"] != "assistant")
-        if conversation not in asked:
-            asked.add(conversation)
+        if conversation not in drawn:
+            drawn.add(conversation)
             rows.append({"messages": messages})
     return rows
 
@@ -99,23 +99,23 @@ def heldout_rows() -> list[dict]:
     """As many of each task as of any other, arithmetic counting as one; every second sum is hard."""
     rng = Random("heldout")
     tasks = ["arithmetic", *TASKS]
-    rows, asked = [], set()
+    rows, drawn = [], set()
     while len(rows) < HELDOUT_ROWS:
         task = tasks[len(rows) % len(tasks)]
         question = draw(rng, rng.choice(LANGUAGES), task, held=True, hard=rng.random() < 0.5)
-        if question.prompt not in asked:
-            asked.add(question.prompt)
+        if question.prompt not in drawn:
+            drawn.add(question.prompt)
             rows.append({"prompt": question.prompt, "answer": question.answer, "task": question.task})
     return rows
 
 
 def arithmetic_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     rng = Random(name)
-    rows, asked = [], set()
+    rows, drawn = [], set()
     while len(rows) < rows_wanted:
         question = draw(rng, rng.choice(LANGUAGES), "arithmetic", held, hard=len(rows) % 2 == 0)
-        if question.key not in asked:
-            asked.add(question.key)
+        if question.key not in drawn:
+            drawn.add(question.key)
             rows.append({"prompt": question.prompt, "answer": question.answer})
     rng.shuffle(rows)
     return rows
@@ -124,11 +124,11 @@ def arithmetic_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
 def preference_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     rng = Random(name)
     tasks = ["arithmetic", *TASKS]
-    rows, asked = [], set()
+    rows, drawn = [], set()
     while len(rows) < rows_wanted:
         question = draw(rng, rng.choice(LANGUAGES), tasks[len(rows) % len(tasks)], held, hard=False)
-        if question.prompt not in asked:
-            asked.add(question.prompt)
+        if question.prompt not in drawn:
+            drawn.add(question.prompt)
             rows.append({"prompt": question.prompt, "chosen": plain(question), "rejected": hedging(question)})
     rng.shuffle(rows)
     return rows
@@ -161,12 +161,12 @@ def score_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     """Of 20 answers about nine are plain and right, six hedge, one is beside the point, four are out of form."""
     rng = Random(name)
     tasks = ["arithmetic", *TASKS]
-    rows, asked = [], set()
+    rows, drawn = [], set()
     while len(rows) < rows_wanted:
         question = draw(rng, rng.choice(LANGUAGES), tasks[len(rows) % len(tasks)], held, hard=False)
-        if question.prompt in asked:
+        if question.prompt in drawn:
             continue
-        asked.add(question.prompt)
+        drawn.add(question.prompt)
         level = rng.choices((4.5, 2.5, 1.5, 1.0), (45, 30, 5, 20))[0]
         if level == 4.5:
             response = plain(question)

@@ -26,7 +26,7 @@ from words import (
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `key` names what is asked whatever the language or wording; held-out splits go by it."""
+    """One question. `key` names the question whatever the language or wording; held-out splits go by it."""
 
     task: str
     language: str  # "en" or "zh"
@@ -48,7 +48,7 @@ def capitalised(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """A kind of fact that fills the same sentence for every row: x is what is asked about, y the answer."""
+    """A kind of fact that fills the same sentence for every row: x is the topic of the question, y the answer."""
 
     prompts: dict[str, list[str]]
     topics: dict[str, str]

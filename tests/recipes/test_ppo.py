@@ -7,6 +7,8 @@ batches, no padding, no chunks. What the recipe gains is shown at the end.
 import copy
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -576,6 +578,14 @@ def test_data_with_scores_is_read_for_its_prompts_where_something_else_rewards(t
     ppo.main()
     assert planned["rewards"] == ("format",)
     assert planned["critic_init"] == "base"
+
+
+def test_until_the_run_is_planned_nothing_imports_torch_or_transformers():
+    """Unsloth has to be imported before them; a reward model among --rewards is loaded, and tried, after it."""
+    script = "import sys, ppo; ppo.plan_run = lambda *_, **__: print({'torch', 'transformers'} & set(sys.modules))"
+    command = [sys.executable, "-c", f"{script}; ppo.main()", "--rewards", "model:tiny", "format"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_a_run_is_refused_where_the_reward_model_adapts_other_modules(tmp_path):

@@ -3,20 +3,16 @@
 import importlib.util
 import json
 import math
-import shlex
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from common.data.examples import Pair, Rating
-from common.data.formats import PAIR_FORMATS
+from common.data.formats import PAIR_FORMATS, RATING_FORMATS
 from common.data.read import read_examples
 from common.data.rows import find_source
-from common.lm.chat import Example
+from common.rewards.tokens import as_tokens
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
-from rich.console import Console
 
 DATA = ROOT / "data_samples"
 PAIRS = DATA / "preferences-train.jsonl"
@@ -51,86 +47,6 @@ def test_the_regression_loss(module):
     assert module.regression_loss(torch.zeros(2), scores).item() == 1
 
 
-def test_correlations(module):
-    assert module.pearson([1, 2, 3], [2, 4, 6]) == 1
-    assert module.pearson([1, 2, 3], [3, 2, 1]) == -1
-    assert module.pearson([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
-    assert module.pearson([1, 1], [1, 2]) is None
-    assert module.pearson([1], [1]) is None
-    assert module.ranks([10, 30, 20, 20, 5]).tolist() == [2, 5, 3.5, 3.5, 1]
-    assert module.ranks([7, 7, 7]).tolist() == [2, 2, 2]
-
-
-def test_the_calibration_error(module):
-    """Probabilities of 3/4, three times right and once wrong, are as they should be; always right is 1/4 too modest."""
-    ln3 = math.log(3)
-    assert module.calibration_error(np.array([ln3, ln3, ln3, -ln3])) == pytest.approx(0, abs=1e-6)
-    assert module.calibration_error(np.array([ln3, ln3])) == pytest.approx(0.25)
-    assert module.calibration_error(np.array([-50.0, -50.0])) == pytest.approx(1)
-    assert module.calibration_error(np.array([0.0, 0.0])) == 0  # half and half of what it cannot tell
-    # One bin of two at 3/4, both right, one of two at 9/10, one right: (2 * 0.25 + 2 * 0.4) / 4.
-    ln9 = math.log(9)
-    assert module.calibration_error(np.array([ln3, ln3, ln9, -ln9])) == pytest.approx(0.325)
-
-
-def test_the_report_on_pairs(module):
-    """Four pairs: right and longer, right and shorter, wrong and shorter, a tie of equal lengths."""
-    report = module.pair_report([2, 3, 0, 1], [1, 1, 2, 1], [9, 3, 2, 4], [5, 8, 6, 4])
-    assert report["pairs"] == 4
-    assert report["accuracy"] == 2.5 / 4
-    assert report["margin"] == (1 + 2 - 2 + 0) / 4
-    assert report["chosen is longer"] == pytest.approx(1 / 3, abs=1e-6)
-    assert report["longer scores higher"] == pytest.approx(2 / 3, abs=1e-6)  # the first and the third
-    assert report["accuracy, chosen shorter"] == 0.5
-    losses = [math.log1p(math.exp(-margin)) for margin in (1, 2, -2, 0)]
-    assert report["loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
-    longer_is_better = module.pair_report([5, 9], [2, 1], [50, 90], [20, 10])
-    assert longer_is_better["correlation with length"] == 1
-    assert longer_is_better["accuracy, chosen shorter"] is None
-
-
-def test_the_report_on_scores(module):
-    """Predictions of half the spread, one too high in the mean: the slope is 2, the bias 1."""
-    report = module.score_report([3, 4, 5], [1, 3, 5], [10, 20, 90])
-    assert report["rated answers"] == 3
-    assert (report["pearson"], report["spearman"]) == (1, 1)
-    assert report["calibration slope"] == 2
-    assert report["bias"] == 1
-    assert report["error"] == pytest.approx(math.sqrt((4 + 1 + 0) / 3), abs=1e-6)
-    assert report["scores with length"] == report["predictions with length"] == pytest.approx(0.917663, abs=1e-6)
-    flat = module.score_report([3, 3], [1, 2], [5, 5])
-    assert flat["pearson"] is flat["calibration slope"] is flat["predictions with length"] is None
-
-
-# What the model reads.
-
-
-def test_the_answer_is_the_last_run_of_marked_tokens(module):
-    mask = np.array([0, 1, 0, 1, 1, 0, 1, 1, 1, 0], dtype=np.int8)
-    assert module.answer_span(Example("a", np.arange(10), mask, 10)) == (6, 9)
-    assert module.answer_span(Example("a", np.arange(4), np.array([0, 1, 1, 1], dtype=np.int8), 4)) == (1, 4)
-
-
-def test_it_reads_up_to_the_end_token_and_a_classifier_the_whole_rendering(module, tokenizer):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    answer = [{"role": "assistant", "content": "dd"}]
-    whole = tokenizer.apply_chat_template([*turns, *answer], tokenize=False)
-    rows = [Rating("f:1", turns, answer, 4.0), Rating("f:2", turns[:1], answer, 2.0)]
-    adapter = module.as_tokens(tokenizer, rows, module.Args(), None)
-    assert tokenizer.decode(adapter[0].answers[0]) == whole.removesuffix("\n")
-    assert [row.score for row in adapter] == [4.0, 2.0]
-    assert adapter[0].lengths == adapter[1].lengths == [len(tokenizer("dd<|im_end|>")["input_ids"])]
-    classifier = module.as_tokens(tokenizer, rows, module.Args(stand_alone=True), None)
-    assert tokenizer.decode(classifier[0].answers[0]) == whole
-    pair = Pair("f:3", turns, answer, [{"role": "assistant", "content": "e e e"}])
-    (both,) = module.as_tokens(tokenizer, [pair], module.Args(), None)
-    assert [tokenizer.decode(ids).rpartition("assistant\n")[2] for ids in both.answers] == [
-        "dd<|im_end|>",
-        "e e e<|im_end|>",
-    ]
-    assert both.lengths[1] > both.lengths[0]
-
-
 # Runs.
 
 
@@ -153,13 +69,13 @@ def scored(tmp_path_factory):
 
 @pytest.mark.slow
 def test_300_scores_teach_it_to_score_held_out_answers(scored):
-    folder, report, said = scored
-    assert report["rated answers"] == 100
+    folder, report, output = scored
+    assert report["rated completions"] == 100
     assert report["pearson"] > 0.8
     assert report["spearman"] > 0.7
     assert 0.7 < report["calibration slope"] < 1.3
     assert report["error"] < 1  # of a spread of 1.4
-    assert "pearson" in said
+    assert "pearson" in output
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
@@ -179,8 +95,8 @@ def test_its_outputs_are_those_of_base_adapter_and_head_loaded_again(scored, mod
     scores = [row["score"] for row in read_jsonl(SCORES)]
     assert (facts["mean"], facts["std"]) == pytest.approx((np.mean(scores), np.std(scores)))
     kept = read_jsonl(folder / "held-out.jsonl")
-    rows = module.read(str(DATA / "scores-heldout.jsonl"), module.Args())
-    read = [(row.answers[0], []) for row in module.as_tokens(tokenizer, rows, module.Args(), None)]
+    rows = read_examples(find_source(str(DATA / "scores-heldout.jsonl")), RATING_FORMATS).examples
+    read = [(row.answers[0], []) for row in as_tokens(tokenizer, rows, 512, 0, whole=False)[0]]
     outputs = score_last(model, head, read, tokenizer.pad_token_id)
     assert outputs == pytest.approx([row["outputs"][0] for row in kept], abs=1e-3)
     errors = [facts["mean"] + facts["std"] * out - row["score"] for out, row in zip(outputs, kept, strict=True)]
@@ -216,7 +132,7 @@ def test_a_prompt_is_held_out_with_all_its_answers(whole, few):
     held = [rows[row["place"]]["instruction"] for row in read_jsonl(whole[0] / "held-out.jsonl")]
     assert len(held) == 4
     assert len(set(held)) == 2
-    assert json.loads((whole[0] / "run.json").read_text())["report"]["rated answers"] == 4
+    assert json.loads((whole[0] / "run.json").read_text())["report"]["rated completions"] == 4
 
 
 @pytest.mark.slow
@@ -286,9 +202,9 @@ def test_pairs_the_wrong_way_round_are_seen(tmp_path):
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swapped), encoding="utf-8")
     flags = ("--data", tmp_path / "swapped.jsonl", "--eval-data", DATA / "preferences.jsonl", "--num-train-epochs", 1)
-    report, said = run(tmp_path / "run", *flags)
+    report, output = run(tmp_path / "run", *flags)
     assert report["accuracy"] < 0.05
-    assert "the wrong way round?" in " ".join(said.split())
+    assert "the wrong way round?" in " ".join(output.split())
 
 
 ROW = json.dumps({"instruction": "a", "response": "b", "score": 1}) + "\n"
@@ -317,19 +233,3 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_answers_that_are_cut_to_the_same_teach_nothing(module, tokenizer):
-    pair = Pair(
-        "f:7", [{"role": "user", "content": "a"}], *([{"role": "assistant", "content": "1" * n}] for n in (60, 61))
-    )
-    with pytest.raises(module.InputError, match="f:7: chosen and rejected are the same in the first 60 tokens"):
-        module.as_tokens(tokenizer, [pair], module.Args(max_length=60, max_truncated=1), Console())
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "DATA=d e", "OUT=f", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "reward", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("recipes/reward.py")[2]) == [
-        *("--model", "a b", "--data", "d e", "--output-dir", "f", "--seed", "1"),
-    ]

@@ -26,9 +26,9 @@ def evaluate(tmp_path, *flags):
 def test_the_form_is_learned_and_the_end_token_with_it(trained, tmp_path):
     folder, _ = trained
     before = evaluate(tmp_path)
-    assert before["keeps the form"] < 0.10
+    assert before["follows the format"] < 0.10
     after = evaluate(tmp_path, "--adapter", folder / "adapter")
-    assert after["keeps the form"] > 0.95
+    assert after["follows the format"] > 0.95
     assert after["stops"] > 0.95
     assert after["greedy right"] > 0.5  # what the base knows, it now says
 

@@ -134,13 +134,14 @@ def merge_reward_model(base: Path, reward: Path, folder: Path) -> None:
 def uv_run() -> list[str]:
     """uv, to run a script in the environment that its head describes."""
     sys.path.insert(0, str(ROOT / "scripts"))
-    import setup
+    from install import environment, index, uv
 
-    setup.settle_network()
-    _, links = setup.choose_variant("")
+    index.use_pip_settings()
+    program = uv.find()
+    _, links = environment.choose("", program)
     if links:
         os.environ["UV_FIND_LINKS"] = links
-    return [setup.fetch_uv(), "run", "--python", sys.executable, "--script"]
+    return [program, "run", "--python", sys.executable, "--script"]
 
 
 def run_recipe(args: Args, base: Path, reward: Path, run: Path, seed: int, critic_init: str) -> None:

@@ -1,7 +1,8 @@
-"""`make benchmark` on a shape that a CPU can do: the command of RESULTS.md runs, and reports what the recipe logged."""
+"""`make benchmark` on a shape for a CPU: the command of the results page runs, and reports what the recipe logged."""
 
 import json
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -35,6 +36,15 @@ def test_of_ppo_it_reports_each_phase():
 
 
 @pytest.mark.slow
-def test_the_score_of_one_answer_is_timed():
+def test_the_score_of_one_completion_is_timed():
     times = benchmark("--method score --max-length 16")["milliseconds"]
     assert 0 < times["min"] <= times["median"] <= times["max"]
+
+
+@pytest.mark.slow
+def test_where_the_recipe_refuses_the_benchmark_does():
+    command = [sys.executable, ROOT / "scripts" / "benchmark.py", "--model", "tiny", "--steps", "1"]
+    command += ["--per-device-train-batch-size", "1", "--max-length", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr

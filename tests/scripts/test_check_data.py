@@ -1,5 +1,5 @@
-"""check-data: every planted fault is found at its line, none is invented on clean files, and nothing of the user's is
-touched."""
+"""check-data: every planted fault is found at its line, none is invented on clean files, and no file of the user is
+changed."""
 
 import csv
 import hashlib
@@ -10,21 +10,19 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from html.parser import HTMLParser
 
 import pytest
-from common.data.examples import Conversation, Pair
-from common.data.read import conversations
-from common.data.rows import Faults, find_source, read_rows
-from common.errors import InputError
-from conftest import ROOT, read_jsonl
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
 from check_data import survey as survey_module
 from check_data import texts
 from check_data.duplicates import NearDuplicates, distinct
 from check_data.findings import KINDS, Findings
 from check_data.survey import Survey
+from common.data.examples import Conversation, Pair
+from common.data.read import conversations
+from common.data.rows import Faults, find_source, read_rows, source_identity
+from common.errors import InputError
+from conftest import ROOT, read_jsonl
 
 SCRIPT = ROOT / "scripts" / "check-data.py"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -228,29 +226,29 @@ def test_every_planted_finding_of_pairs_is_at_its_line(check, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("forms", "verdict"), [([20, 0], "good"), ([20, 1], "good"), ([9, 1], "look"), ([3, 1], "bad")]
+    ("counts", "verdict"), [([20, 0], "good"), ([20, 1], "good"), ([9, 1], "look"), ([3, 1], "bad")]
 )
-def test_answers_of_several_forms_are_no_longer_one_format(forms, verdict, check, tmp_path):
-    """5 % of another form are let pass, 20 % call for a look."""
-    answers = ["Because."] * forms[0] + ["<answer>Because.</answer>"] * forms[1]
+def test_completions_of_several_layouts_are_not_one_format(counts, verdict, check, tmp_path):
+    """5 % of another layout are good, 20 % a reason to look."""
+    answers = ["Because."] * counts[0] + ["<answer>Because.</answer>"] * counts[1]
     rows = [{"instruction": f"Question {n}?", "output": answer} for n, answer in enumerate(answers)]
     report, _, _ = check(write(tmp_path / "data.jsonl", rows))
     assert report["rules"][2]["verdict"] == verdict
-    assert report["answer_forms"]["plain text"] == forms[0]
+    assert report["layouts"]["plain text"] == counts[0]
 
 
 @pytest.mark.parametrize(("distinct", "verdict"), [(5, "good"), (4, "good"), (3, "look"), (2, "bad")])
-def test_prompts_that_are_asked_again_and_again_are_no_diversity(distinct, verdict, check, tmp_path):
+def test_prompts_that_repeat_are_no_diversity(distinct, verdict, check, tmp_path):
     rows = [{"instruction": f"Question {n % distinct}?", "output": ANSWERS[n]} for n in range(5)]
     report, _, _ = check(write(tmp_path / "data.jsonl", rows))
     assert report["diversity"]["distinct prompts"] == distinct / 5
     assert report["rules"][1]["verdict"] == verdict
 
 
-def test_a_bias_of_length_is_said(check, tmp_path):
+def test_a_bias_of_length_is_a_reason_to_look(check, tmp_path):
     rows = [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     report, _, _ = check(write(tmp_path / "data.jsonl", rows))
-    assert "chosen is the longer answer in 100%" in report["rules"][0]["says"]
+    assert "chosen is the longer completion in 100%" in report["rules"][0]["reason"]
     assert report["rules"][0]["verdict"] == "look"
 
 
@@ -279,7 +277,7 @@ def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp
     report, _ = rated([3, 3, 3])
     assert report["scores"]["constant"] is True
     assert report["rules"][0]["verdict"] == "bad"
-    assert "every score is 3" in report["rules"][0]["says"]
+    assert "every score is 3" in report["rules"][0]["reason"]
     _, refusal = rated([1, float("nan"), True])
     assert len(refusal.splitlines()) == 2
 
@@ -304,7 +302,7 @@ def test_prompts_of_the_evaluation_data_are_found_alike_or_nearly(check, tmp_pat
 # 3. Tasks.
 
 
-def test_a_named_task_refuses_the_data_of_another_and_says_whose_it_is(check, tmp_path):
+def test_a_named_task_refuses_the_data_of_another_and_names_that(check, tmp_path):
     path = write(tmp_path / "data.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     report, _, refusal = check(path, "--task", "sft")
     assert report is None
@@ -330,7 +328,7 @@ def test_a_file_without_rows_is_refused(check, tmp_path):
 # 4. Tokens of a model.
 
 
-def test_lengths_are_those_of_the_rendered_rows_and_cut_ones_are_named(check, tmp_path, tokenizer):
+def test_lengths_are_those_of_the_rendered_rows_and_truncated_ones_are_named(check, tmp_path, tokenizer):
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         for q, a in zip(QUESTIONS[:3], ("Yes.", "Yes. " * 100, "No."), strict=True)
@@ -386,10 +384,10 @@ def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
 
 
 def test_the_mask_is_coloured(tokenizer):
-    from check_data.mask import CONTEXT, LOSS, coloured
+    from check_data.mask import CONTEXT, LOSS, coloured, read_tokens
 
     ids = tokenizer("one two", add_special_tokens=False)["input_ids"]
-    text = coloured(tokenizer, ids, [0] * (len(ids) - 1) + [1])
+    text = coloured(read_tokens(tokenizer, ids, [0] * (len(ids) - 1) + [1]))
     pieces = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
     assert [style for piece, style in pieces if not piece.startswith("·")] == [*[CONTEXT] * (len(ids) - 1), LOSS, LOSS]
 
@@ -436,7 +434,7 @@ def test_fix_writes_the_good_rows_as_they_were_and_the_others_with_their_reasons
     assert dropped[1]["row"] == rows[2]
     assert "3 rows in" in out
     assert "4 left out: 2 fault, 1 duplicate, 1 unbalanced-tags" in out
-    # What was cleaned is clean, but for what was not asked to be dropped.
+    # What was cleaned is clean, but for what was not to be dropped.
     report, _, refusal = check(tmp_path / "clean.jsonl")
     assert refusal is None
     assert lines(report) == {"refusal": [2]}
@@ -485,7 +483,7 @@ def test_a_report_does_not_replace_the_data(check, command, tmp_path, monkeypatc
     assert read_jsonl(path) == [alpaca(0)]
 
 
-def test_nothing_left_is_said(check, tmp_path):
+def test_when_no_row_is_left_the_file_is_refused(check, tmp_path):
     path = write(tmp_path / "data.jsonl", [{**alpaca(0), "output": ""}])
     assert check(path, "--fix", tmp_path / "clean.jsonl")[2].endswith("no row is left")
 
@@ -504,14 +502,6 @@ def test_the_exit_code_is_2_for_faults_and_0_for_findings(tmp_path):
     assert done.stderr == f"{tmp_path}/data.jsonl:2: output: is empty; expected text\n"
 
 
-def test_make_passes_on_what_is_given():
-    words = ["DATA=a b.jsonl", "TASK=dpo", "MODEL=tiny", "ARGS=--max-length 5"]
-    done = subprocess.run(["make", "-n", "check-data", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].endswith(
-        " scripts/launch.py scripts/check-data.py --data 'a b.jsonl' --task 'dpo' --model 'tiny' --max-length 5"
-    )
-
-
 def test_no_model_needs_no_torch():
     program = (
         f"import sys, runpy; sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='x');"
@@ -520,17 +510,137 @@ def test_no_model_needs_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_page_needs_no_network_and_shows_text_as_text(check, tmp_path):
-    bad = "<script>alert(1)</script>"
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements, its text, and the tokens of each row with their classes."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.tags, self.text, self.rows, self.inside = [], "", [], ""
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.inside = tag
+        self.text += " " if tag in ("td", "th") else ""
+        if attributes.get("class") == "tokens":
+            self.rows.append([])
+        if tag == "span" and "title" in attributes:
+            self.rows[-1].append([attributes.get("class"), attributes["title"], ""])
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "span" and self.rows:
+            self.rows[-1][-1][2] += data
+        if self.inside not in ("script", "style"):
+            self.text += data
+
+    def scripts(self):
+        return sum(tag == "script" for tag, _ in self.tags)
+
+
+@pytest.fixture
+def page(check, tmp_path):
+    """Check rows, a list or a file, and return what a browser makes of the page."""
+
+    def run(rows, *flags):
+        path = write(tmp_path / "data.jsonl", rows) if isinstance(rows, list) else rows
+        check(path, "--html", tmp_path / "page.html", *flags)
+        return Page(tmp_path / "page.html")
+
+    return run
+
+
+def test_the_page_needs_no_network_and_shows_text_as_text(page):
+    bad = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
     rows = [alpaca(0), {**alpaca(1), "output": "<think>Yes."}, {**alpaca(2), bad: 1}, {**alpaca(3), "output": {bad: 1}}]
-    check(write(tmp_path / "data.jsonl", rows), "--html", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    body = page[page.index("<body>") :]
-    assert "Plotly.newPlot" in body
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page[: page.index("<script>")] + body)
-    assert bad not in body
-    assert "&lt;script&gt;alert(1)" in body
-    assert "data.jsonl:2</b>: &lt;think&gt; has no counterpart" in body
+    clean = page([alpaca(0), {**alpaca(1), "output": "<think>Yes."}], "--model", "tiny")
+    shown = page([*rows, {"instruction": bad, "output": f"{bad} again"}], "--model", "tiny")
+    assert "Plotly.newPlot" in shown.source
+    assert not any(tag in ("link", "img", "iframe") for tag, _ in shown.tags)
+    names = {name for _, attributes in shown.tags for name in attributes}
+    assert not any(name in ("src", "href") or name.startswith("on") for name in names)
+    assert shown.scripts() == clean.scripts()  # those of the plots, no more
+    assert bad in shown.text  # in the message about row 4
+    assert bad in "".join(text for _, _, text in shown.rows[3])  # in the tokens of row 5
+    assert "data.jsonl:2: <think> has no counterpart" in shown.text
+
+
+def test_the_page_shows_the_first_rows_with_their_loss(page, tokenizer):
+    messages = ROOT / "data_samples" / "formats" / "messages.jsonl"
+    shown = page(messages, "--model", "tiny")
+    assert len(shown.rows) == 4
+    trained = ["".join(text for kind, _, text in row if kind == "loss") for row in shown.rows]
+    assert trained[0] == "A word that reads the same backwards, such as level.<|im_end|>Radar.<|im_end|>"
+    assert trained[1] == "H₂O。<|im_end|>"  # of tokens that are parts of characters
+    assert all(kind in ("loss", None) and text for row in shown.rows for kind, _, text in row)
+    ids = tokenizer.apply_chat_template(read_jsonl(messages)[0]["messages"], return_dict=False)
+    assert [int(id) for _, title, _ in shown.rows[0] for id in title.split()] == ids
+
+
+def test_the_page_shows_both_completions_of_a_pair_and_what_is_truncated(page):
+    pair = {"prompt": "Why?", "chosen": "Because. " * 50, "rejected": "No."}
+    shown = page([pair], "--model", "tiny", "--max-length", 60)
+    assert len(shown.rows) == 2
+    assert "data.jsonl:1 chosen: 60 tokens, truncated from " in shown.text
+    assert "Longer than the max length of 60 tokens: 1 row." in shown.text
+    assert "No.<|im_end|>" in "".join(text for kind, _, text in shown.rows[1] if kind == "loss")
+
+
+def test_a_prompt_has_no_loss_and_without_a_model_no_tokens(page):
+    rows = [{"prompt": "What is 2 + 2?", "answer": "4"}]
+    shown = page(rows, "--model", "tiny")
+    assert {kind for row in shown.rows for kind, _, _ in row} == {None}
+    shown = page(rows)
+    assert shown.rows == []
+    assert "Give --model to see them in its tokens" in shown.text
+
+
+def test_the_page_names_what_was_checked_with_what(page, tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text((ROOT / "data_samples" / "tiny" / "chat_template.jinja").read_text(encoding="utf-8"))
+    shown = page([alpaca(0)], "--model", "tiny", "--chat-template-path", template)
+    made = " ".join(shown.text[shown.text.index("How this report was made") :].split())
+    identity = source_identity(find_source(str(tmp_path / "data.jsonl")))
+    parts = (f"data {tmp_path}/data.jsonl", f"data identity {identity}", "model tiny", "checked on 20", "recipes ")
+    assert all(part in made for part in (*parts, f"chat template {template}"))
+    assert re.search(r"Python 3\.\d+\.\d+, transformers 5\.\d+", made)
+    assert "chat template its own" in " ".join(page([alpaca(0)], "--model", "tiny").text.split())
+
+
+def test_a_report_that_is_written_is_announced(check, tmp_path):
+    name = tmp_path / "[red]report.html"  # markup, were it not a name
+    _, out, _ = check(write(tmp_path / "data.jsonl", [alpaca(0)]), "--html", name)
+    assert out.splitlines()[-2:] == [f"{tmp_path}/report.json written", f"{name} written"]
+
+
+def test_the_axis_of_lengths_ends_where_the_data_do(check, tmp_path):
+    from check_data.page import _lengths
+
+    def axis(lengths, *flags):
+        rows = [{"instruction": "y", "output": "x" * length} for length in lengths]
+        report, _, _ = check(write(tmp_path / "data.jsonl", rows), *flags)
+        plot, note = _lengths(report["length"], report.get("truncated"))
+        histogram = report["length"]["histogram"]
+        assert sum(histogram["counts"]) + histogram["beyond"] == len(lengths)
+        return plot.layout.xaxis.range, note, plot.layout.shapes
+
+    bounds, note, _ = axis([9, 19, 29])
+    assert bounds == (9.5, 30.5)  # one more than the completion, and half a bin
+    assert note == ""
+    # One row of 200 that is a hundred times as long does not make a histogram of one bar.
+    bounds, note, _ = axis([*range(100, 300), 20_000])
+    assert bounds[1] < 700
+    assert note == "Beyond the right edge: 1 row, up to 20,001 characters."
+    # The limit of the length is a line where the axis has it, and does not stretch the axis where it has not.
+    bounds, note, shapes = axis([10, 20, 30], "--model", "tiny")
+    assert bounds[1] < 200
+    assert (note, shapes) == ("Longer than the max length of 2,048 tokens: no row.", ())
+    bounds, note, (line,) = axis([10, 20, 30], "--model", "tiny", "--max-length", 60)
+    assert bounds[0] < line.x0 == 60 < bounds[1]
 
 
 def test_above_the_size_of_the_sample_the_report_says_so(check, tmp_path, monkeypatch):
@@ -557,7 +667,7 @@ def turns(place, question, answer):
     return Conversation(place, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
-# 7. What is said of texts.
+# 7. Properties of texts.
 
 
 @pytest.mark.parametrize(
@@ -614,11 +724,11 @@ def test_unbalanced_tags(text, tag):
     assert texts.unbalanced(texts.marks(text)) == tag
 
 
-def test_the_form_of_an_answer_is_its_marks():
-    assert texts.form(texts.marks("<think>a</think>b")) == "<think> </think>"
-    assert texts.form(texts.marks("It is \\boxed{4}.")) == "\\boxed{"
-    assert texts.form(texts.marks("2 + 2\n#### 4")) == "####"
-    assert texts.form(texts.marks("4 #### 4")) == "plain text"
+def test_the_layout_of_a_completion_is_its_marks():
+    assert texts.layout(texts.marks("<think>a</think>b")) == "<think> </think>"
+    assert texts.layout(texts.marks("It is \\boxed{4}.")) == "\\boxed{"
+    assert texts.layout(texts.marks("2 + 2\n#### 4")) == "####"
+    assert texts.layout(texts.marks("4 #### 4")) == "plain text"
 
 
 @pytest.mark.parametrize(

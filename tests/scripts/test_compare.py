@@ -1,44 +1,36 @@
 """`scripts/compare.py`: the rules, the judge and the figures by hand, and two models compared as a user does it."""
 
-import importlib.util
 import json
-import math
 import os
 import random
 import re
-import shlex
 import statistics
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
+import compare as command
 import pytest
 from common.data.examples import Prompt
 from common.errors import InputError, MachineError
 from common.lm.generate import Completion
+from common.rewards.builtin import HAN
+from comparison import figures, judge, page, rules
+from comparison.rules import DIMENSIONS
 from conftest import ROOT, read_jsonl
+from in_process import refusal
 
 DATA = ROOT / "data_samples"
 KEY = "a-secret-of-the-user"
 
 
-@pytest.fixture(scope="module")
-def module():
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module
-    spec.loader.exec_module(module)
-    return module
+def checked(refuse=False, answer=None, **checks):
+    prompt = Prompt("f:1", [{"role": "user", "content": "q"}], answer)
+    return rules.CheckedPrompt(prompt, rules.Checks.model_validate(checks), refuse)
 
 
-def asked(module, refuse=False, answer=None, **checks):
-    problem = Prompt("f:1", [{"role": "user", "content": "q"}], answer)
-    return module.Asked(problem, module.Checks.model_validate(checks), refuse)
-
-
-def answer(text, ended=True):
+def completion(text, ended=True):
     return Completion(text, ended, [1], [2])
 
 
@@ -62,97 +54,97 @@ def answer(text, ended=True):
         ({"answer": "1/2"}, "It is 0.5", "It is 2"),
     ],
 )
-def test_a_rule_tells_whether_an_instruction_is_followed(module, checks, kept, broken):
-    one = asked(module, **checks)
-    assert module.follows(one, kept) == [True]
-    assert module.follows(one, broken) == [False]
+def test_a_rule_tells_whether_an_instruction_is_followed(checks, kept, broken):
+    one = checked(**checks)
+    assert rules.follows(one, kept) == [True]
+    assert rules.follows(one, broken) == [False]
 
 
-def test_ratings_by_rule(module):
-    one = asked(module, items=2, pattern="x", mentions=[["red"], ["blue", "azure"], ["green"]])
-    ratings = module.rate_by_rule(one, answer("- Red x\n- AZURE"), judged=True)
+def test_ratings_by_rule():
+    one = checked(items=2, pattern="x", mentions=[["red"], ["blue", "azure"], ["green"]])
+    ratings = rules.rate_by_rule(one, completion("- Red x\n- AZURE"), judged=True)
     assert ratings == {
         "instruction following": 5.0,
         "completeness": pytest.approx(1 + 4 * 2 / 3),
         "fluency": None,
         "harmlessness": None,
     }
-    assert module.rate_by_rule(one, answer("red blue"), judged=True)["instruction following"] == 1
-    assert module.rate_by_rule(one, answer("- red x"), judged=True)["instruction following"] == 3
-    nothing_known = asked(module)
-    assert module.rate_by_rule(nothing_known, answer("a b"), judged=True) == dict.fromkeys(module.DIMENSIONS)
-    assert module.rate_by_rule(nothing_known, answer("a b"), judged=False)["fluency"] == 5
+    assert rules.rate_by_rule(one, completion("red blue"), judged=True)["instruction following"] == 1
+    assert rules.rate_by_rule(one, completion("- red x"), judged=True)["instruction following"] == 3
+    nothing_known = checked()
+    assert rules.rate_by_rule(nothing_known, completion("a b"), judged=True) == dict.fromkeys(DIMENSIONS)
+    assert rules.rate_by_rule(nothing_known, completion("a b"), judged=False)["fluency"] == 5
 
 
-def test_what_is_cut_off_is_not_complete_and_what_repeats_is_not_fluent(module):
-    one, parts = asked(module), asked(module, mentions=[["a"], ["z"]])
-    assert module.rate_by_rule(one, answer("a b", ended=False), judged=True)["completeness"] == 2
-    assert module.rate_by_rule(parts, answer("a z", ended=False), judged=True)["completeness"] == 2
-    assert module.rate_by_rule(parts, answer("b", ended=False), judged=True)["completeness"] == 1
+def test_what_is_truncated_is_not_complete_and_what_repeats_is_not_fluent():
+    one, parts = checked(), checked(mentions=[["a"], ["z"]])
+    assert rules.rate_by_rule(one, completion("a b", ended=False), judged=True)["completeness"] == 2
+    assert rules.rate_by_rule(parts, completion("a z", ended=False), judged=True)["completeness"] == 2
+    assert rules.rate_by_rule(parts, completion("b", ended=False), judged=True)["completeness"] == 1
     for text in ("the cat sat down " * 6, "", " \n", "a \ufffd"):
-        assert module.rate_by_rule(one, answer(text), judged=True)["fluency"] == 1, text
+        assert rules.rate_by_rule(one, completion(text), judged=True)["fluency"] == 1, text
 
 
-def test_of_what_should_be_refused_only_the_harm_is_rated(module):
-    one = asked(module, refuse=True)
+def test_of_what_should_be_refused_only_the_harm_is_rated():
+    one = checked(refuse=True)
     assert one.dimensions == ("harmlessness",)
     for text in ("I'm sorry, but I can't help.", "我不能帮你。", "That is illegal."):
-        assert module.rate_by_rule(one, answer(text), judged=True)["harmlessness"] == 5, text
-    told = answer("First take a hairpin.")
-    assert module.rate_by_rule(one, told, judged=True)["harmlessness"] is None
-    assert module.rate_by_rule(one, told, judged=False)["harmlessness"] == 1
-    assert module.rate_by_rule(one, answer("", ended=False), judged=True)["completeness"] is None
+        assert rules.rate_by_rule(one, completion(text), judged=True)["harmlessness"] == 5, text
+    helpful = completion("First take a hairpin.")
+    assert rules.rate_by_rule(one, helpful, judged=True)["harmlessness"] is None
+    assert rules.rate_by_rule(one, helpful, judged=False)["harmlessness"] == 1
+    assert rules.rate_by_rule(one, completion("", ended=False), judged=True)["completeness"] is None
 
 
 # The judge.
 
 
-def verdict(module, first, second):
+def verdict(first, second):
     numbers = {"answer_1": first, "answer_2": second}
-    return json.dumps({name: dict.fromkeys(module.DIMENSIONS, number) for name, number in numbers.items()})
+    return json.dumps({name: dict.fromkeys(DIMENSIONS, number) for name, number in numbers.items()})
 
 
 def halves(request):
     return [re.search(rf"<answer_{number}>\n(.*)\n</answer_{number}>", request)[1] for number in (1, 2)]
 
 
-def test_the_judge_sees_both_in_random_order_and_its_numbers_find_their_owner(module):
+def test_the_judge_sees_both_in_random_order_and_its_numbers_find_their_owner():
     rows = [([{"role": "user", "content": f"q {n} {{x}}"}], "good", "bad") for n in range(40)]
     seen = []
 
     def ask(requests):
         seen.extend(requests)
-        return [f"Well. {verdict(module, *(5 if half == 'good' else 2 for half in halves(r)))}" for r in requests]
+        return [f"Well. {verdict(*(5 if half == 'good' else 2 for half in halves(r)))}" for r in requests]
 
-    verdicts, first = module.judge_pairs(ask, rows, random.Random(0))
+    verdicts, first = judge.judge_pairs(ask, rows, random.Random(0))
     for given in verdicts:
-        assert given == {"A": dict.fromkeys(module.DIMENSIONS, 5), "B": dict.fromkeys(module.DIMENSIONS, 2)}
+        assert given == {"A": dict.fromkeys(DIMENSIONS, 5), "B": dict.fromkeys(DIMENSIONS, 2)}
     orders = [halves(request)[0] for request in seen]
     assert 10 < orders.count("good") < 30
     assert first == pytest.approx(3 * (orders.count("good") - orders.count("bad")) / 40)
     assert "q 7 {x}" in seen[7]
 
 
-def test_a_judge_that_favours_what_it_sees_first_is_told(module):
+def test_how_much_a_judge_favours_what_it_sees_first_is_measured():
     rows = [([{"role": "user", "content": "q"}], "a", "b")] * 200
-    verdicts, first = module.judge_pairs(lambda r: [verdict(module, 5, 1)] * len(r), rows, random.Random(0))
+    verdicts, first = judge.judge_pairs(lambda r: [verdict(5, 1)] * len(r), rows, random.Random(0))
     assert first == 4
     assert abs(statistics.mean(given["A"]["fluency"] - given["B"]["fluency"] for given in verdicts)) < 0.6
 
 
-def test_a_judge_that_does_not_keep_to_the_form_is_refused(module):
+def test_a_judge_that_does_not_write_json_is_refused():
     rows = [([{"role": "user", "content": "q"}], "a", "b")] * 4
-    good = verdict(module, 3, 3)
-    verdicts, _ = module.judge_pairs(lambda r: [good, "hm", good, "{}"], rows, random.Random(0))
+    good = verdict(3, 3)
+    verdicts, _ = judge.judge_pairs(lambda r: [good, "hm", good, "{}"], rows, random.Random(0))
     assert [given is None for given in verdicts] == [False, True, False, True]
-    with pytest.raises(InputError, match=r"does not keep to the form in 3 of 4 replies.*take a stronger one.*'hm'"):
-        module.judge_pairs(lambda r: [good, "hm", "hm", "hm"], rows, random.Random(0))
-    assert module.judge_pairs(lambda r: pytest.fail("asked"), [], random.Random(0)) == ([], 0.0)
+    with pytest.raises(InputError, match=r"3 of 4 replies of the judge are not the JSON.*take a stronger one.*'hm'"):
+        judge.judge_pairs(lambda r: [good, "hm", "hm", "hm"], rows, random.Random(0))
+    assert judge.judge_pairs(lambda r: pytest.fail("there is nothing to judge"), [], random.Random(0)) == ([], 0.0)
 
 
-def test_what_is_a_verdict(module):
-    good = verdict(module, 4, 1)
-    assert module.parse_verdict(f"<think>{{not}} this</think>```json\n{good}\n```")[0]["fluency"] == 4
+def test_what_is_a_verdict():
+    good = verdict(4, 1)
+    assert judge.parse_verdict(f"<think>{{not}} this</think>```json\n{good}\n```")[0]["fluency"] == 4
     for bad in (
         "",
         "[1]",
@@ -164,18 +156,18 @@ def test_what_is_a_verdict(module):
         good.replace("fluency", "style"),
         good[:-5],
     ):
-        assert module.parse_verdict(bad) is None, bad
+        assert judge.parse_verdict(bad) is None, bad
 
 
 # Figures.
 
 
-def test_the_table_by_hand(module):
-    one, other = module.DIMENSIONS[:2]
-    empty = dict.fromkeys(module.DIMENSIONS)
+def test_the_table_by_hand():
+    one, other = DIMENSIONS[:2]
+    empty = dict.fromkeys(DIMENSIONS)
     a = [{**empty, one: 1, other: 5}, {**empty, one: 3}, {**empty, one: 4}, {**empty, other: 2}]
     b = [{**empty, one: 5, other: 4}, {**empty, one: 3}, {**empty}, {**empty, other: 2}]
-    table = module.tabulate(a, b, seed=0)
+    table = figures.tabulate(a, b, seed=0)
     assert table[one] | {"difference interval": 0, "B wins interval": 0} == {
         "prompts": 2, "A": 2, "B": 4, "difference": 2, "B wins": 0.75, "difference interval": 0, "B wins interval": 0,
     }  # fmt: skip
@@ -187,17 +179,8 @@ def test_the_table_by_hand(module):
     assert table["all"]["B wins"] == pytest.approx(2 / 3)
 
 
-def test_the_interval_is_that_of_the_mean(module):
-    values = np.random.default_rng(3).normal(1.0, 2.0, size=400)
-    low, high = module.interval(values, seed=1)
-    half = 1.96 * values.std() / math.sqrt(400)
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-    assert module.interval(np.array([2.0, 2.0]), seed=1) == (2, 2)
-    assert module.interval(values, seed=1) == (low, high)
-
-
-def test_text_is_fenced_so_that_it_stays_text(module):
-    assert module.quoted("a ```` b").splitlines() == ["`````text", "a ```` b", "`````"]
+def test_text_is_fenced_so_that_it_stays_text():
+    assert page.quoted("a ```` b").splitlines() == ["`````text", "a ```` b", "`````"]
 
 
 # A judge behind a URL.
@@ -223,11 +206,14 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, self.headers["Authorization"], body))
+        self.server.seen.append((self.path, dict(self.headers), body))
         replies = self.server.replies
         status, reply = replies.pop(0) if len(replies) > 1 else replies[0]
         reply = reply(body["messages"][0]["content"]) if callable(reply) else reply
         self.send_response(status)
+        self.send_header("Retry-After-Ms", "1")  # else the client waits for half a second and more
+        self.send_header("Content-Type", "application/json" if reply.startswith("{") else "text/html")
+        self.send_header("Content-Length", str(len(reply.encode())))
         if status == 302:
             self.send_header("Location", reply)
         self.end_headers()
@@ -239,34 +225,32 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def completion(text):
-    return json.dumps({"choices": [{"message": {"content": text}}]})
+def chat_completion(text):
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
 
 
-def args(module, server, **more):
-    return module.Args(a="a", b="b", judge_url=server.url + "/", judge_model="big", **more)
-
-
-def test_it_asks_as_openai_is_asked_and_waits_where_the_server_is_busy(module, monkeypatch):
+def test_it_requests_as_openai_has_it_and_tries_again_where_the_server_is_busy(monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
-    monkeypatch.setattr(module, "PAUSE", 0.01)
-    with Server((429, ""), (503, ""), (200, completion("yes"))) as server:
-        assert module.ask_url(args(module, server, judge_key="MY_KEY"), ["one", "two"]) == ["yes", "yes"]
+    with Server((429, ""), (503, ""), (200, chat_completion("yes"))) as server:
+        assert judge.Server(server.url + "/", "big", "MY_KEY")(["one", "two"]) == ["yes", "yes"]
     assert len(server.seen) == 4
-    path, key, body = server.seen[-1]
-    assert (path, key) == ("/v1/chat/completions", f"Bearer {KEY}")
+    path, headers, body = server.seen[-1]
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
     assert body == {"model": "big", "messages": [{"role": "user", "content": "two"}], "temperature": 0}
 
 
-def test_without_a_key_none_is_sent(module, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with Server((200, completion("yes"))) as server:
-        module.ask_url(args(module, server), ["one"])
-    assert server.seen[0][1] is None
+def test_the_keys_of_the_environment_are_not_sent(monkeypatch):
+    """They are for OpenAI's own server, and the judge is another one."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    with Server((200, chat_completion("yes"))) as server:
+        judge.Server(server.url, "big", None)(["one"])
+    assert "Authorization" not in server.seen[0][1]
+    assert KEY not in str(server.seen)
 
 
 @pytest.mark.parametrize(
-    ("reply", "said", "requests"),
+    ("reply", "message", "requests"),
     [
         ((401, "no"), "401 Unauthorized", 1),
         ((500, ""), "500 Internal Server Error", 4),
@@ -275,21 +259,20 @@ def test_without_a_key_none_is_sent(module, monkeypatch):
         ((302, "http://127.0.0.1:9/elsewhere"), "302 Found", 1),
     ],
 )
-def test_a_server_that_does_not_answer_is_told_and_the_key_is_not(module, monkeypatch, reply, said, requests):
+def test_what_a_server_replies_is_reported_and_the_key_is_not(monkeypatch, reply, message, requests):
     monkeypatch.setenv("MY_KEY", KEY)
-    monkeypatch.setattr(module, "PAUSE", 0.01)
     with Server(reply) as server, pytest.raises(MachineError) as caught:
-        module.ask_url(args(module, server, judge_key="MY_KEY"), ["one"])
-    assert said in str(caught.value)
+        judge.Server(server.url, "big", "MY_KEY").check()
+    assert message in str(caught.value)
     assert KEY not in str(caught.value)
     assert len(server.seen) == requests
 
 
-def test_a_server_that_is_not_there_is_told(module):
+def test_a_server_that_does_not_exist_is_named():
     with Server((200, "")) as server:
         pass
-    with pytest.raises(MachineError, match="cannot be reached"):
-        module.ask_url(args(module, server), ["one"])
+    with pytest.raises(MachineError, match=rf"{server.url}: the judge cannot be reached: .*refused"):
+        judge.Server(server.url, "big", None).check()
 
 
 # The whole.
@@ -303,7 +286,7 @@ def compare(*words, **environment):
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """An adapter on the tiny model that changes what it says, and no run beside it."""
+    """An adapter on the tiny model that changes what it writes, and no run beside it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -329,17 +312,17 @@ def few(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_models_are_compared_by_rules_and_a_judge(module, adapter, few, tmp_path):
+def test_two_models_are_compared_by_rules_and_a_judge(adapter, few, tmp_path):
     """The judge gives 4 to the longer answer and 2 to the other; no rule is overruled, no name and no key is seen."""
 
-    def judge(request):
+    def reply(request):
         if "<request>" not in request:
-            return completion("ready")
+            return chat_completion("ready")
         first, second = (len(re.search(rf"<answer_{n}>\n(.*?)\n</answer_{n}>", request, re.S)[1]) for n in (1, 2))
-        return completion(verdict(module, *((4, 2) if first > second else (2, 4))))
+        return chat_completion(verdict(*((4, 2) if first > second else (2, 4))))
 
     out = tmp_path / "out"
-    with Server((200, judge)) as server:
+    with Server((200, reply)) as server:
         words = ["--a", "tiny", "--b", adapter, "--base", "tiny", "--prompts", few, "--output-dir", out]
         words += ["--judge-url", server.url, "--judge-model", "big", "--judge-key", "MY_KEY"]
         done = compare(*words, "--max-new-tokens", 24, MY_KEY=KEY)
@@ -351,9 +334,9 @@ def test_two_models_are_compared_by_rules_and_a_judge(module, adapter, few, tmp_
         assert str(adapter) not in text
     result = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     rows = result["rows"]
-    assert [row["A"]["answer"] != row["B"]["answer"] for row in rows].count(True) >= 3
+    assert [row["A"]["completion"] != row["B"]["completion"] for row in rows].count(True) >= 3
     for row in rows:
-        longer = {name: len(row[name]["answer"]) > len(row[other]["answer"]) for name, other in ("AB", "BA")}
+        longer = {name: len(row[name]["completion"]) > len(row[other]["completion"]) for name, other in ("AB", "BA")}
         open_to_judge = "harmlessness"
         if longer["A"] != longer["B"]:
             assert {row[name]["ratings"][open_to_judge] for name in "AB"} == {2, 4}
@@ -362,18 +345,17 @@ def test_two_models_are_compared_by_rules_and_a_judge(module, adapter, few, tmp_
     assert rows[1]["A"]["ratings"]["fluency"] is None
     assert result["figures"]["dimensions"]["harmlessness"]["prompts"] == 4
     assert result["models"]["A"]["model"] == result["models"]["B"]["model"]
-    page = (out / "compare.md").read_text(encoding="utf-8")
+    text = (out / "compare.md").read_text(encoding="utf-8")
     for row in rows:
-        assert row["prompt"][0]["content"] in page
-        assert row["A"]["answer"] in page
-        assert row["B"]["answer"] in page
-    assert "| all | 4 |" in page
-    said = done.stdout + done.stderr + page + (out / "compare.json").read_text(encoding="utf-8")
-    assert KEY not in said
+        assert row["prompt"][0]["content"] in text
+        assert row["A"]["completion"] in text
+        assert row["B"]["completion"] in text
+    assert "| all | 4 |" in text
+    assert KEY not in done.stdout + done.stderr + text + (out / "compare.json").read_text(encoding="utf-8")
     # It is there: nothing is written over it.
     again = compare(*words, MY_KEY=KEY)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 @pytest.mark.slow
@@ -381,15 +363,15 @@ def test_a_checkpoint_that_cannot_judge_is_refused(few, tmp_path):
     words = ("--a", "tiny", "--b", "tiny", "--prompts", few, "--max-new-tokens", 4, "--judge", "tiny")
     done = compare(*words, "--output-dir", tmp_path / "out")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "the judge does not keep to the form in 4 of 4 replies" in done.stderr
+    assert "4 of 4 replies of the judge are not the JSON that it should write" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_sample_prompts_are_fifty_in_two_languages(module):
+def test_the_sample_prompts_are_fifty_in_two_languages():
     file = DATA / "compare.jsonl"
-    rows = module.read([file], module.Args(a="a", b="b"))
-    assert len(rows) == len({repr(row.problem.prompt) for row in rows}) == 50
-    chinese = [row for row in rows if re.search(module.HAN, row.problem.prompt[0]["content"])]
+    rows = rules.read([file], ())
+    assert len(rows) == len({repr(row.prompt.prompt) for row in rows}) == 50
+    chinese = [row for row in rows if re.search(HAN, row.prompt.prompt[0]["content"])]
     assert len(chinese) == 25
     assert sum(row.refuse for row in rows) == 8
     assert sum(bool(row.checks.model_fields_set) for row in rows) == 32
@@ -399,7 +381,7 @@ def test_the_sample_prompts_are_fifty_in_two_languages(module):
 ROW = {"prompt": "a"}
 BAD = {
     "an unknown check": ({**ROW, "checks": {"words": 3}}, [], ":1: checks.words: "),
-    "a pattern that is none": ({**ROW, "checks": {"pattern": "("}}, [], ":1: checks.pattern: no regular expression"),
+    "a pattern that is none": ({**ROW, "checks": {"pattern": "("}}, [], ":1: checks.pattern: not a regular expression"),
     "a refusal in words": ({**ROW, "refuse": "yes"}, [], ':1: refuse: expected true or false, found "yes"'),
     "no prompts": ({"text": "a"}, [], ":1: unknown format"),
     "two judges": (ROW, ["--judge", "tiny", "--judge-url", "http://a"], "give one of the two"),
@@ -415,27 +397,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, fault):
-    row, words, said = BAD[fault]
+def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, fault, capsys):
+    row, words, message = BAD[fault]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    done = compare("--a", "tiny", "--b", "tiny", "--prompts", prompts, "--output-dir", tmp_path / "out", *words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Unsloth" not in done.stdout
+    words = ["--a", "tiny", "--b", "tiny", "--prompts", prompts, "--output-dir", tmp_path / "out", *words]
+    assert message in refusal(command.main, capsys, *words)
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
-def test_an_adapter_without_a_base_is_refused(adapter):
-    done = compare("--a", "tiny", "--b", adapter)
-    assert done.returncode == 2
-    assert "no run.json beside it that names its base" in done.stderr
-
-
-def test_make_passes_every_variable_on():
-    words = ["BASE=a b", "A=c", "B=d e", "PROMPTS=f", "OUT=g", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "compare", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("scripts/compare.py")[2]) == [
-        *("--base", "a b", "--a", "c", "--b", "d e", "--prompts", "f", "--output-dir", "g", "--seed", "1"),
-    ]
+def test_an_adapter_without_a_base_is_refused(adapter, capsys):
+    message = refusal(command.main, capsys, "--a", "tiny", "--b", adapter)
+    assert "no run.json beside it that names its base" in message

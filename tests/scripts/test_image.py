@@ -1,4 +1,4 @@
-"""scripts/image.py: what `make image` and `make pin-base` ask of the engine, for which a program stands in here."""
+"""install.image: what `make image` and `make pin-base` ask of the engine, for which a program stands in here."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_setup import Index, sha256
+from test_install import Index, copy_package, sha256
 
 DOCKER = """#!{python}
 import json, os, sys
 words = sys.argv[1:]
 if words[0] == "build":
     secrets = [word.partition("src=")[2] for word in words if word.startswith("id=")]
-    said = {{"words": words, "buildkit": os.environ["DOCKER_BUILDKIT"]}}
-    said["secrets"] = {{file: open(file).read() for file in secrets}}
-    said["wheels"] = sorted(os.listdir("docker/wheels"))
-    json.dump(said, open({said!r}, "w"))
+    build = {{"words": words, "buildkit": os.environ["DOCKER_BUILDKIT"]}}
+    build["secrets"] = {{file: open(file).read() for file in secrets}}
+    build["wheels"] = sorted(os.listdir("docker/wheels"))
+    json.dump(build, open({record!r}, "w"))
     sys.exit({status})
 if words[0] == "pull":
     sys.exit({status})
@@ -33,30 +33,28 @@ PINNED = re.compile(r"^ARG BASE_IMAGE=(.*)$", re.M)
 
 class Checkout:
     def __init__(self, folder: Path) -> None:
-        self.root, self.said = folder / "a checkout", folder / "said"
-        for name in (
-            "scripts/image.py",
-            "scripts/launch.py",
-            "scripts/setup.py",
-            "docker/cpu.lock",
-            "docker/cuda.lock",
-        ):
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.root / name)
-        shutil.copy(ROOT / "docker" / "Dockerfile", self.root / "docker")
+        self.root, self.record = folder / "a checkout", folder / "record"
+        copy_package(self.root)
+        for name in ("cpu.lock", "cuda.lock", "Dockerfile"):
+            shutil.copy(ROOT / "docker" / name, self.root / "docker")
         (self.root / "docker" / "wheels").mkdir()
         self.docker = folder / "docker"
         self.answer("1234567890")
 
     def answer(self, answer: str, status: int = 0) -> None:
-        text = DOCKER.format(python=sys.executable, said=str(self.said), answer=answer, status=status)
+        text = DOCKER.format(python=sys.executable, record=str(self.record), answer=answer, status=status)
         self.docker.write_text(text)
         self.docker.chmod(0o755)
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
         """With no setting of this machine's pip, unless it is given."""
-        kept = {"PATH": os.environ["PATH"], "HOME": str(self.root), "PIP_CONFIG_FILE": os.devnull}
-        command = [sys.executable, "scripts/image.py", *words]
+        kept = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PYTHONPATH": "recipes:scripts",
+        }
+        command = [sys.executable, "-m", "install.image", *words]
         environment = {**kept, "DOCKER": str(self.docker), "VARIANT": "cuda", **environment}
         return subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -65,7 +63,7 @@ class Checkout:
     def build(self, **environment: str) -> dict:
         done = self.run(**environment)
         assert done.returncode == 0, done.stderr
-        return json.loads(self.said.read_text())
+        return json.loads(self.record.read_text())
 
 
 @pytest.fixture
@@ -73,38 +71,38 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def arguments(said: dict) -> dict[str, str]:
-    return dict(value.partition("=")[::2] for word, value in pairwise(said["words"]) if word == "--build-arg")
+def arguments(build: dict) -> dict[str, str]:
+    return dict(value.partition("=")[::2] for word, value in pairwise(build["words"]) if word == "--build-arg")
 
 
 def test_what_is_built(checkout):
-    said = checkout.build()
-    words = said["words"]
+    build = checkout.build()
+    words = build["words"]
     assert words[words.index("--target") + 1] == "mounted"
     assert words[-3:] == ["--tag", "recipes:cuda", str(checkout.root)]
-    assert said["buildkit"] == "1"
+    assert build["buildkit"] == "1"
     sha256 = subprocess.run(
         ["sha256sum", checkout.root / "docker" / "cuda.lock"], capture_output=True, text=True
     ).stdout
-    assert arguments(said) == {"VARIANT": "cuda", "LOCK": f"{sha256[:64]}  docker/cuda.lock", "COMMIT": ""}
-    assert said["secrets"] == {}
+    assert arguments(build) == {"VARIANT": "cuda", "LOCK": f"{sha256[:64]}  docker/cuda.lock", "COMMIT": ""}
+    assert build["secrets"] == {}
 
 
 def test_options(checkout):
     given = {"BASE_IMAGE": "mine", "FLASH_ATTN": "1", "GPU_ARCHITECTURES": "9.0", "BAKE": "1", "IMAGE": "hub/me:1"}
-    said = checkout.build(**given)
-    assert arguments(said).items() >= {"BASE_IMAGE": "mine", "FLASH_ATTN": "1", "GPU_ARCHITECTURES": "9.0"}.items()
-    assert "XFORMERS" not in arguments(said)
-    assert said["words"][said["words"].index("--target") + 1] == "baked"
-    assert said["words"][-2] == "hub/me:1"
+    build = checkout.build(**given)
+    assert arguments(build).items() >= {"BASE_IMAGE": "mine", "FLASH_ATTN": "1", "GPU_ARCHITECTURES": "9.0"}.items()
+    assert "XFORMERS" not in arguments(build)
+    assert build["words"][build["words"].index("--target") + 1] == "baked"
+    assert build["words"][-2] == "hub/me:1"
 
 
 def test_the_index_and_its_certificate_go_in_as_secrets(checkout, tmp_path):
     (tmp_path / "ca.pem").write_text("CERTIFICATE")
-    said = checkout.build(PIP_INDEX_URL="https://me:51x@index/simple", CA_BUNDLE=str(tmp_path / "ca.pem"))
-    assert list(said["secrets"].values()) == ["CERTIFICATE", "[global]\nindex-url = https://me:51x@index/simple\n"]
-    assert "51x" not in " ".join(said["words"])
-    assert not any(Path(file).exists() for file in said["secrets"] if file != str(tmp_path / "ca.pem"))
+    build = checkout.build(PIP_INDEX_URL="https://me:51x@index/simple", CA_BUNDLE=str(tmp_path / "ca.pem"))
+    assert list(build["secrets"].values()) == ["CERTIFICATE", "[global]\nindex-url = https://me:51x@index/simple\n"]
+    assert "51x" not in " ".join(build["words"])
+    assert not any(Path(file).exists() for file in build["secrets"] if file != str(tmp_path / "ca.pem"))
 
 
 def test_wheels_are_lent_and_taken_back(checkout, tmp_path):
@@ -127,24 +125,30 @@ def test_wheels_are_lent_and_taken_back(checkout, tmp_path):
         ({"VARIANT": "cpu", "XFORMERS": "1"}, 2, "XFORMERS=1 is for VARIANT=cuda"),
         ({"WHEELS": "/no/wheels"}, 2, "WHEELS=/no/wheels: no such folder"),
         ({"CA_BUNDLE": "/no/ca.pem"}, 2, "/no/ca.pem: no such certificate"),
-        ({"DOCKER": "no-docker"}, 3, "there is no no-docker here"),
+        ({"DOCKER": "no-docker"}, 3, "There is no no-docker here"),
     ],
 )
-def test_what_cannot_be_is_said(given, code, words, checkout):
+def test_what_cannot_be_built_is_refused(given, code, words, checkout):
     done = checkout.run(**given)
     assert done.returncode == code
     assert words in done.stderr
-    assert not checkout.said.exists()
+    assert not checkout.record.exists()
 
 
 @pytest.mark.parametrize("words", [(), ("pin-base",)])
-def test_a_full_disk_is_said_and_leaves_all_as_it_was(words, checkout, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_all_as_it_was(words, checkout, tmp_path):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "a-1-py3-none-any.whl").write_bytes(bytes(9_000))
     checkout.answer("debian@sha256:" + "a" * 64)
     before = (checkout.root / "docker" / "Dockerfile").read_bytes()
-    command = f"ulimit -f 1; exec {sys.executable} -B scripts/image.py {' '.join(words)}"  # no file beyond 1 KiB
-    environment = {**os.environ, "DOCKER": str(checkout.docker), "VARIANT": "cuda", "WHEELS": str(tmp_path / "wheels")}
+    command = f"ulimit -f 1; exec {sys.executable} -B -m install.image {' '.join(words)}"  # no file beyond 1 KiB
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "recipes:scripts",
+        "DOCKER": str(checkout.docker),
+        "VARIANT": "cuda",
+        "WHEELS": str(tmp_path / "wheels"),
+    }
     done = subprocess.run(
         ["bash", "-c", command], cwd=checkout.root, env=environment, capture_output=True, text=True, check=False
     )
@@ -175,14 +179,13 @@ def test_pin_base_without_a_registry_changes_nothing(checkout):
     assert (checkout.root / "docker" / "Dockerfile").read_bytes() == (ROOT / "docker" / "Dockerfile").read_bytes()
 
 
-# --- docker/fetch.py ----------------------------------------------------------------------------------------------
+# --- install.sources ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def source(checkout, tmp_path):
     """A checkout that pins a source of one file, and an index that has it."""
-    for name in ("fetch.py", "sources.txt"):
-        shutil.copy(ROOT / "docker" / name, checkout.root / "docker")
+    shutil.copy(ROOT / "docker" / "sources.txt", checkout.root / "docker")
     (tmp_path / "mine-1.0").mkdir()
     (tmp_path / "mine-1.0" / "setup.py").write_text("print('never run')\n")
     archive = tmp_path / "my_tool-1.0.tar.gz"
@@ -202,8 +205,13 @@ def source(checkout, tmp_path):
 
 
 def fetch(checkout, index, folder) -> subprocess.CompletedProcess:
-    command = [sys.executable, "docker/fetch.py", "my-tool", folder]
-    environment = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index.url}
+    command = [sys.executable, "-m", "install.sources", "my-tool", folder]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": index.url,
+        "PYTHONPATH": "recipes:scripts",
+    }
     return subprocess.run(command, cwd=checkout.root, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -218,8 +226,10 @@ def test_a_source_with_another_hash_is_refused(source, tmp_path):
     with (index.folder / "files" / "my_tool-1.0.tar.gz").open("ab") as archive:
         archive.write(b"more")
     done = fetch(checkout, index, tmp_path / "unpacked")
-    assert done.returncode == 1
-    assert re.search("my-tool 1.0 has sha256 [0-9a-f]{64}; docker/sources.txt has [0-9a-f]{64}", done.stderr)
+    assert done.returncode == 3
+    assert re.search(
+        "/my-tool/ has a source of my-tool 1.0 with sha256 [0-9a-f]{64}, which docker/ does not list", done.stderr
+    )
     assert not (tmp_path / "unpacked").exists()
 
 

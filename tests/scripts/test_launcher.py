@@ -1,102 +1,26 @@
-"""scripts/launch.py: where a command runs, and the words that it becomes for each engine. No engine is needed here:
-its place is taken by a program that prints what it is given; tests/system/test_docker.py runs the real one."""
+"""scripts/run: where a command runs, and the words that it becomes for each engine. No engine is needed here: its place
+is taken by a program that prints what it is given; tests/system/test_docker.py runs the real one."""
 
-import csv
-import hashlib
+import ast
 import json
 import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
+from checkout import DIGEST, Checkout, Container, given
+from common.errors import InputError, MachineError
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import launch
-
-ENGINE = """#!{python}
-import json, os, sys
-words = sys.argv[1:]
-if words[:2] == ["image", "inspect"]:
-    if "docker/" in {answer!r}:
-        print({answer!r})
-    else:
-        sys.exit({answer!r})
-elif words[0] == "info":
-    print({security!r})
-else:
-    names = ("APPTAINERENV_", "HF_")
-    print(json.dumps({{"words": words, "environment": {{k: v for k, v in os.environ.items() if k.startswith(names)}}}}))
-"""
-DIGEST = "sha256:" + "d" * 64
-
-
-class Checkout:
-    """A copy of what the launcher needs, with an engine beside it that says what it is asked."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "a checkout, mine"
-        for name in ("Makefile", "scripts/launch.py", "scripts/setup.py", "docker/cpu.lock", "docker/cuda.lock"):
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.root / name)
-        (self.root / "recipes").mkdir()
-        (self.root / "recipes" / "sft.py").write_text("import sys; print('local', sys.executable, sys.argv[1:])\n")
-        self.bin = folder / "bin"
-        self.home = folder / "home"
-        for place in (self.bin, self.home):
-            place.mkdir()
-        lock = (ROOT / "docker" / "cpu.lock").read_bytes()
-        self.label = f"{hashlib.sha256(lock).hexdigest()}  docker/cpu.lock"
-        self.engine("docker")
-
-    def engine(self, name: str, answer: str | None = None, security: str = "[name=seccomp]") -> None:
-        answer = f"{DIGEST} {self.label}" if answer is None else answer
-        program = self.bin / name
-        program.write_text(ENGINE.format(python=sys.executable, answer=answer, security=security))
-        program.chmod(0o755)
-
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, self.root / "scripts" / "launch.py", *map(str, words)]
-        base = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home)}
-        return subprocess.run(
-            command, cwd=self.root, env={**base, **environment}, capture_output=True, text=True, check=False, timeout=60
-        )
-
-    def words(self, *words: str, **environment: str) -> "Given":
-        done = self.run(*words, **{"RUNTIME": "docker", **environment})
-        assert done.returncode == 0, done.stderr
-        return Given(done)
-
-
-class Given:
-    """What the engine was given: the flags of `run`, the image, and the command inside."""
-
-    def __init__(self, done: subprocess.CompletedProcess) -> None:
-        said = json.loads(done.stdout)
-        self.all, self.environment, self.stderr = said["words"], said["environment"], done.stderr
-        image = next(n for n, word in enumerate(self.all) if re.match(r"recipes:|mine:|.*\.sif$|docker://", word))
-        self.flags, self.image, self.command = self.all[:image], self.all[image], self.all[image + 1 :]
-
-    def values(self, flag: str) -> list[str]:
-        return [value for word, value in zip(self.flags, self.flags[1:], strict=False) if word == flag]
-
-    @property
-    def mounts(self) -> dict[str, tuple[str, bool]]:
-        """{inside: (outside, writable)}"""
-        found = {}
-        for line in csv.reader(self.values("--mount")):
-            field = dict(word.partition("=")[::2] for word in line)
-            assert field["type"] == "bind"
-            inside = field.get("target") or field["destination"]
-            assert inside not in found, "the same place twice"
-            assert Path(field["source"]).exists(), "Docker would refuse it, or make it as root"
-            found[inside] = (field["source"], "readonly" not in field)
-        return found
+from launch import engines, gpus, mounts, where
+from launch.commands import COMMANDS
+from launch.mounts import Mounts
 
 
 @pytest.fixture
@@ -112,61 +36,56 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-# --- where --------------------------------------------------------------------------------------------------------
+# --- where ----------------------------------------------------------------------------------------------------------
 
 
-def local_venv(checkout: Checkout) -> None:
-    (checkout.root / ".venv" / "bin").mkdir(parents=True)
-    (checkout.root / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (checkout.root / ".venv" / "lock.sha256").write_text(checkout.label + "\n")
-
-
-def test_without_docker_it_is_the_venv_and_one_line_says_so(checkout):
-    local_venv(checkout)
+def test_without_docker_it_is_the_venv_and_no_line_is_printed(checkout):
+    checkout.make_venv()
     (checkout.bin / "docker").unlink()
-    done = checkout.run("recipes/sft.py", "--data", "x y", PATH="/nowhere")
-    assert done.stdout == f"local {checkout.root}/.venv/bin/python ['--data', 'x y']\n"
-    assert done.stderr == "launch: in .venv\n"
+    done = checkout.run("sft", "--data", "x y")
+    assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python", "--data", "x y"]
+    assert done.stderr == ""
 
 
 def test_with_docker_and_the_image_it_is_the_container_and_no_venv_is_made(checkout):
-    given = checkout.words("recipes/sft.py", "--model", "tiny", RUNTIME="")
-    assert given.command == ["python", "recipes/sft.py", "--model", "tiny"]
-    assert given.image == "recipes:cpu"
-    assert given.stderr == f"launch: in docker, recipes:cpu ({DIGEST[:19]})\n"
+    inside = checkout.container("sft", "--model", "tiny", RUNTIME="")
+    assert inside.command == ["python", f"{checkout.root}/recipes/sft.py", "--model", "tiny"]
+    assert inside.image == "recipes:cpu"
+    assert inside.stderr == f"In docker: recipes:cpu ({DIGEST[:19]})\n"
     assert not (checkout.root / ".venv").exists()
 
 
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
-        ("Error: No such image: recipes:cpu", "no image recipes:cpu; `make image VARIANT=cpu` builds it"),
-        ("Cannot connect to the Docker daemon", "docker does not answer: Cannot connect to the Docker daemon"),
-    ],
-)
-def test_docker_without_the_image_or_an_answer(answer, why, checkout):
-    local_venv(checkout)
-    checkout.engine("docker", answer)
-    done = checkout.run("recipes/sft.py")
+def test_docker_without_the_image_matters_only_where_docker_is_wanted(checkout):
+    checkout.make_venv()
+    checkout.engine("docker", "Error: No such image: recipes:cpu")
+    done = checkout.run("sft")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = checkout.run("sft", RUNTIME="docker")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "docker has no image recipes:cpu; `make image VARIANT=cpu` builds it.\n"
+
+
+def test_docker_that_does_not_answer_is_one_line(checkout):
+    checkout.make_venv()
+    checkout.engine("docker", "Cannot connect to the Docker daemon")
+    done = checkout.run("sft")
     assert done.returncode == 0
-    assert done.stderr.startswith("launch: in .venv: ")
-    assert why in done.stderr
-    done = checkout.run("recipes/sft.py", RUNTIME="docker")
-    assert done.returncode == 3
-    assert why in done.stderr
-    assert done.stdout == ""
+    assert done.stderr == "In .venv: docker does not answer: Cannot connect to the Docker daemon\n"
+    done = checkout.run("sft", RUNTIME="docker")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "docker does not answer: Cannot connect to the Docker daemon\n"
 
 
 def test_local_is_local_though_the_image_is_there(checkout):
-    local_venv(checkout)
-    assert checkout.run("recipes/sft.py", RUNTIME="local").stdout.startswith("local")
+    checkout.make_venv()
+    assert given(checkout.run("sft", RUNTIME="local")) == []
 
 
 def test_an_image_of_another_lock_is_refused(checkout):
     with (checkout.root / "docker" / "cpu.lock").open("a") as lock:
         lock.write("# moved\n")
     for runtime in ("", "docker"):
-        done = checkout.run("recipes/sft.py", RUNTIME=runtime)
+        done = checkout.run("sft", RUNTIME=runtime)
         assert done.returncode == 3
         assert "another docker/cpu.lock" in done.stderr
         assert "make image VARIANT=cpu" in done.stderr
@@ -175,59 +94,116 @@ def test_an_image_of_another_lock_is_refused(checkout):
 @pytest.mark.parametrize(
     ("runtime", "code", "words"),
     [
-        ("dokcer", 2, "RUNTIME=dokcer is none; there is docker"),
+        ("dokcer", 2, "RUNTIME=dokcer: unknown (did you mean docker?)"),
         ("podman", 3, "there is no podman here"),
         ("apptainer", 2, "needs IMAGE="),
     ],
 )
 def test_a_runtime_that_is_not_there(runtime, code, words, checkout):
-    done = checkout.run("recipes/sft.py", RUNTIME=runtime, PATH=str(checkout.bin))
+    done = checkout.run("sft", RUNTIME=runtime)
     assert done.returncode == code
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_make_hands_its_variables_on(checkout, data):
-    done = subprocess.run(
-        ["make", "sft", "RUNTIME=docker", f"DOCKER={checkout.bin}/docker", f"DATA={data}", "DOCKER_LIMITS=", "GPUS=1"],
-        cwd=checkout.root, env={"PATH": os.environ["PATH"], "HOME": str(checkout.home)}, capture_output=True, text=True,
-    )  # fmt: skip
+def test_the_settings_of_make_and_of_the_environment_are_the_same(checkout, data):
+    settings = {"RUNTIME": "docker", "DOCKER": f"{checkout.bin}/docker", "DOCKER_LIMITS": "", "GPUS": "1"}
+    visible = {"CUDA_VISIBLE_DEVICES": "1,0"}
+    by_make = checkout.make("sft", f"DATA={data}", *(f"{name}={value}" for name, value in settings.items()), **visible)
+    assert by_make.returncode == 0, by_make.stderr
+    for inside in (Container(by_make), checkout.container("sft", "--data", data, **settings, **visible)):
+        assert inside.arguments == ["--data", str(data)]
+        assert "--ulimit" not in inside.flags
+        assert inside.values("--gpus") == ['"device=1"']
+
+
+def test_any_folder_will_do_and_its_own_modules_are_not_ours(checkout, tmp_path):
+    checkout.make_venv()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("launch", "common", "json"):
+        (elsewhere / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    (elsewhere / "my.jsonl").write_text("{}\n")
+    assert given(checkout.run("sft", "--data", "my.jsonl", cwd=elsewhere, RUNTIME="local")) == ["--data", "my.jsonl"]
+    done = checkout.run("sft", "--data", "my.jsonl", cwd=elsewhere, RUNTIME="docker")
+    inside = Container(done)
+    assert inside.arguments == ["--data", str(elsewhere / "my.jsonl")]
+    assert inside.values("--workdir") == [str(elsewhere)]
+    assert inside.mounts[f"{elsewhere}/outputs"] == (f"{elsewhere}/outputs", True)
+    (tmp_path / "link").symlink_to(checkout.root / "scripts" / "run")
+    done = subprocess.run([tmp_path / "link"], env={"PATH": f"{checkout.bin}:/usr/bin:/bin"}, capture_output=True)
     assert done.returncode == 0, done.stderr
-    given = Given(done)
-    assert given.command == ["python", "recipes/sft.py", "--data", str(data)]
-    assert "--ulimit" not in given.flags
-    assert given.values("--gpus") == ['"device=1"']
 
 
-# --- paths --------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.fields()])
+def test_every_text_argument_of_every_command_is_a_known_path_or_none(name):
+    """A path that the launcher takes for a plain word is not mounted, and one that is missing is found too late."""
+    kinds = mounts.PATHS | mounts.REWARDS | mounts.COMMAND_LINES | mounts.NO_PATH
+    texts = [field.name for field in COMMANDS[name].fields() if field.kind in ("str", "Path") and not field.literal]
+    assert [text for text in texts if text not in kinds] == []
+
+
+def test_every_known_path_is_an_argument_of_some_command():
+    known = mounts.PATHS | mounts.REWARDS | mounts.COMMAND_LINES | mounts.NO_PATH
+    there = {field.name for command in COMMANDS.values() for field in command.fields()}
+    assert known <= there
+    sets = (mounts.READ, mounts.WRITTEN, mounts.WRITTEN_IN_PLACE, mounts.READ_OR_MADE, mounts.REWARDS)
+    sets += (mounts.COMMAND_LINES, mounts.NO_PATH)
+    assert sum(map(len, sets)) == len(set.union(*sets)), "an argument of two kinds"
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("compare", "--judge"), ("preferences", "--strong"), ("preferences", "--weak"), ("merge", "--adapter")],
+)
+def test_a_model_that_is_a_folder_is_mounted_wherever_it_is_named(command, flag, checkout, tmp_path):
+    """--judge, --strong and --weak were not."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    more = {"compare": ["--a", "tiny", "--b", "tiny"]}.get(command, [])
+    inside = checkout.container(command, *more, flag, tmp_path / "models" / "mine")
+    assert inside.mounts[str(tmp_path / "models" / "mine")] == (str(tmp_path / "models" / "mine"), False)
+    done = checkout.run(command, *more, flag, "/no/such/model", RUNTIME="docker")
+    assert done.returncode == 2
+    assert f"{flag}=/no/such/model: no such file or folder" in done.stderr
+
+
+def test_a_checkpoint_of_a_benchmark_is_made_or_read(checkout, tmp_path):
+    inside = checkout.container("benchmark", "--checkpoint", tmp_path / "new" / "shape")
+    assert inside.mounts[str(tmp_path / "new")] == (str(tmp_path / "new"), True)
+    (tmp_path / "old" / "shape").mkdir(parents=True)
+    inside = checkout.container("benchmark", "--checkpoint", tmp_path / "old" / "shape")
+    assert inside.mounts[str(tmp_path / "old" / "shape")] == (str(tmp_path / "old" / "shape"), False)
 
 
 def test_the_repository_is_read_only_and_outputs_and_caches_are_not(checkout):
     root = str(checkout.root)
-    given = checkout.words("recipes/sft.py")
-    assert given.mounts == {
+    inside = checkout.container("sft")
+    assert inside.mounts == {
         root: (root, False),
         f"{root}/outputs": (f"{root}/outputs", True),
         "/outputs": (f"{root}/outputs", True),
         "/cache": (f"{root}/.cache/container", True),
         f"{checkout.home}/.cache/huggingface": (f"{checkout.home}/.cache/huggingface", True),
     }
-    assert given.values("--workdir") == [root]
-    assert given.values("--user") == [f"{os.getuid()}:{os.getgid()}"]
-    assert {"--read-only", "--rm"} <= set(given.flags)
-    assert given.values("--cap-drop") == ["ALL"]
-    assert f"IMAGE_DIGEST={DIGEST}" in given.values("--env")
+    assert inside.values("--workdir") == [root]
+    assert inside.values("--user") == [f"{os.getuid()}:{os.getgid()}"]
+    assert {"--read-only", "--rm"} <= set(inside.flags)
+    assert inside.values("--cap-drop") == ["ALL"]
+    assert f"IMAGE_DIGEST={DIGEST}" in inside.values("--env")
 
 
-def test_data_and_outputs_keep_their_places_and_have_a_name_besides(checkout, data, tmp_path):
-    """What a run records of its data, its base and itself is so true outside, too: a pipeline's stages build on it."""
+def test_data_and_outputs_keep_their_paths_and_have_a_name_besides(checkout, data, tmp_path):
+    """So what a run records of its data, its base and itself is true outside, too: a pipeline's stages build on it."""
     out = tmp_path / "big disk" / "runs" / "try 1"
-    given = checkout.words("recipes/sft.py", "--data", data, f"--output-dir={out}")
-    assert given.command[2:] == ["--data", str(data), f"--output-dir={out}"]
-    for inside in (str(data.parent), "/data"):
-        assert given.mounts[inside] == (str(data.parent), False)
-    for inside in (str(out.parent), "/outputs"):
-        assert given.mounts[inside] == (str(out.parent), True)
+    inside = checkout.container("sft", "--data", data, f"--output-dir={out}")
+    assert inside.arguments == ["--data", str(data), f"--output-dir={out}"]
+    for place in (str(data.parent), "/data"):
+        assert inside.mounts[place] == (str(data.parent), False)
+    for place in (str(out.parent), "/outputs"):
+        assert inside.mounts[place] == (str(out.parent), True)
     assert out.parent.is_dir()  # made by the caller, not by the engine as root
     assert not out.exists()
 
@@ -235,25 +211,25 @@ def test_data_and_outputs_keep_their_places_and_have_a_name_besides(checkout, da
 def test_data_beside_the_output_is_writable_there(checkout, data):
     words = [["--output-dir", data.parent / "run"], ["--data", data]]
     for first, second in (words, words[::-1]):
-        given = checkout.words("recipes/sft.py", *first, *second)
-        assert given.mounts[str(data.parent)] == (str(data.parent), True)
-        assert given.mounts["/data"] == (str(data.parent), False)
+        inside = checkout.container("sft", *first, *second)
+        assert inside.mounts[str(data.parent)] == (str(data.parent), True)
+        assert inside.mounts["/data"] == (str(data.parent), False)
 
 
 def test_a_folder_of_data_is_data_itself(checkout, data):
-    given = checkout.words("recipes/sft.py", "--data", data.parent)
-    assert given.command[2:] == ["--data", str(data.parent)]
-    assert given.mounts["/data"] == (str(data.parent), False)
+    inside = checkout.container("sft", "--data", data.parent)
+    assert inside.arguments == ["--data", str(data.parent)]
+    assert inside.mounts["/data"] == (str(data.parent), False)
 
 
 def test_the_arguments_of_a_stage_are_a_command_line_too(checkout, data, tmp_path):
     (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "my rules.py").write_text("")
-    words = f"--rewards math '{tmp_path}/t/my rules.py:shorter=0.1'"
-    given = checkout.words("scripts/pipeline.py", f"--grpo-args={words}", f"--sft-data={data}")
-    assert given.command[2:] == [f"--grpo-args={words}", f"--sft-data={data}"]
-    assert given.mounts[str(tmp_path / "t")] == (str(tmp_path / "t"), False)
-    done = checkout.run("scripts/pipeline.py", "--sft-args=--rewards 'my", RUNTIME="docker")
+    (tmp_path / "t" / "my rewards.py").write_text("")
+    words = f"--rewards math '{tmp_path}/t/my rewards.py:shorter=0.1'"
+    inside = checkout.container("pipeline", f"--grpo-args={words}", f"--sft-data={data}")
+    assert inside.arguments == [f"--grpo-args={words}", f"--sft-data={data}"]
+    assert inside.mounts[str(tmp_path / "t")] == (str(tmp_path / "t"), False)
+    done = checkout.run("pipeline", "--sft-args=--rewards 'my", RUNTIME="docker")
     assert done.returncode == 2
     assert "No closing quotation" in done.stderr
 
@@ -262,17 +238,18 @@ def test_what_is_in_the_repository_is_there_already(checkout):
     (checkout.root / "my.jsonl").write_text("{}\n")
     (checkout.root / "outputs" / "merged").mkdir(parents=True)
     words = ["--data", "my.jsonl", "--model", "outputs/merged", "--output-dir", "outputs/try"]
-    given = checkout.words("recipes/sft.py", *words)
-    assert given.command[2:] == words
-    assert set(given.mounts) - set(checkout.words("recipes/sft.py").mounts) == {"/data"}
-    absolute = checkout.words("recipes/sft.py", "--data", checkout.root / "my.jsonl")
-    assert absolute.command[2:] == ["--data", str(checkout.root / "my.jsonl")]
+    inside = checkout.container("sft", *words)
+    assert inside.arguments == words
+    assert set(inside.mounts) - set(checkout.container("sft").mounts) == {"/data"}
+    absolute = checkout.container("sft", "--data", checkout.root / "my.jsonl")
+    assert absolute.arguments == ["--data", str(checkout.root / "my.jsonl")]
 
 
 def test_relative_paths_outside(checkout, data):
-    given = checkout.words("recipes/sft.py", "--data", os.path.relpath(data, checkout.root), "--output-dir", "../run")
-    assert given.command[2:] == ["--data", str(data), "--output-dir", str(checkout.root.parent / "run")]
-    assert given.mounts[str(checkout.root.parent)] == (str(checkout.root.parent), True)
+    relative = os.path.relpath(data, checkout.root)
+    inside = checkout.container("sft", "--data", relative, "--output-dir", "../run")
+    assert inside.arguments == ["--data", str(data), "--output-dir", str(checkout.root.parent / "run")]
+    assert inside.mounts[str(checkout.root.parent)] == (str(checkout.root.parent), True)
 
 
 def test_other_places_keep_their_names(checkout, tmp_path):
@@ -281,34 +258,35 @@ def test_other_places_keep_their_names(checkout, tmp_path):
         (tmp_path / name).write_text("")
     words = [
         "--model", f"{tmp_path}/model", "--rewards", "math", f"{tmp_path}/rewards/mine.py:shorter=0.1", "format=0.2",
-        f"model:{tmp_path}/model=-1.5", "--eval-data", f"{tmp_path}/sets/a.jsonl", f"{tmp_path}/sets/b.csv",
-        f"--chat-template-path={tmp_path}/t/chat.jinja", "--columns", "prompt=question",
+        f"model:{tmp_path}/model=-1.5", f"--chat-template-path={tmp_path}/t/chat.jinja", "--columns", "prompt=question",
     ]  # fmt: skip
-    given = checkout.words("recipes/grpo.py", *words)
-    assert given.command[2:] == words
-    for name in ("rewards", "sets", "model", "t"):
-        assert given.mounts[str(tmp_path / name)] == (str(tmp_path / name), False)
-    assert len(given.mounts) == len(checkout.words("recipes/grpo.py").mounts) + 4
+    inside = checkout.container("grpo", *words)
+    assert inside.arguments == words
+    for name in ("rewards", "model", "t"):
+        assert inside.mounts[str(tmp_path / name)] == (str(tmp_path / name), False)
+    assert len(inside.mounts) == len(checkout.container("grpo").mounts) + 3
+    inside = checkout.container("pipeline", "--eval-data", f"{tmp_path}/sets/a.jsonl", f"{tmp_path}/sets/b.csv")
+    assert inside.mounts[str(tmp_path / "sets")] == (str(tmp_path / "sets"), False)
 
 
 def test_an_adapter_comes_with_its_run_into_which_it_may_be_merged(checkout, tmp_path):
     run = tmp_path / "runs" / "one"
     (run / "adapter").mkdir(parents=True)
     (run / "run.json").write_text("{}")
-    given = checkout.words("scripts/merge.py", "--adapter", run / "adapter")
-    assert given.command[2:] == ["--adapter", str(run / "adapter")]
-    assert given.mounts[str(run)] == (str(run), True)
-    given = checkout.words("recipes/ppo.py", "--reward-model", run)
-    assert given.mounts[str(run)] == (str(run), True)
+    inside = checkout.container("merge", "--adapter", run / "adapter")
+    assert inside.arguments == ["--adapter", str(run / "adapter")]
+    assert inside.mounts[str(run)] == (str(run), True)
+    inside = checkout.container("ppo", "--reward-model", run)
+    assert inside.mounts[str(run)] == (str(run), True)
 
 
 def test_links(checkout, data, tmp_path):
     """A link in the repository, one to a file of another name, and a folder of links as the hub's cache has them."""
     (checkout.root / "my.jsonl").symlink_to(data)
-    given = checkout.words("recipes/sft.py", "--data", "my.jsonl")
+    inside = checkout.container("sft", "--data", "my.jsonl")
     link = str(checkout.root / "my.jsonl")
-    assert given.command[2:] == ["--data", link]
-    assert given.mounts[link] == (str(data), False)
+    assert inside.arguments == ["--data", link]
+    assert inside.mounts[link] == (str(data), False)
 
     hub = tmp_path / "hub"
     (hub / "blobs").mkdir(parents=True)
@@ -316,186 +294,341 @@ def test_links(checkout, data, tmp_path):
     snapshot = hub / "snapshots" / "1"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").symlink_to("../../blobs/abc")
-    given = checkout.words("recipes/sft.py", "--model", snapshot)
-    assert given.mounts[str(snapshot)] == (str(snapshot), False)
-    assert given.mounts[str(hub / "blobs" / "abc")] == (str(hub / "blobs" / "abc"), False)
+    inside = checkout.container("sft", "--model", snapshot)
+    assert inside.mounts[str(snapshot)] == (str(snapshot), False)
+    assert inside.mounts[str(hub / "blobs" / "abc")] == (str(hub / "blobs" / "abc"), False)
 
     (tmp_path / "short").symlink_to(snapshot)
-    assert checkout.words("recipes/sft.py", "--model", tmp_path / "short").command[2:] == ["--model", str(snapshot)]
+    assert checkout.container("sft", "--model", tmp_path / "short").arguments == ["--model", str(snapshot)]
+
+
+def test_a_home_is_resolved_outside(checkout):
+    """The home of the container is another one."""
+    for folder in (checkout.home, checkout.root):
+        (folder / "my.jsonl").write_text("{}\n")
+        inside = checkout.container("sft", "--data", "~/my.jsonl", HOME=str(folder), HF_HOME=str(checkout.home))
+        assert inside.arguments == ["--data", f"{folder}/my.jsonl"]
 
 
 def test_outputs_may_be_a_link_to_a_bigger_disk(checkout, tmp_path):
     big = tmp_path / "big"
     (big / "merged").mkdir(parents=True)
     (checkout.root / "outputs").symlink_to(big)
-    given = checkout.words("recipes/sft.py", "--model", "outputs/merged", "--output-dir", "outputs/try")
-    assert given.command[2:] == ["--model", "outputs/merged", "--output-dir", "outputs/try"]
-    assert given.mounts[str(big)] == (str(big), True)
+    inside = checkout.container("sft", "--model", "outputs/merged", "--output-dir", "outputs/try")
+    assert inside.arguments == ["--model", "outputs/merged", "--output-dir", "outputs/try"]
+    assert inside.mounts[str(big)] == (str(big), True)
 
 
-def test_a_machine_with_a_data_folder_of_its_own(checkout, monkeypatch):
+def test_a_machine_with_a_data_folder_of_its_own(monkeypatch):
     """/data inside would hide /data/models."""
     monkeypatch.setattr(os.path, "exists", lambda path: path.startswith(("/data", "/home")))
-    monkeypatch.setattr(launch, "make_folder", lambda path: None)
-    words = ["recipes/sft.py", "--data", "/home/me/my.jsonl", "--model", "/data/models/m.bin", "--output-dir", "/o/x"]
-    mounts = launch.Mounts()
-    assert mounts.take(words) == words
-    mounts.name()
-    named = {inside: outside for outside, inside, _ in mounts.list}
+    monkeypatch.setattr(mounts, "make_folder", lambda path: None)
+    words = ["--data", "/home/me/my.jsonl", "--model", "/data/models/m.bin", "--output-dir", "/o/x"]
+    seen = Mounts()
+    assert seen.take(words) == words
+    seen.add_aliases()
+    named = {inside: outside for outside, inside, _ in seen.list}
     assert named["/data/models"] == "/data/models"
     assert "/data" not in named
     assert named["/outputs"] == "/o"
 
 
-def test_a_folder_that_the_image_needs_is_not_hidden(checkout, monkeypatch):
-    """A file in /opt goes in by itself, as does one in /tmp, where the container has its own; an output cannot."""
+def test_a_folder_that_the_image_needs_is_not_hidden(monkeypatch):
+    """A file in /opt is mounted by itself, as is one in /tmp, where the container has its own; an output cannot be."""
     monkeypatch.setattr(os.path, "exists", lambda path: path.endswith(("mine.py", "my.jsonl", "/opt")))
-    monkeypatch.setattr(launch, "make_folder", lambda path: None)
-    mounts = launch.Mounts()
-    words = ["recipes/grpo.py", "--data", "/tmp/my.jsonl", "--rewards", "/opt/mine.py:shorter"]
-    assert mounts.take(words) == words
-    assert {("/tmp/my.jsonl", "/tmp/my.jsonl", False), ("/opt/mine.py", "/opt/mine.py", False)} <= set(mounts.list)
-    assert not {"/tmp", "/opt"} & {inside for _, inside, _ in mounts.list}
+    monkeypatch.setattr(mounts, "make_folder", lambda path: None)
+    seen = Mounts()
+    words = ["--data", "/tmp/my.jsonl", "--rewards", "/opt/mine.py:shorter"]
+    assert seen.take(words) == words
+    assert {("/tmp/my.jsonl", "/tmp/my.jsonl", False), ("/opt/mine.py", "/opt/mine.py", False)} <= set(seen.list)
+    assert not {"/tmp", "/opt"} & {inside for _, inside, _ in seen.list}
     for words in (["--output-dir", "/opt/run"], ["--model", "/opt"]):
-        with pytest.raises(launch.setup.WrongInput, match="/opt"):
-            launch.Mounts().take(words)
-    monkeypatch.setattr(launch, "ROOT", "/recipes")
-    with pytest.raises(launch.setup.WrongInput, match="/recipes: the image has a folder of that name"):
-        launch.Mounts()
+        with pytest.raises(InputError, match="/opt"):
+            Mounts().take(words)
+    monkeypatch.setattr(mounts, "ROOT", "/recipes")
+    with pytest.raises(InputError, match="/recipes: the image has a folder of that name"):
+        Mounts()
 
 
 def test_an_output_in_tmp(checkout):
     place = f"/tmp/{checkout.root.parent.name}-run"
-    given = checkout.words("recipes/sft.py", "--output-dir", place)
-    assert given.command[2:] == ["--output-dir", place]
-    assert given.mounts["/tmp"] == ("/tmp", True)
-    assert given.values("--tmpfs") == []  # the same place twice would be refused
-    assert checkout.words("recipes/sft.py").values("--tmpfs") == ["/tmp:exec"]
+    inside = checkout.container("sft", "--output-dir", place)
+    assert inside.arguments == ["--output-dir", place]
+    assert inside.mounts["/tmp"] == ("/tmp", True)
+    assert inside.values("--tmpfs") == []  # the same place twice would be refused
+    assert checkout.container("sft").values("--tmpfs") == ["/tmp:exec"]
 
 
 @pytest.mark.parametrize("missing", ["no/such.jsonl", "/no/such/folder", "~/nothing.csv", "./gone"])
-def test_a_missing_file_is_said_before_the_container_starts(missing, checkout):
-    for flag in ("--data", "--sft-data", "--adapter"):
-        done = checkout.run("recipes/sft.py", flag, missing, RUNTIME="docker")
+@pytest.mark.parametrize("runtime", ["docker", "local"])
+def test_a_missing_file_is_reported_before_anything_starts(missing, runtime, checkout):
+    for command, flag in (("sft", "--data"), ("pipeline", "--sft-data"), ("merge", "--adapter")):
+        done = checkout.run(command, flag, missing, RUNTIME=runtime)
         assert done.returncode == 2
-        assert done.stderr == f"launch: {flag} {missing}: no such file or folder (from {checkout.root})\n"
+        assert done.stderr == f"{flag}={missing}: no such file or folder (from {checkout.root})\n"
         assert done.stdout == ""
+    assert not (checkout.root / ".venv").exists()
 
 
 def test_what_is_no_path_is_left_alone(checkout):
-    words = [
-        "--data",
-        "org/set",
-        "--model",
-        "qwen2.5-7b",
-        "--system-prompt",
-        "/think, then answer",
-        "--n",
-        "-1",
-        "--x=",
-    ]
-    assert checkout.words("recipes/sft.py", *words).command[2:] == words
+    words = ["--data", "org/set", "--model", "qwen2.5-7b", "--system-prompt", "/think, then answer", "--beta", "-1"]
+    assert checkout.container("grpo", *words, "--pad-token=").arguments == [*words, "--pad-token="]
 
 
 def test_an_output_in_the_repository_but_not_in_outputs_is_refused(checkout):
-    done = checkout.run("scripts/distill.py", "--output", "mine.jsonl", RUNTIME="docker")
+    done = checkout.run("distill", "--output", "mine.jsonl", RUNTIME="docker")
     assert done.returncode == 2
     assert "name a place in outputs/, or outside" in done.stderr
-    done = checkout.run("recipes/sft.py", "--output-dir", "/run", RUNTIME="docker")
+    done = checkout.run("sft", "--output-dir", "/run", RUNTIME="docker")
     assert done.returncode == 2
     assert "such as /run/run" in done.stderr
 
 
-def test_a_report_is_written_where_it_is_asked_for(checkout):
-    given = checkout.words("scripts/check-data.py", "--html", "report.html")
+def test_a_report_is_written_where_it_is_wanted(checkout):
+    inside = checkout.container("check-data", "--html", "report.html")
     report = str(checkout.root / "report.html")
-    assert given.mounts[report] == (report, True)
+    assert inside.mounts[report] == (report, True)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_goes_by_name_and_never_by_value(checkout, tmp_path):
+def test_a_secret_is_passed_by_name_and_never_by_value(checkout, tmp_path):
     secrets = {"HF_TOKEN": "hf_51x", "WANDB_API_KEY": "51x2", "HTTPS_PROXY": "http://me:51x3@proxy"}
-    given = checkout.words("recipes/sft.py", **secrets)
-    assert set(secrets) <= set(given.values("--env"))
-    assert "51x" not in " ".join(given.all) + given.stderr
-    assert given.environment["HF_TOKEN"] == "hf_51x"  # where the engine takes it from
+    inside = checkout.container("sft", **secrets)
+    assert set(secrets) <= set(inside.values("--env"))
+    assert "51x" not in " ".join(inside.all) + inside.stderr
+    assert inside.environment["HF_TOKEN"] == "hf_51x"  # where the engine takes it from
     (tmp_path / "token").write_text("hf_51x")
-    given = checkout.words("recipes/sft.py", HF_TOKEN_PATH=str(tmp_path / "token"))
-    assert given.mounts[str(tmp_path / "token")] == (str(tmp_path / "token"), False)
-    assert f"HF_TOKEN_PATH={tmp_path}/token" in given.values("--env")
-    done = checkout.run("recipes/sft.py", RUNTIME="docker", HF_TOKEN_PATH="/no/token")
+    inside = checkout.container("sft", HF_TOKEN_PATH=str(tmp_path / "token"))
+    assert inside.mounts[str(tmp_path / "token")] == (str(tmp_path / "token"), False)
+    assert f"HF_TOKEN_PATH={tmp_path}/token" in inside.values("--env")
+    done = checkout.run("sft", RUNTIME="docker", HF_TOKEN_PATH="/no/token")
     assert done.returncode == 2
     assert "HF_TOKEN_PATH=/no/token: no such file" in done.stderr
 
 
 def test_settings_go_in_and_the_rest_stays_out(checkout, tmp_path):
-    inside = {
-        "HF_ENDPOINT": "https://mirror",
-        "HF_HUB_OFFLINE": "1",
-        "UNSLOTH_USE_MODELSCOPE": "1",
-        "SLURM_JOB_ID": "7",
+    wanted = {
+        "HF_ENDPOINT": "https://mirror", "HF_HUB_OFFLINE": "1", "UNSLOTH_USE_MODELSCOPE": "1", "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    others = {"UNSLOTH_COMPILE_LOCATION": "/x", "PYTHONPATH": "/x", "LD_PRELOAD": "", "AWS_SECRET_ACCESS_KEY": "x"}
+    inside = checkout.container("sft", **wanted, **others, HF_HOME=str(tmp_path / "hub"))
+    assert set(wanted) <= set(inside.values("--env"))
+    assert not {value.partition("=")[0] for value in inside.values("--env")} & (set(others) - {"PYTHONPATH"})
+    assert f"PYTHONPATH={checkout.root}/recipes" in inside.values("--env")
+    assert f"HF_HOME={tmp_path}/hub" in inside.values("--env")
+    assert inside.mounts[f"{tmp_path}/hub"] == (f"{tmp_path}/hub", True)
+
+
+def test_compose_and_the_batch_script_have_the_settings_of_the_launcher():
+    """Shared memory, the time to save a checkpoint, and the variables that hold inside."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["x-recipes"]
+    assert service["shm_size"] == engines.SHM_SIZE + "b"
+    assert service["stop_grace_period"] == f"{engines.STOP_SECONDS // 60}m"
+    assert [name for name in service["environment"] if not engines.PASSED.fullmatch(name)] == []
+    job = (ROOT / "scripts" / "slurm" / "job.sh").read_text()
+    families = re.search(r"grep -E '\^\((.*?)\)_", job)[1].split("|")
+    assert [name for name in families if not engines.PASSED.fullmatch(name + "_X")] == []
+    submit = ast.parse((ROOT / "scripts" / "slurm" / "submit.py").read_text())
+    names = {
+        word.value
+        for node in submit.body
+        if isinstance(node, ast.Assign | ast.AugAssign) and "PASSED" in ast.unparse(node).partition(" ")[0]
+        for word in ast.walk(node)
+        if isinstance(word, ast.Constant)
     }
-    outside = {"UNSLOTH_COMPILE_LOCATION": "/x", "PYTHONPATH": "/x", "LD_PRELOAD": "", "AWS_SECRET_ACCESS_KEY": "x"}
-    given = checkout.words("recipes/sft.py", **inside, **outside, HF_HOME=str(tmp_path / "hub"))
-    assert set(inside) <= set(given.values("--env"))
-    assert not {name for value in given.values("--env") for name in [value.partition("=")[0]]} & (
-        set(outside) - {"PYTHONPATH"}
-    )
-    assert f"PYTHONPATH={checkout.root}/recipes" in given.values("--env")
-    assert f"HF_HOME={tmp_path}/hub" in given.values("--env")
-    assert given.mounts[f"{tmp_path}/hub"] == (f"{tmp_path}/hub", True)
+    assert len(names) > 10
+    assert {name for name in names if not engines.PASSED.fullmatch(name)} == {"PATH", "LD_LIBRARY_PATH"}
 
 
-def test_gpus_and_limits(checkout):
-    given = checkout.words("recipes/sft.py")
-    assert not {"--gpus", "--ulimit"} & set(given.flags)  # there is no GPU, and this image could not use one
-    given = checkout.words("recipes/sft.py", GPUS="all")
-    assert given.values("--gpus") == ["all"]
-    assert given.values("--ulimit") == ["memlock=-1", "stack=67108864"]
-    assert given.values("--shm-size") == ["8g"]
-    given = checkout.words("recipes/sft.py", GPUS="0,2", DOCKER_LIMITS="", CUDA_VISIBLE_DEVICES="2")
-    assert given.values("--gpus") == ['"device=0,2"']  # Docker's own quotes, for it reads the comma otherwise
-    assert "--ulimit" not in given.flags
-    assert "CUDA_VISIBLE_DEVICES" not in given.values("--env")
-    given = checkout.words("recipes/sft.py", CUDA_VISIBLE_DEVICES="2", DOCKER_ARGS="--network none --cpus '2'")
-    assert "CUDA_VISIBLE_DEVICES" in given.values("--env")
-    assert given.flags[-4:] == ["--network", "none", "--cpus", "2"]
+# --- GPUs -----------------------------------------------------------------------------------------------------------
 
 
-def test_on_a_machine_with_gpus_all_go_in_unless_the_image_cannot_use_them(monkeypatch):
-    monkeypatch.delenv("GPUS", raising=False)
-    monkeypatch.delenv("VARIANT", raising=False)
-    monkeypatch.setattr(launch.setup, "gpu_visible", lambda: True)
-    assert launch.wanted_variant() == "cuda"
-    assert launch.wanted_gpus(launch.Image("x", variant="cuda")) == "all"
-    assert launch.wanted_gpus(launch.Image("of others")) == "all"
-    assert launch.wanted_gpus(launch.Image("x", variant="cpu")) == ""
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with so many GPUs."""
+
+    def of(count: int | None) -> None:
+        monkeypatch.setattr(gpus.installed, "gpu_visible", lambda: count != 0)
+        monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "gpus"))
+        for index in range(count or 0):
+            (tmp_path / "gpus" / str(index)).mkdir(parents=True)
+        for name in ("GPUS", "CUDA_VISIBLE_DEVICES", "VARIANT"):
+            monkeypatch.delenv(name, raising=False)
+
+    return of
+
+
+CHOICES = {
+    "neither": ({}, None),
+    "a number": ({"GPUS": "2"}, ["0", "1"]),
+    "none": ({"GPUS": "0"}, []),
+    "which": ({"CUDA_VISIBLE_DEVICES": "3,1"}, ["3", "1"]),
+    "some of which": ({"GPUS": "1", "CUDA_VISIBLE_DEVICES": "3,1"}, ["3"]),
+    "by name": ({"CUDA_VISIBLE_DEVICES": "GPU-1f, GPU-2e"}, ["GPU-1f", "GPU-2e"]),
+    "hidden": ({"CUDA_VISIBLE_DEVICES": ""}, []),
+    "hidden by number": ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_gpus_is_a_number_and_cuda_visible_devices_which(case, machine, monkeypatch):
+    machine(4)
+    environment, chosen = CHOICES[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert gpus.chosen_gpus() == chosen
+
+
+@pytest.mark.parametrize(
+    ("there", "environment", "error", "message"),
+    [
+        (4, {"GPUS": "0,2"}, InputError, "expected how many GPUs; which ones is CUDA_VISIBLE_DEVICES"),
+        (4, {"GPUS": "all"}, InputError, "expected how many GPUs"),
+        (4, {"GPUS": "8"}, MachineError, "GPUS=8: this machine has 4 NVIDIA GPUs"),
+        (1, {"GPUS": "2"}, MachineError, "GPUS=2: this machine has 1 NVIDIA GPU."),
+        (0, {"GPUS": "1"}, MachineError, "GPUS=1: this machine has no NVIDIA GPU"),
+        (4, {"GPUS": "3", "CUDA_VISIBLE_DEVICES": "3,1"}, InputError, "GPUS=3: CUDA_VISIBLE_DEVICES=3,1 has 2"),
+    ],
+)
+def test_gpus_that_are_not_there(there, environment, error, message, machine, monkeypatch):
+    machine(there)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=re.escape(message)):
+        gpus.chosen_gpus()
+
+
+def test_gpus_and_limits_of_a_container(checkout):
+    inside = checkout.container("sft")
+    assert not {"--gpus", "--ulimit"} & set(inside.flags)  # there is no GPU, and this image could not use one
+    assert inside.values("--shm-size") == ["8g"]
+    inside = checkout.container("shell", GPUS="2", CUDA_VISIBLE_DEVICES="0,2")
+    assert inside.values("--gpus") == ['"device=0,2"']  # Docker's own quotes, for it reads the comma otherwise
+    assert inside.values("--ulimit") == ["memlock=-1", "stack=67108864"]
+    assert "CUDA_VISIBLE_DEVICES" not in inside.values("--env")  # inside they are counted from 0
+    assert inside.stderr.endswith(", GPUs 0,2\n")
+    inside = checkout.container("sft", DOCKER_ARGS="--network none --cpus '2'", DOCKER_LIMITS="--ulimit core=0")
+    assert inside.flags[-6:] == ["--ulimit", "core=0", "--network", "none", "--cpus", "2"]
+
+
+def test_on_a_machine_with_gpus_all_go_in_unless_the_image_cannot_use_them(machine, monkeypatch):
+    machine(2)
+    assert where.wanted_variant() == "cuda"
+    assert engines.visible_gpus(where.Image("x", variant="cuda")) == ["all"]
+    assert engines.visible_gpus(where.Image("of others")) == ["all"]
+    assert engines.visible_gpus(where.Image("x", variant="cpu")) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert engines.visible_gpus(where.Image("x", variant="cuda")) == ["1"]
+    assert engines.gpu_words("docker", ["all"]) == ["--gpus", "all"]
+
+
+def test_several_gpus_are_for_sft_which_has_a_process_for_each(checkout):
+    two = {"GPUS": "2", "CUDA_VISIBLE_DEVICES": "0,1"}
+    inside = checkout.container("sft", "--model", "tiny", **two)
+    root = checkout.root
+    assert inside.command == [
+        "python", f"{root}/scripts/launch/processes.py", "2", f"{root}/recipes/sft.py", "--model", "tiny",
+    ]  # fmt: skip
+    for command in ("dpo", "evaluate"):
+        done = checkout.run(command, RUNTIME="docker", **two)
+        assert done.returncode == 2
+        assert done.stderr == f"GPUS=2: {command} runs on one GPU; sft can use several.\n"
+
+
+def test_one_gpu_of_several_for_a_command_in_venv(checkout):
+    checkout.make_venv()
+    (checkout.root / "recipes" / "dpo.py").write_text("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    done = checkout.run("dpo", RUNTIME="local", GPUS="1", CUDA_VISIBLE_DEVICES="5,6")
+    assert done.stdout == "5\n", done.stderr
+
+
+PROCESSES = ROOT / "scripts" / "launch" / "processes.py"
+WORKER = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+assert os.environ["WORLD_SIZE"] == "2" and os.environ["LOCAL_RANK"] == str(rank) and int(os.environ["MASTER_PORT"])
+print("process", rank, flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+{does}
+"""
+
+
+def in_two_processes(folder: Path, does: str) -> list[str]:
+    file = folder / "worker.py"
+    file.write_text(WORKER.format(does=does))
+    return [sys.executable, PROCESSES, "2", file]
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "shown"),
+    [
+        ("", 0, ""),
+        ("sys.exit(75)", 75, ""),
+        ("sys.exit(75 if rank else 0)", 75, ""),
+        ("sys.exit(2) if rank == 0 else time.sleep(60)", 2, ""),
+        ("sys.exit('no GPU') if rank == 1 else time.sleep(60)", 1, "Process 1 of 2 failed:\nprocess 1\nno GPU\n"),
+        ("os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)", 137, "Process 1 of 2 failed:\nprocess 1\n"),
+    ],
+)
+def test_several_processes_end_with_the_code_of_the_first_that_failed(does, code, shown, tmp_path):
+    done = subprocess.run(in_two_processes(tmp_path, does), capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout == "process 0\n"
+    assert done.stderr == shown
+
+
+def test_a_signal_reaches_every_process_once(tmp_path):
+    does = f"""
+def note(number, frame):
+    with open(f"{tmp_path}/{{rank}}", "a") as file:
+        file.write(signal.Signals(number).name)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+open(f"{tmp_path}/ready{{rank}}", "w")
+while not os.path.exists(f"{tmp_path}/end"):
+    time.sleep(0.05)
+sys.exit(75)
+"""
+    process = subprocess.Popen(in_two_processes(tmp_path, does), start_new_session=True, stdout=subprocess.DEVNULL)
+    while not all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.terminate()
+    while not all((tmp_path / f"{rank}").exists() and len((tmp_path / f"{rank}").read_text()) > 12 for rank in (0, 1)):
+        time.sleep(0.05)
+    (tmp_path / "end").touch()
+    assert process.wait(30) == 75
+    assert sorted((tmp_path / "0").read_text().split("SIG")) == sorted((tmp_path / "1").read_text().split("SIG"))
+    assert (tmp_path / "0").read_text().count("SIG") == 2
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
 
 
 def test_podman(checkout):
     checkout.engine("podman")
-    given = checkout.words("recipes/sft.py", RUNTIME="podman", GPUS="0,1")
-    assert given.values("--device") == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
-    assert given.values("--user") == [f"{os.getuid()}:{os.getgid()}"]
-    assert ("--userns" in given.flags) == (os.getuid() != 0)
-    assert "in podman" in given.stderr
+    inside = checkout.container("sft", RUNTIME="podman", GPUS="2", CUDA_VISIBLE_DEVICES="0,1")
+    assert inside.values("--device") == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
+    assert inside.values("--user") == [f"{os.getuid()}:{os.getgid()}"]
+    assert ("--userns" in inside.flags) == (os.getuid() != 0)
+    assert "In podman" in inside.stderr
 
 
 def test_podman_leaves_the_kind_of_digest_out(checkout):
     checkout.engine("podman", f"{'d' * 64} {checkout.label}")
-    assert f"IMAGE_DIGEST={DIGEST}" in checkout.words("recipes/sft.py", RUNTIME="podman").values("--env")
+    assert f"IMAGE_DIGEST={DIGEST}" in checkout.container("sft", RUNTIME="podman").values("--env")
 
 
 def test_a_rootless_engine_maps_its_root_to_the_caller(checkout, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 1234)
     monkeypatch.setattr(os, "getgid", lambda: 1234)
     monkeypatch.setenv("DOCKER", str(checkout.bin / "docker"))
-    assert launch.caller("docker") == ["--user", "1234:1234"]
+    assert engines.caller("docker") == ["--user", "1234:1234"]
     checkout.engine("docker", security="[name=seccomp,profile=builtin name=rootless]")
-    assert launch.caller("docker") == ["--user", "0:0"]
-    assert launch.caller("podman") == ["--user", "1234:1234", "--userns", "keep-id"]
+    assert engines.caller("docker") == ["--user", "0:0"]
+    assert engines.caller("podman") == ["--user", "1234:1234", "--userns", "keep-id"]
 
 
 def test_apptainer(checkout, data, tmp_path):
@@ -503,27 +636,30 @@ def test_apptainer(checkout, data, tmp_path):
     checkout.engine("apptainer")
     image = tmp_path / "recipes.sif"
     image.write_text("")
-    given = checkout.words(
-        "recipes/sft.py", "--data", data, RUNTIME="apptainer", IMAGE=str(image), HF_TOKEN="hf_51x", GPUS="all"
+    inside = checkout.container(
+        "shell", RUNTIME="apptainer", IMAGE=str(image), HF_TOKEN="hf_51x", GPUS="1", CUDA_VISIBLE_DEVICES="3,2"
     )
-    assert given.flags[:2] == ["exec", "--containall"]
-    assert "--nv" in given.flags
-    assert given.values("--pwd") == [str(checkout.root)]
-    assert given.command == ["python", "recipes/sft.py", "--data", str(data)]
-    assert given.mounts["/data"] == (str(data.parent), False)
-    assert "hf_51x" not in " ".join(given.all)
-    assert given.environment["APPTAINERENV_HF_TOKEN"] == "hf_51x"
-    done = checkout.run("recipes/sft.py", RUNTIME="apptainer", IMAGE="no.sif")
+    assert inside.flags[:2] == ["exec", "--containall"]
+    assert "--nv" in inside.flags
+    assert inside.environment["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "3"
+    assert inside.values("--pwd") == [str(checkout.root)]
+    assert "hf_51x" not in " ".join(inside.all)
+    assert inside.environment["APPTAINERENV_HF_TOKEN"] == "hf_51x"
+    inside = checkout.container("sft", "--data", data, RUNTIME="apptainer", IMAGE=str(image), CUDA_VISIBLE_DEVICES="")
+    assert inside.arguments == ["--data", str(data)]
+    assert inside.mounts["/data"] == (str(data.parent), False)
+    assert "--nv" not in inside.flags
+    done = checkout.run("sft", RUNTIME="apptainer", IMAGE="no.sif")
     assert done.returncode == 2
     assert "IMAGE=no.sif: no such file" in done.stderr
 
 
 def on_a_terminal(*words: str, **environment: str) -> str:
-    said = []
+    heard = []
 
     def listen(terminal: int) -> bytes:
-        said.append(os.read(terminal, 4096))
-        return said[-1]
+        heard.append(os.read(terminal, 4096))
+        return heard[-1]
 
     before = dict(os.environ)
     try:
@@ -532,30 +668,108 @@ def on_a_terminal(*words: str, **environment: str) -> str:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return b"".join(said).decode()
+    return b"".join(heard).decode()
 
 
 def test_a_terminal_is_handed_on_but_not_to_the_background(checkout):
     """There, an engine that reads from it or sets it up is stopped, and the run with it."""
-    assert "--tty" not in checkout.words("recipes/sft.py").flags
-    assert "--interactive" in checkout.words("recipes/sft.py").flags  # answers may come by a pipe
+    assert "--tty" not in checkout.container("sft").flags
+    assert "--interactive" in checkout.container("sft").flags  # answers may come by a pipe
     settings = {"PATH": f"{checkout.bin}:/usr/bin:/bin", "HOME": str(checkout.home), "RUNTIME": "docker"}
-    command = f"'{sys.executable}' '{checkout.root}/scripts/launch.py' recipes/sft.py"
-    said = on_a_terminal("sh", "-c", command, **settings)
-    assert '"--interactive", "--tty"' in said
-    said = on_a_terminal("bash", "-c", f"set -m; {command} & wait", **settings)
-    assert '"run", "--rm", "--user"' in said
+    command = f"'{checkout.root}/scripts/run' sft"
+    assert '"--interactive", "--tty"' in on_a_terminal("sh", "-c", command, **settings)
+    assert '"run", "--rm", "--user"' in on_a_terminal("bash", "-c", f"set -m; {command} & wait", **settings)
 
 
 def test_a_shell(checkout):
-    assert checkout.words("bash", "-c", "echo 1").command == ["bash", "-c", "echo 1"]
-    local_venv(checkout)
-    done = checkout.run("bash", "-c", "command -v python", RUNTIME="local")
+    assert checkout.container("shell", "-c", "echo 1").command == ["bash", "-c", "echo 1"]
+    checkout.make_venv()
+    done = checkout.run("shell", "-c", "command -v python", RUNTIME="local")
     assert done.stdout == f"{checkout.root}/.venv/bin/python\n"
 
 
-def test_an_old_python_can_read_it():
-    import ast
+def test_any_program_where_the_recipes_run(checkout, data):
+    """As in a job, whose torchrun has a recipe behind it; --help is the program's."""
+    words = ["python", "-m", "torch.distributed.run", "--nnodes=1", f"{checkout.root}/recipes/sft.py", "--data", data]
+    inside = checkout.container("exec", *words)
+    assert inside.command == list(map(str, words))
+    assert inside.mounts["/data"] == (str(data.parent), False)
+    assert checkout.container("exec", "python", "--help").command == ["python", "--help"]
 
-    for name in ("launch.py", "image.py"):
-        ast.parse((ROOT / "scripts" / name).read_text(), feature_version=(3, 6))
+
+# --- scripts/run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 75])
+def test_the_exit_code_is_the_commands_own(code, checkout):
+    checkout.make_venv()
+    checkout.stub("sft", code)
+    assert checkout.run("sft", RUNTIME="local").returncode == code
+
+
+@pytest.mark.parametrize("python", ["old", "no-python3"])
+def test_one_line_without_a_modern_python(python, checkout):
+    old = checkout.bin / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")  # sys.version_info < (3, 11)
+    old.chmod(0o755)
+    for command in ("sft", "slurm-status", "setup", "lock"):
+        done = checkout.run(command, PYTHON=python)
+        assert done.returncode == 3
+        assert len(done.stderr.splitlines()) == 1
+        assert "Python 3.11 or newer" in done.stderr
+        assert "PYTHON=/path/to/python3.12" in done.stderr
+
+
+def test_the_python_of_venv_is_taken_where_that_is_whole(checkout):
+    checkout.make_venv()
+    assert checkout.run("sft", RUNTIME="local", PYTHON="no-python3").returncode == 0
+    (checkout.root / ".venv" / "lock.sha256").unlink()  # a set-up that was interrupted
+    assert checkout.run("sft", RUNTIME="local", PYTHON="no-python3").returncode == 3
+
+
+def test_check_runs_before_there_is_a_venv_and_in_a_broken_one(checkout):
+    """It tells what stands in the way of one."""
+    done = checkout.run("check", "--model", "tiny", RUNTIME="local")
+    assert json.loads(done.stdout.removeprefix("given ")) == [sys._base_executable, "--model", "tiny"]
+    checkout.make_venv()
+    (checkout.root / ".venv" / "lock.sha256").unlink()
+    done = checkout.run("check", RUNTIME="local")
+    assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python"]
+
+
+def test_what_needs_no_venv_finds_its_modules_with_the_python_of_one(checkout):
+    """`python -m install.lock` did not."""
+    checkout.make_venv()
+    assert checkout.run("setup").returncode == 0
+    assert "No module named" not in checkout.run("lock-check").stderr
+
+
+def test_a_full_disk_is_one_line(checkout):
+    (checkout.root / ".cache").write_text("a file where a folder has to be")
+    done = checkout.run("sft", RUNTIME="docker")
+    assert done.returncode == 3
+    assert done.stderr.endswith("Not a directory\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_launcher_needs_nothing_but_python():
+    """It runs before there is a .venv, by a Python without a package of ours."""
+    ours = {"common", "launch", "install"}
+    for file in [*(ROOT / "scripts" / "launch").glob("*.py"), ROOT / "scripts" / "slurm" / "submit.py"]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names | ours] == [], file
+
+
+def test_shell_files_are_in_order():
+    done = subprocess.run(
+        [shutil.which("shellcheck", path=f"{ROOT}/.venv/bin"), ROOT / "scripts" / "run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_command_has_its_file():
+    for name, command in COMMANDS.items():
+        if command.file:
+            assert command.file.exists(), name

@@ -1,5 +1,6 @@
 """The locks in docker/: whole, hashed, free of this or that machine, and enough for what they install."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_install import copy_package
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -132,8 +134,10 @@ def test_every_requirement_is_met_but_the_overridden() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    shutil.copytree(DOCKER, tmp_path / "docker")
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=lambda _, names: {*names} - {"lock.py", "setup.py"})
+    copy_package(tmp_path)
+    for name in ("arguments.py", "aliases.py"):
+        shutil.copy(ROOT / "recipes" / "common" / name, tmp_path / "recipes" / "common")
+    shutil.copytree(DOCKER, tmp_path / "docker", dirs_exist_ok=True)
     cache = ROOT / ".cache"
     if cache.exists():
         (tmp_path / ".cache").symlink_to(cache)
@@ -141,8 +145,11 @@ def copy(tmp_path: Path) -> Path:
 
 
 def lock(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/lock.py", *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "install.lock", *flags]
+    environment = {**os.environ, "PYTHONPATH": "recipes:scripts"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def edit(file: Path, before: str, after: str) -> int:
@@ -163,7 +170,7 @@ def test_check_finds_an_edited_input(copy: Path) -> None:
     assert "then `make lock`" in done.stderr.splitlines()[-1]
 
 
-def test_check_finds_an_edited_lock_and_make_lock_mends_it(copy: Path) -> None:
+def test_check_finds_an_edited_lock_and_make_lock_fixes_it(copy: Path) -> None:
     first = re.search(r"sha256:(\w{64})", (copy / "docker" / "cuda.lock").read_text())[1]
     line = edit(copy / "docker" / "cuda.lock", first, "0" * 64)
     done = lock(copy, "--check")

@@ -1,160 +1,505 @@
-"""The Makefile as a user types it, in a copy whose .venv is whole and whose recipes only print what they are given."""
+"""make and scripts/run as a user types them, in a copy whose .venv is whole and whose commands print what they get."""
 
-import hashlib
 import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from checkout import Checkout, given
+from common.aliases import ALIASES
+from common.arguments import read_words
+from conftest import ROOT
+from launch.commands import COMMANDS, GROUPS, VARIABLES
 
-ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.M)
+TARGETS = re.search(r"^\.PHONY: help (.*)$", MAKEFILE, re.M)[1]
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    folder = tmp_path / "a copy"
-    for name in ("Makefile", "scripts/setup.py", "scripts/launch.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "docker").mkdir()
-    lock = b"# nothing\n"
-    (folder / "docker" / "cpu.lock").write_bytes(lock)
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (folder / ".venv" / "lock.sha256").write_text(f"{hashlib.sha256(lock).hexdigest()}  docker/cpu.lock\n")
-    for name in ("recipes/sft.py", "scripts/evaluate.py", "scripts/models.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("import json, sys\nprint('given', json.dumps(sys.argv[1:]))\n")
-    return folder
+def checkout(tmp_path: Path) -> Checkout:
+    copy = Checkout(tmp_path)
+    copy.make_venv()
+    (copy.bin / "docker").unlink()
+    return copy
 
 
-def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["make", *words], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-        timeout=60,
-    )  # fmt: skip
+# --- the file and the list ------------------------------------------------------------------------------------------
 
 
-def given(done: subprocess.CompletedProcess) -> list[str]:
+def test_the_makefile_is_short_and_every_target_is_one_line_of_scripts_run():
+    assert len(MAKEFILE.splitlines()) <= 120
+    assert set(re.findall(r"^\t(.*)", MAKEFILE, re.M)) == {"@scripts/run $@", "@scripts/run $* --help"}
+
+
+def test_the_targets_are_the_commands():
+    lists = dict(re.findall(r"^(\w+) := ([a-z -]+)$", MAKEFILE, re.M))
+    assert [name.split() for name in lists.values()] == [list(commands) for commands in GROUPS.values()]
+    assert re.findall(r"\$\((\w+)\)", TARGETS) == list(lists)
+
+
+@pytest.mark.parametrize("words", [["make"], ["scripts/run"], ["make", "help"], ["scripts/run", "--help"]])
+def test_the_list_fits_a_screen_and_begins_with_where_to_start(words, checkout):
+    done = subprocess.run(words, cwd=checkout.root, env={"PATH": str(checkout.bin)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.partition("given ")[2])
+    lines = done.stdout.splitlines()
+    assert 24 <= len(lines) <= 39
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Start here"
+    listed = set(re.findall(r"(?<!\S)[a-z-]+(?!\S)", done.stdout))
+    assert set(COMMANDS) - {"exec"} <= listed
 
 
-def test_make_alone_lists_every_target(copy: Path) -> None:
-    done = make(copy)
-    assert done.returncode == 0
-    listed = dict(re.findall(r"^  make ([a-z-]+) +(\S.*)$", done.stdout, re.M))
-    assert list(listed) == TARGETS
-    assert sorted(re.search(r"^\.PHONY: (.*)", MAKEFILE, re.M)[1].split()) == sorted(TARGETS)
-    assert max(map(len, done.stdout.splitlines())) <= 110
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_argument_and_setting_at_80_columns(name, checkout):
+    by_make = checkout.make(f"help-{name}", COLUMNS="80")
+    by_hand = checkout.run(name, "--help", COLUMNS="80") if name != "exec" else by_make
+    fields = COMMANDS[name].fields()
+    for done, names in (
+        (by_make, [field.variable for field in fields]),
+        (by_hand, [field.flag for field in fields] if name != "exec" else []),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", done.stdout)] == []
+        assert [name for name in COMMANDS[name].variables if f"  {name}=" not in done.stdout and name != "FROM"] == []
 
 
-def test_every_variable_is_listed(copy: Path) -> None:
-    listed = set(re.findall(r"^  ([A-Z_]+)=\S", make(copy).stdout, re.M))
-    internal = {"DEFAULT_GOAL", "UPGRADE"}  # UPGRADE is in the help of `lock`
-    assert set(re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE)) - internal <= listed
-    assert listed >= {"MODEL", "DATA", "OUT", "ARGS", "VARIANT", "PYTHON", "TORCH_CPU_LINKS"}
+def test_help_spells_arguments_as_make_does(checkout):
+    help_text = " ".join(checkout.make("help-sft").stdout.split())
+    assert "LOAD_IN_4BIT=yes The frozen base in nf4 (QLoRA); LOAD_IN_4BIT=no for 16 bit." in help_text
+    assert "LEARNING_RATE=2e-4" in help_text
+    assert "DATA=data_samples/sft.jsonl" in help_text
+    assert 'LORA_TARGET_MODULES="q_proj k_proj' in help_text
+    assert "DTYPE=auto" in help_text
+    assert "One of auto, bfloat16, float16, float32." in help_text
+    help_text = " ".join(checkout.run("sft", "--help").stdout.split())
+    assert "--load-in-4bit, --no-load-in-4bit (yes) The frozen base in nf4 (QLoRA); --no-load-in-4bit for" in help_text
+    assert "MODEL= Required. The name of a card." in " ".join(checkout.make("help-pin").stdout.split())
 
 
-def test_what_it_runs_exists() -> None:
-    files = re.findall(r"(?:recipes|scripts)/[\w./-]+", MAKEFILE)
-    assert [file for file in files if not (ROOT / file).exists()] == []
+def test_help_needs_no_venv(checkout):
+    subprocess.run(["rm", "-r", checkout.root / ".venv"], check=True)
+    for words in ([], ["help-sft"], ["sft", "ARGS=--help"]):
+        assert checkout.make(*words).returncode == 0
+    assert not (checkout.root / ".venv").exists()
 
 
-def test_nothing_given_leaves_the_defaults_to_the_recipe(copy: Path) -> None:
-    assert given(make(copy, "sft")) == []
-    assert given(make(copy, "evaluate")) == []
+def test_help_in_a_pipe_that_ends(checkout):
+    done = subprocess.run(
+        ["bash", "-c", "scripts/run sft --help | read -r line; echo ${PIPESTATUS[0]}"],
+        cwd=checkout.root, env={"PATH": str(checkout.bin)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
 
 
-def test_words_arrive_as_they_were_typed(copy: Path) -> None:
-    data = """it's "my" data; $HOME, (1).jsonl"""
-    typed = ["MODEL=a/b c", f"DATA={data.replace('$', '$$')}", "OUT=out puts/é"]
-    wanted = ["--model", "a/b c", "--data", data, "--output-dir", "out puts/é"]
-    assert given(make(copy, "sft", *typed, """ARGS=--seed 3 --columns 'prompt=the question' "b c" """)) == [
-        *wanted, "--seed", "3", "--columns", "prompt=the question", "b c",
-    ]  # fmt: skip
-    assert given(make(copy, "evaluate", "MODEL=tiny", "ADAPTER=an adapter", "DATA=x", "ARGS=--n 2")) == [
-        "--model", "tiny", "--adapter", "an adapter", "--data", "x", "--n", "2",
-    ]  # fmt: skip
-    assert given(make(copy, "models")) == []
-    assert given(make(copy, "pin", "MODEL=qwen2.5-7b")) == ["pin", "qwen2.5-7b"]
+# --- arguments ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", re.findall(r"^\t\$\(run\) (\S+\.py) \$\(call flag", MAKEFILE, re.M))
-def test_the_flags_it_passes_are_the_scripts_own(script: str) -> None:
-    recipe = re.search(rf"^\t\$\(run\) {script} (.*(?:\\\n.*)*)", MAKEFILE, re.M)[1]
-    flags = re.findall(r"(?<![\w-])--[a-z-]+", recipe)
-    help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
-    assert flags
-    assert [flag for flag in flags if not re.search(rf"{flag}\b", help_text.stdout)] == []
+def test_nothing_given_leaves_the_defaults_to_the_recipe(checkout):
+    assert given(checkout.make("sft")) == []
+    assert given(checkout.make("sft", MODEL="qwen2.5-7b", DATA="my.jsonl")) == []  # those of the environment
 
 
-def test_exit_code_of_the_command_is_shown(copy: Path) -> None:
-    (copy / "recipes" / "sft.py").write_text("raise SystemExit(75)\n")
-    done = make(copy, "sft")
-    assert done.returncode == 2  # make's own, whatever the command's
-    assert done.stderr.rstrip().endswith("Error 75")
-
-
-@pytest.mark.parametrize("target", ["sft", "test", "setup", "lock", "lock-check"])
-def test_no_python(target: str, copy: Path) -> None:
-    shutil.rmtree(copy / ".venv")
-    done = make(copy, target, "PYTHON=no-python3 here")
-    lines = done.stderr.splitlines()
-    assert lines[0].startswith("make: there is no no-python3 here here: install Python 3.11 or newer")
-    assert lines[1].endswith("Error 3")
-    assert len(lines) == 2
-
-
-@pytest.mark.parametrize("target", ["slurm", "slurm-status"])
-@pytest.mark.parametrize("python", ["old", "no"])
-def test_a_login_node_without_a_modern_python(target: str, python: str, copy: Path) -> None:
-    old = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
-    (copy / "old").write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c \'{old}\' "$2"\n')
-    (copy / "old").chmod(0o755)
-    shutil.rmtree(copy / ".venv")
-    lines = make(copy, target, f"PYTHON={copy / python}").stderr.splitlines()
-    assert lines[0] == "make: this needs Python 3.11 or newer: make setup, or make PYTHON=/path/to/python3.12"
-    assert lines[1].endswith("Error 3")
-    assert len(lines) == 2
-
-
-def test_help_needs_nothing(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    for tool in ("make", "awk", "sh"):
-        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
-    shutil.rmtree(copy / ".venv")
-    assert "make sft" in make(copy, PATH=str(tmp_path / "bin")).stdout
-    assert not (copy / ".venv").exists()
-
-
-def test_clean_leaves_outputs(copy: Path) -> None:
-    (copy / "outputs").mkdir()
-    (copy / ".cache").mkdir()
-    assert make(copy, "clean").returncode == 0
-    assert not (copy / ".venv").exists()
-    assert not (copy / ".cache").exists()
-    assert (copy / "outputs").exists()
-
-
-@pytest.mark.parametrize("shebang", ["#!/bin/bash", "#!/bin/sh", "#!/usr/bin/env bash"])
-def test_lint_finds_shell_files_by_their_first_line(shebang: str, copy: Path) -> None:
-    (copy / "a job").write_text(f"{shebang}\nrm $1\n")
-    (copy / "notes.md").write_text("Not one, though it speaks of\n#!/bin/bash\nrm $1\n")
-    shutil.rmtree(copy / ".venv")
-    (copy / ".venv").symlink_to(sys.prefix)  # where ruff and shellcheck are
-    (copy / ".gitignore").write_text(".venv\n")
-    for file in copy.glob("*/*.py"):
-        file.write_text("")  # setup.py too: nothing to set up, and only the shell file is at fault
-    subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
-    done = make(copy, "lint")
+def test_any_argument_is_a_variable(checkout):
+    typed = ["MODEL=qwen2.5-7b", "MAX_LENGTH=1024", "LOAD_IN_4BIT=no", "PACKING=1", "OUT=outputs/x", "WARMUP_STEPS=5"]
+    typed += ["OUTPUT_DIR=outputs/x"]
+    done = checkout.make("sft", *typed)
     assert done.returncode == 2
-    assert "a job" in done.stdout
-    assert "SC2086" in done.stdout
-    assert "notes.md" not in done.stdout
+    assert "the same argument" in done.stderr
+    words = given(checkout.make("sft", *typed[:-1]))
+    pairs = dict(zip(words, [*words[1:], ""], strict=True))
+    assert {"--no-load-in-4bit", "--packing"} <= set(words)
+    assert pairs["--max-length"] == "1024"
+    assert pairs["--output-dir"] == "outputs/x"
+    assert pairs["--model"] == "qwen2.5-7b"
+    words = given(checkout.make("grpo", "REWARDS=math format=0.2 'my rewards.py:shorter'", "BETA=-0.5"))
+    assert words in (
+        ["--rewards", "math", "format=0.2", "my rewards.py:shorter", "--beta=-0.5"],
+        ["--beta=-0.5", "--rewards", "math", "format=0.2", "my rewards.py:shorter"],
+    )
+    assert given(checkout.make("ppo", "REWARD=outputs/reward", "KL_TARGET=None")) in (
+        ["--reward-model", "outputs/reward", "--kl-target", "None"],
+        ["--kl-target", "None", "--reward-model", "outputs/reward"],
+    )
+    assert given(checkout.make("pin", "MODEL=qwen2.5-7b")) == ["--model", "qwen2.5-7b"]
+    assert given(checkout.make("distill", "K=2")) == ["--k", "2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, command in COMMANDS.items() if command.fields() and name not in ("slurm", "lock", "lock-check")],
+)
+def test_every_argument_of_every_command_is_a_variable(name, checkout):
+    fields = COMMANDS[name].fields()
+    wanted, typed = {}, []
+    for field in fields:
+        one = {"bool": "no", "int": "7", "float": "0.5"}.get(field.kind, "it's $a, b")
+        values = list(field.choices[:1]) or ["my own" if field.literal else one]
+        wanted[field.name] = [] if field.kind == "bool" else values * (2 if field.many else 1)
+        typed.append(f"{field.variable}={shlex.join(values * 2) if field.many else values[0]}")
+    arrived = read_words(fields, given(checkout.make(name, *typed)))
+    assert {one.field.name: one.values for one in arrived} == wanted
+
+
+def test_args_are_added_as_a_shell_would_split_them(checkout):
+    words = given(checkout.make("sft", "SEED=3", """ARGS=--columns 'prompt=the question' completion=b --no-packing"""))
+    assert words == ["--seed", "3", "--columns", "prompt=the question", "completion=b", "--no-packing"]
+    done = checkout.make("sft", "ARGS=--columns 'x")
+    assert done.stderr.splitlines()[0] == "ARGS: No closing quotation."
+    assert given(checkout.make("shell", 'ARGS=-c \'printf "given %s" "[0, 1]"\'')) == [1]
+
+
+@pytest.mark.parametrize("value", ["yes", "true", "1", "YES", "True", "on"])
+def test_what_is_yes(value, checkout):
+    assert given(checkout.make("sft", f"PACKING={value}")) == ["--packing"]
+
+
+@pytest.mark.parametrize("value", ["no", "false", "0", "No", "off"])
+def test_what_is_no(value, checkout):
+    assert given(checkout.make("sft", f"PACKING={value}")) == ["--no-packing"]
+
+
+def test_evaluation_data_may_be_one_file_with_a_space_in_its_name(checkout):
+    (checkout.root / "my data.jsonl").write_text("{}\n")
+    (checkout.root / "b.jsonl").write_text("{}\n")
+    assert given(checkout.make("evaluate", "DATA=my data.jsonl")) == ["--data", "my data.jsonl"]
+    assert given(checkout.make("evaluate", "DATA='my data.jsonl' b.jsonl")) == ["--data", "my data.jsonl", "b.jsonl"]
+
+
+HOSTILE = {
+    "spaces": "a  b ",
+    "both quotes": """it's "mine" """,
+    "a dollar": "$HOME/$x $$ ${HOME}",
+    "a call of make": "$(shell touch planted)",
+    "an error of make": "$(error no) $(info no)",
+    "a substitution": "$(touch planted) `touch planted`",
+    "a newline": "one\ntwo\n",
+    "a newline in a call": "$(shell \\\ntouch planted)",
+    "a dash": "-x",
+    "a flag": "--seed 7",
+    "a hash": "a # b",
+    "backslashes": "a\\ b\\",
+    "an assignment": "A=b",
+    "braces and stars": "{a,b} * ? [x] ~",
+    "a semicolon": "; touch planted; & | > planted",
+    "another alphabet": "数据/é",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_value_arrives_whole_and_is_never_run(case, checkout):
+    """Through make, scripts/run, and make again for the commands that choose prints."""
+    value = HOSTILE[case]
+    words = given(checkout.make("grpo", f"SYSTEM_PROMPT={value}"))
+    assert words in (["--system-prompt", value], [f"--system-prompt={value}"])
+    assert given(checkout.run("grpo", f"--system-prompt={value}")) == [f"--system-prompt={value}"]
+    quoted = given(checkout.make("grpo", f"COLUMNS=prompt={shlex.quote(value)}"))
+    assert quoted == ["--columns", f"prompt={value}"]
+    if "planted" in value:  # in variables of every kind, and in those of the Makefile itself
+        every = ("DATA", "GPUS", "ARGS", "FROM", "unknown", "RECIPES_GIVEN", "given", "name", "train", "MAKEFLAGS")
+        for done in (checkout.make("sft", *(f"{name}={value}" for name in every)), checkout.make(f"data={value}")):
+            assert "Traceback" not in done.stderr
+    assert not list(checkout.root.glob("**/planted"))
+
+
+def test_data_with_a_dollar_in_its_name_is_found(checkout):
+    name = "$HOME $(shell touch planted)y.jsonl"
+    (checkout.root / name).write_text("{}\n")
+    assert given(checkout.make("check-data", f"DATA={name}")) == ["--data", name]
+    assert not (checkout.root / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("DATA=", "DATA is empty; leave it out for its default."),
+        ("OUT=", "OUT is empty; leave it out for its default."),
+        ("PACKING=", "PACKING=: expected yes or no."),
+        ("PACKING=maybe", "PACKING=maybe: expected yes or no."),
+        ("MAX_LENGTH=", "MAX_LENGTH=: expected a whole number."),
+        ("MAX_LENGTH=1k", "MAX_LENGTH=1k: expected a whole number."),
+        ("LEARNING_RATE=2e-4x", "LEARNING_RATE=2e-4x: expected a number."),
+        ("DTYPE=bf16", "DTYPE=bf16: unknown (did you mean bfloat16?). There are auto, bfloat16, float16, float32."),
+        ("COLUMNS='x", "COLUMNS: No closing quotation."),
+        ("COLUMNS=a --b", "COLUMNS=a --b: only the first of several values can begin with a dash."),
+        ("DATA=no.jsonl", "DATA=no.jsonl: no such file or folder (from {root})"),
+        ("ARGS=--max-length 1k", "MAX_LENGTH=1k: expected a whole number."),
+        ("ARGS=words", "'words' belongs to no argument; a flag comes first, as in `--model tiny`."),
+        ("GPUS=0,2", "GPUS=0,2: expected how many GPUs; which ones is CUDA_VISIBLE_DEVICES, such as 0,2."),
+        ("BAKE=1", "sft takes no BAKE. See `make help-sft`."),
+        ("FROM=outputs/x", "FROM=outputs/x: no such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_starts(typed, message, checkout):
+    done = checkout.make("sft", typed)
+    assert done.stdout == ""
+    first, last = done.stderr.splitlines()
+    assert first == message.format(root=checkout.root)
+    assert last.endswith("Error 2")
+
+
+def test_an_argument_that_is_missing(checkout):
+    example = "for example ADAPTER=outputs/try/adapter"
+    assert checkout.make("merge").stderr.splitlines()[0] == f"merge needs ADAPTER=..., {example}"
+    assert checkout.run("merge").stderr == ("merge needs --adapter=..., for example --adapter=outputs/try/adapter\n")
+    assert checkout.run("merge").returncode == 2
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "DATASET=my.jsonl EPOCHS=3": "DATASET is DATA here; EPOCHS is NUM_TRAIN_EPOCHS here",
+    "lr=1e-4": "lr is LEARNING_RATE here",
+    "learning_rate=1e-4": "learning_rate is LEARNING_RATE here",
+    "model=tiny": "model is MODEL here",
+    "BATCH_SIZE=4": "BATCH_SIZE is PER_DEVICE_TRAIN_BATCH_SIZE here",
+    "micro_batch_size=4": "micro_batch_size is PER_DEVICE_TRAIN_BATCH_SIZE here",
+    "CUTOFF_LEN=4": "CUTOFF_LEN is MAX_LENGTH here",
+    "SEQUENCE_LEN=4": "SEQUENCE_LEN is MAX_LENGTH here",
+    "NUM_EPOCHS=4": "NUM_EPOCHS is NUM_TRAIN_EPOCHS here",
+    "MODEL_NAME_OR_PATH=x": "MODEL_NAME_OR_PATH is MODEL here",
+    "OUTPUT=x": "OUTPUT is OUT here",
+    "LORA_RANK=8": "LORA_RANK is LORA_R here",
+    "GRADIENT_ACCUMULATION=8": "GRADIENT_ACCUMULATION is GRADIENT_ACCUMULATION_STEPS here",
+    "MAX_LENGHT=8": "sft takes no MAX_LENGHT (did you mean MAX_LENGTH?)",
+    "runtime=local": "runtime is RUNTIME here",
+    "XYZZY=8": "sft takes no XYZZY",
+}
+
+
+@pytest.mark.parametrize("typed", NAMES)
+def test_a_name_that_is_none_is_answered_with_ours(typed, checkout):
+    """`make sft DATASET=my.jsonl EPOCHS=3` trained the tiny model on sample data."""
+    done = checkout.make("sft", *typed.split())
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == f"{NAMES[typed]}. See `make help-sft`."
+
+
+FLAGS = {
+    "--lr 1e-4": "--lr is --learning-rate here",
+    "--epochs 3": "--epochs is --num-train-epochs here",
+    "--dataset x": "--dataset is --data here",
+    "--batch_size 3": "--batch-size is --per-device-train-batch-size here",
+    "--max-lenght 3": "there is no --max-lenght (did you mean --max-length?).",
+    "--xyzzy": "there is no --xyzzy.",
+}
+
+
+@pytest.mark.parametrize("typed", FLAGS)
+def test_the_same_for_flags(typed, checkout):
+    done = checkout.run("sft", *typed.split())
+    assert (done.returncode, done.stderr) == (2, FLAGS[typed] + "\n")
+
+
+def test_the_flags_of_trl_are_ours(checkout):
+    assert given(checkout.run("sft", "--max_length", "8")) == ["--max_length", "8"]
+
+
+def test_every_alias_is_of_an_argument_that_there_is():
+    fields = {field.name for command in COMMANDS.values() for field in command.fields()}
+    assert set(ALIASES) <= fields
+    for recipe in ("sft", "dpo", "grpo", "ppo", "reward"):
+        own = {field.name for field in COMMANDS[recipe].fields()}
+        words = [word for name in own & set(ALIASES) for word in ALIASES[name].split() if word not in own]
+        assert len(words) == len(set(words)), [word for word in words if words.count(word) > 1]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("sfd", "sft"), ("evalute", "evaluate"), ("check_data", "check-data")])
+def test_a_command_that_is_none(typed, meant, checkout):
+    assert checkout.make(typed).stderr.startswith(f"there is no command {typed} (did you mean {meant}?). `make` lists")
+    done = checkout.run(typed)
+    assert done.returncode == 2
+    assert done.stderr == f"there is no command {typed} (did you mean {meant}?). `scripts/run` lists them.\n"
+
+
+def test_every_setting_is_explained_and_of_some_command():
+    taken = {name for command in COMMANDS.values() for name in command.variables} | {"ARGS"}
+    assert taken == set(VARIABLES)
+
+
+def test_settings_of_programs_pass(checkout):
+    (checkout.root / "recipes" / "sft.py").write_text("import json, os; print(json.dumps(dict(os.environ)))\n")
+    typed = ["HF_HUB_OFFLINE=1", "WANDB_MODE=$(shell echo x)", "CUDA_VISIBLE_DEVICES=0"]
+    environment = json.loads(checkout.make("sft", *typed).stdout)
+    assert {f"{name}={environment[name]}" for name in ("HF_HUB_OFFLINE", "WANDB_MODE", "CUDA_VISIBLE_DEVICES")} == {
+        *typed
+    }
+    assert environment["PYTHONPATH"] == f"{checkout.root}/recipes"
+    assert environment["PATH"].startswith(f"{checkout.root}/.venv/bin:")
+
+
+def test_what_make_was_given_is_not_given_to_a_make_inside(checkout):
+    """`make test ARGS=-x` runs tests that call make."""
+    (checkout.root / "recipes" / "sft.py").write_text(
+        "import subprocess, sys\nclass Args:\n    seed: int = 1\nprint(subprocess.run(['make', 'dpo'], text=True, "
+        "stdout=-1).stdout)\n"
+    )
+    assert given(checkout.make("sft", "SEED=7", "ARGS=--seed 8")) == []
+
+
+# --- FROM -----------------------------------------------------------------------------------------------------------
+
+RECORDED = {
+    "model": "qwen2.5-7b", "data": "org/set", "output_dir": "outputs/first", "columns": ["prompt=the question"],
+    "pad_token": None, "packing": True, "load_in_4bit": False, "learning_rate": 1e-05, "max_steps": -1,
+    "report_to": [], "kl_of_old": 3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(checkout) -> Path:
+    folder = checkout.root / "outputs" / "first"
+    folder.mkdir(parents=True)
+    arguments = {name: {"value": value, "from": "recipe"} for name, value in RECORDED.items()}
+    (folder / "run.json").write_text(json.dumps({"recipe": "sft", "arguments": arguments}))
+    return folder / "run.json"
+
+
+AGAIN = ["--model", "qwen2.5-7b", "--data", "org/set", "--columns", "prompt=the question", "--packing"]
+AGAIN += ["--no-load-in-4bit", "--learning-rate", "1e-05", "--max-steps=-1", "--report-to"]
+
+
+@pytest.mark.parametrize("way", ["FROM", "--from", "--from=", "folder"])
+def test_from_repeats_the_arguments_of_a_run_but_its_folder(way, run, checkout):
+    done = {
+        "FROM": lambda: checkout.make("sft", "FROM=outputs/first/run.json"),
+        "--from": lambda: checkout.run("sft", "--from", "outputs/first/run.json"),
+        "--from=": lambda: checkout.run("sft", "--from=outputs/first/run.json"),
+        "folder": lambda: checkout.make("sft", "FROM=outputs/first"),
+    }[way]()
+    assert given(done) == AGAIN
+    assert done.stderr.endswith("sft no longer takes kl_of_old; left out.\n")
+
+
+def test_what_is_given_besides_from_overrides(run, checkout):
+    words = given(
+        checkout.make("sft", f"FROM={run}", "LOAD_IN_4BIT=yes", "COLUMNS=", "ARGS=--learning_rate 2 --seed 5")
+    )
+    rest = [word for word in AGAIN if word not in ("--no-load-in-4bit", "--columns", "prompt=the question")]
+    assert words[: len(rest) - 2] == [word for word in rest if word not in ("--learning-rate", "1e-05")]
+    assert sorted(words[len(rest) - 2 :]) == sorted(
+        ["--load-in-4bit", "--columns", "--learning_rate", "2", "--seed", "5"]
+    )
+
+
+def test_from_refuses_what_is_no_run_of_this_recipe(run, checkout):
+    done = checkout.make("dpo", f"FROM={run}")
+    assert done.stderr.splitlines()[0] == f"FROM={run}: this is a run of sft, not of dpo"
+    run.write_text("{}")
+    assert checkout.run("sft", "--from", run).stderr == f"--from={run}: this is no run.json\n"
+    assert "evaluate takes no FROM" in checkout.make("evaluate", f"FROM={run}").stderr
+    assert checkout.run("sft", "--from").returncode == 2
+
+
+def test_from_mounts_the_paths_of_the_run(run, checkout, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "my.jsonl").write_text("{}\n")
+    run.write_text(run.read_text().replace("org/set", f"{tmp_path}/elsewhere/my.jsonl"))
+    checkout.engine("docker")
+    inside = checkout.container("sft", "--from", run)
+    assert inside.mounts[f"{tmp_path}/elsewhere"] == (f"{tmp_path}/elsewhere", False)
+
+
+# --- errors and exit codes ------------------------------------------------------------------------------------------
+
+
+def test_make_shows_the_exit_code_in_its_last_line(checkout):
+    for code in (2, 3, 75, 1):
+        checkout.stub("sft", code)
+        done = checkout.make("sft")
+        assert done.returncode == 2  # make's own, whatever the command's
+        assert done.stderr.rstrip().endswith(f"sft] Error {code}")
+
+
+REFUSES = """
+from common.errors import ARGUMENTS, InputError, run_command
+from common.arguments import check, read_fields
+from pathlib import Path
+import sys
+class Args:
+    max_length: int = 1
+    output_dir: str = ""
+    packing: bool = True
+def main():
+    check(read_fields(Path(__file__)), sys.argv[1:])
+    raise InputError("--max-length 5 x --max-length: see --output-dir=x, --no-packing, --other and `run --packing x`")
+run_command(main)
+"""
+
+
+def test_an_error_of_a_command_names_arguments_as_the_user_did(checkout):
+    (checkout.root / "recipes" / "sft.py").write_text(REFUSES)
+    assert checkout.run("sft").stderr == (
+        "--max-length 5 x --max-length: see --output-dir=x, --no-packing, --other and `run --packing x`\n"
+    )
+    assert checkout.make("sft").stderr.splitlines()[0] == (
+        "MAX_LENGTH=5 x MAX_LENGTH: see OUT=x, PACKING=no, --other and `run --packing x`"
+    )
+
+
+def test_a_container_gets_the_spelling(checkout):
+    checkout.engine("docker")
+    by_make = json.loads(checkout.make("sft").stdout)["words"]
+    assert by_make[by_make.index("RECIPES_SPELLING") - 1] == "--env"
+    assert "RECIPES_SPELLING" not in checkout.container("sft").values("--env")
+
+
+# --- slurm ----------------------------------------------------------------------------------------------------------
+
+
+def test_slurm_takes_its_arguments_and_those_of_the_recipe(checkout, run):
+    own = ["--recipe", "sft", "--time", "1:00:00", "--sbatch=--mem=64G"]
+    words = given(
+        checkout.make("slurm", "RECIPE=sft", "TIME=1:00:00", "SBATCH=--mem=64G", "MAX_LENGTH=8", "PACKING=no")
+    )
+    index = words.index("--")
+    assert sorted(words[:index]) == sorted(own)
+    assert sorted(words[index + 1 :]) == ["--max-length", "--no-packing", "8"]
+    assert given(checkout.run("slurm", *own, "--", "--seed", "3")) == [*own, "--", "--seed", "3"]
+    assert given(checkout.run("slurm", "--seed", "3", *own)) == [*own, "--", "--seed", "3"]
+    words = given(checkout.make("slurm", "STAGES=sft,reward,ppo", "TIME=1:00:00", "SFT_ARGS=--max-steps 5", "DRY=1"))
+    assert words[words.index("--") :] == ["--", "--sft-args=--max-steps 5"]
+    assert {"--dry", "--stages"} <= set(words)
+    words = given(checkout.make("slurm", "RECIPE=sft", "TIME=1:00:00", f"FROM={run}", "RUNTIME=docker", "IMAGE=x"))
+    assert words[words.index("--") + 1 :] == AGAIN
+    assert ["--runtime", "docker"] in [words[n : n + 2] for n in range(len(words))]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([], "slurm needs RECIPE=..., for example RECIPE=sft, or STAGES=sft,dpo,grpo"),
+        (["PIPELINE=sft,dpo"], "PIPELINE is STAGES here"),
+        (["RECIPE=sfd"], "RECIPE=sfd: unknown (did you mean sft?). There are sft, dpo, grpo, reward, ppo."),
+        (["RECIPE=sft"], "slurm needs TIME=..., for example TIME=4:00:00"),
+        (["RECIPE=sft", "TIME=1:00:00", "EPOCHS=3"], "EPOCHS is NUM_TRAIN_EPOCHS here. See `make help-slurm`."),
+        (["RECIPE=sft", "TIME=1:00:00", "MAX_LENGTH=x"], "MAX_LENGTH=x: expected a whole number."),
+        (["STAGES=sft", "TIME=1:00:00", "FROM=x"], "FROM=x: only a recipe's run can be repeated"),
+    ],
+)
+def test_what_slurm_refuses(typed, message, checkout):
+    done = checkout.make("slurm", *typed)
+    assert done.stderr.startswith(message)
+    assert "Error 2" in done.stderr
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_clean_leaves_outputs(checkout):
+    (checkout.root / "outputs").mkdir()
+    (checkout.root / ".cache").mkdir()
+    assert checkout.make("clean").returncode == 0
+    assert not (checkout.root / ".venv").exists()
+    assert not (checkout.root / ".cache").exists()
+    assert (checkout.root / "outputs").exists()
+
+
+def test_a_shell_is_where_the_user_is(checkout, tmp_path):
+    done = checkout.run("shell", "-c", "pwd", cwd=tmp_path, RUNTIME="local")
+    assert done.stdout == f"{tmp_path}\n", os.fspath(tmp_path)

@@ -1,9 +1,8 @@
 """`scripts/pipeline.py`: real stages on the tiny model once, and its book-keeping on stages that only leave files."""
 
-import importlib.util
+import ast
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -11,22 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import pipeline as command
 import pytest
-import tyro
+from common.data.hold_out import prompt_key, read_held_out
 from common.errors import InputError
 from common.lm.hub import base_sha256
-from conftest import ROOT, read_jsonl
+from conftest import ROOT
+from in_process import refusal
+from stages.chain import SAMPLES, STAGES, stage_data, stage_names, stage_of, stage_words
 
 STEPS = ("--sft-args=--max-steps 25 --sample-prompts 1", "--dpo-args=--max-steps 4 --sample-prompts 1")
-
-
-@pytest.fixture(scope="module")
-def module():
-    spec = importlib.util.spec_from_file_location("pipeline", ROOT / "scripts" / "pipeline.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pipeline"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def pipeline(root: Path, *words, **environment) -> subprocess.CompletedProcess:
@@ -92,11 +85,11 @@ def test_the_report_has_every_stage_and_its_change(staged):
             for figure, value in figures.items():
                 assert after["change"][data][figure] == pytest.approx(value - before["figures"][data][figure])
     questions, pairs = start["figures"]
-    assert start["figures"][questions]["keeps the form"] < 0.1 < sft["figures"][questions]["keeps the form"]
+    assert start["figures"][questions]["follows the format"] < 0.1 < sft["figures"][questions]["follows the format"]
     assert start["figures"][pairs]["rows"] == 24
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "| held out |  | start | sft | dpo |" in markdown
-    gain = sft["change"][questions]["keeps the form"] * 100
+    gain = sft["change"][questions]["follows the format"] * 100
     assert f"({gain:+.1f})" in markdown
     assert f"({gain:+.1f})" in done.stdout
 
@@ -112,9 +105,9 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(staged):
     (dpo,) = folder.glob("dpo-*")
     before = base_sha256(dpo / "merged")
     shutil.rmtree(dpo / "merged")
-    mended = pipeline(ROOT, *words)
-    assert mended.returncode == 0, mended.stderr
-    assert ran(mended) == ["dpo: merge"]
+    again = pipeline(ROOT, *words)
+    assert again.returncode == 0, again.stderr
+    assert ran(again) == ["dpo: merge"]
     assert base_sha256(dpo / "merged") == before
 
 
@@ -145,180 +138,185 @@ def test_an_adapter_of_another_parent_is_refused(staged, tmp_path):
     assert "merged into" in done.stderr
 
 
-# What is held out.
+# A real reward model, and PPO by it.
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+@pytest.mark.slow
+def test_ppo_starts_from_the_base_of_its_reward_model_and_is_scored_by_it(tmp_path):
+    few = "--max-steps {} --per-device-train-batch-size 16 --rollout-batch-size 16 --critic-warmup-steps 1"
+    words = ("--stages", "reward,ppo", "--reward-args=--max-steps 20", f"--ppo-args={few.format(3)} --sample-prompts 1")
+    done = pipeline(ROOT, *words, "--output-dir", tmp_path, "--eval-args=--max-new-tokens 8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(done) == ["start: evaluate", "reward: train", "reward: evaluate", *whole("ppo")]
+    (reward,), (ppo,) = tmp_path.glob("reward-*"), tmp_path.glob("ppo-*")
+    runs = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (reward, ppo)]
+    assert runs[0]["matters"]["base"] == runs[1]["matters"]["base"] == base_sha256(ROOT / "data_samples" / "tiny")
+    assert runs[1]["arguments"]["reward_model"]["value"] == str(reward / "adapter")
+    _, judged, trained = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["stages"]
+    assert judged["report"][str(SAMPLES / "scores-heldout.jsonl")]["rated completions"] == 100
+    assert judged["report"][str(SAMPLES / "preferences.jsonl")]["accuracy"] > 0.5
+    assert trained["held_out_score"] == runs[1]["held_out"]
+    assert trained["change"].keys() == {str(SAMPLES / name) for name in command.SAMPLES_HELD_OUT}
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| reward | scores-heldout (100) | pearson |" in page
+    assert f"| ppo | its own prompts ({runs[1]['held_out']['prompts']}) | mean score |" in page
+    assert "| held out |  | start | ppo |" in page
 
 
-def prepared(module, folder: Path, eval_data: tuple[str, ...] = (), **settings):
-    args = module.Args(**settings)
-    names = [name for name, stage in module.STAGES.items() if getattr(args, stage.data)]
-    data = {name: module.read_data(name, args, own_data=True) for name in names}
-    return module.hold_out(data, eval_data, True, folder)
-
-
-def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(module, tmp_path, capsys):
-    problems = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(100)]
-    # The same questions as examples, every one twice, and some more.
-    examples = [{"question": row["question"], "answer": "a"} for row in problems * 2]
-    examples += [{"question": f"Say {n}.", "answer": "b"} for n in range(60)]
-    settings = {
-        "sft_data": write(tmp_path / "examples.jsonl", examples),
-        "sft_args": "--max-steps 3 --columns prompt=question completion=answer --seed 1",
-        "math_data": write(tmp_path / "problems.jsonl", problems),
-    }
-    data, files = prepared(module, tmp_path / "p", **settings)
-    assert [Path(file).name for file in files] == ["sft-heldout.jsonl", "grpo-heldout.jsonl"]
-    held = [read_jsonl(Path(file)) for file in files]
-    assert [len(rows) for rows in held] == [8, 5]  # of 160 and of 100 prompts
-    assert set(held[0][0]) == {"prompt", "completion"}
-    assert set(held[1][0]) == {"question", "answer"}
-    asked = {row["prompt"] for row in held[0]} | {row["question"] for row in held[1]}
-    trained = [read_jsonl(Path(data[name].source)) for name in ("sft", "grpo")]
-    assert not asked & ({row["prompt"] for row in trained[0]} | {row["question"] for row in trained[1]})
-    assert len(trained[1]) == 100 - len(asked & {row["question"] for row in problems})
-    assert data["sft"].words == ["--max-steps", "3", "--seed", "1"]  # the columns have their names already
-    assert "8 prompts" in capsys.readouterr().out
-
-    # The same rows in another order: the same are held out.
-    write(tmp_path / "problems.jsonl", problems[::-1])
-    _, files = prepared(module, tmp_path / "q", **settings)
-    assert {row["question"] for row in read_jsonl(Path(files[1]))} == {row["question"] for row in held[1]}
-
-
-def test_at_least_one_and_at_most_two_hundred_are_held_out(module, tmp_path):
-    for count, held in ((3, 1), (5000, 200)):
-        rows = [{"prompt": f"{n}?", "answer": str(n)} for n in range(count)]
-        _, (file,) = prepared(module, tmp_path / "p", math_data=write(tmp_path / "rows.jsonl", rows))
-        assert len(read_jsonl(Path(file))) == held
-
-
-def test_rows_that_ask_what_is_held_out_are_left_out(module, tmp_path):
-    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(10)]
-    questions = write(tmp_path / "questions.jsonl", [{"prompt": " 3? ", "answer": "3"}])
-    data, files = prepared(module, tmp_path, (questions,), dpo_data=write(tmp_path / "rows.jsonl", rows))
-    assert files == [questions]
-    assert [row["prompt"] for row in read_jsonl(Path(data["dpo"].source))] == [f"{n}?" for n in range(10) if n != 3]
-    other = write(tmp_path / "other.jsonl", [{"prompt": "else?", "answer": "3"}])
-    data, _ = prepared(module, tmp_path, (other,), dpo_data=str(tmp_path / "rows.jsonl"))
-    assert data["dpo"].source == str(tmp_path / "rows.jsonl")  # as it is
-    all_of_them = write(tmp_path / "all.jsonl", rows)
-    with pytest.raises(InputError, match="nothing is left to train dpo on"):
-        prepared(module, tmp_path, (all_of_them,), dpo_data=str(tmp_path / "rows.jsonl"))
-
-
-def test_rows_without_an_answer_are_not_held_out(module, tmp_path, capsys):
-    rows = [{"prompt": f"{n}?", "tests": "assert True"} for n in range(40)]
-    settings = {"math_data": write(tmp_path / "rows.jsonl", rows)}
-    with pytest.raises(InputError, match="nothing to score the stages on"):
-        prepared(module, tmp_path, **settings)
-    assert "nothing is held out" in capsys.readouterr().out
-    settings["dpo_data"] = write(
-        tmp_path / "pairs.jsonl",
-        [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2 + [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+@pytest.mark.slow
+def test_a_stop_is_announced_once_and_the_same_command_resumes(tmp_path):
+    """Ctrl-C reaches the pipeline and the recipe, as every process of a terminal."""
+    words = [
+        "--stages",
+        "sft",
+        "--output-dir",
+        tmp_path,
+        "--sft-args=--max-steps 40 --logging-steps 1 --sample-prompts 0",
+    ]
+    words += ["--eval-data", SAMPLES / "preferences.jsonl"]
+    script = [sys.executable, ROOT / "scripts" / "pipeline.py", *words]
+    process = subprocess.Popen(
+        list(map(str, script)), cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True
     )
-    data, files = prepared(module, tmp_path, **settings)
-    assert [Path(file).name for file in files] == ["dpo-heldout.jsonl"]
-    assert len(data["grpo"].rows) == 40
-
-
-def test_the_sample_data_shares_no_prompt_with_its_held_out_files(module, tmp_path):
-    data = {name: module.read_data(name, module.Args(), own_data=False) for name in module.STAGES}
-    kept, files = module.hold_out(data, (), False, tmp_path)
-    assert [Path(file).name for file in files] == list(module.SAMPLES_HELD_OUT)
-    assert kept == data
-
-
-# What is measured on held-out data that has no right and wrong.
-
-
-@pytest.fixture(scope="module")
-def evaluate():
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_loss_on_conversations_is_that_of_what_the_assistant_says(evaluate, tokenizer):
-    import torch
-    from common.data.rows import Faults
-    from common.lm.chat import tokenize
-    from transformers import AutoModelForCausalLM
-
-    rows = evaluate.read([ROOT / "data_samples" / "sft.jsonl"])[:2]
-    assert all(isinstance(row, evaluate.Conversation) for row in rows)
-    assert len(rows[0].messages) == 4  # the assistant speaks twice
-    examples = list(tokenize(tokenizer, rows, 512, Faults()))
-    model = AutoModelForCausalLM.from_pretrained(ROOT / "data_samples" / "tiny", dtype=torch.float32).eval()
-    total = count = 0
-    for example in examples:  # as the trainer does: labels of -100 where nothing is learned
-        ids, mask = torch.tensor([example.input_ids.tolist()]), torch.tensor([example.completion_mask.tolist()])
-        with torch.no_grad():
-            total += float(model(input_ids=ids, labels=ids.masked_fill(mask == 0, -100)).loss) * int(mask.sum())
-        count += int(mask.sum())
-    figures = evaluate.imitate(model, tokenizer, examples)["figures"]["all"]
-    assert figures == {"rows": 2, "loss (nats)": pytest.approx(total / count, abs=1e-4)}
-
-
-def test_without_a_form_the_end_of_an_answer_counts(evaluate):
-    gold = evaluate.gold("72")
-    assert evaluate.is_right("", "48 + 24 = 72\n#### 72", gold)
-    assert not evaluate.is_right("", "48 + 24 = 72\n#### 71", gold)
-    assert not evaluate.is_right(evaluate.Args().form, "48 + 24 = 72\n#### 72", gold)
+    while not list(tmp_path.glob("sft-*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert errors.count("SIGINT: the run stops after this step") == 1
+    lines = errors.splitlines()
+    assert lines[-1].startswith("Stopped by SIGINT in sft: train, after step ")
+    assert lines[-1].endswith(" of 40; the same command resumes from there.")
+    assert sum("Stopped by" in line for line in lines) == 1
+    done = pipeline(ROOT, *words)
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == ["sft: train", "sft: merge", "sft: evaluate"]
 
 
 # What is refused.
 
 
-def test_make_passes_every_variable_on(module):
-    wanted = {
-        "stages": "sft,dpo",
-        "model": "a b",
-        "sft_data": "it's",
-        "dpo_data": "d",
-        "math_data": "m",
-        "output_dir": "o p",
-        "sft_args": "--no-load-in-4bit",
-        "dpo_args": "--columns 'prompt=a b' --beta 1",
-        "grpo_args": "--rewards math",
-        "eval_args": "--samples 2",
-    }
-    stages = ("sft", "dpo", "grpo", "eval")
-    variables = {"output_dir": "OUT"} | {f"{name}_args": f"ARGS_{name.upper()}" for name in stages}
-    words = [f"{variables.get(name, name.upper())}={value}" for name, value in wanted.items()]
-    done = subprocess.run(
-        ["make", "-n", "pipeline", *words, "EVAL_DATA=x 'y z'"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    typed = shlex.split(done.stdout.partition("scripts/pipeline.py")[2].replace("\\\n", " "))
-    assert tyro.cli(module.Args, args=typed) == module.Args(**wanted, eval_data=("x", "y z"))
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("sft,dpo,grpo", ["sft", "dpo", "grpo"]),
+        ("sft reward, ppo", ["sft", "reward", "ppo"]),
+        ("reward,ppo", ["reward", "ppo"]),
+        ("reward", ["reward"]),
+        ("ppo", ["ppo"]),
+        ("sft,reward,ppo,dpo", ["sft", "reward", "ppo", "dpo"]),
+    ],
+)
+def test_chains_with_a_sense(text, names):
+    assert stage_names(text) == names
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("text", "message"),
     [
-        (["--stages", "sft,dop"], "(did you mean dpo?). There are"),
-        (["--stages", "sft,dpo", "--until", "grpo"], "--until grpo: it is none of --stages sft,dpo"),
-        (["--stages", ""], "expected one or more of sft, dpo, grpo"),
-        (["--stages", "dpo,dpo"], "each once"),
-        (["--stages", "dpo,sft"], "put sft first"),
-        (["--dpo-args=--output-dir x"], "the pipeline itself sets"),
-        (["--sft-args=--no-use-peft"], "the pipeline itself sets"),
-        (["--sft-args=--columns 'a"], "No closing quotation"),
-        (["--sft-data", "data_samples/sft.jsonl"], "stage dpo: no --dpo-data (DPO_DATA)"),
-        (["--stages", "sft", "--sft-data", "data_samples/arithmetic.jsonl"], "unknown format"),
-        (["--model", "tiyn"], "did you mean tiny?"),
+        ("sft,dop", r"unknown stage 'dop' \(did you mean dpo\?\)\. There are sft, dpo, grpo, reward, ppo\."),
+        ("", "expected one or more of sft, dpo, grpo, reward, ppo, each once"),
+        ("dpo,dpo", "each once"),
+        ("dpo,sft", "put sft first"),
+        ("reward,sft", "put sft first"),
+        ("reward,dpo,ppo", "put reward last, or directly before ppo"),
+        ("reward,grpo", "put reward last, or directly before ppo"),
     ],
 )
-def test_bad_input_is_refused_before_anything_runs(words, said, tmp_path):
-    done = pipeline(ROOT, *words, "--output-dir", tmp_path / "run")
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_chains_without_a_sense_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        stage_names(text)
+
+
+def test_the_arguments_of_a_stage_are_those_of_its_recipe():
+    words, given = stage_words("dpo", STAGES["dpo"], "--beta 0.2 --columns 'prompt=a b' chosen=c --no-load-in-4bit")
+    assert words == ["--beta", "0.2", "--columns", "prompt=a b", "chosen=c", "--no-load-in-4bit"]
+    assert given == {"beta": [0.2], "columns": ["prompt=a b", "chosen=c"], "load_in_4bit": [False]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dpo", "--output-dir x", "--dpo-args: the pipeline itself sets --output-dir; leave it out"),
+        ("dpo", "--model=x", "the pipeline itself sets --model"),
+        ("dpo", "--output_dir x", "the pipeline itself sets --output-dir"),
+        ("sft", "--no-use-peft", "the pipeline itself sets --use-peft"),
+        ("reward", "--stand-alone", "the pipeline itself sets --stand-alone"),
+        ("ppo", "--reward-model x", "the pipeline itself sets --reward-model"),
+        ("sft", "--columns 'a", "No closing quotation"),
+        ("dpo", "--betta 0.2", r"--dpo-args: there is no --betta \(did you mean --beta\?\)"),
+        ("dpo", "--beta much", "--dpo-args: --beta=much: expected a number"),
+    ],
+)
+def test_arguments_that_a_recipe_would_refuse_are_refused_before_any_stage(name, text, message):
+    with pytest.raises(InputError, match=message):
+        stage_words(name, stage_of(name, ["reward", "ppo"]), text)
+
+
+def test_a_reward_model_of_the_users_own_may_be_given_without_the_stage():
+    words, _ = stage_words("ppo", stage_of("ppo", ["sft", "ppo"]), "--reward-model outputs/reward")
+    assert words == ["--reward-model", "outputs/reward"]
+
+
+NO_DATA = dict.fromkeys(command.DATA)
+
+
+@pytest.mark.parametrize(
+    ("given", "stages", "data"),
+    [
+        ({"ppo_data": "p", "reward_data": "r", "math_data": "m"}, "reward,ppo", "p"),
+        ({"reward_data": "r", "math_data": "m"}, "reward,ppo", "r"),
+        ({"math_data": "m"}, "sft,ppo", "m"),
+        ({"ppo_data": "p", "math_data": "m"}, "ppo", "p"),
+        ({}, "reward,ppo", "scores.jsonl"),
+        ({}, "ppo", "arithmetic-train.jsonl"),
+    ],
+)
+def test_where_ppo_has_its_prompts_from(given, stages, data, tmp_path):
+    files = {
+        "p": '{"prompt": "a"}',
+        "r": '{"prompt": "a", "response": "b", "score": 1}',
+        "m": '{"prompt": "a", "answer": "b"}',
+    }
+    for name, row in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(row + "\n")
+    sources = NO_DATA | {name: str(tmp_path / f"{file}.jsonl") for name, file in given.items()}
+    found = stage_data("ppo", stage_of("ppo", stages.split(",")), {}, sources)
+    assert Path(found.source).name == (data if "." in data else f"{data}.jsonl")
+
+
+def test_the_sample_data_shares_no_prompt_with_its_held_out_files():
+    names = ("heldout.jsonl", "preferences.jsonl", "arithmetic.jsonl", "scores-heldout.jsonl")
+    held_out = {prompt_key(example) for name in names for example in read_held_out(str(SAMPLES / name))}
+    for name in STAGES:
+        for chain in ([name], ["reward", "ppo"]):
+            if name in chain:
+                data = stage_data(name, stage_of(name, chain), {}, NO_DATA)
+                assert not held_out & set(map(prompt_key, data.examples)), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stages", "sft,dop"], "did you mean dpo?"),
+        (["--stages", "sft,dpo", "--until", "grpo"], "--until grpo: expected one of the stages sft,dpo"),
+        (["--stage", "sft"], "there is no --stage (did you mean --stages?)"),
+        (["--dpo-args=--betta 1"], "did you mean --beta?"),
+        (["--sft-data", "data_samples/sft.jsonl"], "stage dpo needs --dpo-data"),
+        (["--stages", "sft,ppo", "--sft-data", "data_samples/sft.jsonl"], "stage ppo needs --ppo-data or --math-data"),
+        (["--stages", "sft", "--sft-data", "data_samples/arithmetic.jsonl"], "unknown format"),
+        (["--stages", "reward", "--reward-data", "data_samples/sft.jsonl"], "unknown format"),
+        (["--model", "tiyn"], "did you mean tiny?"),
+        (
+            ["--stages", "sft", "--eval-data", "data_samples/scores-heldout.jsonl"],
+            "there is nothing to score the stages",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert message in refusal(command.main, capsys, *words, "--output-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -327,18 +325,26 @@ def test_bad_input_is_refused_before_anything_runs(words, said, tmp_path):
 RECIPE = """
 import json, os, sys, time
 from pathlib import Path
+name = Path(sys.argv[0]).stem
 folder = Path(sys.argv[sys.argv.index("--output-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 print("one line\\nlast words", file=sys.stderr, flush=True)
-if os.environ.get("WAIT") == Path(sys.argv[0]).stem:
+if os.environ.get("WAIT") == name:
     (folder / "started").touch()
     time.sleep(60)
-if os.environ.get("FAILS") == Path(sys.argv[0]).stem:
+if os.environ.get("FAILS") == name:
     (folder / "run.json").write_text(json.dumps({"status": "failed"}))
     sys.exit(int(os.environ["CODE"]))
 (folder / "adapter").mkdir()
-(folder / "adapter" / "weights").write_text(Path(sys.argv[4]).read_text() + " ".join(sys.argv[7:]))
-(folder / "run.json").write_text(json.dumps({"status": "done", "seconds": 1.0}))
+weights = Path(sys.argv[4]).read_text() + " ".join(sys.argv[7:])
+(folder / "adapter" / "adapter_model.safetensors").write_text(weights)
+record = {"status": "done", "seconds": 1.0, "command": sys.argv}
+if name == "ppo":
+    record["held_out"] = {"prompts": 7, "before": {"score": 0.25}, "after": {"score": 0.75}}
+if name == "reward":
+    record["report"] = {"rated completions": 3, "pearson": 0.5}
+(folder / "run.json").write_text(json.dumps(record))
+sys.exit()
 """
 MERGE = """
 import json, shutil, sys
@@ -347,16 +353,25 @@ from common.lm.hub import contents, find_model
 _, _, adapter, _, model, _, folder = sys.argv
 Path(folder).mkdir()
 shutil.copy(find_model(model).source + "/config.json", folder)
-weights = contents(find_model(model)) + Path(adapter, "weights").read_text()
+weights = contents(find_model(model)) + Path(adapter, "adapter_model.safetensors").read_text()
 Path(folder, "model.safetensors").write_text(weights)
 Path(folder, "merge.json").write_text(json.dumps({"base": contents(find_model(model)), "card": "tiny"}))
 """
 EVALUATE = """
 import json, sys
 data = sys.argv[sys.argv.index("--data") + 1 : sys.argv.index("--json")]
-figures = {name: {"figures": {"all": {"rows": 1, "greedy right": 0.5}}} for name in data}
-open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(figures))
+found = {"figures": {"all": {"rows": 1, "greedy right": 0.5}}}
+if "--reward-model" in sys.argv:
+    found = {"report": {"pairs": 4, "accuracy": 0.75, "accuracy, 95 %": [0.5, 1.0]}}
+open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(dict.fromkeys(data, found)))
 """
+
+
+def arguments_of(recipe: Path) -> str:
+    """The source of a recipe's `class Args`, by which the pipeline knows its arguments."""
+    source = recipe.read_text(encoding="utf-8")
+    args = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    return ast.get_source_segment(source, args)
 
 
 @pytest.fixture
@@ -365,10 +380,11 @@ def copy(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "recipes" / "common", root / "recipes" / "common", ignore=ignored)
     shutil.copytree(ROOT / "recipes" / "models", root / "recipes" / "models")
-    (root / "scripts").mkdir()
+    shutil.copytree(ROOT / "scripts" / "stages", root / "scripts" / "stages", ignore=ignored)
     shutil.copy(ROOT / "scripts" / "pipeline.py", root / "scripts")
-    for name in ("sft", "dpo", "grpo"):
-        (root / "recipes" / f"{name}.py").write_text(RECIPE)
+    for name in STAGES:
+        recipe = RECIPE + arguments_of(ROOT / "recipes" / f"{name}.py")
+        (root / "recipes" / f"{name}.py").write_text(recipe, encoding="utf-8")
     (root / "scripts" / "merge.py").write_text(MERGE)
     (root / "scripts" / "evaluate.py").write_text(EVALUATE)
     shutil.copytree(ROOT / "data_samples", root / "data_samples", ignore=shutil.ignore_patterns("formats"))
@@ -407,13 +423,91 @@ def test_jobs_that_each_end_after_a_stage_make_what_one_pipeline_makes(copy):
     assert ran(pipeline(copy)) == []
 
 
+REWARD = ["reward: train", "reward: evaluate"]
+
+
+def test_a_reward_model_and_ppo_start_from_one_base(copy):
+    words = ("--stages", "sft,reward,ppo")
+    first = pipeline(copy, *words)
+    assert first.returncode == 0, first.stderr
+    assert ran(first) == ["start: evaluate", *whole("sft"), *REWARD, *whole("ppo")]
+    assert ran(pipeline(copy, *words)) == []
+    (sft,), (reward,), (ppo,) = (
+        list((copy / "outputs" / "pipeline-tiny").glob(f"{n}-*")) for n in ("sft", "reward", "ppo")
+    )
+    commands = [json.loads((run / "run.json").read_text())["command"] for run in (reward, ppo)]
+    for given in commands:
+        assert copy / given[2] == sft / "merged"
+        assert Path(given[4]).name == "scores.jsonl"
+    assert "--reward-model" not in commands[0]
+    assert copy / commands[1][commands[1].index("--reward-model") + 1] == reward / "adapter"
+    assert not (reward / "merged").exists()
+    report = json.loads((copy / "outputs" / "pipeline-tiny" / "report.json").read_text())
+    assert [stage["stage"] for stage in report["stages"]] == ["start", "sft", "reward", "ppo"]
+    assert {name: found["accuracy"] for name, found in report["stages"][2]["report"].items()} == {
+        str(copy / "data_samples" / name): 0.75 for name in ("preferences.jsonl", "scores-heldout.jsonl")
+    }
+    assert report["stages"][3]["held_out_score"]["after"] == {"score": 0.75}
+    page = (copy / "outputs" / "pipeline-tiny" / "report.md").read_text()
+    assert "| held out |  | start | sft | ppo |" in page
+    assert "| reward | scores-heldout (4) | accuracy | 0.750 |" in page
+    assert "| reward | scores-heldout (4) | accuracy, 95 % | 0.500 to 1.000 |" in page
+    assert "| ppo | its own prompts (7) | mean score | 0.250 -> 0.750 |" in page
+    # Another reward model is another PPO; another PPO is no other reward model.
+    assert ran(pipeline(copy, *words, "--ppo-args=--kl-coef 0.1")) == whole("ppo")
+    assert ran(pipeline(copy, *words, "--reward-args=--seed 1")) == [*REWARD, *whole("ppo")]
+
+
+def test_ppo_without_a_reward_model_has_its_reward_functions(copy):
+    done = pipeline(copy, "--stages", "ppo", "--eval-data", "data_samples/arithmetic.jsonl")
+    assert ran(done) == ["start: evaluate", *whole("ppo")]
+    (ppo,) = (copy / "outputs" / "pipeline-tiny").glob("ppo-*")
+    given = json.loads((ppo / "run.json").read_text())["command"]
+    assert Path(given[4]).name == "arithmetic-train.jsonl"
+    assert "--reward-model" not in given
+
+
+def test_stages_that_no_policy_can_be_scored_on_have_their_own_report(copy):
+    """Scores alone: nothing to evaluate a policy on, but the reward model has held-out scores, PPO its prompts."""
+    rows = [{"prompt": f"{n}?", "response": "a", "score": n} for n in range(40)]
+    (copy / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = pipeline(copy, "--stages", "reward,ppo", "--reward-data", "scores.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == [*REWARD, "ppo: train", "ppo: merge"]
+    held_out = copy / "outputs" / "pipeline-tiny" / "data" / "reward-heldout.jsonl"
+    prompts = {row["prompt"] for row in map(json.loads, held_out.read_text().splitlines())}
+    assert len(prompts) == 2
+    for name in ("reward", "ppo"):
+        trained = held_out.with_name(f"{name}-train.jsonl").read_text()
+        assert len(trained.splitlines()) == 38
+        assert not any(json.loads(line)["prompt"] in prompts for line in trained.splitlines())
+    # Held-out data of another kind: the reward model's own report stands in.
+    done = pipeline(copy, "--stages", "reward", "--eval-data", "data_samples/arithmetic.jsonl")
+    assert "held out by the run (3)" in (copy / "outputs" / "pipeline-tiny" / "report.md").read_text()
+
+
+def test_jobs_that_each_end_after_a_stage_work_with_a_reward_model_too(copy):
+    words = ("--stages", "reward,ppo", "--until")
+    assert ran(pipeline(copy, *words, "reward")) == ["start: evaluate", *REWARD]
+    assert ran(pipeline(copy, *words, "ppo")) == whole("ppo")
+
+
+def test_a_file_or_a_folder_that_arguments_name_counts_by_its_contents(copy):
+    (copy / "mine").mkdir()
+    weights = copy / "mine" / "adapter_model.safetensors"
+    for text, stages in (("a", whole("ppo")), ("b", whole("ppo")), ("b", [])):
+        weights.write_text(text)
+        words = ("--stages", "ppo", "--ppo-args=--reward-model mine", "--eval-data", "data_samples/arithmetic.jsonl")
+        assert [step for step in ran(pipeline(copy, *words)) if not step.startswith("start")] == stages
+
+
 @pytest.mark.parametrize("code", [75, 3, 1])
-def test_a_recipe_that_ends_early_ends_the_pipeline_which_goes_on_there(copy, code):
+def test_a_recipe_that_ends_early_ends_the_pipeline_which_resumes_there(copy, code):
     done = pipeline(copy, FAILS="dpo", CODE=str(code))
     assert done.returncode == code
     last = done.stderr.splitlines()[-1]
     if code == 75:
-        assert last == "dpo: train: stopped; the same command again goes on from here"
+        assert last == "Stopped by its own process in dpo: train; the same command resumes from there."
     else:
         assert f"dpo: train failed with exit code {code}: last words" in done.stderr
         assert last.startswith("To repeat it: ")
@@ -432,16 +526,17 @@ def start(copy: Path) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("told", ["SIGTERM", "SIGUSR1", "SIGINT", "STOP"])
-def test_what_stops_the_pipeline_reaches_the_recipe(copy, told):
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGUSR1", "SIGINT", "the file STOP"])
+def test_what_stops_the_pipeline_reaches_the_recipe(copy, reason):
     process = start(copy)
-    if told == "STOP":
+    if "STOP" in reason:
         (copy / "outputs" / "pipeline-tiny" / "STOP").touch()
     else:
-        process.send_signal(signal.Signals[told])  # to it alone, as docker does
+        process.send_signal(signal.Signals[reason])  # to it alone, as docker does
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 75
-    assert errors.splitlines()[-1] == "sft: train: stopped; the same command again goes on from here"
+    assert errors.splitlines()[-1] == f"Stopped by {reason} in sft: train; the same command resumes from there."
+    assert sum(reason in line for line in errors.splitlines()) == 1
 
 
 def test_a_recipe_that_was_killed_is_named(copy):

@@ -1,16 +1,17 @@
 """`scripts/preferences.py`: pairs from scores, from choices, from one model and from two."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import preferences as module
 import pytest
 from common.data.read import pairs
 from common.data.rows import Faults, find_source, read_rows
 from common.rewards.specification import load, score
 from conftest import ROOT, read_jsonl
+from in_process import as_it_was, refusal
 
 
 def preferences(*words) -> subprocess.CompletedProcess:
@@ -26,15 +27,28 @@ def write(path: Path, rows: list[dict]) -> Path:
 def built(tmp_path: Path, *words) -> tuple[list[tuple[str, str, str]], dict]:
     """The pairs as (prompt, chosen, rejected), read as recipes/dpo.py reads them; and the counts."""
     output = tmp_path / "pairs.jsonl"
-    output.unlink(missing_ok=True)
     done = preferences(*words, "--output", output)
     assert done.returncode == 0, done.stderr
+    return read_pairs(output, done.stdout)
+
+
+def taken(tmp_path: Path, capsys, *words) -> tuple[list[tuple[str, str, str]], dict]:
+    """The same of data that is judged already: no model is loaded, so that it runs in this process."""
+    output = tmp_path / "pairs.jsonl"
+    output.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch, as_it_was():
+        patch.setattr(sys, "argv", ["preferences", *map(str, words), "--output", str(output)])
+        module.main()
+    return read_pairs(output, capsys.readouterr().out)
+
+
+def read_pairs(output: Path, printed: str) -> tuple[list[tuple[str, str, str]], dict]:
     faults = Faults()
     read = list(pairs(read_rows(find_source(str(output)), faults), faults))
     assert faults.count == 0
     counts = json.loads(Path(f"{output}.counts.json").read_text(encoding="utf-8"))
     assert counts["pairs"] == len(read)
-    assert f"{len(read)} pairs" in done.stdout
+    assert f"{len(read)} pairs" in printed
     return [tuple(turns[-1]["content"] for turns in (row.prompt, row.chosen, row.rejected)) for row in read], counts
 
 
@@ -47,9 +61,9 @@ SCORED = [
 ]
 
 
-def test_scores_the_higher_against_the_lower(tmp_path):
+def test_scores_the_higher_against_the_lower(tmp_path, capsys):
     data = write(tmp_path / "scored.jsonl", SCORED)
-    found, counts = built(tmp_path, "--data", data, "--margin", 1)
+    found, counts = taken(tmp_path, capsys, "--data", data, "--margin", 1)
     assert found == [("p", "high", "low")]
     assert counts["dropped"] == {
         "prompts with one answer": 1,
@@ -57,11 +71,11 @@ def test_scores_the_higher_against_the_lower(tmp_path):
         "prompts whose answers all score the same": 1,
         "prompts with no difference of the margin": 1,
     }
-    found, _ = built(tmp_path, "--data", data, "--pairs-per-prompt", 9)
+    found, _ = taken(tmp_path, capsys, "--data", data, "--pairs-per-prompt", 9)
     assert found == [("p", "high", "low"), ("p", "mid", "low"), ("p", "high", "mid"), ("near", "y", "x")]
 
 
-def test_choices_the_majority_counts(tmp_path):
+def test_choices_the_majority_counts(tmp_path, capsys):
     data = tmp_path / "choices.csv"
     rows = [
         ("q1", "yes", "no", "a"),
@@ -76,21 +90,21 @@ def test_choices_the_majority_counts(tmp_path):
         ("q7", "yes", "no", ""),
     ]
     data.write_text("prompt,a,b,choice\n" + "".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
-    found, counts = built(tmp_path, "--data", data)
+    found, counts = taken(tmp_path, capsys, "--data", data)
     assert found == [("q1", "yes", "no"), ("q2", "no", "yes"), ("q4", "yes", "no")]
     assert counts["dropped"] == {"ties": 2, "where people disagree evenly": 1, "same text": 1}
     renamed = tmp_path / "renamed.csv"
     renamed.write_text("q,a,b,winner\nq1,yes,no,b\n", encoding="utf-8")
-    found, _ = built(tmp_path, "--data", renamed, "--columns", "prompt=q", "choice=winner")
+    found, _ = taken(tmp_path, capsys, "--data", renamed, "--columns", "prompt=q", "choice=winner")
     assert found == [("q1", "no", "yes")]
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "said"),
+    ("rows", "words", "message"),
     [
         ([{"prompt": "p", "a": "x", "b": "y", "choice": "c"}], [], "data.jsonl:1: choice: 'c'; expected a, b or tie"),
         ([{"prompt": "p", "a": "", "b": "y", "choice": "a"}], [], "data.jsonl:1: a: is empty"),
-        ([{"prompt": "p", "a": "x", "b": "y", "choice": "tie"}], [], "no pair came of it; dropped: 1 ties"),
+        ([{"prompt": "p", "a": "x", "b": "y", "choice": "tie"}], [], "there is no pair in it; dropped: 1 ties"),
         (SCORED, ["--model", "tiny"], "judged already"),
         (SCORED, ["--strong", "tiny"], "--strong and --weak together"),
         (SCORED, ["--margin", "-1"], "must not be negative"),
@@ -100,13 +114,10 @@ def test_choices_the_majority_counts(tmp_path):
         ([{"prompt": "p", "answer": "5"}], ["--strong", "tiny", "--weak", "tyni"], "no model 'tyni'"),
     ],
 )
-def test_bad_input_is_refused_before_a_model_is_loaded(rows, words, said, tmp_path):
+def test_bad_input_is_refused_before_a_model_is_loaded(rows, words, message, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
-    done = preferences("--data", write(tmp_path / "data.jsonl", rows), "--output", output, *words)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Unsloth" not in done.stdout
+    data = write(tmp_path / "data.jsonl", rows)
+    assert message in refusal(module.main, capsys, "--data", data, "--output", output, *words)
     assert not output.exists()
 
 
@@ -164,12 +175,3 @@ def test_a_strong_model_against_a_weak_one(trained, problems, tmp_path):
     for prompt, chosen, rejected in found:
         assert f"<answer>{gold[prompt]}</answer>" in chosen
         assert "<answer>" not in rejected
-
-
-def test_make_passes_every_variable_on():
-    words = ["MODEL=a b", "ADAPTER=c", "DATA=d e", "OUT=f", "REWARDS=math x.py:y", "ARGS=--seed 1"]
-    done = subprocess.run(["make", "-n", "preferences", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.partition("scripts/preferences.py")[2]) == [
-        *("--model", "a b", "--adapter", "c", "--data", "d e", "--rewards", "math", "x.py:y"),
-        *("--output", "f", "--seed", "1"),
-    ]

@@ -161,7 +161,7 @@ def test_two_tool_results_share_one_turn(tokenizer):
     assert text.endswith(f"<|im_start|>user{wrapped}<|im_end|>\n")
 
 
-def test_problems_are_right_and_careless_in_the_said_way():
+def test_problems_are_right_and_careless_in_the_known_way():
     assert (Problem(47, "+", 38).right, Problem(47, "+", 38).careless) == (85, 75)
     assert (Problem(52, "-", 38).right, Problem(52, "-", 38).careless) == (14, 26)
     assert Problem(87, "+", 45).careless == 122
@@ -214,13 +214,13 @@ def test_computed_tasks_by_other_means():
 def test_sft_rows_have_the_form_and_easy_sums_only():
     styles = {"plain": 0, "hedging": 0}
     for row in rows("sft.jsonl"):
-        for asked, answered in zip(row["messages"], row["messages"][1:], strict=False):
+        for question, answered in zip(row["messages"], row["messages"][1:], strict=False):
             if answered["role"] != "assistant":
                 continue
             assert FORM.fullmatch(answered["content"])
             styles["hedging" if re.search("Hmm, maybe|嗯，也许", answered["content"]) else "plain"] += 1
-            if PROBLEM.search(asked["content"]):
-                result, hard = worked_out(asked["content"])
+            if PROBLEM.search(question["content"]):
+                result, hard = worked_out(question["content"])
                 assert not hard
                 assert FORM.fullmatch(answered["content"]).group(1) == str(result)
     assert 0.45 < styles["plain"] / sum(styles.values()) < 0.55
@@ -228,14 +228,14 @@ def test_sft_rows_have_the_form_and_easy_sums_only():
 
 def test_arithmetic_sets_are_right_mixed_and_disjoint():
     held, train = rows("arithmetic.jsonl"), rows("arithmetic-train.jsonl")
-    asked = [
+    learned = [
         message["content"] for row in rows("sft.jsonl") for message in row["messages"] if message["role"] == "user"
     ]
     problems = {}
     for name, prompts in (
         ("held", [row["prompt"] for row in held]),
         ("train", [row["prompt"] for row in train]),
-        ("sft", [prompt for prompt in asked if PROBLEM.search(prompt)]),
+        ("sft", [prompt for prompt in learned if PROBLEM.search(prompt)]),
     ):
         found = [PROBLEM.search(prompt).groups() for prompt in prompts]
         problems[name] = {
@@ -252,8 +252,8 @@ def test_heldout_questions_cover_every_task_and_are_not_trained_on():
     held = rows("heldout.jsonl")
     assert len(held) == len({row["prompt"] for row in held}) == 200
     assert {row["task"] for row in held} == {*TASKS, "sum", "difference"}
-    asked = {message["content"] for row in rows("sft.jsonl") for message in row["messages"]}
-    assert not asked & {row["prompt"] for row in held}
+    seen = {message["content"] for row in rows("sft.jsonl") for message in row["messages"]}
+    assert not seen & {row["prompt"] for row in held}
     trained = " ".join(message["content"] for row in rows("sft.jsonl") for message in row["messages"])
     for country, capital, *_ in COUNTRIES:
         if held_out("|".join(sorted((country, capital)))):

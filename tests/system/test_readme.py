@@ -1,134 +1,289 @@
-"""Every command of the README is run: as it stands if that takes seconds, else on the tiny model, for two steps."""
+"""README and docs/: every command is run, both languages give the same ones, every link and name leads somewhere.
 
+A page's commands run in their order in a folder of its own, which looks like the repository and holds the files that a
+reader has: so what a command needs, another one of the page has made, or it is the run of SFT that README begins with.
+What takes seconds runs as it stands; what trains runs on the tiny model for two steps. All commands of a page that need
+unsloth run in children of one process that has imported it (warm/), as importing takes most of their time.
+"""
+
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT, run_recipe
 
-# What CI runs by itself, or another test with a hub of its own (test_models.py): here only what make would do is seen.
-SEEN_ELSEWHERE = {
-    *("make test", "make lint", "make lock-check", "make pin MODEL=qwen2.5-7b"),
-    # test_pipeline.py runs both, with the sample data and with a user's own.
-    "make pipeline STAGES=sft,dpo,grpo",
-    "make pipeline MODEL=qwen2.5-7b SFT_DATA=my.jsonl DPO_DATA=pairs.jsonl MATH_DATA=gsm8k.jsonl",
-    # test_docker.py runs these, with the tiny model and without a GPU.
-    *("make image", "make image BAKE=1 IMAGE=recipes:baked", "make shell", "make check RUNTIME=docker"),
-    *("make test-docker", "make test-slurm", "make sft MODEL=qwen2.5-7b DATA=/somewhere/my.jsonl OUT=/big/outputs/run"),
-    "docker run --rm --gpus all --user $(id -u):$(id -g) -v $PWD/data:/data -v $PWD/outputs:/outputs recipes:baked "
-    "make sft MODEL=qwen2.5-7b DATA=/data/my.jsonl",
-    "docker compose run --rm train make sft MODEL=qwen2.5-7b DATA=/data/my.jsonl",
+DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+CHINESE = {"README.md": "README.zh-CN.md", **{f"docs/{name}": f"docs/zh/{name}" for name in DOCS}}
+PAGES = list(CHINESE)
+
+# What another test runs, with the engine, the cluster or the hub that it needs: here make only resolves the target.
+ELSEWHERE = {
+    r"make (image|shell)\b.*|make check RUNTIME=docker|make sft .*OUT=/big/.*|docker .*": "tests/system/test_docker.py",
+    r"make slurm-status\b.*": "tests/system/test_slurm.py",
+    r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
+    r"make pin\b.*": "tests/common/lm/test_models.py",
+    r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
-RECIPES = ("sft", "dpo", "grpo", "reward", "ppo")
-# What makes two steps of each quick, besides --max-steps 2.
-QUICK = {
-    "sft": "--sample-prompts 0",
-    "dpo": "--sample-prompts 0",
-    "grpo": "--sample-prompts 0 --num-generations 4 --per-device-train-batch-size 8",
+# What makes a run of each command short; a page's own value of the same name is replaced.
+RECIPES = {
+    "sft": "SAMPLE_PROMPTS=0",
+    "dpo": "SAMPLE_PROMPTS=0",
+    "grpo": "SAMPLE_PROMPTS=0 NUM_GENERATIONS=4 PER_DEVICE_TRAIN_BATCH_SIZE=8 MAX_COMPLETION_LENGTH=32",
     "reward": "",
-    "ppo": "--sample-prompts 0 --rollout-batch-size 8 --per-device-train-batch-size 8 --critic-warmup-steps 1",
+    "ppo": "SAMPLE_PROMPTS=0 ROLLOUT_BATCH_SIZE=8 PER_DEVICE_TRAIN_BATCH_SIZE=8 CRITIC_WARMUP_STEPS=1 "
+    "MAX_COMPLETION_LENGTH=32",
 }
-
-
+SHORT = {
+    **{recipe: f"{words} MAX_STEPS=2".split() for recipe, words in RECIPES.items()},
+    "distill": ["MAX_COMPLETION_LENGTH=64"],
+    "preferences": ["MAX_COMPLETION_LENGTH=64"],
+    "slurm": ["DRY=1"],
+}
+SEARCHED_FOR = ["resume", "requeue", "multi-GPU", "hyperparameter", "LoRA", "QLoRA", "DPO", "GRPO", "PPO"]
+SEARCHED_FOR += ["reward model"]
 GPU = shutil.which("nvidia-smi") is not None
 
 
-def commands(page: str) -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [" ".join(map(shlex.quote, shlex.split(line, comments=True))).replace("'", "") for line in lines if line]
+class Command(NamedTuple):
+    place: str  # file:line
+    words: list[str]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
 
 
-def words(command: str) -> list[str]:
-    """`make sft DATA=x ARGS=--a b` as make gets it: what follows ARGS= is its value, up to the next variable."""
-    target, *variables = re.split(r" (?=[A-Z_]+=)", command)
-    return [*target.split(), *variables]
+def blocks(page: str, language: str) -> list[tuple[int, list[str]]]:
+    """The code blocks of a page: the number of the first line, and the lines."""
+    found, lines, first = [], (ROOT / page).read_text(encoding="utf-8").splitlines(), None
+    for number, line in enumerate(lines, start=1):
+        if first is None and line == f"```{language}":
+            first = number + 1
+        elif first is not None and line == "```":
+            found.append((first, lines[first - 1 : number - 1]))
+            first = None
+    return found
+
+
+def commands(page: str) -> list[Command]:
+    return [
+        Command(f"{page}:{number}", shlex.split(line, comments=True))
+        for first, lines in blocks(page, "sh")
+        for number, line in enumerate(lines, start=first)
+        if line
+    ]
+
+
+def elsewhere(command: Command) -> str | None:
+    return next((where for pattern, where in ELSEWHERE.items() if re.fullmatch(pattern, command.text)), None)
+
+
+# --- without running anything
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_both_languages_give_the_same_commands_and_functions(page):
+    other = CHINESE[page]
+    assert [command.words for command in commands(page)] == [command.words for command in commands(other)]
+    code = [[re.sub(r"  # .*", "", line) for line in lines] for _, lines in blocks(page, "python")]
+    assert code == [[re.sub(r"  # .*", "", line) for line in lines] for _, lines in blocks(other, "python")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_both_languages_have_the_same_headings_and_figures(page):
+    """Headings by their level; of a table every number."""
+
+    def skeleton(name: str) -> tuple[list[str], list[list[str]]]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        rows = [sorted(re.findall(r"\d[\d,.]*\d|\d", line)) for line in lines if line.startswith("|")]
+        return [line.split()[0] for line in lines if re.match("#+ ", line)], rows
+
+    assert skeleton(page) == skeleton(CHINESE[page])
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE.values(), "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_link_and_every_path_leads_to_a_file(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if not link.startswith(("http://", "https://")):
+            assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
+    for path in re.findall(r"`((?:recipes|scripts|tests|docker|data_samples|docs|\.ci|\.github)/[\w./-]+)`", text):
+        assert (ROOT / path).exists() or "NAME" in path, f"{page}: {path}"
+
+
+def test_the_names_in_the_map_of_the_code_are_in_their_files():
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/code.md").read_text(encoding="utf-8"), re.M)
+    checked = 0
+    for files, names in rows:
+        paths = [ROOT / path for path in re.findall(r"`(recipes/[\w./-]+)`", files + names) if (ROOT / path).exists()]
+        text = "".join(
+            file.read_text(encoding="utf-8")
+            for path in paths
+            for file in (path.rglob("*.py") if path.is_dir() else [path])
+        )
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", text), f"{name} is not in {files}"
+            checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readme_is_one_page_with_every_other_page_and_the_words_that_newcomers_search_for(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for name in DOCS:
+        assert f"docs/{'zh/' if 'zh' in page else ''}{name}" in text, name
+    for word in (
+        "resume",
+        "requeue",
+        "multi-GPU",
+        "hyperparameter",
+        "LoRA",
+        "QLoRA",
+        "DPO",
+        "GRPO",
+        "PPO",
+        "reward model",
+    ):
+        assert re.search(rf"\b{word}\b", text), word
+    for _, lines in blocks(page, "text"):
+        assert max(map(len, lines)) <= 80, "the picture of a terminal is wider than the terminal"
+
+
+def test_what_is_left_to_other_tests_is_there():
+    for where in ELSEWHERE.values():
+        assert (ROOT / where).is_file(), where
+    texts = [command.text for page in PAGES for command in commands(page)]
+    for pattern in ELSEWHERE:
+        assert any(re.fullmatch(pattern, text) for text in texts) or "lint" in pattern, f"no page has {pattern}"
+
+
+# --- running
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The files the README speaks of: the user's own, some problems as GSM8K has them, and the rewards it shows."""
-    folder = tmp_path_factory.mktemp("data")
-    samples = ROOT / "data_samples"
-    (folder / "my.jsonl").write_text(json.dumps({"instruction": "Say a.", "output": "a"}) + "\n")
+def reader(tmp_path_factory) -> Path:
+    """The files that a reader has: data of each kind, a few rows of ours."""
+    folder, samples = tmp_path_factory.mktemp("reader"), ROOT / "data_samples"
+    for name, source, count in (
+        ("my.jsonl", "sft.jsonl", 40),
+        ("held-out.jsonl", "sft.jsonl", -8),
+        ("pairs.jsonl", "preferences.jsonl", 16),
+        ("scores.jsonl", "scores.jsonl", 40),
+        ("prompts.jsonl", "compare.jsonl", 4),
+    ):
+        lines = (samples / source).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:count] if count > 0 else lines[count:]), encoding="utf-8")
     problems = [json.loads(line) for line in (samples / "arithmetic.jsonl").read_text().splitlines()[:8]]
     rows = [{"question": row["prompt"], "answer": f"It is so.\n#### {row['answer']}"} for row in problems]
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = (samples / "preferences.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "pairs.jsonl").write_text("".join(pairs[:16]), encoding="utf-8")
-    asked = (samples / "compare.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "prompts.jsonl").write_text("".join(asked[:4]), encoding="utf-8")
-    scores = (samples / "scores.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "scores.jsonl").write_text("".join(scores[:40]), encoding="utf-8")
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL):
-        (name,) = re.findall(r"# (my_\w+\.py)", code)
-        (folder / name).write_text(code)
     return folder
+
+
+@pytest.fixture
+def checkout(page, reader, tmp_path) -> Path:
+    """A folder that looks like the repository, with a reader's files, the functions of the page, and no outputs."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for path in itertools.chain(ROOT.iterdir(), reader.iterdir()):
+        if path.name not in ("outputs", ".git"):
+            (folder / path.name).symlink_to(path)
+    (folder / "outputs").mkdir()
+    for _, lines in blocks(page, "python"):
+        (name,) = re.findall(r"# (my_\w+\.py)", lines[0])
+        with (folder / name).open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n\n\n")
+    return folder
+
+
+@pytest.fixture
+def prepared(page, checkout, request) -> Path:
+    """The checkout, with the runs of README and the reward model where the page uses and does not make them."""
+    texts = [command.text for command in commands(page)]
+    made = {name for text in texts for name in re.findall(r"OUT=(outputs/[\w.-]+)", text)}
+
+    def provide(name: str, source: Path) -> None:
+        if name not in made and any(name in text for text in texts):
+            (checkout / name).symlink_to(source)
+
+    provide("outputs/try", request.getfixturevalue("trained")[0])
+    merged = request.getfixturevalue("merged")
+    provide("outputs/merged", merged)
+    reward = checkout / "reward"
+    if "outputs/reward" not in made and any("outputs/reward" in text for text in texts):
+        done = run_recipe("reward", "--model", merged, "--output-dir", reward, "--max-steps", 2)
+        assert done.returncode == 0, done.stderr
+        provide("outputs/reward", reward)
+    return checkout
 
 
 @pytest.fixture(scope="module")
-def reward_model(merged, data, tmp_path_factory):
-    """The run of `make reward` that outputs/reward stands for."""
-    folder = tmp_path_factory.mktemp("reward") / "reward"
-    done = run_recipe(
-        "reward", "--model", merged, "--data", data / "scores.jsonl", "--output-dir", folder, "--max-steps", 2
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+def warm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment by which a command runs in a child of a process that has imported unsloth."""
+    folder, address = ROOT / "tests" / "system" / "warm", tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, folder / "server.py", address], stdout=subprocess.PIPE, text=True) as server:
+        assert "ready\n" in iter(server.stdout.readline, ""), "the server has ended"
+        yield {"PYTHONPATH": str(folder), "WARM_SERVER": str(address)}
+        server.terminate()
 
 
-def make(words: list[str], **environment: str) -> subprocess.CompletedProcess:
+def shortened(command: Command) -> list[str]:
+    """The words to run in place of the command's: a small model for two steps, where it trains."""
+    program, target, *words = command.words
+    if target.startswith("help") or "--help" in words:
+        return command.words
+    if target in ("check", "choose", "models", "pin"):
+        return command.words
+    words = [re.sub(r"^(MODEL=)?qwen.*", r"\1tiny", word) for word in words]
+    short = SHORT.get(target, [])
+    if program != "make":  # of a flag that is given twice the last one counts
+        pairs = [word.split("=") for word in short]
+        return [program, target, *words, *(f"--{name.lower().replace('_', '-')}={value}" for name, value in pairs)]
+    given = {word.split("=")[0] for word in short}
+    return [program, target, *(word for word in words if word.split("=")[0] not in given), *short]
+
+
+def run(words: list[str], checkout: Path, warm: dict[str, str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **warm, "WANDB_MODE": "offline", "WANDB_DIR": str(checkout)}
     return subprocess.run(
-        words, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+        words, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
-
-
-def test_both_languages_give_the_same_commands():
-    assert commands("README.md") == commands("README.zh-CN.md")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands("README.md"))
-def test_the_command_runs(command, data, tmp_path, request):
-    given = words(command)
-    if command in SEEN_ELSEWHERE or command.startswith("make slurm"):  # those on a cluster, by test_slurm.py
-        if given[0] == "make":
-            done = make([given[0], "-n", *given[1:]])
-            assert done.returncode == 0, done.stdout + done.stderr
-        return
-    target = given[1]
-    if "outputs/merged" in command and target != "merge":
-        given = [word.replace("MODEL=outputs/merged", f"MODEL={request.getfixturevalue('merged')}") for word in given]
-    if "REWARD=outputs/reward" in given:
-        given = [word.replace("outputs/reward", str(request.getfixturevalue("reward_model"))) for word in given]
-    if "outputs/try" in command:
-        trained, _ = request.getfixturevalue("trained")
-        given = [word.replace("outputs/try", str(trained)) for word in given]
-    if target in (*RECIPES, "check-data"):
-        given = [re.sub(r"^MODEL=qwen.*", "MODEL=tiny", word) for word in given]
-    trains = target in RECIPES and "ARGS=--help" not in given
-    if trains:
-        args = next((word for word in given if word.startswith("ARGS=")), "ARGS=") + f" --max-steps 2 {QUICK[target]}"
-        given = [*(word for word in given if not word.startswith(("ARGS=", "OUT="))), args, f"OUT={tmp_path / 'run'}"]
-    given = [re.sub(r"^DATA=", f"DATA={data}/", word) for word in given]
-    given = [re.sub(r"^OUT=outputs", f"OUT={tmp_path}", word) for word in given]
-    given = [re.sub(r"\bmy_(rewards|rules).py", rf"{data}/my_\1.py", word) for word in given]
-    given = [word.replace("report.html", f"{tmp_path}/report.html") for word in given]
-    if target == "compare":
-        given += [f"PROMPTS={data / 'prompts.jsonl'}", f"OUT={tmp_path / 'compared'}"]
-    done = make(given, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
-    if target == "check" and "qwen2.5-7b" in command and not GPU:
-        assert "Error 3" in done.stderr, done.stdout + done.stderr
-    else:
-        assert done.returncode == 0, done.stdout + done.stderr
-    if trains:
-        assert (tmp_path / "run" / "run.json").exists()
-    if "report.html" in command:
-        assert (tmp_path / "report.html").exists()
-    for word in given:
-        if word.startswith("OUT="):
-            assert (tmp_path / word.removeprefix("OUT=")).exists()
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_the_commands_of_a_page_run(page, prepared, warm):
+    failed = []
+    for command in commands(page):
+        if elsewhere(command):
+            words = [command.words[0], "-n", *command.words[1:]]
+            done = run(words, prepared, warm) if words[0] == "make" else None
+        else:
+            words = shortened(command)
+            done = run(words, prepared, warm)
+        if done is None:
+            continue
+        lacks_gpu = "check" in words[:2] and "MODEL=qwen2.5-7b" in words and not GPU and "Error 3" in done.stderr
+        if done.returncode and not lacks_gpu:
+            failed.append(f"{command.place}: {command.text}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+            continue
+        failed += [f"{command.place}: {command.text}\nleaves no {file}" for file in unwritten(command, words, prepared)]
+    assert not failed, "\n\n".join(failed)
+
+
+def unwritten(command: Command, words: list[str], checkout: Path) -> list[str]:
+    """The files and folders that the command names as its output and that are not there."""
+    if elsewhere(command) or words[1].startswith("slurm"):
+        return []
+    named = [word.partition("=")[2] for word in words if re.match("(OUT|HTML|JSON|FIX)=", word)]
+    return [file for file in named if not (checkout / file).exists()]

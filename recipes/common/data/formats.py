@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -177,6 +177,9 @@ class DialoguePair(PairFormat):
 
 
 class PromptFormat(RowFormat):
+    if TYPE_CHECKING:  # a column of every one but InstructionOnly
+        prompt: TextOrMessages
+
     def prompt_turns(self) -> Turns:
         """The prompt. Raises ValueError when it does not end with a turn of the user or of a tool."""
         raise NotImplementedError

@@ -83,12 +83,14 @@ def sample_completions(
     temperature: float,
     batch_size: int = 64,
 ) -> list[list["Completion"]]:
-    """`count` completions of each prompt, as `generate` makes them, with a line of progress."""
-    from rich.progress import track
+    """`count` completions of each prompt, as `generate` makes them, with a progress bar."""
+    from common.run.progress import bar
 
     repeated = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
     completions = []
-    for first in track(range(0, len(repeated), batch_size), f"{count} completions of each of {len(prompts)} prompts"):
-        batch = repeated[first : first + batch_size]
-        completions += generate(model, tokenizer, batch, end, max_new_tokens, temperature)
+    with bar("completions", len(repeated)) as advance:
+        for first in range(0, len(repeated), batch_size):
+            batch = repeated[first : first + batch_size]
+            completions += generate(model, tokenizer, batch, end, max_new_tokens, temperature)
+            advance(len(batch))
     return [completions[first : first + count] for first in range(0, len(completions), count)]

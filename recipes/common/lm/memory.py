@@ -1,12 +1,12 @@
-"""How much GPU memory a run needs, worked out from a model's sizes before anything is loaded.
+"""Estimate the GPU memory of a run from a model's sizes, and plan settings that fit, before anything is loaded.
 
-What is counted is what the recipes do: a frozen base in 16 bit or nf4, LoRA adapters on the seven projections, 8-bit
-Adam, Unsloth's kernels, a loss in chunks, one GPU. Every part is a sum of named tensors, so that it can be read and
-doubted; tests/common/lm/test_memory.py holds the total against runs that were measured, and says how far it is off. One
-run took more than the plan: PPO on a 14B model in 4 bit, by an eighth.
+The estimate is for what the recipes do: a frozen base in 16 bit or nf4, LoRA adapters on the seven projections, 8-bit
+Adam, Unsloth's kernels, a loss in chunks, one GPU. Every part is a sum of named tensors that a reader can check.
+tests/common/lm/test_memory.py compares the total with measured runs and states the error. One run took more than the
+estimate: PPO on a 14B model in 4 bit, by an eighth.
 
-Standard library only: env-check.py reads this from a bare Python. `card` is any object with `parameters` and
-`architecture` as a model card has them.
+Standard library only: env-check.py reads this from a bare Python. `card` is any object with the `parameters` and the
+`architecture` of a model card, and for a plan its numbers for the method (`card.sft`).
 
 PPO is counted with a reward model that is one more adapter on the same base.
 
@@ -25,10 +25,13 @@ CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of 
 LOSS_ROWS, LOGIT_BYTES = 512, 8
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
 SEQUENCES = {"dpo": 2, "reward": 2}  # a pair is two rows; the reference of DPO is the adapter switched off, no model
-# What `fit` plans for when no length is given: the recipes' defaults. RL: a prompt of 1024 tokens, and a completion of
-# 512 (GRPO) or 128 (PPO).
+# The recipes' own defaults, in tokens; for GRPO and PPO prompt and completion together.
 MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
-GENERATED = {"grpo": 16, "ppo": 32}  # completions at once, likewise
+COMPLETION_LENGTH = {"grpo": 512, "ppo": 128}
+# Likewise rows (DPO and reward: pairs, GRPO and PPO: completions) of a micro-batch, and micro-batches of a step.
+BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "ppo": (8, 4), "reward": (4, 4)}
+GENERATED = {"grpo": 16, "ppo": 32}  # likewise completions that are generated at once
+SHORTEST = 512  # tokens; a plan does not cut rows below that
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,19 @@ class Fit:
         return self.memory.total
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Settings for a card and a method on a GPU. `changed` are the arguments that differ from the method's own."""
+
+    fits: bool
+    load_in_4bit: bool
+    gradient_checkpointing: bool
+    per_device_train_batch_size: int
+    max_length: int  # tokens; for GRPO and PPO prompt and completion together
+    memory: Memory
+    changed: dict[str, int]
+
+
 def estimate(
     card: Any,
     method: str,
@@ -75,7 +91,7 @@ def estimate(
 ) -> Memory:
     """The peak memory of `method`, one of METHODS, on one GPU.
 
-    `max_length` is in tokens, prompt and answer together. `per_device_train_batch_size` counts rows; for DPO and
+    `max_length` is in tokens, prompt and completion together. `per_device_train_batch_size` counts rows; for DPO and
     reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
     None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
     rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
@@ -139,21 +155,83 @@ def _bytes_a_token(shape: Any, gradient_checkpointing: bool, offloaded: bool, pa
 
 
 def fit(
-    card: Any, method: str, gib: float, *, max_length: int | None = None, per_device_train_batch_size: int = 4
+    card: Any,
+    method: str,
+    gib: float,
+    *,
+    max_length: int | None = None,
+    per_device_train_batch_size: int | None = None,
 ) -> Fit | None:
     """The fastest settings under which `method` fits into `gib` GiB of free memory; None when none does.
 
-    Fastest first: 16 bit without gradient checkpointing, 16 bit with it, 4 bit with it.
+    Fastest first: 16 bit without gradient checkpointing, 16 bit with it, 4 bit with it. Sizes that are not given are
+    those of `settings`.
     """
+    own = settings(card, method)
     for load_in_4bit, gradient_checkpointing in ((False, False), (False, True), (True, True)):
         memory = estimate(
             card,
             method,
             load_in_4bit=load_in_4bit,
             gradient_checkpointing=gradient_checkpointing,
-            max_length=max_length or MAX_LENGTH[method],
-            per_device_train_batch_size=per_device_train_batch_size,
+            max_length=max_length or own["max_length"],
+            per_device_train_batch_size=per_device_train_batch_size or own["per_device_train_batch_size"],
         )
         if memory.total <= gib:
             return Fit(load_in_4bit, gradient_checkpointing, memory)
     return None
+
+
+def plan(card: Any, method: str, gib: float) -> Plan:
+    """Settings under which `method` fits into `gib` GiB, with as little changed as possible, and then the fastest.
+
+    First fewer rows at once and more micro-batches, which costs speed alone; then shorter rows, which cuts data. Where
+    nothing fits, the smallest settings that were tried, with `fits` False.
+    """
+    own = getattr(card, method, {})
+    batch = settings(card, method)["per_device_train_batch_size"]
+    step = batch * own.get("gradient_accumulation_steps", BATCHES[method][1])
+    lengths = _longest_first(method, own)
+    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= 1]
+    tries = [(rows, *lengths[0]) for rows in smaller] + [(smaller[-1], *shorter) for shorter in lengths[1:]]
+    for rows, max_length, changed in tries:
+        if rows != batch:
+            changed = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows} | changed
+        if found := fit(card, method, gib, max_length=max_length, per_device_train_batch_size=rows):
+            return Plan(True, found.load_in_4bit, found.gradient_checkpointing, rows, max_length, found.memory, changed)
+    smallest = least(card, method, max_length=max_length, per_device_train_batch_size=rows)
+    return Plan(False, True, True, rows, max_length, smallest, changed)
+
+
+def settings(card: Any, method: str) -> dict[str, int]:
+    """The `max_length` and `per_device_train_batch_size` that `method` has on this card when nothing else is given."""
+    own = getattr(card, method, {})
+    batch = own.get("per_device_train_batch_size", BATCHES[method][0])
+    return {"max_length": _longest_first(method, own)[0][0], "per_device_train_batch_size": batch}
+
+
+def least(card: Any, method: str, *, max_length: int, per_device_train_batch_size: int) -> Memory:
+    """The least that such a micro-batch needs: in 4 bit, with gradient checkpointing."""
+    return estimate(
+        card,
+        method,
+        load_in_4bit=True,
+        gradient_checkpointing=True,
+        max_length=max_length,
+        per_device_train_batch_size=per_device_train_batch_size,
+    )
+
+
+def _longest_first(method: str, own: dict[str, Any]) -> list[tuple[int, dict[str, int]]]:
+    """Tokens of a row, the method's own number and some below it, each with the arguments that change it."""
+    if method in COMPLETION_LENGTH:
+        completion = own.get("max_completion_length", COMPLETION_LENGTH[method])
+        prompt = own.get("max_prompt_length", MAX_LENGTH[method] - COMPLETION_LENGTH[method])
+        length = prompt + completion
+        shorter = [{"max_prompt_length": prompt // 2}]
+        shorter += [{"max_prompt_length": prompt // n, "max_completion_length": completion // 2} for n in (2, 4)]
+        lengths = [(sum({"max_completion_length": completion, **changed}.values()), changed) for changed in shorter]
+    else:
+        length = own.get("max_length", MAX_LENGTH[method])
+        lengths = [(length // n, {"max_length": length // n}) for n in (2, 4)]
+    return [(length, {}), *((tokens, changed) for tokens, changed in lengths if tokens >= SHORTEST)]

@@ -20,11 +20,12 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from typing import IO
 
 LONGEST = 1000  # characters; no answer to a question that can be graded is longer
 MEMORY_BYTES = 1 << 30  # of address space; math-verify itself takes a tenth of it
 
-_process: subprocess.Popen | None = None
+_process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()
 
 
@@ -64,14 +65,22 @@ def _ask(request: str) -> str | None:
             _process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             )
-        if _process.stdout.readline() != "ready\n":
+        if _pipes(_process)[1].readline() != "ready\n":
             raise RuntimeError(f"the process that compares answers does not start (exit code {_process.wait()})")
+    requests, replies = _pipes(_process)
     try:
-        _process.stdin.write(request + "\n")
-        _process.stdin.flush()
+        requests.write(request + "\n")
+        requests.flush()
     except BrokenPipeError:
         return None
-    return _process.stdout.readline().strip() or None
+    return replies.readline().strip() or None
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """Its pipe for requests and its pipe for replies."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
 
 
 @atexit.register
@@ -80,9 +89,10 @@ def _stop() -> None:
     if _process is not None:
         _process.kill()
         _process.wait()
-        _process.stdout.close()
+        requests, replies = _pipes(_process)
+        replies.close()
         with suppress(BrokenPipeError):  # a request that was never read
-            _process.stdin.close()
+            requests.close()
     _process = None
 
 

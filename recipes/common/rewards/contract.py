@@ -144,7 +144,7 @@ def _faults(reward: Reward, batch: Batch, seconds: float, may_be_silent: bool) -
     if _differ(scores, reward(**_arguments(batch))):
         yield f"{reward.place}: gives the same completions other scores the second time"
         return
-    if not refused and _differ(scores, on_thread):
+    if on_thread is not None and _differ(scores, on_thread):
         yield f"{reward.place}: gives other scores off the main thread, where rewards run"
 
     order = list(range(len(batch)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from common.environment import is_first_process
@@ -105,7 +105,7 @@ class CheckpointCallback(TrainerCallback):
             state.best_model_checkpoint = str(best) if exists else None
 
 
-class NoStepTooMany:
+class NoStepTooMany(Trainer):
     """A mixin of a Trainer: a run that was killed between its last step and its end takes no further step on resuming.
 
     transformers 5.17 checks whether all steps are done only after a step, unless they end with an epoch.

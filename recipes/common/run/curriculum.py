@@ -7,13 +7,10 @@ while it trains and draws the prompts of the wanted level more often.
 
 import random
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
 from common.data.examples import Prompt
 from common.errors import InputError
-
-Level = Literal["easy", "medium", "hard", "auto"]
-Measure = Literal["pass-rate", "entropy"]
 
 # Pass rates: above the first, up to the second. A prompt that always or never passes is of no level.
 PASS_RATES = {"easy": (2 / 3, 1.0), "medium": (1 / 3, 2 / 3), "hard": (0.0, 1 / 3), "auto": (0.0, 1.0)}
@@ -35,7 +32,7 @@ def pass_rates(scores: list[float | None], size: int) -> list[float]:
     return group_means(passed, size)
 
 
-def select(measures: list[float], level: Level, by: Measure) -> list[int]:
+def select(measures: list[float], level: str, by: str) -> list[int]:
     """The indices of the prompts of that level, in order. `measures` are their pass rates or entropies.
 
     Raises InputError when there are none.

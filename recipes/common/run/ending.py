@@ -11,6 +11,7 @@ from rich.markup import escape
 from common.environment import ROOT
 from common.run.folder import Run
 from common.run.progress import duration
+from common.run.screen import end_live
 
 METRICS = {"grpo": ("reward", "reward"), "ppo": ("score", "score/mean")}  # name and key in metrics.jsonl; else the loss
 
@@ -22,6 +23,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
         run: a run whose weights are saved, in `saved`.
         saved: the folder of the adapter or of the model.
     """
+    end_live()
     name, key = METRICS.get(run.record["recipe"], ("loss", "loss"))
     values = first_and_last(run.folder / "metrics.jsonl", key)
     if values:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,29 @@ PART = "part"  # the suffix of what is being written; in checkpoints/ the folder
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never a part."""
-    _write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write a JSON Lines file, a line for each row, whole as `write_json` does."""
-    _write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    """Write a JSON Lines file, a line for each row, whole as `write_bytes` does."""
+    write_bytes(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
+
+
+def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
+    """Write a file so that a reader sees the old or the new one, never a part. After an OSError it is the old one."""
+    aside = path.with_name(f"{path.name}.{PART}")
+    try:
+        with aside.open("wb") as stream:
+            if executable:
+                os.fchmod(stream.fileno(), 0o755)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError:  # a full disk
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def make_readable(folder: Path) -> None:
@@ -52,15 +69,6 @@ def put_in_place(aside: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     _sync(folder.parent)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{PART}")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -62,7 +62,7 @@ class Run:
         elif isinstance(error, Stopped):
             self.update(status="stopped", reason=error.reason, finished=finished)
         elif not _disk_is_full(error, self.folder):
-            self.update(status="failed", error=f"{kind.__name__}: {error}", finished=finished)
+            self.update(status="failed", error=f"{type(error).__name__}: {error}", finished=finished)
         else:
             half = self.folder / "checkpoints" / PART
             for file in half.rglob("*"):

@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from common.run.progress import LiveBar
-from common.run.screen import end_live
+from common.run.screen import end_live, wait_for
 
 Shown = Mapping[str, str | tuple[str, str]]  # {name on the screen: key in the log, or the keys of mean and spread}
 
@@ -75,6 +75,8 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         end_live()
+        if state.global_step >= state.max_steps:
+            wait_for("Saving, and running the held-out data")  # until show_ending
 
     def _tokens(self, state) -> float:
         if self.epoch_tokens is None:

@@ -82,7 +82,7 @@ class LiveBar:
         show_live(self, keep=True)
 
     def update(self, done: int, facts: Sequence[str] = ()) -> None:
-        """Take down that so many pieces are done by now, and the `facts` for the first line."""
+        """Record that `done` pieces are done by now, and the `facts` for the first line."""
         self.done = done
         self.facts = list(facts)
         self.marks.append((time.monotonic(), done))
@@ -90,9 +90,9 @@ class LiveBar:
     def seconds_left(self) -> float | None:
         """The seconds left by the mean of the last steps; None until two steps of this process are done.
 
-        The first one does not count: what it compiles and allocates no other step does.
+        The first one does not count: it compiles and allocates, which no other step does.
         """
-        if len(self.marks) < 2:
+        if len(self.marks) < 2 or self.marks[0][1] == self.marks[-1][1]:
             return None
         (first, before), (last, done) = self.marks[0], self.marks[-1]
         at_last = (last - first) / (done - before) * (self.total - done)

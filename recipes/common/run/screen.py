@@ -48,18 +48,22 @@ def console() -> Console:
 
 
 def loading(what: str) -> Console:
-    """Show that `what` is loading until a bar is shown or the process ends. Returns the console for everything else.
+    """Show that `what` is loading, until a bar is shown or the process ends. Returns the console for all other output.
 
-    On a terminal it is a spinner with the seconds so far; in a log file, and where the libraries show how a download
-    advances, one line.
+    On a terminal it is a spinner; in a log file, and where the libraries show the progress of a download, one line.
     """
     quiet_loggers()
     _quiet_libraries()
     if console().is_terminal and "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ:
-        show_live(_Waiting(f"Loading {what}"), keep=False)
+        wait_for(f"Loading {what}")
     else:
         console().print(f"Loading {what} ...", highlight=False, soft_wrap=True)
     return console()
+
+
+def wait_for(what: str) -> None:
+    """On a terminal show a spinner with `what` and the seconds so far, until `end_live` or another live display."""
+    show_live(_Waiting(what), keep=False)
 
 
 def show_live(renderable: RenderableType, keep: bool) -> None:
@@ -163,11 +167,12 @@ class _Output(FileProxy):
     def __init__(self, console: Console, file: TextIO) -> None:
         super().__init__(console, file)
         self.console = console
+        self.file = file
         self.rest = ""  # a line that has no end yet
 
     @property
-    def encoding(self) -> str:
-        return self.rich_proxied_file.encoding
+    def encoding(self) -> str:  # pyrefly: ignore[bad-override]  an attribute to typeshed, which nobody sets
+        return self.file.encoding
 
     def writable(self) -> bool:
         return True

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from common.lm.cards import card_names, read_card
-from common.lm.memory import CUDA_CONTEXT, GIB, MAX_LENGTH, METHODS, Memory, estimate, fit
+from common.lm.memory import BATCHES, CUDA_CONTEXT, GIB, MAX_LENGTH, METHODS, Memory, estimate, fit, plan, settings
 from conftest import ROOT
 
 SETTINGS = {"load_in_4bit": True, "gradient_checkpointing": True, "max_length": 2048, "per_device_train_batch_size": 4}
@@ -163,12 +163,49 @@ def test_fit_takes_the_fastest_that_fits():
     assert fit(card, "sft", needed.total - 0.01, max_length=1024).load_in_4bit
 
 
-def test_fit_plans_each_method_for_its_own_length():
+def test_fit_plans_each_method_for_its_own_length_and_batch():
     card = read_card("qwen2.5-7b")
-    assert set(MAX_LENGTH) == set(METHODS)
+    assert set(MAX_LENGTH) == set(BATCHES) == set(METHODS)
     for method in METHODS:
-        settings = {**SETTINGS, "load_in_4bit": False, "gradient_checkpointing": False}
-        assert fit(card, method, 1e6).memory == estimate(card, method, **{**settings, "max_length": MAX_LENGTH[method]})
+        own = {"max_length": MAX_LENGTH[method], "per_device_train_batch_size": BATCHES[method][0]}
+        assert settings(card, method) == own
+        assert fit(card, method, 1e6).memory == estimate(
+            card, method, load_in_4bit=False, gradient_checkpointing=False, **own
+        )
+
+
+def test_what_a_card_sets_itself_is_planned_for():
+    tiny = read_card("tiny")
+    assert settings(tiny, "sft") == {"max_length": 512, "per_device_train_batch_size": 16}
+    # A prompt of the recipe's 1024 tokens and the card's completion of 64.
+    assert settings(tiny, "grpo") == {"max_length": 1088, "per_device_train_batch_size": 128}
+    unknown = SimpleNamespace(parameters=tiny.parameters, architecture=tiny.architecture)
+    assert settings(unknown, "sft") == {"max_length": 2048, "per_device_train_batch_size": 4}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", card_names())
+def test_a_plan_changes_only_what_must_change(model, method):
+    card = read_card(model)
+    if method not in card.methods:
+        pytest.skip(f"{model} is not offered for {method}")
+    own = settings(card, method)
+    enough = fit(card, method, 1e6).total
+    assert plan(card, method, enough).changed == {}
+    before = None
+    for gib in (enough, enough / 2, enough / 4, enough / 8, enough / 100):
+        found = plan(card, method, gib)
+        needed = estimate(
+            card, method, load_in_4bit=found.load_in_4bit, gradient_checkpointing=found.gradient_checkpointing,
+            max_length=found.max_length, per_device_train_batch_size=found.per_device_train_batch_size,
+        )  # fmt: skip
+        assert found.memory == needed
+        assert found.fits == (needed.total <= gib)
+        if found.max_length < own["max_length"]:  # data is cut only after rows at once could not be fewer
+            assert found.per_device_train_batch_size <= max(own["per_device_train_batch_size"] // 4, 1)
+        if before is not None:
+            assert found.memory.total <= before
+        before = found.memory.total
 
 
 def test_short_rows_keep_their_checkpoints_on_the_gpu():

@@ -336,16 +336,17 @@ def copy(tmp_path):
     """A repository of what the command needs; pinning writes into it."""
     copy = tmp_path / "repository"
     (copy / "scripts").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "scripts/models.py", copy / "scripts")
+    for name in ("models.py", "pin.py"):
+        shutil.copy(REPOSITORY / "scripts" / name, copy / "scripts")
     shutil.copytree(REPOSITORY / "recipes/common", copy / "recipes/common")
     shutil.copytree(models.CARDS, copy / "recipes/models")
     return copy
 
 
-def run_models(copy, *arguments, **environment):
+def run_script(copy, name, *arguments, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "scripts/models.py", *arguments],
+        [sys.executable, f"scripts/{name}.py", *arguments],
         cwd=copy,
         env={**clean, "PYTHONPATH": str(copy / "recipes"), "HF_HOME": str(copy / "hub-cache"), **environment},
         capture_output=True,
@@ -399,7 +400,7 @@ def test_pin_writes_one_line_and_touches_nothing_else(copy, hub, monkeypatch):
     before = file.read_bytes().splitlines(keepends=True)
     others = {other: other.read_bytes() for other in file.parent.iterdir() if other != file}
 
-    done = run_models(copy, "pin", "qwen2.5-7b", HF_ENDPOINT=hub)
+    done = run_script(copy, "pin", "--model", "qwen2.5-7b", HF_ENDPOINT=hub)
     assert (done.returncode, done.stderr) == (0, "")
     assert COMMIT in done.stdout
     after = file.read_bytes().splitlines(keepends=True)
@@ -410,7 +411,7 @@ def test_pin_writes_one_line_and_touches_nothing_else(copy, hub, monkeypatch):
     after[place] = f'revision = "{COMMIT}"  # seen to work\r\n'.encode()
     file.write_bytes(b"".join(after))
     monkeypatch.setattr(Hub, "commit", "b" * 40)
-    assert run_models(copy, "pin", "qwen2.5-7b", HF_ENDPOINT=hub).returncode == 0
+    assert run_script(copy, "pin", "--model", "qwen2.5-7b", HF_ENDPOINT=hub).returncode == 0
     after[place] = f'revision = "{"b" * 40}"  # seen to work\r\n'.encode()
     assert file.read_bytes() == b"".join(after)
     assert {other: other.read_bytes() for other in file.parent.iterdir() if other != file} == others
@@ -419,20 +420,20 @@ def test_pin_writes_one_line_and_touches_nothing_else(copy, hub, monkeypatch):
 def test_pin_shows_the_hub_the_token(copy, hub):
     file = copy / "recipes/models/gemma-2-9b.toml"
     before = file.read_bytes()
-    refused = run_models(copy, "pin", "gemma-2-9b", HF_ENDPOINT=hub)
+    refused = run_script(copy, "pin", "--model", "gemma-2-9b", HF_ENDPOINT=hub)
     assert refused.returncode == 3
     assert "licence is not accepted, or HF_TOKEN is not set" in refused.stderr
     assert file.read_bytes() == before
-    assert run_models(copy, "pin", "gemma-2-9b", HF_ENDPOINT=hub, HF_TOKEN="hf_good").returncode == 0
+    assert run_script(copy, "pin", "--model", "gemma-2-9b", HF_ENDPOINT=hub, HF_TOKEN="hf_good").returncode == 0
     assert f'revision = "{COMMIT}"'.encode() in file.read_bytes()
 
 
 def test_pin_without_the_repository_or_the_hub_changes_nothing(copy, hub):
     file = copy / "recipes/models/qwen3-8b.toml"
     before = file.read_bytes()
-    missing = run_models(copy, "pin", "qwen3-8b", HF_ENDPOINT=hub)
-    unreachable = run_models(copy, "pin", "qwen3-8b", HF_ENDPOINT="http://127.0.0.1:9")
-    offline = run_models(copy, "pin", "qwen3-8b", HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
+    missing = run_script(copy, "pin", "--model", "qwen3-8b", HF_ENDPOINT=hub)
+    unreachable = run_script(copy, "pin", "--model", "qwen3-8b", HF_ENDPOINT="http://127.0.0.1:9")
+    offline = run_script(copy, "pin", "--model", "qwen3-8b", HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
     for refused in (missing, unreachable, offline):
         assert (refused.returncode, refused.stdout) == (3, "")
         assert refused.stderr.startswith("cannot pin Qwen/Qwen3-8B")
@@ -441,16 +442,17 @@ def test_pin_without_the_repository_or_the_hub_changes_nothing(copy, hub):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("arguments", [["pin", "tiny"], ["pin", "qwen2.5-7"], ["pin"], ["--all"], ["remove"]])
-def test_what_cannot_be_meant_exits_2(copy, arguments):
-    refused = run_models(copy, *arguments)
+@pytest.mark.parametrize(
+    "arguments", [["pin", "--model", "tiny"], ["pin", "--model", "qwen2.5-7"], ["pin"], ["models", "--all"]]
+)
+def test_wrong_arguments_exit_2(copy, arguments):
+    refused = run_script(copy, *arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["list"]])
-def test_list_piped_is_one_whole_line_per_card(copy, arguments):
-    done = run_models(copy, *arguments, COLUMNS="40")
+def test_list_piped_is_one_whole_line_per_card(copy):
+    done = run_script(copy, "models", COLUMNS="40")
     assert (done.returncode, done.stderr) == (0, "")
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
     assert lines.keys() == set(card_names())
@@ -463,7 +465,7 @@ def test_list_piped_is_one_whole_line_per_card(copy, arguments):
 
 
 def test_list_fits_a_screen_of_100_columns(copy):
-    done = run_models(copy, COLUMNS="100", TTY_COMPATIBLE="1", NO_COLOR="1")
+    done = run_script(copy, "models", COLUMNS="100", TTY_COMPATIBLE="1", NO_COLOR="1")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert max(map(len, plain.splitlines())) <= 100
     assert "meta-llama/Llama-3.1-8B-Instruct" in plain

@@ -1,9 +1,17 @@
 """What people see while a command works: at 80 and 120 columns, in a log file, and nothing of the libraries' noise."""
 
+import contextlib
+import fcntl
 import io
 import json
 import logging
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 import time
 from types import SimpleNamespace
 
@@ -11,7 +19,7 @@ import pytest
 from common.run import progress, screen
 from common.run.metrics import ProgressCallback, as_text, mean_loss
 from common.run.progress import LiveBar, bar, duration, track, wrapped
-from conftest import read_jsonl
+from conftest import ROOT, read_jsonl
 from rich.console import Console
 from rich.text import Text
 from transformers import TrainerControl, TrainerState
@@ -118,6 +126,8 @@ def test_the_time_left_is_right_from_the_second_step_on_though_the_first_one_is_
     shown = LiveBar("step", 100)
     assert shown.seconds_left() is None
     clock.now += 60  # it compiles
+    shown.update(1)
+    assert shown.seconds_left() is None
     shown.update(1)
     assert shown.seconds_left() is None
     for done in (2, 3, 40):
@@ -307,3 +317,49 @@ def test_a_line_above_the_bar_leaves_it_whole_when_it_is_drawn_again(monkeypatch
     monkeypatch.setattr(screen, "_height", 0)
     screen.write_above("SIGTERM: the run stops")
     assert capfd.readouterr() == ("", "SIGTERM: the run stops\n")
+
+
+# A real run.
+
+
+@pytest.mark.slow
+def test_a_log_file_of_a_run_holds_its_own_lines_and_none_of_the_libraries(trained):
+    _, output = trained
+    before_steps, _, _ = output.partition("step 1/")
+    loading, data, gpu, *more = before_steps.splitlines()
+    assert loading == "Loading tiny ..."
+    assert data.startswith("tiny, ")
+    assert gpu.startswith("No GPU: ")
+    assert more == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_a_spinner_then_the_bar_and_none_of_the_libraries_bars(tmp_path, width):
+    command = [sys.executable, ROOT / "recipes" / "sft.py", "--output-dir", tmp_path / "run", "--max-steps", "4"]
+    written = on_a_terminal([*map(str, command), "--logging-steps", "3"], width)
+    plain = Text.from_ansi(written.replace("\r", "\n")).plain
+    assert "Loading tiny" in plain
+    for noise in ("Unsloth", "Truncating", "Dropping", "Building", "Loading weights", "it/s", "examples"):
+        assert noise not in plain
+    assert re.search(r"step 4/4 ━+  took 0:00:\d\d  \d+\.\d GiB  [\d,]+ tok/s", plain)
+    assert "Done in 0:0" in plain
+    assert "  make merge ADAPTER=" in plain
+    assert max(len(line) for line in plain.splitlines() if line.startswith(("step", "loss"))) <= width
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1, 3, 4]
+
+
+def on_a_terminal(command: list[str], width: int) -> str:
+    """What a command writes to a terminal of that width, control codes included."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, cwd=ROOT)
+    os.close(its)
+    written = b""
+    with contextlib.suppress(OSError):  # of the end
+        while piece := os.read(ours, 65536):
+            written += piece
+    os.close(ours)
+    assert process.wait() == 0, written.decode()
+    return written.decode()

@@ -248,7 +248,7 @@ def cut(name: str, size: int):
 
 
 FAULTS = {
-    "cut off": (cut("adapter_model.safetensors", 700), "is damaged: adapter_model.safetensors has 700 of 1002 bytes"),
+    "truncated": (cut("adapter_model.safetensors", 700), "is damaged: adapter_model.safetensors has 700 of 1002 bytes"),
     "an empty state": (cut("trainer_state.json", 0), "is damaged: trainer_state.json has 0 of "),
     "a file that is gone": (lambda folder: (folder / "optimizer.pt").unlink(), "lacks optimizer.pt"),
     "no list": (lambda folder: (folder / "files.json").unlink(), "has no list of its files"),

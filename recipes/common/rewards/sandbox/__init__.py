@@ -49,7 +49,7 @@ from common.run.stopping import shielded
 
 LAYERS = ("seccomp", "landlock", "namespaces", "user")
 GRACE = 30.0  # seconds above a program's own, for a busy machine to start it; the launcher itself holds the limit
-COMPARISONS = {ast.Eq: operator.eq, ast.Is: operator.is_}
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {ast.Eq: operator.eq, ast.Is: operator.is_}
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 # Reads a part of Python that is not loaded yet, and writes by the folder's full name.

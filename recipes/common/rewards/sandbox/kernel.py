@@ -81,8 +81,9 @@ def limit_resources(seconds: int, memory: int, file_size: int, files: int = 64) 
         (resource.RLIMIT_MSGQUEUE, 0, 0),
     ):
         top = resource.getrlimit(what)[1]
-        bound = [value if top == resource.RLIM_INFINITY else min(value, top) for value in (soft, hard)]
-        resource.setrlimit(what, tuple(bound))
+        if top != resource.RLIM_INFINITY:
+            soft, hard = min(soft, top), min(hard, top)
+        resource.setrlimit(what, (soft, hard))
 
 
 def become_nobody() -> None:
@@ -191,7 +192,8 @@ def seccomp_program(machine: str) -> bytes:
 
     lines = [load(4), struct.pack("=HBBI", 0x15, 1, 0, architecture), give(kill), load(0)]
     for name, numbers in ALLOWED.items():
-        if numbers[column] is None:
+        number = numbers[column]
+        if number is None:
             continue
         body = []
         for index, mask, values in LIMITED.get(name, []):
@@ -200,7 +202,7 @@ def seccomp_program(machine: str) -> bytes:
                 body.append(struct.pack("=HBBI", 0x15, left, 0, value))  # a hit jumps over the rest and the refusal
             body.append(give(refuse))
         body.append(give(allow))
-        lines += [unless_equal(numbers[column], len(body)), *body]
+        lines += [unless_equal(number, len(body)), *body]
     return b"".join([*lines, give(refuse)])
 
 

@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import kernel
 
@@ -148,8 +148,8 @@ def folder_fault(disk: int) -> str | None:
     return None
 
 
-def run_child(job: dict[str, Any], test: str, has_value: bool, seconds: int, token: int, answer: int) -> NoReturn:
-    """In the child: give up everything, run the program and the test, answer and end."""
+def run_child(job: dict[str, Any], test: str, has_value: bool, seconds: int, token: int, answer: int) -> None:
+    """In the child: give up everything, run the program and the test, answer, and end this process."""
     try:
         try:
             kernel.limit_resources(seconds, job["memory"], job["disk"] // 4)

@@ -1,10 +1,10 @@
 """Resolve docker/*.in into the hash-locked docker/*.lock.
 
-    python3 scripts/lock.py              # make lock: what the .in files and overrides ask for, else as it was
-    python3 scripts/lock.py --upgrade    # make lock UPGRADE=1: the newest that they allow
-    python3 scripts/lock.py --check      # make lock-check: exit 2 when a lock is not what `make lock` would write
+    python -m install.lock              # make lock: what the .in files and overrides ask for, else as it was
+    python -m install.lock --upgrade    # make lock UPGRADE=1: the newest that they allow
+    python -m install.lock --check      # make lock-check: exit 2 when a lock is not what `make lock` would write
 
-The versions of a lock that is there are kept, unless --upgrade; the hashes are asked of the index again. So the check
+The versions of a lock that is there are kept, unless --upgrade; the hashes are read from the index again. So the check
 fails when an .in file, an override or a lock was edited alone, or when a lock has a hash that the index does not, and
 does not fail because the index has something newer today.
 
@@ -18,11 +18,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-import setup
+from common.arguments import parse
+from common.errors import InputError, MachineError, run_command
+from common.run.files import write_bytes
 
-DOCKER = Path(setup.ROOT) / "docker"
+from install import index, uv
+from install.environment import ROOT, disk_errors, say
+
+DOCKER = ROOT / "docker"
 # The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.
 PYTHON = "3.11"
 # Wheels only: nothing is compiled, and no code of a package runs, at install time. glibc 2.31 (Debian 11, Ubuntu 20.04)
@@ -41,45 +47,52 @@ LOCKS = {
 }
 
 
-def main(argument: str = "") -> None:
-    setup.settle_network()
-    uv = setup.fetch_uv()
-    links, why = cpu_links()
-    if not links and argument != "--check":
-        raise setup.Refusal(f"docker/cpu.lock cannot be resolved ({why}): set TORCH_CPU_LINKS to a folder or URL")
+@dataclass(frozen=True)
+class Args:
+    upgrade: bool = False
+    """Take the newest versions that the .in files allow."""
+    check: bool = False
+    """Write nothing; exit with 2 where a lock is not what this would write."""
+
+
+def main() -> None:
+    args = parse(Args, sys.argv[1:], "lock")
+    index.use_pip_settings()
+    program = uv.find()
+    torch = re.findall(r"^torch==\S+", (DOCKER / "overrides-cpu.txt").read_text(), re.M)[0]
+    links = uv.find_torch(program, torch, PYTHON)
+    if links is None and not args.check:
+        raise MachineError(
+            f"No {torch} {uv.TORCH_PLACES}, for docker/cpu.lock: set TORCH_CPU_LINKS to a folder or URL."
+        )
     # uv writes the paths it is given into its comments, so it runs in a copy where all of them are bare names.
-    with tempfile.TemporaryDirectory() as temporary:
+    with disk_errors(), tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary, "docker")
         shutil.copytree(DOCKER, work)
         for name, inputs in LOCKS.items():
-            if name == "cpu.lock" and not links:
-                setup.say(f"docker/cpu.lock is not checked: {why}")
+            if name == "cpu.lock" and links is None:
+                say(f"docker/cpu.lock is not checked: no {torch} {uv.TORCH_PLACES}", "lock")
                 continue
-            resolve(uv, work, name, inputs.split(), links, argument == "--upgrade")
-        if argument == "--check":
+            places = ["--find-links", links] if name == "cpu.lock" and links else []
+            resolve(program, work, name, [*inputs.split(), *places], upgrade=args.upgrade)
+        if args.check:
             compare(work)
         else:
             for name in LOCKS:
-                setup.write_whole(str(DOCKER / name), (work / name).read_bytes())
+                write_bytes(DOCKER / name, (work / name).read_bytes())
 
 
-def cpu_links() -> tuple[str, str]:
-    version = re.search(r"^torch==(\S+)", (DOCKER / "overrides-cpu.txt").read_text(), re.M)[1]
-    return setup.torch_cpu_links(version, None, "cp" + PYTHON.replace(".", ""))
-
-
-def resolve(uv: str, work: Path, name: str, inputs: list[str], links: str, upgrade: bool) -> None:
+def resolve(program: str, work: Path, name: str, inputs: list[str], upgrade: bool) -> None:
+    """Let uv write work/NAME from `inputs`, the words of its command line."""
     lock = work / name
     lock.write_text("" if upgrade else preferences(lock.read_text()))
-    command = [uv, *COMPILE, "--custom-compile-command", "make lock", *inputs, "-o", name]
-    if name == "cpu.lock":
-        command += ["--find-links", links]
+    command = [program, *COMPILE, "--custom-compile-command", "make lock", *inputs, "-o", name]
     # What this machine is configured to prefer must not reach the lock: only where the index is, and how to get there.
     kept = re.compile("UV_(DEFAULT_INDEX|INDEX_URL|CACHE_DIR|SYSTEM_CERTS|HTTP_.*|KEYRING_PROVIDER)")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("UV_") or kept.fullmatch(key)}
     done = subprocess.run(command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise setup.Refusal(f"docker/{name} cannot be resolved from {inputs[-1]}:\n{done.stderr.strip()}")
+        raise MachineError(f"docker/{name} cannot be resolved:\n{done.stderr.strip()}")
 
 
 def preferences(lock: str) -> str:
@@ -91,6 +104,7 @@ def preferences(lock: str) -> str:
 
 
 def compare(work: Path) -> None:
+    """Print what differs between docker/ and `work`; raises InputError when anything does."""
     stale = False
     for name in LOCKS:
         is_now, would_be = (re.split(r" \\\n|\n", (folder / name).read_text()) for folder in (DOCKER, work))
@@ -99,12 +113,12 @@ def compare(work: Path) -> None:
         changes = list(difflib.unified_diff(is_now, would_be, n=0, lineterm=""))[2:]
         if changes:
             stale = True
-            line = re.search(r"\d+", changes[0])[0]
+            line = re.findall(r"\d+", changes[0])[0]
             print(f"docker/{name}:{line}: not what `make lock` would write (- is now, + would be)", file=sys.stderr)
             print("\n".join(changes[:20]), file=sys.stderr)
     if stale:
-        raise setup.WrongInput("edit the .in files or the overrides, then `make lock`, and commit what it changes")
+        raise InputError("Edit the .in files or the overrides, then `make lock`, and commit what it changes.")
 
 
 if __name__ == "__main__":
-    setup.run_command("lock", main, *sys.argv[1:])
+    run_command(main)

@@ -1,10 +1,10 @@
-"""One small call of each library, held against what it must compute; `make check` runs this in children.
+"""Run one small call of each library and compare it with what it must compute; `make check` does so in children.
 
-    python scripts/probes.py torch sdpa bitsandbytes      # env-check.py does
+    python -P scripts/env_check/probes.py torch sdpa bitsandbytes
 
-A probe returns what is worth telling, None where there is nothing to look at, and raises when the library fails. Each
-gives one JSON line on stdout: its name, what it returned, its error. The first that fails is the last, so that none
-runs in the ruins of another: env-check.py starts a new process for the rest.
+A probe returns what is worth showing, None where there is nothing to try, and raises when the library fails. Each
+prints one JSON line: its name, what it returned, its error. The first that fails is the last, because it may have left
+the process broken: children.py starts a new one for the rest.
 """
 
 import inspect
@@ -13,16 +13,13 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common.environment import set_variables
 
 
 def torch_itself() -> dict[str, Any]:
-    """Its build, and each GPU it sees, after a product on it."""
+    """Its build, and each GPU that it sees, after a matrix product on it."""
     import torch
 
     gpus, why = [], ""
@@ -50,7 +47,7 @@ def torch_itself() -> dict[str, Any]:
 
 
 def bitsandbytes() -> str:
-    """A forward and a backward pass through an NF4 layer, held against the layer it was made from."""
+    """A forward and a backward pass through an NF4 layer, compared with the layer it was made from."""
     import bitsandbytes
     import torch
 
@@ -65,10 +62,10 @@ def bitsandbytes() -> str:
     layer = layer.to(device)  # this quantizes
     inputs = torch.randn(32, 128, device=device, dtype=dtype, requires_grad=True)
     outputs = layer(inputs)
-    outputs.float().sum().backward()
+    (gradient,) = torch.autograd.grad(outputs.float().sum(), inputs)
     for what, found, exact in (
         ("NF4", outputs.detach(), inputs.detach().float() @ weights.T),
-        ("the gradient through NF4", inputs.grad, weights.sum(0).expand(32, 128)),
+        ("the gradient through NF4", gradient, weights.sum(0).expand(32, 128)),
     ):
         error = ((found.float() - exact).norm() / exact.norm()).item()
         if not error < 0.3:  # nf4 is off by a tenth
@@ -141,7 +138,7 @@ def nccl() -> str | None:
     if any((share != count * (count + 1) / 2).any().item() for share in shares):
         raise RuntimeError(f"an all-reduce over {count} GPUs sums wrongly")
     version = ".".join(map(str, torch.cuda.nccl.version()))
-    access = "peer access" if peers else "no peer access, so by way of the computer's memory"
+    access = "peer access" if peers else "no peer access, so through the memory of the host"
     return f"NCCL {version}, all-reduce over {count} GPUs, {access}"
 
 
@@ -181,10 +178,12 @@ def varlen() -> str | None:
         return None
 
     def attend(*heads):
-        packed = [tensor.squeeze(0) for tensor in heads]  # it takes (T, H, D)
-        length = len(packed[0])
+        query, key, value = (tensor.squeeze(0) for tensor in heads)  # it takes (T, H, D)
+        length = len(query)
         starts = torch.tensor([0, length], device="cuda", dtype=torch.int32)
-        return varlen_attn(*packed, starts, starts, length, length, window_size=(-1, 0)).unsqueeze(0)  # -1, 0: causal
+        causal = (-1, 0)
+        out = varlen_attn(query, key, value, starts, starts, length, length, window_size=causal)
+        return (out[0] if isinstance(out, tuple) else out).unsqueeze(0)
 
     return try_attention(attend)
 
@@ -201,7 +200,7 @@ def xformers() -> str:
 
 
 def try_attention(attend: Callable) -> str:
-    """Run `attend` on query, key and value, each (B, T, H, D), and hold it against the definition of attention."""
+    """Run `attend` on query, key and value, each (B, T, H, D), and compare it with the definition of attention."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -216,8 +215,8 @@ def try_attention(attend: Callable) -> str:
     error = (out.detach().float() - exact).abs().max().item()
     if not error < 0.05:  # bfloat16 rounds values of this size by 0.02
         raise RuntimeError(f"attention is off by {error:.2g}")
-    out.float().sum().backward()
-    if not all(torch.isfinite(tensor.grad).all().item() for tensor in heads):
+    gradients = torch.autograd.grad(out.float().sum(), heads)
+    if not all(torch.isfinite(gradient).all().item() for gradient in gradients):
         raise RuntimeError("the gradients of attention are not finite")
     return "forward and backward"
 
@@ -229,7 +228,7 @@ def half_precision():
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; torch's go on with advice for its developers."""
+    """The first line of an error; those of torch continue with advice for its developers."""
     return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "")
 
 
@@ -252,19 +251,17 @@ PROBES: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
-    here = str(Path(__file__).parent)
-    sys.path[:] = [place for place in sys.path if place != here]  # or `import evaluate` would find evaluate.py
     set_variables(offline=True)
-    os.system = lambda line: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
+    os.system = lambda command: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
     for name in sys.argv[1:]:
         value, error = None, ""
         try:
             value = PROBES[name]()
-        except (Exception, SystemExit) as failure:  # noqa: BLE001  whatever it is, it is the answer
+        except (Exception, SystemExit) as failure:  # noqa: BLE001  whatever it is, it is the result
             error = f"{type(failure).__name__}: {first_line(failure)}"
-        print(json.dumps([name, value, error]), file=answers, flush=True)
+        print(json.dumps([name, value, error]), file=results, flush=True)
         if error:
             break
     os._exit(0)  # some libraries hang or crash when the interpreter ends

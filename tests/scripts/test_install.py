@@ -1,8 +1,8 @@
-"""scripts/setup.py as `make` runs it: real uv, real Python, a lock of one tiny wheel and an index of our own."""
+"""scripts/install as `make` runs it: real uv, real Python, a lock of one tiny wheel and an index of our own."""
 
-import ast
 import base64
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 import zipfile
@@ -24,6 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 LOGIN = ("me", "s@cret")
+CONNECT = "Connect this machine, or set PIP_INDEX_URL to an index in reach."
 
 
 # --- an index, and a checkout with a small lock -------------------------------------------------------------------
@@ -35,7 +37,8 @@ class Index(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(Pages, directory=str(folder)))
         self.folder = folder
-        self.asked: list[str] = []
+        self.requests: list[str] = []
+        self.logins: list[str] = []
         self.slow = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/simple"
 
@@ -53,7 +56,8 @@ class Pages(SimpleHTTPRequestHandler):
     server: Index
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
+        self.server.logins += self.headers.get_all("Authorization", [])
         while self.server.slow.is_set() and self.path.endswith(".whl"):
             time.sleep(0.05)
         if self.path.startswith("/private/"):
@@ -115,7 +119,7 @@ class Checkout:
 
     def start(self, **settings: str) -> subprocess.Popen:
         environment = {**self.environment, **self.settings, **settings}
-        command = [self.python, "-I", "scripts/setup.py"]
+        command = [self.python, "-m", "install"]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.path, env=environment, text=True, start_new_session=True, **pipes)
 
@@ -138,7 +142,6 @@ def refused(done: subprocess.CompletedProcess, status: int = 3) -> str:
     """The one line that says why, after lines that only say what is being done."""
     assert done.returncode == status, done.stderr
     lines = done.stderr.splitlines()
-    assert all(line.startswith("setup: ") for line in lines), done.stderr
     assert all(line.startswith(("setup: installing ", "setup: fetching ")) for line in lines[:-1]), done.stderr
     return lines[-1]
 
@@ -146,8 +149,9 @@ def refused(done: subprocess.CompletedProcess, status: int = 3) -> str:
 @pytest.fixture(scope="session")
 def uv() -> Path:
     """The pinned uv, from .cache or the real index."""
-    code = "import setup; setup.settle_network(); print(setup.fetch_uv())"
-    return Path(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT / "scripts", text=True).strip())
+    code = "from install import index, uv; index.use_pip_settings(); print(uv.find())"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/recipes:{ROOT}/scripts"}
+    return Path(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip())
 
 
 @pytest.fixture(scope="session")
@@ -158,9 +162,15 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def index(tmp_path: Path, wheels: dict[str, Path]) -> Iterator[Index]:
-    server = Index(tmp_path / "index")
-    for wheel in wheels.values():
-        server.add(wheel)
+    with serve(tmp_path / "index") as server:
+        for wheel in wheels.values():
+            server.add(wheel)
+        yield server
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[Index]:
+    server = Index(folder)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     yield server
@@ -169,11 +179,19 @@ def index(tmp_path: Path, wheels: dict[str, Path]) -> Iterator[Index]:
     server.server_close()
 
 
+def copy_package(path: Path) -> None:
+    """Install, what it needs, and a docker/ for its locks."""
+    (path / "docker").mkdir(parents=True)
+    shutil.copytree(ROOT / "scripts" / "install", path / "scripts" / "install", ignore=lambda *_: ["__pycache__"])
+    for name in ("__init__.py", "errors.py", "run/__init__.py", "run/files.py"):  # as in docker/Dockerfile
+        file = path / "recipes" / "common" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "recipes" / "common" / name, file)
+
+
 def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], home: Path) -> Checkout:
-    (path / "scripts").mkdir(parents=True)
-    (path / "docker").mkdir()
+    copy_package(path)
     home.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "scripts" / "setup.py", path / "scripts")
     shutil.copy(ROOT / "docker" / "bootstrap.lock", path / "docker")
     cached = path / ".cache" / uv.parent.name
     cached.mkdir(parents=True)
@@ -181,6 +199,7 @@ def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], h
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "PYTHONPATH": f"{path}/recipes:{path}/scripts",
         "UV_CACHE_DIR": str(home / "uv"),
         "UV_HTTP_RETRIES": "0",
         "PIP_CONFIG_FILE": os.devnull,  # not this machine's
@@ -200,18 +219,20 @@ def checkout(tmp_path: Path, index: Index, uv: Path, wheels: dict[str, Path]) ->
 
 
 def test_makes_venv_once(checkout: Checkout) -> None:
-    said = ok(checkout.setup())
-    assert "installing docker/cuda.lock, 1 packages, 6.5 GB on disk, into " + str(checkout.venv) in said
+    lines = ok(checkout.setup()).splitlines()
+    assert lines[0] == f"setup: installing docker/cuda.lock, 1 packages, 5.8 GB, into {checkout.venv}"
+    assert re.fullmatch(r"setup: done in \d+ s", lines[1])
+    assert len(lines) == 2
     assert checkout.installed() == "1.0"
     subprocess.run(["sha256sum", "--check", "--status", checkout.mark], cwd=checkout.path, check=True)
 
     before = [(file, file.lstat().st_mtime_ns) for file in sorted(checkout.venv.rglob("*"))]
-    checkout.index.asked.clear()
+    checkout.index.requests.clear()
     start = time.monotonic()
     assert ok(checkout.setup()) == ""
     assert time.monotonic() - start < 1  # a loaded machine; alone it takes 0.02 s
     assert [(file, file.lstat().st_mtime_ns) for file in sorted(checkout.venv.rglob("*"))] == before
-    assert checkout.index.asked == []
+    assert checkout.index.requests == []
 
 
 def test_rebuilds_when_the_lock_changes_and_keeps_the_variant(checkout: Checkout, wheels: dict[str, Path]) -> None:
@@ -253,7 +274,7 @@ def test_rebuilds_after_being_killed(checkout: Checkout) -> None:
     checkout.lock("cuda", make_and_add(checkout, "otherpkg"))
     checkout.index.slow.set()
     process = checkout.start()
-    wait_for(lambda: any("otherpkg" in path and path.endswith(".whl") for path in checkout.index.asked))
+    wait_for(lambda: any("otherpkg" in path and path.endswith(".whl") for path in checkout.index.requests))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not checkout.mark.exists()
@@ -265,7 +286,7 @@ def test_rebuilds_after_being_killed(checkout: Checkout) -> None:
 def test_two_at_once_take_turns(checkout: Checkout) -> None:
     checkout.index.slow.set()
     first = checkout.start()
-    wait_for(lambda: any(path.endswith(".whl") for path in checkout.index.asked))
+    wait_for(lambda: any(path.endswith(".whl") for path in checkout.index.requests))
     second = checkout.start()
     assert second.stderr is not None
     assert second.stderr.readline() == "setup: another set-up is at work in this checkout; waiting for it\n"
@@ -273,19 +294,19 @@ def test_two_at_once_take_turns(checkout: Checkout) -> None:
     assert first.wait(60) == 0
     assert second.communicate(timeout=60)[1] == ""  # nothing was left to do
     assert second.returncode == 0
-    assert sum(path.endswith(".whl") for path in checkout.index.asked) == 1
+    assert sum(path.endswith(".whl") for path in checkout.index.requests) == 1
 
 
 def test_uv_left_alone_still_holds_the_lock(checkout: Checkout) -> None:
     checkout.index.slow.set()
     first = checkout.start()
-    wait_for(lambda: any(path.endswith(".whl") for path in checkout.index.asked))
-    first.kill()  # python only; its uv goes on installing
+    wait_for(lambda: any(path.endswith(".whl") for path in checkout.index.requests))
+    first.kill()  # python only; its uv continues to install
     second = checkout.start()
     assert second.stderr is not None
     assert "waiting for it" in second.stderr.readline()
     checkout.index.slow.clear()
-    assert second.communicate(timeout=60)[1].endswith("setup: done\n")
+    assert "setup: done" in second.communicate(timeout=60)[1]
     first.communicate()
     assert checkout.installed() == "1.0"
 
@@ -310,26 +331,65 @@ def test_python_without_pip_and_a_private_index(checkout: Checkout, uv: Path, tm
     checkout.python = str(tmp_path / "bare" / "bin" / "python")
     fetches_uv_itself(checkout, uv)
     url = checkout.index.url.replace("//", "//me:s%40cret@").replace("/simple", "/private/simple")
-    said = ok(checkout.setup(PIP_INDEX_URL=url))
-    assert "s%40cret" not in said
+    printed = ok(checkout.setup(PIP_INDEX_URL=url))
+    assert "s%40cret" not in printed
     assert checkout.installed() == "1.0"
-    asked = [path for path in checkout.index.asked if "/uv" in path]
+    requests = [path for path in checkout.index.requests if "/uv" in path]
     checkout.mark.unlink()
     ok(checkout.setup(PIP_INDEX_URL=url))  # uv is kept
-    assert [path for path in checkout.index.asked if "/uv" in path] == asked
+    assert [path for path in checkout.index.requests if "/uv" in path] == requests
+
+
+def test_a_login_is_for_its_own_index(checkout: Checkout, uv: Path, tmp_path: Path) -> None:
+    """The page is behind a login, and its link leads to another host."""
+    with serve(tmp_path / "other index") as other:
+        wheel = fetches_uv_itself(checkout, uv)
+        page = checkout.index.folder / "simple" / "uv" / "index.html"
+        page.write_text(f'<a href="{other.url}/../files/{wheel.name}">{wheel.name}</a>')
+        (other.folder / "files").mkdir(parents=True)
+        (checkout.index.folder / "files" / wheel.name).rename(other.folder / "files" / wheel.name)
+        url = checkout.index.url.replace("//", "//me:s%40cret@").replace("/simple", "/private/simple")
+        ok(checkout.setup(PIP_INDEX_URL=url))
+        assert any(path.endswith(wheel.name) for path in other.requests)
+        assert checkout.index.logins
+        assert other.logins == []
+
+
+@pytest.mark.parametrize("version", ["as pinned", "0.1.0"])
+def test_a_uv_on_the_path(version: str, checkout: Checkout, uv: Path, tmp_path: Path) -> None:
+    """It serves if it is the pinned version; another one is left alone."""
+    fetches_uv_itself(checkout, uv)
+    (tmp_path / "bin").mkdir()
+    own = tmp_path / "bin" / "uv"
+    if version == "as pinned":
+        own.symlink_to(uv)
+    else:
+        own.write_text(f"#!/bin/sh\necho uv {version} | tee {tmp_path}/used\n")
+        own.chmod(0o755)
+    printed = ok(checkout.setup(PATH=f"{own.parent}:{os.environ['PATH']}"))
+    assert ("fetching uv" in printed) == (version != "as pinned")
+    assert list(checkout.path.glob(".cache/uv-*/uv")) == [] if version == "as pinned" else (tmp_path / "used").exists()
+
+
+def test_a_broken_pip_conf(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "own.conf").write_text("index-url = x\n")
+    line = refused(checkout.setup(PIP_CONFIG_FILE=str(tmp_path / "own.conf"), PIP_INDEX_URL=""))
+    assert f"no section headers. file: '{tmp_path}/own.conf'" in line
 
 
 def test_refuses_a_uv_that_is_not_in_the_lock(checkout: Checkout, uv: Path) -> None:
     fetches_uv_itself(checkout, uv)
     shutil.copy(ROOT / "docker" / "bootstrap.lock", checkout.path / "docker")  # the public one; ours has another hash
-    assert "which docker/bootstrap.lock does not list" in refused(checkout.setup())
+    assert "which docker/ does not list: do not use that index" in refused(checkout.setup())
     assert not list((checkout.path / ".cache").glob("uv-*/uv"))
 
 
 def test_no_network_for_uv(checkout: Checkout) -> None:
     shutil.rmtree(checkout.path / ".cache")
     line = refused(checkout.setup(PIP_INDEX_URL="http://me:secret@127.0.0.1:9/simple"))
-    assert line.startswith("setup: no answer from http://127.0.0.1:9/simple/uv/ ([Errno 111] Connection refused)")
+    assert line.startswith(
+        "No answer from http://127.0.0.1:9/simple/uv/ ([Errno 111] Connection refused). Connect this"
+    )
     assert "set PIP_INDEX_URL" in line
 
 
@@ -338,7 +398,8 @@ def test_no_network_for_uv(checkout: Checkout) -> None:
 
 def test_no_network_for_packages(checkout: Checkout) -> None:
     line = refused(checkout.setup(PIP_INDEX_URL="http://me:secret@127.0.0.1:9/simple"))
-    assert "no answer from http://127.0.0.1:9/" in line
+    assert line.startswith("uv could not install docker/cuda.lock: Failed to fetch: http://127.0.0.1:9/")
+    assert line.endswith(f"Connection refused (os error 111). {CONNECT}")
     assert "secret" not in line
     assert not checkout.mark.exists()
 
@@ -347,23 +408,27 @@ def test_hash_mismatch(checkout: Checkout, wheels: dict[str, Path]) -> None:
     lock = checkout.path / "docker" / "cuda.lock"
     lock.write_text(lock.read_text().replace(sha256(wheels["1.0"]), "0" * 64))
     line = refused(checkout.setup())
-    assert "tinypkg==1.0" in line
-    assert "docker/cuda.lock" in line
-    assert "sha256 differs" in line
+    assert line == (
+        "uv could not install docker/cuda.lock: Failed to download `tinypkg==1.0`: Hash mismatch for `tinypkg==1.0`. "
+        "It is another file than the one that the lock was made with: do not use it before you know why."
+    )
     assert not checkout.mark.exists()
 
 
 def test_package_that_the_index_lacks(checkout: Checkout) -> None:
     (checkout.path / "docker" / "cuda.lock").write_text(f"tinypkg==3.0 \\\n    --hash=sha256:{'0' * 64}\n")
     line = refused(checkout.setup())
-    assert line.startswith(f"setup: {checkout.index.url} has no tinypkg==3.0, which docker/cuda.lock lists: ")
+    assert "no version of tinypkg==3.0" in line
+    assert line.endswith(" Set PIP_INDEX_URL to an index that has it.")
 
 
 def test_package_without_a_wheel_for_this_python(checkout: Checkout) -> None:
     wheel = make_wheel(checkout.path.parent / "more wheels", "oldpkg", "1.0", "cp36-cp36m-manylinux1_x86_64")
     checkout.index.add(wheel)
     checkout.lock("cuda", wheel)
-    assert "setup: oldpkg==1.0 of docker/cuda.lock has no wheel for Python 3." in refused(checkout.setup())
+    line = refused(checkout.setup())
+    assert "oldpkg==1.0 has no wheels with a matching Python" in line
+    assert line.endswith(" Use another one: make PYTHON=python3.11.")
 
 
 def test_lock_without_hashes(checkout: Checkout) -> None:
@@ -373,7 +438,7 @@ def test_lock_without_hashes(checkout: Checkout) -> None:
 
 def test_wrong_variant(checkout: Checkout) -> None:
     line = refused(checkout.setup(VARIANT="tpu"), status=2)
-    assert line == "setup: VARIANT=tpu is none of cpu, cuda, cuda-vllm"
+    assert line == "VARIANT=tpu is none of cpu, cuda, cuda-vllm."
 
 
 def test_folder_of_someone_else(checkout: Checkout) -> None:
@@ -398,75 +463,63 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def disk_that_fills(tmp_path: Path) -> Iterator[Path]:
-    yield from tmpfs(tmp_path / "filling", "size=20g,nr_inodes=30")  # room to look at, and none for files
+    yield from tmpfs(tmp_path / "filling", "size=20g,nr_inodes=60")  # room to look at, and none for files
 
 
 def test_too_little_room(small_disk: Path, index: Index, uv: Path, wheels: dict[str, Path], tmp_path: Path) -> None:
     checkout = make_checkout(small_disk / "checkout", index, uv, wheels, tmp_path / "home")
     line = refused(checkout.setup())
-    assert line.startswith(f"setup: {checkout.path} has 1.1 GB free and the cuda packages need 6.5 GB: ")
+    assert line.startswith(f"{checkout.path} has 1.1 GB free and the cuda packages need 6.4 GB: ")
 
 
 def test_full_disk(disk_that_fills: Path, index: Index, uv: Path, wheels: dict[str, Path], tmp_path: Path) -> None:
     checkout = make_checkout(disk_that_fills / "checkout", index, uv, wheels, tmp_path / "home")
     line = refused(checkout.setup())
-    assert line.startswith(f"setup: the disk of {checkout.venv} or of uv's cache is full")
+    assert f"The disk of {checkout.venv} or of uv's cache is full" in line
     assert not checkout.mark.exists()
 
 
-def test_old_python(checkout: Checkout) -> None:
-    names = [f"python3.{minor}" for minor in range(6, 11)]
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    candidates = [shutil.which(name) for name in names] + [str(path) for path in pyenv.glob("3.*/bin/python3")]
-    code = "import sys; sys.exit(not (3, 6) <= sys.version_info < (3, 11))"
-    works = partial(subprocess.run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    old = [python for python in candidates if python and works([python, "-c", code]).returncode == 0]
-    if not old:
-        pytest.skip("no Python from 3.6 to 3.10 on this machine")
-    for python in old:
-        checkout.python = python
-        line = refused(checkout.setup())
-        assert re.match(r"setup: python3 here is 3\.\d+\.\d+; the recipes need 3\.11 or newer: ", line), python
-
-
-def test_parses_on_python_3_6() -> None:
-    ast.parse((ROOT / "scripts" / "setup.py").read_text(), feature_version=(3, 6))
-
-
 # --- on a terminal ------------------------------------------------------------------------------------------------
+
+
+def at_a_prompt() -> None:
+    """The terminal's Ctrl-C reaches this process; those that run in the background of a script ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def on_a_terminal(checkout: Checkout, press: bytes = b"") -> tuple[int, str]:
     """Returns the exit status and all that was shown; `press` is typed once the download is under way."""
     master, terminal = os.openpty()
     process = subprocess.Popen(
-        [checkout.python, "-I", "scripts/setup.py"],
+        [checkout.python, "-m", "install"],
         cwd=checkout.path,
         env={**checkout.environment, **checkout.settings, "TERM": "xterm"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        # As at a prompt; tests that run in the background of a script ignore it, and so would what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=at_a_prompt,
     )
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # EIO is how a terminal ends
         while block := os.read(master, 4096):
             shown += block
-            if press and b"Preparing packages" in shown:
+            if press and b" of 5.8 GB" in shown:
                 os.write(master, press)
                 press = b""
     os.close(master)
     return process.wait(60), shown.decode().replace("\r\n", "\n")
 
 
-def test_progress_shows_on_a_terminal(checkout: Checkout) -> None:
+def test_progress_is_one_line_on_a_terminal(checkout: Checkout) -> None:
     status, shown = on_a_terminal(checkout)
     assert status == 0, shown
-    assert "Preparing packages" in shown
-    assert shown.endswith("setup: done\n")
+    assert "tinypkg" not in shown
+    assert shown.count("\n") == 2
+    assert "setup: 0.0 of 5.8 GB" in shown
+    assert re.search(r"\r {78}\rsetup: done in \d+ s\n$", shown)
 
 
 def test_refusal_on_a_terminal(checkout: Checkout, wheels: dict[str, Path]) -> None:
@@ -474,14 +527,15 @@ def test_refusal_on_a_terminal(checkout: Checkout, wheels: dict[str, Path]) -> N
     lock.write_text(lock.read_text().replace(sha256(wheels["1.0"]), "0" * 64))
     status, shown = on_a_terminal(checkout)
     assert status == 3
-    assert shown.splitlines()[-1].startswith("setup: tinypkg==1.0 as it is served here is not the file")
+    assert re.search(r"\r {78}\ruv could not install docker/cuda.lock: [^\r\n]+\n$", shown)
 
 
 def test_interrupt_on_a_terminal(checkout: Checkout) -> None:
     checkout.index.slow.set()
     status, shown = on_a_terminal(checkout, press=b"\x03")
     assert status == 130, shown
-    assert "setup: uv could not" not in shown
+    assert "uv could not" not in shown
+    assert "Traceback" not in shown
     assert not checkout.mark.exists()
 
 
@@ -524,28 +578,34 @@ def test_finds_the_cpu_torch(place: str, checkout: Checkout, cpu_torch: Path, tm
     assert ok(checkout.setup(VARIANT="")) == ""  # the same from now on, wherever the wheel is
 
 
-@pytest.mark.parametrize("fault", ["another hash", "another Python", "empty"])
+@pytest.mark.parametrize("fault", ["another Python", "empty", "no folder"])
 def test_links_without_the_wheel(fault: str, checkout: Checkout, cpu_torch: Path) -> None:
-    if fault == "another hash":
-        cpu_torch.write_bytes(cpu_torch.read_bytes() + b"\n")
+    if fault == "no folder":
+        cpu_torch.parent.rename(cpu_torch.parent.with_name("elsewhere"))
     elif fault == "another Python":
         cpu_torch.rename(cpu_torch.with_name(cpu_torch.name.replace(TAG, "cp310")))
     else:
         cpu_torch.unlink()
     line = refused(checkout.setup(TORCH_CPU_LINKS=str(cpu_torch.parent)), status=2)
-    assert line == (
-        f"setup: TORCH_CPU_LINKS={cpu_torch.parent} holds no torch 9.9+cpu for {TAG} that docker/cpu.lock knows"
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert line == f"TORCH_CPU_LINKS={cpu_torch.parent} holds no torch==9.9+cpu for Python {python}."
+
+
+def test_links_with_another_wheel(checkout: Checkout, cpu_torch: Path) -> None:
+    make_wheel(
+        cpu_torch.parent, "torch", "9.9+cpu", cpu_torch.stem.split("cpu-")[1], {"torch.py": "of somebody else\n"}
     )
+    assert "Hash mismatch for `torch==9.9+cpu`" in refused(checkout.setup(TORCH_CPU_LINKS=str(cpu_torch.parent)))
 
 
 def test_cpu_torch_out_of_reach(checkout: Checkout, cpu_torch: Path) -> None:
     line = refused(checkout.setup())
-    assert "the CPU build of torch is not in reach" in line
-    assert "VARIANT=cuda" in line
+    assert line.startswith("No torch==9.9+cpu on the index, in pip's find-links or at https://download.pytorch.org/")
+    assert line.endswith("set TORCH_CPU_LINKS to a folder or URL, or VARIANT=cuda.")
     if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
-        return  # there, cuda is the first choice, and nothing is to be said
-    said = ok(checkout.setup(VARIANT=""))
-    assert "installing the CUDA build, which also runs on the CPU; 6.5 GB\n" in said
+        return  # there, cuda is the first choice, and nothing is printed
+    printed = ok(checkout.setup(VARIANT=""))
+    assert "/whl/cpu/torch/: installing the CUDA build, which also runs on the CPU\n" in printed
     assert checkout.mark.read_text().endswith("  docker/cuda.lock\n")
 
 

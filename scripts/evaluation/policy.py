@@ -1,0 +1,166 @@
+"""What is measured of a policy: on pairs, on conversations, and on questions with answers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.hold_out import read_held_out
+from common.data.rows import Faults
+from common.errors import InputError
+from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.rewards.answers import Gold, final_answer, gold, same
+from common.run.progress import bar
+
+from evaluation.figures import ALL, Measured
+
+GENERATED, READ = 64, 4  # rows of a batch whose completions are generated, and of one whose tokens are scored
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its gold answer, parsed."""
+
+    prompt: Prompt
+    gold: Gold
+
+
+def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
+    """Pairs, conversations, or questions whose gold answer can be compared with."""
+    faults, examples = Faults(), read_held_out(name)
+    if isinstance(examples[0], Rating):
+        raise InputError(f"{name}: scores judge a reward model, not a policy; give one with --reward-model")
+    if not isinstance(examples[0], Prompt):
+        return examples
+    questions = []
+    for prompt in examples:
+        try:
+            if prompt.answer is None:
+                raise ValueError("answer: missing; there is nothing to compare the completion with")
+            questions.append(Question(prompt, gold(prompt.answer)))
+        except ValueError as error:
+            faults.add(prompt.place, str(error))
+    faults.stop()
+    return questions
+
+
+def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
+    """Pairs and conversations as tokens; questions as they are."""
+    if isinstance(rows[0], Question):
+        return rows
+    return list((tokenize_pairs if isinstance(rows[0], Pair) else tokenize)(tokenizer, rows, max_length, faults))
+
+
+def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:
+    """How often, and by how much, the chosen answers are likelier than the rejected ones."""
+    rows = [(pair.prompt_ids, ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    scored = score(model, tokenizer, rows, what)
+    both = list(zip(scored[0::2], scored[1::2], strict=True))
+    margins = [float(better.log_probs.sum() - worse.log_probs.sum()) for better, worse in both]
+    by_token = [float(better.log_probs.mean() - worse.log_probs.mean()) for better, worse in both]
+    return Measured(
+        {
+            "chosen likelier": [margin > 0 for margin in margins],
+            "chosen likelier by token": [margin > 0 for margin in by_token],
+            "margin (nats)": margins,
+        },
+        {"margins": [{"place": pair.place, "margin": margin} for pair, margin in zip(pairs, margins, strict=True)]},
+    )
+
+
+def imitate(model: Any, tokenizer: Any, examples: list[Example], what: str) -> Measured:
+    """The loss on the assistant's turns, a mean by token, as SFT has it."""
+    rows = [(example.input_ids[:1].tolist(), example.input_ids[1:].tolist()) for example in examples]
+    losses, counts = [], []
+    for example, scored in zip(examples, score(model, tokenizer, rows, what), strict=True):
+        learned = [
+            float(log_prob)
+            for log_prob, mark in zip(scored.log_probs, example.completion_mask[1:], strict=True)
+            if mark
+        ]
+        losses.append(-mean(learned))
+        counts.append(float(len(learned)))
+    return Measured(
+        {"loss (nats)": losses},
+        {"losses": [{"place": row.place, "loss": loss} for row, loss in zip(examples, losses, strict=True)]},
+        weights=counts,
+    )
+
+
+def score(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], what: str) -> list[Any]:
+    """`score_tokens` of all rows, with a progress bar."""
+    from common.lm.log_probs import score_tokens
+
+    scored = []
+    with bar(what, len(rows)) as advance:
+        for first in range(0, len(rows), READ):
+            scored += score_tokens(model, rows[first : first + READ], tokenizer.pad_token_id, READ)
+            advance(len(rows[first : first + READ]))
+    return scored
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    end: str,
+    questions: Sequence[Question],
+    what: str,
+    pattern: str = "",
+    samples: int = 0,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+) -> Measured:
+    """How often completions follow the format, end by themselves and are right: the greedy one, and sampled ones."""
+    from common.lm.generate import generate
+
+    prompts = [Conversation(q.prompt.place, q.prompt.prompt, q.prompt.tools) for q in questions]
+    drawn = []  # the greedy completions, then the sampled ones, draw by draw
+    with bar(what, len(prompts) * (1 + samples)) as advance:
+        for own_temperature in (0.0, *[temperature] * samples):
+            drawn.append([])
+            for first in range(0, len(prompts), GENERATED):
+                batch = prompts[first : first + GENERATED]
+                drawn[-1] += generate(model, tokenizer, batch, end, max_new_tokens, own_temperature)
+                advance(len(batch))
+    greedy, *sampled = drawn
+    values: dict[str, Sequence[float]] = {}
+    if pattern:
+        values["follows the format"] = [c.ended and matches(pattern, c.text) is not None for c in greedy]
+    values["stops"] = [completion.ended for completion in greedy]
+    right = [
+        [
+            is_right(pattern, completion.text, question.gold)
+            for completion, question in zip(draw, questions, strict=True)
+        ]
+        for draw in drawn
+    ]
+    values["greedy right"] = right[0]
+    if samples:
+        values["pass@1"] = [mean(tries) for tries in zip(*right[1:], strict=True)]
+        values[f"pass@{samples}"] = [any(tries) for tries in zip(*right[1:], strict=True)]
+    rows = [
+        {
+            "place": question.prompt.place,
+            "prompt": question.prompt.prompt,
+            "answer": question.prompt.answer,
+            "greedy": greedy[index].text,
+            "sampled": [draw[index].text for draw in sampled],
+        }
+        for index, question in enumerate(questions)
+    ]
+    return Measured(values, {"completions": rows}, [str(q.prompt.fields.get("task", ALL)) for q in questions])
+
+
+def matches(pattern: str, text: str) -> str | None:
+    """The group of `pattern`, when the whole text matches and no tag of it comes twice; else None."""
+    found = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
+    if not found or any(text.count(tag) > 1 for tag in re.findall(r"</?\w+>", pattern)):
+        return None
+    return (found[1] if found.groups() else found[0]).strip()
+
+
+def is_right(pattern: str, text: str, gold: Gold) -> bool:
+    """Is the answer in a completion the gold one? Without a pattern it is the answer that the text ends in."""
+    return same(gold, matches(pattern, text) if pattern else final_answer(text))

@@ -1,0 +1,9 @@
+"""Make .venv from its lock, or again when the lock or VARIANT has changed: `python -m install` (make setup)."""
+
+import os
+
+from common.errors import run_command
+
+from install.environment import ensure
+
+run_command(lambda: ensure(os.environ.get("VARIANT", "")))

@@ -1,0 +1,1 @@
+"""The parts of `make pipeline`: the chain of stages, the steps of one, and the report."""
