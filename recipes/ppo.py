@@ -227,7 +227,7 @@ def main() -> None:
 
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    environment.set_variables(models=[base, *reward_models(args.rewards or ())], sources=[source])
     os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for every adapter
     reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
     data = read_examples(source, PROMPT_FORMATS, args.format, args.columns)
