@@ -31,7 +31,6 @@ import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 if find_spec("env_check") is None:  # started directly: start again with our parts on Python's path
@@ -40,7 +39,7 @@ if find_spec("env_check") is None:  # started directly: start again with our par
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)))
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
-from common.arguments import parse, read_fields
+from common.arguments import parse
 from common.errors import CANNOT, DONE, InputError, did_you_mean, run_command
 from common.lm.memory import METHODS
 from env_check.checks import FAILURE, Facts
@@ -71,7 +70,7 @@ class Args:
 
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_of("check", read_fields(Path(__file__)) or [], by_make=False))
+        print(help_of("check", by_make=False))
         return DONE
     args, cards = parse(Args, sys.argv[1:], "check"), read_cards()
     if args.model and args.model not in cards:

@@ -34,7 +34,9 @@ def read(path: Path) -> list[dict]:
 
 
 def is_hard(prompt: str) -> bool:
-    a, operation, b = PROBLEM.search(prompt).groups()
+    found = PROBLEM.search(prompt)
+    assert found, prompt  # every prompt of these data sets is a problem
+    a, operation, b = found.groups()
     return Problem(int(a), "+" if operation in ("+", "plus", "加") else "-", int(b)).hard
 
 
@@ -95,6 +97,7 @@ def finetune(student: Student, rows: list[dict], arguments: argparse.Namespace) 
     optimizer = torch.optim.AdamW(weights, lr=arguments.lr, weight_decay=0.0)
     steps = arguments.epochs * (len(examples) // arguments.batch)
     student.model.train()
+    start = 0
     for step in range(steps):
         if step % (len(examples) // arguments.batch) == 0:
             rng.shuffle(examples)

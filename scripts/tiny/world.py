@@ -56,8 +56,8 @@ class Facts:
     rows: list[tuple[str, str, str, str]]  # English x and y, Chinese x and y
 
 
-def pairs(rows: list[tuple[str, ...]], *columns: int) -> list[tuple[str, str, str, str]]:
-    return [tuple(row[column] for column in columns) for row in rows]
+def pairs(rows: list[tuple[str, ...]], a: int, b: int, c: int, d: int) -> list[tuple[str, str, str, str]]:
+    return [(row[a], row[b], row[c], row[d]) for row in rows]
 
 
 def following(rows: list[tuple[str, ...]], step: int) -> list[tuple[str, str, str, str]]:
