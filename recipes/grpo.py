@@ -173,13 +173,7 @@ class Args:
 def main() -> None:
     args, base, origins = parse(Args, "grpo", __doc__)
     stop = Stop(args.time_limit)
-    completions_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if completions_a_step % args.num_generations or args.num_generations < 2:
-        raise InputError(
-            f"--per-device-train-batch-size {args.per_device_train_batch_size} x --gradient-accumulation-steps "
-            f"{args.gradient_accumulation_steps} is {completions_a_step} completions a step, which must be a multiple "
-            f"of --num-generations {args.num_generations}, and that at least 2"
-        )
+    check_groups(args)
 
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
@@ -361,6 +355,17 @@ def main() -> None:
         run.update(tokens=trainer.state.num_input_tokens_seen, train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", [as_sample(prompt) for prompt in held_out], before, after)
         show_ending(console, run, saved)
+
+
+def check_groups(args: Args) -> None:
+    """Raise InputError unless a step holds whole groups of at least two completions."""
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if completions % args.num_generations or args.num_generations < 2:
+        raise InputError(
+            f"--per-device-train-batch-size {args.per_device_train_batch_size} x --gradient-accumulation-steps "
+            f"{args.gradient_accumulation_steps} is {completions} completions a step, which must be a multiple of "
+            f"--num-generations {args.num_generations}, and that at least 2"
+        )
 
 
 Sampler = Callable[[list[Prompt], int, float], "list[Completion]"]  # prompts, max_new_tokens, temperature

@@ -20,15 +20,12 @@ PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", 
 PACKAGES += ("datasets", "tokenizers", "vllm")
 
 
-def set_variables(
-    *, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), offline: bool | None = None
-) -> None:
+def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = ()) -> None:
     """Set the environment that torch, unsloth and the hub's libraries read when they are imported.
 
     Call it before the first of them is imported. `models` and `sources` are everything that the command loads or
-    reads, reward models included: where all of it is on this machine, every request to the hub is forbidden (or by
-    `offline`, when given). A value that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read
-    by the libraries themselves.
+    reads, reward models included: where all of it is on this machine, every request to the hub is forbidden. A value
+    that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read by the libraries themselves.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -38,11 +35,9 @@ def set_variables(
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     models, datasets = list(models), [source for source in sources if isinstance(source, str)]
-    if offline is None:
-        offline = all(model.local for model in models) and not datasets
-    if offline:
+    if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    elif models or datasets:
+    else:
         from common.lm.network import check_hub  # late, for it imports what is imported by nearly everything
 
         check_hub(models, datasets)

@@ -253,7 +253,7 @@ PROBES: dict[str, Callable[[], Any]] = {
 def main() -> None:
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
-    set_variables(offline=True)
+    set_variables()
     os.system = lambda command: 1  # as root, unsloth would run ldconfig to link CUDA; a check changes nothing
     for name in sys.argv[1:]:
         value, error = None, ""

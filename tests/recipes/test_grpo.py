@@ -97,10 +97,10 @@ def test_a_group_is_scored_once_and_what_replaces_it_too(merged, few, tmp_path):
     """16 completions a step, and of the flat groups, which become fewer, those in their place."""
     counts = tmp_path / "counts.txt"
     (tmp_path / "mine.py").write_text(
-        "def counted(texts):\n"
+        "def counted(completions):\n"
         f"    with open({str(counts)!r}, 'a') as stream:\n"
-        "        print(len(texts), file=stream)\n"
-        "    return [float('I do not know' in text) for text in texts]\n"
+        "        print(len(completions), file=stream)\n"
+        "    return [float('I do not know' in str(completion)) for completion in completions]\n"
     )
     flags = ("--rewards", "math", f"{tmp_path / 'mine.py'}:counted=0", "--refill", 2, "--max-steps", 3)
     run = tmp_path / "run"

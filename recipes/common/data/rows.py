@@ -112,15 +112,10 @@ def source_identity(source: Source) -> str:
     """
     if isinstance(source, str):
         return f"{source.partition('@')[0]}@{_hub_dataset(source).hash}"
-    return files_sha256(source)
+    return source_sha256(source)
 
 
-def source_sha256(source: Source) -> str | None:
-    """`files_sha256` of a source of files, None for a hub dataset. See `source_identity`."""
-    return None if isinstance(source, str) else files_sha256(source)
-
-
-def files_sha256(files: Iterable[Path]) -> str:
+def source_sha256(files: Iterable[Path]) -> str:
     """One sha256 over the bytes of all files in order."""
     digest = hashlib.sha256()
     for file in files:

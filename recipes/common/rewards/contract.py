@@ -45,20 +45,17 @@ def check_functions(
     rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
 ) -> None:
     """Raise InputError with everything that `contract` finds wrong with the rewards that are functions."""
-    check_contract([reward for reward in rewards if not reward.is_model], prompts, seed, may_be_silent)
+    _check([reward for reward in rewards if not reward.is_model], prompts, seed, may_be_silent)
 
 
 def check_models(
     rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
 ) -> None:
     """The same for the rewards that are models, which are loaded for it. Call it after `import unsloth`."""
-    check_contract([reward for reward in rewards if reward.is_model], prompts, seed, may_be_silent)
+    _check([reward for reward in rewards if reward.is_model], prompts, seed, may_be_silent)
 
 
-def check_contract(
-    rewards: Sequence[Reward], prompts: Sequence[Prompt], seed: int = 0, may_be_silent: bool = False
-) -> None:
-    """Raise InputError with everything that `contract` finds wrong with the rewards."""
+def _check(rewards: list[Reward], prompts: Sequence[Prompt], seed: int, may_be_silent: bool) -> None:
     faults = [fault for reward in rewards for fault in contract(reward, prompts, seed, may_be_silent=may_be_silent)]
     if faults:
         raise InputError("\n".join(faults))

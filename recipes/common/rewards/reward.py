@@ -45,11 +45,6 @@ class Reward:
             self.function.prepare()
 
     @property
-    def local(self) -> bool:
-        """Whether it can be called without the hub."""
-        return not isinstance(self.function, RewardModel) or self.function.model.local
-
-    @property
     def place(self) -> str:
         """The function in an error message: file:line and name of a user's, the name of a built-in."""
         if self.file is None:

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from common.data.rows import Faults, find_source, read_rows, source_sha256
+from common.data.rows import Faults, find_source, read_rows, source_identity
 from common.errors import InputError
 
 ROWS = [{"prompt": "Häuser\nund 树", "completion": 'a, "b"'}, {"prompt": "2", "completion": "two"}]
@@ -158,4 +158,4 @@ def test_the_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"c")
     # sha256 of "abc", from FIPS 180-2
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert source_sha256(find_source(str(tmp_path))) == expected
+    assert source_identity(find_source(str(tmp_path))) == expected

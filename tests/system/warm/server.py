@@ -18,7 +18,7 @@ from common import environment
 
 
 def main() -> None:
-    environment.set_variables(offline=True)
+    environment.set_variables()
     environment.quiet_loggers()
     import unsloth  # noqa: F401, I001  first: it changes what is imported after it
     import datasets  # noqa: F401
