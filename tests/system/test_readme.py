@@ -183,6 +183,13 @@ def reader(tmp_path_factory) -> Path:
     ):
         lines = (samples / source).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / name).write_text("".join(lines[:count] if count > 0 else lines[count:]), encoding="utf-8")
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (folder / "scores.jsonl").open(
+        "a", encoding="utf-8"
+    ) as file:  # a second completion of each prompt, a worse one
+        for row in scores:
+            worse = {"response": "I do not know.", "score": row["score"] - 1}
+            file.write(json.dumps({**row, **worse}, ensure_ascii=False) + "\n")
     problems = [json.loads(line) for line in (samples / "arithmetic.jsonl").read_text().splitlines()[:8]]
     rows = [{"question": row["prompt"], "answer": f"It is so.\n#### {row['answer']}"} for row in problems]
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -191,14 +198,14 @@ def reader(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def checkout(page, reader, tmp_path) -> Path:
-    """A folder that looks like the repository, with a reader's files, the functions of the page, and no outputs."""
+    """A folder that looks like the repository, with a reader's files, the functions of README and the page, no outputs."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for path in itertools.chain(ROOT.iterdir(), reader.iterdir()):
         if path.name not in ("outputs", ".git"):
             (folder / path.name).symlink_to(path)
     (folder / "outputs").mkdir()
-    for _, lines in blocks(page, "python"):
+    for _, lines in [*blocks("README.md", "python"), *(blocks(page, "python") if page != "README.md" else [])]:
         (name,) = re.findall(r"# (my_\w+\.py)", lines[0])
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n\n\n")
