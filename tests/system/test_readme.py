@@ -198,7 +198,7 @@ def reader(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def checkout(page, reader, tmp_path) -> Path:
-    """A folder that looks like the repository, with a reader's files, the functions of README and the page, no outputs."""
+    """A folder like the repository, with a reader's files, the functions of README and the page, and no outputs."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for path in itertools.chain(ROOT.iterdir(), reader.iterdir()):
