@@ -49,7 +49,7 @@ ALIASES = {
     "report_to": "report logger wandb",
     "reward_model": "reward_model_path reward_pretrain reward_model_name_or_path rm",
     "rewards": "reward_funcs reward_functions reward_function reward_fn reward",
-    "rollout_batch_size": "num_rollouts batch_size",
+    "rollout_batch_size": "num_rollouts",
     "save_steps": "save_every_n_steps save_interval checkpoint_interval",
     "save_total_limit": "keep_checkpoints max_ckpt_num",
     "stages": "pipeline",
