@@ -76,7 +76,8 @@ def test_help_spells_arguments_as_make_does(checkout):
     assert "DTYPE=auto" in help_text
     assert "One of auto, bfloat16, float16, float32." in help_text
     help_text = " ".join(checkout.run("sft", "--help").stdout.split())
-    assert "--load-in-4bit, --no-load-in-4bit (yes) Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for" in help_text
+    shown = "--load-in-4bit, --no-load-in-4bit (yes) Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for"
+    assert shown in help_text
     assert "MODEL= Required. The name of a card." in " ".join(checkout.make("help-pin").stdout.split())
 
 

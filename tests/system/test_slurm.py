@@ -22,7 +22,7 @@ from test_readme import commands
 
 pytestmark = pytest.mark.slow
 
-# The README's commands, each run below with the tiny model and on folders of the test's own.
+# The commands of README.md and docs/slurm.md, each run below with the tiny model and on folders of the test's own.
 SINGLE = "make slurm RECIPE=sft MODEL=qwen2.5-7b DATA=my.jsonl TIME=4:00:00 GPUS=1"
 SHOWN = "make slurm RECIPE=sft MODEL=qwen2.5-7b DATA=my.jsonl TIME=4:00:00 GPUS=1 DRY=1"
 CHAIN = "make slurm STAGES=sft,dpo,grpo TIME=4:00:00 GPUS=1"
@@ -166,8 +166,10 @@ def hopeless(cluster, chain, tmp_path_factory):
         yield pool.submit(run)
 
 
-def test_every_command_of_the_readme_is_run_here():
-    there = {" ".join(shlex.split(command)) for command in commands("README.md") if command.startswith("make slurm")}
+def test_every_command_of_the_pages_is_run_here():
+    texts = [command.text for page in ("README.md", "docs/slurm.md") for command in commands(page)]
+    there = {text for text in texts if text.startswith("make slurm")}
+    assert there
     assert there <= {" ".join(shlex.split(command)) for command in SEEN_HERE}
 
 
