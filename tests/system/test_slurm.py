@@ -464,7 +464,7 @@ def test_the_script_for_a_container(tmp_path, runtime, nodes):
     words, gpus, docker_args = launched(tmp_path / "run" / "slurm" / "sft.sh", tmp_path, SLURM_JOB_GPUS="2,3")
     recipe = words.index(f"{ROOT}/recipes/sft.py")
     assert words[recipe:] == [
-        f"{ROOT}/recipes/sft.py", "--model", "qwen2.5-7b", "--data", f"{tmp_path}/my.jsonl", "--output-dir",
+        f"{ROOT}/recipes/sft.py", "--data", f"{tmp_path}/my.jsonl", "--model", "qwen2.5-7b", "--output-dir",
         f"{tmp_path}/run",
     ]  # fmt: skip
     if runtime == "pyxis":
