@@ -428,14 +428,14 @@ class GroupSampling(GRPOTrainer):
     def _measure_kl(self, completions: "list[Completion]") -> float:
         """The KL divergence from the reference policy, by token, estimated as k3 (joschu.net/blog/kl-approx.html)."""
         import torch
-        from common.lm.log_probs import score_tokens
+        from common.lm.log_probs import kl_estimate, score_tokens
 
         spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
         policy = score_tokens(self.model, spans, self.processing_class.pad_token_id)
         with self.model.disable_adapter():
             reference = score_tokens(self.model, spans, self.processing_class.pad_token_id)
-        ratios = torch.cat([r.log_probs - p.log_probs for p, r in zip(policy, reference, strict=True)])
-        return float((ratios.exp() - 1 - ratios).mean())
+        log_ratios = torch.cat([p.log_probs - r.log_probs for p, r in zip(policy, reference, strict=True)])
+        return float(kl_estimate(log_ratios, "k3").mean())
 
 
 def rollout(prompts: list, trainer: GroupSampling) -> dict:
