@@ -129,7 +129,12 @@ def main() -> None:
         "seconds": {
             name.removeprefix("time/"): median(row[name] for row in measured)
             for name in measured[0]
-            if name.startswith("time/")
+            if name.startswith("time/") or name == "step_time"
+        },
+        "rollout": {
+            name.removeprefix("rollout/"): median(row[name] for row in measured)
+            for name in measured[0]
+            if name.startswith("rollout/")
         },
         "device": record["machine"].get("gpu", record["machine"]["cpu"]),
         "driver": record["machine"].get("driver"),
