@@ -18,10 +18,10 @@ from common.data.formats import (
     ConversationFormat,
     Formats,
     PairFormat,
-    PromptFormat,
     RatingFormat,
     detect,
 )
+from common.data.problems import PromptFormat
 from common.data.prompts import as_prompt
 from common.data.rows import Faults, Row, Source, read_rows, source_identity, source_name
 from common.data.turns import RowFormat, Turns, parse_json
