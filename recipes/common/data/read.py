@@ -9,20 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import (
-    FORMATS,
-    PAIR_FORMATS,
-    PROBLEM_FORMATS,
-    PROMPT_FORMATS,
-    RATING_FORMATS,
-    ConversationFormat,
-    Formats,
-    PairFormat,
-    RatingFormat,
-    detect,
-)
+from common.data.formats import ConversationFormat, Formats, PairFormat, RatingFormat, detect
 from common.data.problems import PromptFormat
-from common.data.prompts import as_prompt
 from common.data.rows import Faults, Row, Source, read_rows, source_identity, source_name
 from common.data.turns import RowFormat, Turns, parse_json
 from common.errors import InputError, nearest
@@ -64,7 +52,7 @@ def read_examples(source: Source, formats: Formats, row_format: str = "auto", co
     found = detect(_renamed(first, renamed), formats) if row_format == "auto" else row_format
     if found is None:
         raise InputError(f"{first.place}: {unknown_columns(_renamed(first, renamed), formats)}")
-    examples = list(_examples(itertools.chain([first], rows), faults, row_format, renamed, formats))
+    examples = list(as_examples(itertools.chain([first], rows), faults, formats, row_format, renamed))
     faults.stop()
     return Data(examples, found, source_identity(source))
 
@@ -80,48 +68,18 @@ def column_map(pairs: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def conversations(
-    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Conversation]:
-    """The rows as conversations. A row that does not fit its format is added to `faults` and skipped.
+def as_examples(
+    rows: Iterable[Row],
+    faults: Faults,
+    formats: Formats,
+    row_format: str = "auto",
+    columns: dict[str, str] | None = None,
+) -> Iterator[Any]:
+    """The rows as examples, of the kind that `formats` are. A row that does not fit is added to `faults` and skipped.
 
     With "auto" the first row decides the format of all; a row of another format is a fault that names both lines.
     `columns` maps the source's names of columns to ours. Raises InputError when the first row has no known format.
     """
-    return _examples(rows, faults, row_format, columns, FORMATS)
-
-
-def pairs(
-    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Pair]:
-    """The rows as preference pairs; otherwise as `conversations`."""
-    return _examples(rows, faults, row_format, columns, PAIR_FORMATS)
-
-
-def problems(
-    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Prompt]:
-    """The rows as prompts with or without a gold answer; otherwise as `conversations`."""
-    return _examples(rows, faults, row_format, columns, PROBLEM_FORMATS)
-
-
-def ratings(
-    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Rating]:
-    """The rows as rated completions; otherwise as `conversations`."""
-    return _examples(rows, faults, row_format, columns, RATING_FORMATS)
-
-
-def prompts(
-    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Prompt]:
-    """The prompts of rows of any format but SFT's; otherwise as `conversations`."""
-    return map(as_prompt, _examples(rows, faults, row_format, columns, PROMPT_FORMATS))
-
-
-def _examples(
-    rows: Iterable[Row], faults: Faults, row_format: str, columns: dict[str, str] | None, formats: Formats
-) -> Iterator[Any]:
     decided_at = "--format"
     if row_format not in ("auto", *formats):
         raise InputError(f"--format {row_format}: unknown here; expected auto or one of {', '.join(formats)}")

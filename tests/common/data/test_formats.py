@@ -4,8 +4,9 @@ import json
 
 import pytest
 from common.data.examples import Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
-from common.data.read import column_map, conversations, pairs, problems, prompts, ratings
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
+from common.data.prompts import as_prompt
+from common.data.read import as_examples, column_map
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
 from conftest import ROOT
@@ -18,7 +19,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 def convert(*rows, **options):
     faults = Faults()
     places = (Row(f"f:{number}", fields) for number, fields in enumerate(rows, start=1))
-    return [item.messages for item in conversations(places, faults, **options)], faults.shown
+    return [item.messages for item in as_examples(places, faults, FORMATS, **options)], faults.shown
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_sharegpt_tool_call_becomes_the_call_and_its_result():
     turns = [("human", "2 + 2?"), ("function_call", json.dumps(call)), ("observation", "4"), ("gpt", "It is 4.")]
     row = {"conversations": [{"from": role, "value": value} for role, value in turns], "tools": '[{"name": "add"}]'}
     faults = Faults()
-    (conversation,) = conversations([Row("f:1", row)], faults)
+    (conversation,) = as_examples([Row("f:1", row)], faults, FORMATS)
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
     assert conversation.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
     assert conversation.tools == [{"name": "add"}]
@@ -122,10 +123,10 @@ def test_no_format_hides_another(known):
         assert detect(dict.fromkeys(form.columns, "x"), known) == name
 
 
-def read(reader, *rows, **options):
+def read(formats, *rows, **options):
     faults = Faults()
     places = (Row(f"f:{number}", fields) for number, fields in enumerate(rows, start=1))
-    return list(reader(places, faults, **options)), faults.shown
+    return list(as_examples(places, faults, formats, **options)), faults.shown
 
 
 WRONG = {"role": "assistant", "content": "5"}
@@ -148,12 +149,12 @@ HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
     ],
 )  # fmt: skip
 def test_every_pair_format_becomes_prompt_chosen_and_rejected(row, prompt):
-    assert read(pairs, row) == ([Pair("f:1", prompt, [SAY], [WRONG])], [])
+    assert read(PAIR_FORMATS, row) == ([Pair("f:1", prompt, [SAY], [WRONG])], [])
 
 
 def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
     text = "\n\nHuman: Who says\nHuman: hi?\n\nAssistant: A person.\n\nHuman: And?\n\nAssistant: "
-    (pair,), shown = read(pairs, {"chosen": text + "4", "rejected": text + "5"})
+    (pair,), shown = read(PAIR_FORMATS, {"chosen": text + "4", "rejected": text + "5"})
     assert shown == []
     assert pair.prompt == [
         {"role": "user", "content": "Who says\nHuman: hi?"},
@@ -191,7 +192,7 @@ def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
     ],
 )  # fmt: skip
 def test_a_pair_that_does_not_fit_says_why(row, says):
-    found, shown = read(pairs, row)
+    found, shown = read(PAIR_FORMATS, row)
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
@@ -211,7 +212,7 @@ def test_a_pair_that_does_not_fit_says_why(row, says):
     ],
 )  # fmt: skip
 def test_every_problem_format_becomes_prompt_answer_and_fields(row, prompt, answer, fields):
-    assert read(problems, row) == ([Prompt("f:1", prompt, answer, fields)], [])
+    assert read(PROBLEM_FORMATS, row) == ([Prompt("f:1", prompt, answer, fields)], [])
 
 
 @pytest.mark.parametrize(
@@ -228,14 +229,14 @@ def test_every_problem_format_becomes_prompt_answer_and_fields(row, prompt, answ
     ],
 )
 def test_a_problem_that_does_not_fit_names_its_field(row, says):
-    found, shown = read(problems, row)
+    found, shown = read(PROBLEM_FORMATS, row)
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
 
 
 def test_a_problem_without_the_answer_that_the_first_has_is_a_fault():
-    _, shown = read(problems, {"prompt": "a", "answer": "b"}, {"prompt": "a"})
+    _, shown = read(PROBLEM_FORMATS, {"prompt": "a", "answer": "b"}, {"prompt": "a"})
     assert shown == ["f:2: this row is prompt, but f:1 is prompt-answer; a source holds one format"]
 
 
@@ -250,7 +251,7 @@ def test_a_problem_without_the_answer_that_the_first_has_is_a_fault():
     ],
 )
 def test_every_rating_format_becomes_prompt_response_and_score(row, prompt):
-    assert read(ratings, row) == ([Rating("f:1", prompt, [SAY], 0.5)], [])
+    assert read(RATING_FORMATS, row) == ([Rating("f:1", prompt, [SAY], 0.5)], [])
 
 
 @pytest.mark.parametrize(
@@ -267,14 +268,14 @@ def test_every_rating_format_becomes_prompt_response_and_score(row, prompt):
     ],
 )
 def test_a_score_is_a_finite_number(score, says):
-    found, shown = read(ratings, {"prompt": "a", "response": "b", "score": score})
+    found, shown = read(RATING_FORMATS, {"prompt": "a", "response": "b", "score": score})
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
 
 
 def test_a_rated_answer_is_an_answer():
-    _, shown = read(ratings, {"prompt": "a", "response": [ASK], "score": 1})
+    _, shown = read(RATING_FORMATS, {"prompt": "a", "response": [ASK], "score": 1})
     assert shown == ["f:1: response: holds a turn of the user; expected only what the assistant answers"]
 
 
@@ -287,38 +288,40 @@ def test_a_rated_answer_is_an_answer():
     ],
 )
 def test_the_prompts_of_pairs_and_ratings_are_problems_without_an_answer(row):
-    assert read(prompts, row) == ([Prompt("f:1", [ASK])], [])
+    (example,), shown = read(PROMPT_FORMATS, row)
+    assert as_prompt(example) == Prompt("f:1", [ASK])
+    assert shown == []
 
 
 def test_the_prompts_of_problems_keep_answer_and_fields():
     row = {"question": "2 + 2?", "answer": "4", "task": "sum"}
-    assert read(prompts, row) == read(problems, row) == ([Prompt("f:1", [ASK], "4", {"task": "sum"})], [])
+    assert read(PROMPT_FORMATS, row) == read(PROBLEM_FORMATS, row) == ([Prompt("f:1", [ASK], "4", {"task": "sum"})], [])
 
 
 def test_tools_come_along_with_every_kind():
     tools = [{"name": "add"}]
-    for reader, row in (
-        (pairs, {"prompt": "a", "chosen": "b", "rejected": "c"}),
-        (problems, {"prompt": "a"}),
-        (ratings, {"prompt": "a", "response": "b", "score": 1}),
-        (prompts, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    for formats, row in (
+        (PAIR_FORMATS, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        (PROBLEM_FORMATS, {"prompt": "a"}),
+        (RATING_FORMATS, {"prompt": "a", "response": "b", "score": 1}),
+        (PROMPT_FORMATS, {"prompt": "a", "chosen": "b", "rejected": "c"}),
     ):
-        (example,), _ = read(reader, {**row, "tools": json.dumps(tools)})
+        (example,), _ = read(formats, {**row, "tools": json.dumps(tools)})
         assert example.tools == tools
 
 
 def test_columns_are_mapped_for_every_kind():
-    (pair,), _ = read(pairs, {"q": "2 + 2?", "chosen": "4", "rejected": "5"}, columns={"q": "prompt"})
+    (pair,), _ = read(PAIR_FORMATS, {"q": "2 + 2?", "chosen": "4", "rejected": "5"}, columns={"q": "prompt"})
     assert pair.prompt == [ASK]
 
 
 def test_an_unknown_format_by_name_or_by_columns_says_what_is_known():
     with pytest.raises(InputError, match="--format alpaca: unknown here; expected auto or one of preference, "):
-        read(pairs, {}, row_format="alpaca")
+        read(PAIR_FORMATS, {}, row_format="alpaca")
     with pytest.raises(
         InputError, match=r"the columns are promt, chosn .did you mean 'prompt' by 'promt'.*Known: pref"
     ):
-        read(pairs, {"promt": "a", "chosn": "b"})
+        read(PAIR_FORMATS, {"promt": "a", "chosn": "b"})
 
 
 @pytest.mark.parametrize(
@@ -346,14 +349,13 @@ SAMPLES = {file.stem: file for file in sorted((ROOT / "data_samples" / "formats"
 
 @pytest.mark.parametrize("form", FEEDBACK)
 def test_there_is_a_sample_of_every_feedback_format_and_it_reads(form):
-    reader = pairs if form in PAIR_FORMATS else ratings if form in RATING_FORMATS else problems
     for name in (form, f"{form}-messages", f"{form}-hh"):
         if name != form and name not in SAMPLES:
             continue
         faults = Faults()
         rows = list(read_rows(find_source(str(SAMPLES[name])), faults))
         assert detect(rows[0].fields, FEEDBACK) == form
-        assert len(list(reader(rows, faults))) == len(rows) >= 4
+        assert len(list(as_examples(rows, faults, FEEDBACK))) == len(rows) >= 4
         assert faults.shown == []
 
 
