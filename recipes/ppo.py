@@ -257,7 +257,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed

@@ -24,12 +24,14 @@ MOST_TURNS = 500  # chat templates render a conversation once per answer: a row 
 class Data:
     """What a source holds: its examples, the name of their row format, and the source's identity.
 
-    The identity is a sha256 of the files, or the hub's id@commit.
+    The identity is a sha256 of the files, or the hub's id@commit. `notes` are lines to print before the run: what the
+    rows hold that is not trained as it stands, such as a column that is not read.
     """
 
     examples: list[Any]
     row_format: str
     identity: str
+    notes: list[str]
 
 
 def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
@@ -54,7 +56,7 @@ def read_examples(source: Source, formats: Formats, row_format: str = "auto", co
         raise InputError(f"{first.place}: {unknown_columns(_renamed(first, renamed), formats)}")
     examples = list(as_examples(itertools.chain([first], rows), faults, formats, row_format, renamed))
     faults.stop()
-    return Data(examples, found, source_identity(source))
+    return Data(examples, found, source_identity(source), faults.notes())
 
 
 def column_map(pairs: Iterable[str]) -> dict[str, str]:

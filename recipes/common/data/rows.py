@@ -24,6 +24,8 @@ Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revis
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SHOWN_FAULTS = 20
+MOST_NOTES = 20
+OTHER_NOTES = "other things that are not read"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half of a character, such as one of the two of an emoji
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -37,16 +39,34 @@ class Row:
 
 
 class Faults:
-    """The errors of a data source, row by row: the first 20 in words, the rest as a number."""
+    """The errors of a data source, row by row: the first 20 in words, the rest as a number.
+
+    And its notes: what rows hold that is not trained as it stands, counted by what it is.
+    """
 
     def __init__(self) -> None:
         self.shown: list[str] = []
         self.count = 0
+        self.noted: dict[str, tuple[int, str]] = {}  # the rows, and the place of the first, by what was noted
 
     def add(self, place: str, message: str) -> None:
         self.count += 1
         if len(self.shown) < SHOWN_FAULTS:
             self.shown.append(f"{place}: {message}")
+
+    def note(self, place: str, what: str) -> None:
+        """Count the row at `place` among those that `what` is true of."""
+        if what not in self.noted and len(self.noted) >= MOST_NOTES:
+            what = OTHER_NOTES
+        rows, first = self.noted.get(what, (0, place))
+        self.noted[what] = (rows + 1, first)
+
+    def notes(self) -> list[str]:
+        """A line for each thing that was noted, with the number of rows and the first of them."""
+        return [
+            f"{what} (in {rows:,} row{'' if rows == 1 else 's'}, the first is {first})"
+            for what, (rows, first) in self.noted.items()
+        ]
 
     def stop(self) -> None:
         """Raise InputError with all faults so far, if there are any."""
