@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.formats import ConversationFormat, Formats, PairFormat, RatingFormat, detect
+from common.data.json_values import parse_json
 from common.data.problems import PromptFormat
 from common.data.rows import Faults, Row, Source, read_rows, source_identity, source_name
-from common.data.turns import RowFormat, Turns, parse_json
+from common.data.turns import RowFormat, Turns
 from common.errors import InputError, nearest
 
 SHOWN_COLUMNS = 20

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from common.data.json_values import parse_json
+
 Turns = list[dict[str, Any]]
 
 SHAREGPT_ROLES = {
@@ -31,18 +33,6 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "tool": "tool",
 }
-
-
-def parse_json(what: str, text: str) -> Any:
-    """Parse JSON inside a text field. Raises ValueError that names `what` it should be and where it breaks."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} must be JSON: {error.msg.lower()} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError(f"{what} must be JSON: it is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"{what} must be JSON: {error}") from None
 
 
 def check_calls(calls: Any) -> list[dict[str, Any]]:
