@@ -105,7 +105,9 @@ class Args:
     # How the data is read.
     format: Literal[
         "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
-        "preference", "sharegpt-preference", "dialogue-preference", "prompt-rating", "instruction-rating",
+        "humaneval", "mbpp", "mbpp-text", "verl",
+        "preference", "instruction-preference", "sharegpt-preference", "dialogue-preference",
+        "prompt-rating", "instruction-rating",
     ] = "auto"  # fmt: skip
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats, detect
+from common.data.formats import (
+    FORMATS,
+    GRADED_FORMATS,
+    PAIR_FORMATS,
+    PROBLEM_FORMATS,
+    PROMPT_FORMATS,
+    RATING_FORMATS,
+    Formats,
+    detect,
+)
 from common.data.prompts import as_prompt
 from common.data.read import as_examples, unknown_columns
 from common.data.rows import Faults, Row
@@ -40,6 +49,7 @@ TASKS = (
     Task("reward", RATING_FORMATS),
     Task("dpo", PAIR_FORMATS),
     Task("reward", PAIR_FORMATS),
+    Task("grpo", GRADED_FORMATS),
     Task("sft", FORMATS),
     Task("grpo", PROBLEM_FORMATS),
     Task("ppo", PROMPT_FORMATS),

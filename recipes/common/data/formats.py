@@ -6,22 +6,26 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
+from common.data.messages import Message
 from common.data.problems import (
+    MBPP,
+    HumanEval,
     InstructionOnly,
+    MBPPText,
     ProblemAnswer,
     ProblemSolution,
     PromptAnswer,
     PromptOnly,
     QuestionAnswer,
+    Verl,
 )
 from common.data.turns import (
     Instruction,
-    Message,
+    MessageList,
     RowFormat,
     Score,
     Text,
     TextOrMessages,
-    Turn,
     Turns,
     as_turns,
     check_completion,
@@ -30,53 +34,58 @@ from common.data.turns import (
 
 
 class ConversationFormat(RowFormat):
+    """`functions` are tools as the OpenAI API had them before `tools`."""
+
+    functions: Any = None
+
     def messages(self) -> Turns:
+        """The conversation with its system prompt. `train` is False in a turn of the assistant that carries no loss."""
+        return self.with_system(self.conversation())
+
+    def conversation(self) -> Turns:
         raise NotImplementedError
 
 
 class Alpaca(Instruction, ConversationFormat):
+    """The answers in `history` carry loss too, as in LLaMA-Factory, which defines the column."""
+
     columns: ClassVar = ("instruction", "output")
     output: Text
 
-    def messages(self) -> Turns:
+    def conversation(self) -> Turns:
         return [*self.turns(), {"role": "assistant", "content": self.output}]
 
 
 class ShareGPT(ConversationFormat):
     columns: ClassVar = ("conversations",)
-    conversations: list[Turn]
-    system: str | None = None
-    tools: Any = None
+    turns: MessageList = Field(validation_alias="conversations")
 
-    def messages(self) -> Turns:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [turn.as_dict() for turn in self.conversations]
+    def conversation(self) -> Turns:
+        return as_turns("user", self.turns)
 
 
-class Messages(ConversationFormat):
+class Messages(ShareGPT):
     columns: ClassVar = ("messages",)
-    conversation: list[Message] = Field(validation_alias="messages")
-    tools: Any = None
-
-    def messages(self) -> Turns:
-        return [message.as_dict() for message in self.conversation]
+    turns: MessageList = Field(validation_alias="messages")
 
 
 class PromptCompletion(ConversationFormat):
+    """The turns of the assistant in `prompt` are context, as in TRL, unless the row marks them to carry loss."""
+
     columns: ClassVar = ("prompt", "completion")
     prompt: TextOrMessages
     completion: TextOrMessages
-    tools: Any = None
 
-    def messages(self) -> Turns:
-        return as_turns("user", self.prompt) + as_turns("assistant", self.completion)
+    def conversation(self) -> Turns:
+        context = [{"train": False, **turn} for turn in as_turns("user", self.prompt)]
+        return context + as_turns("assistant", self.completion)
 
 
 class ChatMLText(ConversationFormat):
     columns: ClassVar = ("text",)
     text: Text
 
-    def messages(self) -> Turns:
+    def conversation(self) -> Turns:
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", self.text, flags=re.DOTALL)
         rest = re.sub(r"<\|im_start\|>\w+\n.*?<\|im_end\|>\s*", "", self.text, flags=re.DOTALL)
         if rest.strip():
@@ -96,31 +105,52 @@ class PairFormat(RowFormat):
         prompt, chosen, rejected = self.split()
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same; there is nothing to prefer")
-        return check_prompt(prompt), check_completion("chosen", chosen), check_completion("rejected", rejected)
+        return (
+            check_prompt(self.with_system(prompt)),
+            check_completion("chosen", chosen),
+            check_completion("rejected", rejected),
+        )
 
     def split(self) -> tuple[Turns, Turns, Turns]:
         raise NotImplementedError
 
 
-class PromptPair(PairFormat):
+class CompletionPair(PairFormat):
     """A prompt and its two completions. Where both repeat the prompt as their first turns, it is removed from them."""
 
-    columns: ClassVar = ("prompt", "chosen", "rejected")
-    prompt: TextOrMessages
     chosen: TextOrMessages
     rejected: TextOrMessages
-    tools: Any = None
 
     def split(self) -> tuple[Turns, Turns, Turns]:
-        prompt = as_turns("user", self.prompt)
+        prompt = self.context()
         chosen, rejected = as_turns("assistant", self.chosen), as_turns("assistant", self.rejected)
         if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
             return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
         return prompt, chosen, rejected
 
+    def context(self) -> Turns:
+        raise NotImplementedError
+
+
+class PromptPair(CompletionPair):
+    columns: ClassVar = ("prompt", "chosen", "rejected")
+    prompt: TextOrMessages
+
+    def context(self) -> Turns:
+        return as_turns("user", self.prompt)
+
+
+class InstructionPair(Instruction, CompletionPair):
+    """As LLaMA-Factory has pairs."""
+
+    columns: ClassVar = ("instruction", "chosen", "rejected")
+
+    def context(self) -> Turns:
+        return self.turns()
+
 
 TextOrTurn = Annotated[
-    Annotated[Text, Tag("as text")] | Annotated[Turn, Tag("as turn")],
+    Annotated[Text, Tag("as text")] | Annotated[Message, Tag("as turn")],
     Discriminator(lambda value: "as text" if isinstance(value, str) else "as turn"),
 ]
 
@@ -129,20 +159,16 @@ class ShareGPTPair(PairFormat):
     """A ShareGPT conversation up to the assistant's turn, and its two completions."""
 
     columns: ClassVar = ("conversations", "chosen", "rejected")
-    conversations: list[Turn]
+    conversations: MessageList
     chosen: TextOrTurn
     rejected: TextOrTurn
-    system: str | None = None
-    tools: Any = None
 
     def split(self) -> tuple[Turns, Turns, Turns]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = system + [turn.as_dict() for turn in self.conversations]
-        return prompt, self._answer(self.chosen), self._answer(self.rejected)
+        return as_turns("user", self.conversations), self._answer(self.chosen), self._answer(self.rejected)
 
     @staticmethod
-    def _answer(answer: str | Turn) -> Turns:
-        return as_turns("assistant", answer) if isinstance(answer, str) else [answer.as_dict()]
+    def _answer(answer: str | Message) -> Turns:
+        return as_turns("assistant", answer if isinstance(answer, str) else [answer])
 
 
 class DialoguePair(PairFormat):
@@ -151,7 +177,6 @@ class DialoguePair(PairFormat):
     columns: ClassVar = ("chosen", "rejected")
     chosen: TextOrMessages
     rejected: TextOrMessages
-    tools: Any = None
 
     def split(self) -> tuple[Turns, Turns, Turns]:
         chosen, rejected = self._dialogue("chosen", self.chosen), self._dialogue("rejected", self.rejected)
@@ -188,6 +213,10 @@ class RatingFormat(RowFormat):
     score: Score
 
     def prompt_turns(self) -> Turns:
+        """The prompt with its system prompt. Raises ValueError unless it ends in a turn of the user or of a tool."""
+        return check_prompt(self.with_system(self.context()))
+
+    def context(self) -> Turns:
         raise NotImplementedError
 
     def response_turns(self) -> Turns:
@@ -198,16 +227,15 @@ class RatingFormat(RowFormat):
 class PromptRating(RatingFormat):
     columns: ClassVar = ("prompt", "response", "score")
     prompt: TextOrMessages
-    tools: Any = None
 
-    def prompt_turns(self) -> Turns:
-        return check_prompt(as_turns("user", self.prompt))
+    def context(self) -> Turns:
+        return as_turns("user", self.prompt)
 
 
 class InstructionRating(Instruction, RatingFormat):
     columns: ClassVar = ("instruction", "response", "score")
 
-    def prompt_turns(self) -> Turns:
+    def context(self) -> Turns:
         return self.turns()
 
 
@@ -224,6 +252,7 @@ FORMATS: Formats = {
 
 PAIR_FORMATS: Formats = {
     "preference": PromptPair,
+    "instruction-preference": InstructionPair,
     "sharegpt-preference": ShareGPTPair,
     "dialogue-preference": DialoguePair,
 }
@@ -233,7 +262,16 @@ RATING_FORMATS: Formats = {
     "instruction-rating": InstructionRating,
 }
 
+# Problems in the words of a benchmark or of another trainer, with tests or with a gold answer inside a column.
+GRADED_FORMATS: Formats = {
+    "humaneval": HumanEval,
+    "mbpp": MBPP,
+    "mbpp-text": MBPPText,
+    "verl": Verl,
+}
+
 PROBLEM_FORMATS: Formats = {
+    **GRADED_FORMATS,
     "prompt-answer": PromptAnswer,
     "question-answer": QuestionAnswer,
     "problem-answer": ProblemAnswer,
@@ -247,4 +285,9 @@ PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
 
 def detect(fields: dict[str, Any], formats: Formats = FORMATS) -> str | None:
     """The name of the first of the `formats` whose columns are all in `fields`, or None."""
-    return next((name for name, row in formats.items() if all(column in fields for column in row.columns)), None)
+    return next((name for name, row in formats.items() if has_columns(fields, row)), None)
+
+
+def has_columns(fields: dict[str, Any], row_format: type[RowFormat]) -> bool:
+    """Whether all columns that identify a format are in `fields`."""
+    return all(column in fields for column in row_format.columns)

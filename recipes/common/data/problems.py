@@ -1,34 +1,44 @@
 """The row formats of problems: prompts whose completions are scored, with or without a gold answer."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from common.data.turns import GoldAnswer, Instruction, RowFormat, TextOrMessages, Turns, as_turns, check_prompt
+from common.data.turns import (
+    GoldAnswer,
+    Instruction,
+    RowFormat,
+    Text,
+    TextOrMessages,
+    Turns,
+    as_turns,
+    check_prompt,
+    list_of_json,
+)
 
 
 class PromptFormat(RowFormat):
+    """A prompt, and in `answer` its gold answer, if it has one."""
+
     if TYPE_CHECKING:  # a column of every one but InstructionOnly
         prompt: TextOrMessages
 
     def prompt_turns(self) -> Turns:
-        """The prompt. Raises ValueError when it does not end with a turn of the user or of a tool."""
-        raise NotImplementedError
+        """The prompt with its system prompt. Raises ValueError unless it ends in a turn of the user or of a tool."""
+        return check_prompt(self.with_system(self.context()))
 
-    @classmethod
-    def other_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def context(self) -> Turns:
+        return as_turns("user", self.prompt)
+
+    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The row's other columns, for the reward functions."""
-        own = {field.validation_alias or name for name, field in cls.model_fields.items()}
+        own = self.own_columns()
         return {name: value for name, value in fields.items() if name not in own}
 
 
 class PromptOnly(PromptFormat):
     columns: ClassVar = ("prompt",)
     prompt: TextOrMessages
-    tools: Any = None
-
-    def prompt_turns(self) -> Turns:
-        return check_prompt(as_turns("user", self.prompt))
 
 
 class PromptAnswer(PromptOnly):
@@ -54,5 +64,65 @@ class ProblemSolution(ProblemAnswer):
 class InstructionOnly(Instruction, PromptFormat):
     columns: ClassVar = ("instruction",)
 
-    def prompt_turns(self) -> Turns:
+    def context(self) -> Turns:
         return self.turns()
+
+
+class HumanEval(PromptOnly):
+    """The beginning of a program and a function `check` that tests it, https://github.com/openai/human-eval."""
+
+    columns: ClassVar = ("prompt", "test", "entry_point")
+    test: Text
+    entry_point: Text
+    canonical_solution: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        is_code = isinstance(self.prompt, str) and self.canonical_solution
+        return f"{self.prompt}{self.canonical_solution}" if is_code else None
+
+    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The row's columns, and `tests` for the reward `code`."""
+        return {"tests": [f"{self.test}\n\ncheck({self.entry_point})"], **fields}
+
+
+class MBPP(PromptOnly):
+    """A task in words and a list of tests, as in the sanitized data of https://arxiv.org/abs/2108.07732."""
+
+    columns: ClassVar = ("prompt", "test_list")
+    test_list: Annotated[list[Text], BeforeValidator(list_of_json)]
+    test_imports: Annotated[list[str] | None, BeforeValidator(list_of_json)] = None
+    test_setup_code: str | None = None
+    code: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        return self.code or None
+
+    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The row's columns, and `tests` for the reward `code`, each with the set-up that all need."""
+        before = "\n".join([*(self.test_imports or ()), self.test_setup_code or ""]).strip()
+        return {"tests": [f"{before}\n{test}" if before else test for test in self.test_list], **fields}
+
+
+class MBPPText(MBPP):
+    columns: ClassVar = ("text", "test_list")
+    prompt: TextOrMessages = Field(validation_alias="text")
+
+
+class Verl(PromptOnly):
+    """The gold answer in `reward_model`, as verl has it, https://verl.readthedocs.io/en/latest/preparation/."""
+
+    columns: ClassVar = ("prompt", "reward_model")
+    reward_model: dict[str, Any]
+
+    @property
+    def answer(self) -> str | None:
+        """The ground truth that is text or a number; of another kind, such as tests, it is for reward functions."""
+        truth = self.reward_model.get("ground_truth")
+        if isinstance(truth, bool) or not isinstance(truth, str | int | float):
+            return None
+        return str(truth) if str(truth).strip() else None
+
+    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name != "prompt"}

@@ -79,11 +79,11 @@ def test_a_row_that_does_not_fit_names_its_field(row, says):
     ("turns", "says"),
     [
         ([ASK], "no turn of the assistant"),
-        ([ASK, {"role": "bot", "content": "4"}], "messages.1.role: should be 'system', 'user', 'assistant' or 'tool'"),
+        ([ASK, {"role": "bot", "content": "4"}], "messages.1.role: unknown role 'bot'; expected one of system"),
         ([ASK, {"role": "assistant", "content": ""}], "messages.1: the turn of the assistant is empty"),
         ([ASK, {"role": "assistant", "content": 4}], "messages.1.content: should be a valid string, found 4"),
         ([ASK, {"role": "assistant"}], "messages.1: the turn of the assistant is empty"),
-        ("2 + 2?", "messages: should be a valid list"),
+        ("2 + 2?", "messages: a list as text must be JSON"),
     ],
 )
 def test_a_turn_that_does_not_fit_names_its_place(turns, says):
@@ -332,7 +332,7 @@ def test_a_function_call_without_its_parts_is_a_fault(call):
     turns = [HUMAN, {"from": "function_call", "value": call}, {"from": "observation", "value": "4"}, GPT]
     found, shown = convert({"conversations": turns})
     assert found == []
-    assert shown[0].startswith("f:1: conversations.1: a function call must")
+    assert shown[0].startswith("f:1: conversations.1.tool_calls: a function call must")
 
 
 def test_a_deep_value_where_text_is_expected_is_named_by_what_it_is():
