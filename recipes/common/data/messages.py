@@ -45,7 +45,7 @@ OTHER_NAMES = {
     **dict.fromkeys(MARKS, "train"),
 }
 PARTIAL_MARKS = ("train_detail", "mask", "masked", "loss_mask")  # for a part of a turn, or of unclear sense
-MEDIA = ("image", "images", "audio", "audios", "video", "videos", "objects")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 CALL = 'a function call must hold a name and arguments, like {"name": "add", "arguments": {...}}'
 

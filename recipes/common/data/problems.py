@@ -68,7 +68,21 @@ class InstructionOnly(Instruction, PromptFormat):
         return self.turns()
 
 
-class HumanEval(PromptOnly):
+class Graded(PromptOnly):
+    """A prompt with what grades its completions in columns of its own, which reward functions get as well."""
+
+    def tests(self) -> list[str] | None:
+        """The tests for the reward `code`, if the row has any."""
+        return None
+
+    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The row's other columns, and `tests` where it has none of this name."""
+        own = PromptOnly.own_columns() | set(self.columns[:1])
+        tests = {"tests": tests} if (tests := self.tests()) else {}
+        return tests | {name: value for name, value in fields.items() if name not in own}
+
+
+class HumanEval(Graded):
     """The beginning of a program and a function `check` that tests it, https://github.com/openai/human-eval."""
 
     columns: ClassVar = ("prompt", "test", "entry_point")
@@ -81,12 +95,11 @@ class HumanEval(PromptOnly):
         is_code = isinstance(self.prompt, str) and self.canonical_solution
         return f"{self.prompt}{self.canonical_solution}" if is_code else None
 
-    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The row's columns, and `tests` for the reward `code`."""
-        return {"tests": [f"{self.test}\n\ncheck({self.entry_point})"], **fields}
+    def tests(self) -> list[str]:
+        return [f"{self.test}\n\ncheck({self.entry_point})"]
 
 
-class MBPP(PromptOnly):
+class MBPP(Graded):
     """A task in words and a list of tests, as in the sanitized data of https://arxiv.org/abs/2108.07732."""
 
     columns: ClassVar = ("prompt", "test_list")
@@ -99,10 +112,9 @@ class MBPP(PromptOnly):
     def answer(self) -> str | None:
         return self.code or None
 
-    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The row's columns, and `tests` for the reward `code`, each with the set-up that all need."""
+    def tests(self) -> list[str]:
         before = "\n".join([*(self.test_imports or ()), self.test_setup_code or ""]).strip()
-        return {"tests": [f"{before}\n{test}" if before else test for test in self.test_list], **fields}
+        return [f"{before}\n{test}" if before else test for test in self.test_list]
 
 
 class MBPPText(MBPP):
@@ -110,7 +122,7 @@ class MBPPText(MBPP):
     prompt: TextOrMessages = Field(validation_alias="text")
 
 
-class Verl(PromptOnly):
+class Verl(Graded):
     """The gold answer in `reward_model`, as verl has it, https://verl.readthedocs.io/en/latest/preparation/."""
 
     columns: ClassVar = ("prompt", "reward_model")
@@ -123,6 +135,3 @@ class Verl(PromptOnly):
         if isinstance(truth, bool) or not isinstance(truth, str | int | float):
             return None
         return str(truth) if str(truth).strip() else None
-
-    def other_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if name != "prompt"}

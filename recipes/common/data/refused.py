@@ -3,10 +3,9 @@
 import re
 from typing import Any
 
-from common.data.messages import is_empty
+from common.data.messages import MEDIA, is_empty
 from common.data.turns import Turns
 
-MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 LABEL_COLUMNS = ("label", "kto_tag")
 LABELS = ("true", "false", "yes", "no", "good", "bad", "desirable", "undesirable", "up", "down", "0", "1")
 
@@ -19,7 +18,7 @@ def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) 
 
     `demonstrations` is whether the rows are to be imitated: then a label of good and bad completions is refused too.
     """
-    for column in MEDIA_COLUMNS:
+    for column in MEDIA:
         if column not in own and not is_empty(fields.get(column)):
             raise ValueError(
                 f"{column}: only text is trained, and the row would be learned without what it shows; for the text "

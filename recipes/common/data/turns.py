@@ -23,8 +23,16 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 def list_of_json(value: Any) -> Any:
-    """A list, which CSV files and some Parquet files have as JSON text."""
-    return parse_json("a list as text", value) if isinstance(value, str) else value
+    """A list, which CSV files and some Parquet files have as JSON text; an empty text is null."""
+    if not isinstance(value, str):
+        return value
+    return parse_json("a list as text", value) if value.strip() else None
+
+
+def _pairs(history: list[list[str]] | None) -> list[list[str]] | None:
+    if any(len(pair) != 2 for pair in history or ()):
+        raise ValueError("expected pairs of a prompt and an answer")
+    return history
 
 
 MessageList = Annotated[list[Message], BeforeValidator(list_of_json)]
@@ -95,10 +103,7 @@ class Instruction(RowFormat):
 
     instruction: Text
     input: str | None = ""
-    history: Annotated[
-        list[Annotated[list[Text], Field(min_length=2, max_length=2)]] | None,
-        BeforeValidator(lambda value: list_of_json(value) if value != "" else None),
-    ] = None
+    history: Annotated[list[list[Text]] | None, AfterValidator(_pairs), BeforeValidator(list_of_json)] = None
 
     def turns(self) -> Turns:
         roles = ("user", "assistant")

@@ -46,6 +46,31 @@ def test_every_format_becomes_messages(row, messages):
     assert convert(row) == ([messages], [])
 
 
+def test_history_comes_before_the_instruction_and_carries_loss():
+    """As LLaMA-Factory defines it: answers in the history are learned too."""
+    row = {"instruction": "Add.", "input": "2 + 2", "output": "4", "system": "Be brief."}
+    before = [{**ASK, "content": "a"}, {**SAY, "content": "b"}]
+    turns = [SYSTEM, *before, {**ASK, "content": "Add.\n\n2 + 2"}, SAY]
+    for history in ([["a", "b"]], '[["a", "b"]]'):
+        (example,), shown = read(FORMATS, {**row, "history": history})
+        assert (example.messages, example.untrained, shown) == (turns, frozenset(), [])
+    for nothing in (None, [], "", "[]"):
+        assert len(read(FORMATS, {**row, "history": nothing})[0][0].messages) == 3
+    (example,), _ = read(PROBLEM_FORMATS, {"instruction": "c", "history": [["a", "b"]]})
+    assert example.prompt == [*before, {**ASK, "content": "c"}]
+    for wrong in ([["a"]], [["a", "b", "c"]]):
+        assert read(FORMATS, {**row, "history": wrong})[1] == ["f:1: history: expected pairs of a prompt and an answer"]
+    assert read(FORMATS, {**row, "history": [["a", " "]]})[1] == ["f:1: history.0.1: is empty; expected text"]
+
+
+def test_the_assistants_turns_in_a_prompt_are_context():
+    row = {"prompt": [ASK, SAY, ASK], "completion": [SAY]}
+    (example,), _ = read(FORMATS, row)
+    assert (example.messages, example.untrained) == ([ASK, SAY, ASK, SAY], {1})
+    (example,), _ = read(FORMATS, {**row, "prompt": [ASK, {**SAY, "weight": 1}, ASK]})
+    assert (example.messages, example.untrained) == ([ASK, SAY, ASK, SAY], frozenset())
+
+
 def test_a_sharegpt_tool_call_becomes_the_call_and_its_result():
     call = {"name": "add", "arguments": {"a": 2, "b": 2}}
     turns = [("human", "2 + 2?"), ("function_call", json.dumps(call)), ("observation", "4"), ("gpt", "It is 4.")]
@@ -130,6 +155,7 @@ def read(formats, *rows, **options):
 
 
 WRONG = {"role": "assistant", "content": "5"}
+CALLED = {"role": "tool", "content": "5"}
 HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
 
 
@@ -143,6 +169,11 @@ HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
         ({"prompt": "2 + 2?", "chosen": [ASK, SAY], "rejected": [ASK, WRONG]}, [ASK]),
         ({"conversations": [HUMAN], "chosen": GPT, "rejected": {**GPT, "value": "5"}}, [ASK]),
         ({"conversations": [HUMAN], "system": "Be brief.", "chosen": "4", "rejected": WRONG}, [SYSTEM, ASK]),
+        ({"instruction": "2 + 2?", "chosen": "4", "rejected": "5"}, [ASK]),
+        ({"instruction": "Add.", "input": "2 + 2", "system": "Be brief.", "chosen": [SAY], "rejected": [WRONG]},
+         [SYSTEM, {**ASK, "content": "Add.\n\n2 + 2"}]),
+        ({"instruction": "2 + 2?", "history": [["a", "5"]], "chosen": "4", "rejected": "5"},
+         [{**ASK, "content": "a"}, WRONG, ASK]),
         ({"chosen": [ASK, SAY], "rejected": [ASK, WRONG]}, [ASK]),
         ({"chosen": [ASK, WRONG, ASK, SAY], "rejected": [ASK, WRONG, ASK, WRONG]}, [ASK, WRONG, ASK]),
         ({"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"}, [ASK]),
@@ -176,6 +207,8 @@ def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
         ({"prompt": [ASK, SAY], "chosen": "b", "rejected": "c"}, "prompt: ends in a turn of the assistant; expected"),
         ({"prompt": [SYSTEM], "chosen": "b", "rejected": "c"}, "prompt: ends in a turn of the system; expected"),
         ({"prompt": "a", "chosen": [ASK, SAY], "rejected": "c"}, "chosen: holds a turn of the user; expected only"),
+        ({"prompt": "a", "chosen": "c", "rejected": [ASK, SAY]}, "rejected: holds a turn of the user; expected only"),
+        ({"prompt": "a", "chosen": "c", "rejected": [SAY, CALLED]}, "rejected: ends in a turn of the tool"),
         ({"prompt": "a", "chosen": "b", "rejected": ["c"]}, "rejected.0: should be a turn, a JSON object with role"),
         ({"prompt": "a", "chosen": 5, "rejected": "c"}, "chosen: should be a valid string, found 5"),
         ({"prompt": "a", "chosen": "b", "rejected": {"c": 1}}, "rejected: should be a valid string, found an object"),
