@@ -30,6 +30,8 @@ from common.data.turns import (
     as_turns,
     check_completion,
     check_prompt,
+    take_marks,
+    without_prompt,
 )
 
 
@@ -77,8 +79,8 @@ class PromptCompletion(ConversationFormat):
     completion: TextOrMessages
 
     def conversation(self) -> Turns:
-        context = [{"train": False, **turn} for turn in as_turns("user", self.prompt)]
-        return context + as_turns("assistant", self.completion)
+        context, completion = as_turns("user", self.prompt), as_turns("assistant", self.completion)
+        return [{"train": False, **turn} for turn in context] + without_prompt(context, completion)
 
 
 class ChatMLText(ConversationFormat):
@@ -116,7 +118,7 @@ class PairFormat(RowFormat):
 
 
 class CompletionPair(PairFormat):
-    """A prompt and its two completions. Where both repeat the prompt as their first turns, it is removed from them."""
+    """A prompt and its two completions. Where they repeat the prompt as their first turns, it is removed from them."""
 
     chosen: TextOrMessages
     rejected: TextOrMessages
@@ -124,9 +126,7 @@ class CompletionPair(PairFormat):
     def split(self) -> tuple[Turns, Turns, Turns]:
         prompt = self.context()
         chosen, rejected = as_turns("assistant", self.chosen), as_turns("assistant", self.rejected)
-        if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
-            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-        return prompt, chosen, rejected
+        return prompt, without_prompt(prompt, chosen), without_prompt(prompt, rejected)
 
     def context(self) -> Turns:
         raise NotImplementedError
@@ -180,7 +180,8 @@ class DialoguePair(PairFormat):
 
     def split(self) -> tuple[Turns, Turns, Turns]:
         chosen, rejected = self._dialogue("chosen", self.chosen), self._dialogue("rejected", self.rejected)
-        alike = itertools.takewhile(lambda turns: turns[0] == turns[1], zip(chosen, rejected, strict=False))
+        both = zip(take_marks(chosen)[0], take_marks(rejected)[0], strict=False)
+        alike = itertools.takewhile(lambda turns: turns[0] == turns[1], both)
         shared = len(list(alike))
         if not shared:
             raise ValueError("chosen and rejected share no prompt: their first turns differ")

@@ -241,6 +241,9 @@ def unknown_columns(fields: dict[str, Any], formats: Formats) -> str:
     for needed in sorted({column for row_format in formats.values() for column in row_format.columns} - set(fields)):
         if near := nearest(needed, names, cutoff=0.75):
             hint = f" (did you mean {needed!r} by {near!r}?)"
+    for name, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and detect(value[0], formats):
+            hint = f" (the rows are the list in {name[:60]!r}: save that list as a file)"
     found = ", ".join(names) + (", ..." if len(names) < len(fields) else "") if fields else "none"
     return (
         f"unknown format: the columns are {found}{hint}. Known: {known}.\n"

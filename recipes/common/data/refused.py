@@ -10,7 +10,8 @@ LABEL_COLUMNS = ("label", "kto_tag")
 LABELS = ("true", "false", "yes", "no", "good", "bad", "desirable", "undesirable", "up", "down", "0", "1")
 
 # Where an image goes in the data of multimodal models: alone on a line, at the beginning or at the end of a turn.
-PLACEHOLDER = re.compile(r"(?:\A|\n)\s*(<(image|video|audio)>)|(<(image|video|audio)>)\s*(?:\n|\Z)")
+TAG = r"(<\|?(?:image|video|audio)(?:_\d+)?\|?>)"
+PLACEHOLDER = re.compile(rf"(?:\A|\n)\s*{TAG}|{TAG}\s*(?:\n|\Z)")
 
 
 def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) -> None:
@@ -27,6 +28,11 @@ def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) 
     if not is_empty(fields.get("chat_template_kwargs")):
         raise ValueError(
             "chat_template_kwargs: not supported; set it in a template with --chat-template-path, or remove it"
+        )
+    if demonstrations and not {"conversations", "chosen", "rejected"} - fields.keys() and "chosen" not in own:
+        raise ValueError(
+            "chosen, rejected: the rows are pairs, which are data for make dpo; for the conversations without their "
+            "last answer, give chosen another name, --columns unread=chosen"
         )
     label = label_column(fields) if demonstrations else None
     if label and label not in own:
@@ -49,6 +55,6 @@ def refuse_placeholders(turns: Turns) -> None:
     """Raise ValueError for a user's turn with the place of an image in it, which would be learned as text."""
     for turn in turns:
         if turn["role"] == "user" and "<" in turn["content"] and (found := PLACEHOLDER.search(turn["content"])):
-            tag = found[1] or found[3]
+            tag = found[1] or found[2]
             if f"</{tag[1:]}" not in turn["content"]:  # else it is an element of HTML
                 raise ValueError(f"a turn of the user has the place of a medium, {tag}, and only text is trained")

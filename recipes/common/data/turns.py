@@ -131,6 +131,12 @@ def take_marks(turns: Turns) -> tuple[Turns, frozenset[int]]:
     return [{key: value for key, value in turn.items() if key != "train"} for turn in turns], untrained
 
 
+def without_prompt(prompt: Turns, completion: Turns) -> Turns:
+    """The completion without the prompt, which some data repeat as its first turns."""
+    repeated = len(completion) > len(prompt) and take_marks(completion[: len(prompt)])[0] == take_marks(prompt)[0]
+    return completion[len(prompt) :] if repeated else completion
+
+
 def check_prompt(prompt: Turns) -> Turns:
     """Return `prompt` without marks: none of it carries loss. Raises ValueError unless a user or a tool has the end."""
     last = prompt[-1]["role"] if prompt else None

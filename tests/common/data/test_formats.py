@@ -35,6 +35,7 @@ def convert(*rows, **options):
         ({"prompt": "2 + 2?", "completion": "4"}, [ASK, SAY]),
         ({"prompt": [SYSTEM, ASK], "completion": [SAY]}, [SYSTEM, ASK, SAY]),
         ({"prompt": [SYSTEM, ASK], "completion": "4"}, [SYSTEM, ASK, SAY]),
+        ({"prompt": "2 + 2?", "completion": [ASK, SAY]}, [ASK, SAY]),  # the prompt again
         (
             {"text": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n"
                      "<|im_start|>assistant\n4<|im_end|>\n"},
@@ -176,6 +177,9 @@ HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
          [{**ASK, "content": "a"}, WRONG, ASK]),
         ({"chosen": [ASK, SAY], "rejected": [ASK, WRONG]}, [ASK]),
         ({"chosen": [ASK, WRONG, ASK, SAY], "rejected": [ASK, WRONG, ASK, WRONG]}, [ASK, WRONG, ASK]),
+        # Marks, on one side only: of what is shared, nothing carries loss.
+        ({"chosen": [{**ASK, "weight": 0}, {**SAY, "weight": 1}], "rejected": [ASK, WRONG]}, [ASK]),
+        ({"prompt": [{**ASK, "weight": 0}], "chosen": [ASK, SAY], "rejected": [WRONG]}, [ASK]),
         ({"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"}, [ASK]),
     ],
 )  # fmt: skip

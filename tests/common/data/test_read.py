@@ -79,6 +79,12 @@ def test_the_format_that_is_given_wins_where_a_row_fits_two(tmp_path):
     assert read_examples(source, PROBLEM_FORMATS).row_format == "problem-answer"
 
 
+def test_a_file_with_the_rows_inside_an_object_gets_one_message(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, "data": [{"prompt": "a", "completion": "b"}]}, indent=1))
+    with pytest.raises(InputError, match=r"a\.json:1: unknown format: .*the rows are the list in 'data': save that"):
+        read_examples(find_source(str(tmp_path)), FORMATS)
+
+
 def test_columns_that_are_not_read_are_noted(tmp_path):
     row = {"prompt": "a", "completion": "b", "source": "web"}
     data = read_examples(write(tmp_path, row, {**row, "score": 0, "empty": None}), FORMATS)

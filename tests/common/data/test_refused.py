@@ -73,7 +73,15 @@ def test_rows_with_media_are_refused_by_every_format(column):
 
 
 @pytest.mark.parametrize(
-    "text", ["<image>\nWhat is it?", "What is it?\n<image>", "What is it? <image>", "<audio>", "a\n <video>\nb"]
+    "text",
+    [
+        "<image>\nWhat is it?",
+        "What is it?\n<image>",
+        "What is it? <image>",
+        "<audio>",
+        "a\n <video>\nb",
+        "<|image_1|>\nb",
+    ],
 )
 def test_the_place_of_an_image_is_not_learned_as_text(text):
     for formats, row in (
@@ -91,6 +99,15 @@ def test_the_place_of_an_image_is_not_learned_as_text(text):
 @pytest.mark.parametrize("text", ["What does <image> mean in SVG?", "<video>\n<source src='a'>\n</video>", "a < b"])
 def test_a_tag_that_is_written_about_is_text(text):
     assert len(read(FORMATS, {"instruction": text, "output": "b"})[0]) == 1
+
+
+def test_pairs_of_sharegpt_are_no_demonstrations():
+    """The conversation of such a row lacks its last answer."""
+    row = {"conversations": [ASK, SAY, ASK], "chosen": SAY, "rejected": {**SAY, "content": "c"}}
+    found, faults = read(FORMATS, row)
+    assert found == []
+    assert "data for make dpo" in faults.shown[0]
+    assert len(read(PAIR_FORMATS, row)[0]) == len(read(FORMATS, row, "unread=chosen")[0]) == 1
 
 
 def test_arguments_of_the_template_are_refused():
