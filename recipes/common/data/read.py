@@ -16,13 +16,13 @@ from common.data.formats import (
     RATING_FORMATS,
     ConversationFormat,
     Formats,
-    PairFormat,
     RatingFormat,
     detect,
     has_columns,
 )
 from common.data.json_values import json_problem, parse_json
 from common.data.messages import is_empty
+from common.data.pairs import PairFormat
 from common.data.problems import PromptFormat
 from common.data.refused import label_column, refuse_columns, refuse_placeholders
 from common.data.rows import Faults, Row, Source, read_rows, source_identity, source_name
