@@ -171,9 +171,4 @@ PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
 
 def detect(fields: dict[str, Any], formats: Formats = FORMATS) -> str | None:
     """The name of the first of the `formats` whose columns are all in `fields`, or None."""
-    return next((name for name, row in formats.items() if has_columns(fields, row)), None)
-
-
-def has_columns(fields: dict[str, Any], row_format: type[RowFormat]) -> bool:
-    """Whether all columns that identify a format are in `fields`."""
-    return all(column in fields for column in row_format.columns)
+    return next((name for name, row in formats.items() if row.fits(fields)), None)

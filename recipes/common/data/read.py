@@ -18,7 +18,6 @@ from common.data.formats import (
     Formats,
     RatingFormat,
     detect,
-    has_columns,
 )
 from common.data.json_values import json_problem, parse_json
 from common.data.messages import is_empty
@@ -114,7 +113,7 @@ def as_examples(
                 raise InputError(f"{row.place}: {unknown_columns(fields, formats)}{_other_methods(fields)}")
             row_format, decided_at = found, row.place
         chosen = formats[row_format]
-        if found not in (None, row_format) and not (decided_at == "--format" and has_columns(fields, chosen)):
+        if found not in (None, row_format) and not (decided_at == "--format" and chosen.fits(fields)):
             faults.add(row.place, f"this row is {found}, but {decided_at} is {row_format}; a source holds one format")
             continue
         notes: set[str] = set()

@@ -83,6 +83,11 @@ class RowFormat(Strict):
     tools: Any = None
 
     @classmethod
+    def fits(cls, fields: dict[str, Any]) -> bool:
+        """Whether a row of these fields is of this format: all its columns are there."""
+        return all(column in fields for column in cls.columns)
+
+    @classmethod
     def own_columns(cls) -> set[str]:
         """The names of all columns that the format reads."""
         return {str(field.validation_alias or name) for name, field in cls.model_fields.items()}
