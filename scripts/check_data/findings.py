@@ -40,14 +40,15 @@ class Findings:
         self.by_place: dict[str, list[tuple[str, str]]] | None = defaultdict(list) if keep_all else None
         self._last: dict[str, str] = {}
 
-    def add(self, kind: str, place: str, message: str | None = None) -> None:
+    def add(self, kind: str, place: str, message: str | None = None, reason_to_drop: bool = True) -> None:
+        """Record a finding. Without `reason_to_drop` the row stays in the cleaned file, whatever kinds are dropped."""
         message = message or KINDS[kind][1]
         if self._last.get(kind) != place:
             self.rows[kind] += 1
             self._last[kind] = place
         if len(self.listed[kind]) < LISTED:
             self.listed[kind].append((place, message))
-        if self.by_place is not None:
+        if self.by_place is not None and reason_to_drop:
             self.by_place[place].append((kind, message))
 
 

@@ -9,31 +9,35 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Pair, Prompt, Rating
 
 from check_data import texts
-from check_data.duplicates import NearDuplicates, distinct
+from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import Findings
+from check_data.parts import completions_of, identity, other_parts, prompt_of, text_of, turns_of, whole_text
 from check_data.tasks import Example
 
 SAMPLE_ROWS = 20_000
 NGRAM_ROWS = 5_000
-CLIP = 1_000  # characters of a prompt and of a completion in the sample
+CLIP = 1_000  # characters of a completion whose n-grams are counted
+LONG = 2_000  # characters from which a row of the sample is kept as the hashes of its shingles
 LANGUAGE = 200  # characters of a prompt and of a completion that tell the language
 NEARLY_IDENTICAL = 0.05  # the share of the longer completion in which a pair differs
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The beginning of a row's prompt and completion."""
+    """A row of the sample: what its likeness to others is judged by."""
 
     place: str
-    prompt: str
-    completion: str
+    text: str | Shingles  # all that it says
+    text_hash: int
+    prompt: str | Shingles
+    beginning: str  # of the completion, or of the prompt where there is none
+    parts: dict[str, int]  # what it is graded and read with, by name
     is_copy: bool  # an exact duplicate of an earlier row
     overlaps: bool  # its prompt is one of the evaluation data
 
@@ -45,10 +49,10 @@ class Prompts:
         self.places: dict[int, str] = {}
         self.similar = NearDuplicates()
         for count, example in enumerate(examples):
-            prompt = _text(_prompt(example))
+            prompt = text_of(prompt_of(example))
             self.places.setdefault(hash(texts.normalized(prompt)), example.place)
             if count < SAMPLE_ROWS:
-                self.similar.find_or_keep(example.place, prompt[:CLIP])
+                self.similar.find_or_keep(example.place, prompt)
 
 
 class Survey:
@@ -77,8 +81,8 @@ class Survey:
     def add(self, example: Example) -> None:
         """Count an example, and look at it alone and next to those before it."""
         self.rows += 1
-        place, prompt, completions = example.place, _prompt(example), _completions(example)
-        prompt_text, completion_text = _text(prompt), "\n".join(completions)
+        place, prompt, completions = example.place, prompt_of(example), completions_of(example)
+        prompt_text, completion_text = text_of(prompt), "\n".join(completions)
         self.characters.append(min(len(prompt_text) + len(completion_text), 2**32 - 1))
         self.languages[texts.language(f"{prompt_text[:LANGUAGE]} {completion_text[:LANGUAGE]}")] += 1
         self.systems += bool(prompt) and prompt[0]["role"] == "system"
@@ -88,18 +92,29 @@ class Survey:
         held_out = self.evaluation.places.get(prompt_hash) if self.evaluation else None
         if held_out:
             self.findings.add("overlap", place, f"the same prompt as {held_out}")
-        is_copy = self._look_for_the_same(place, _identity(example))
-        self._look_at_turns(place, _turns(example))
+        is_copy = self._look_for_the_same(place, identity(example))
+        self._look_at_turns(place, turns_of(example))
         if not isinstance(example, Prompt):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
-                self._look_at_pair(place, completions[0], _text(example.rejected))
+                self._look_at_pair(place, completions[0], text_of(example.rejected))
             case Rating():
                 self.scores.append(example.score)
             case Prompt(answer=str()):
                 self._look_at_gold_answer(place, example.answer)
-        self._draw(Sampled(place, prompt_text[:CLIP], completion_text[:CLIP], is_copy, held_out is not None))
+        if (index := self._drawn()) is not None:
+            row = Sampled(
+                place=place,
+                text=_kept(text := whole_text(example)),
+                text_hash=hash(text),
+                prompt=_kept(prompt_text) if self.evaluation else "",
+                beginning=(completion_text or prompt_text)[:CLIP],
+                parts=other_parts(example),
+                is_copy=is_copy,
+                overlaps=held_out is not None,
+            )
+            self.sample[index : index + 1] = [row]
 
     def _look_for_the_same(self, place: str, identity: str) -> bool:
         file, _, line = place.rpartition(":")
@@ -151,79 +166,50 @@ class Survey:
         except ValueError as error:
             self.findings.add("gold-answer", place, f"gold answer: {error}")
 
-    def _draw(self, row: Sampled) -> None:
+    def _drawn(self) -> int | None:
+        """Where in the sample the row belongs; None if it is not drawn. Every row has the same chance (algorithm R)."""
         if len(self.sample) < SAMPLE_ROWS:
-            self.sample.append(row)
-        elif (index := self._random.randrange(self.rows)) < SAMPLE_ROWS:  # algorithm R: every row has the same chance
-            self.sample[index] = row
+            return len(self.sample)
+        index = self._random.randrange(self.rows)
+        return index if index < SAMPLE_ROWS else None
 
     def finish(self) -> None:
         """Look for near duplicates, in the sample and of the evaluation data, and for repeated n-grams."""
-        kept = NearDuplicates()
+        similar = NearDuplicates()
+        kept: dict[str, Sampled] = {}
         for row in self.sample:
             if row.is_copy:
                 continue
-            if near := kept.find_or_keep(row.place, f"{row.prompt}\n{row.completion}"):
-                self.findings.add("near-duplicate", row.place, f"{near[1]:.0%} the same as {near[0]}")
+            if near := similar.find_or_keep(row.place, row.text):
+                self._add_near_duplicate(row, kept[near[0]], near[1])
+            else:
+                kept[row.place] = row
             if self.evaluation and not row.overlaps and (near := self.evaluation.similar.find(row.prompt)):
-                self.findings.add("overlap", row.place, f"its prompt is {near[1]:.0%} the same as {near[0]}")
+                self.findings.add("overlap", row.place, f"its prompt is {_percent(near[1])} the same as {near[0]}")
         some = self._random.sample(self.sample, min(NGRAM_ROWS, len(self.sample)))
-        completions = [row.completion or row.prompt for row in some]
+        completions = [row.beginning for row in some]
         self.diversity = {f"distinct {n}-grams": distinct(completions, n) for n in (1, 2, 3)}
+
+    def _add_near_duplicate(self, row: Sampled, other: Sampled, similarity: float) -> None:
+        """Name a near duplicate. One that is graded or read in another way is no reason to drop the row."""
+        names = [name for name in row.parts | other.parts if row.parts.get(name) != other.parts.get(name)]
+        alike = "the same text" if row.text_hash == other.text_hash else f"{_percent(similarity)} the same"
+        but = f", with another {' and '.join(names)}," if names else ""
+        self.findings.add("near-duplicate", row.place, f"{alike}{but} as {other.place}", reason_to_drop=not names)
 
     def distinct_prompts(self) -> float:
         """The share of distinct prompts, whatever their spaces and case."""
         return len(np.unique(np.frombuffer(self.prompt_hashes, dtype=np.int64))) / max(self.rows, 1)
 
 
-def _prompt(example: Example) -> list[dict[str, Any]]:
-    if isinstance(example, Conversation):
-        return [*takewhile(lambda turn: turn["role"] != "assistant", example.messages)]
-    return example.prompt
+def _kept(text: str) -> str | Shingles:
+    """A text for the sample: in a size that does not grow with it."""
+    return text if len(text) <= LONG else Shingles.of(text)
 
 
-def _completions(example: Example) -> list[str]:
-    """The completions that an example teaches; of a pair the chosen one. A prompt teaches none by itself."""
-    match example:
-        case Conversation():
-            turns = example.messages
-        case Pair():
-            turns = example.chosen
-        case Rating():
-            turns = example.response
-        case Prompt():
-            return []
-    return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
-
-
-def _turns(example: Example) -> list[dict[str, Any]]:
-    match example:
-        case Conversation():
-            return example.messages
-        case Pair():
-            return example.prompt + example.chosen
-        case Rating():
-            return example.prompt + example.response
-        case Prompt():
-            return example.prompt
-
-
-def _identity(example: Example) -> str:
-    """All that makes an example what it is, as one text."""
-    match example:
-        case Conversation():
-            parts = example.messages
-        case Pair():
-            parts = [*example.prompt, example.chosen, example.rejected]
-        case Rating():
-            parts = [*example.prompt, example.response, example.score]
-        case Prompt():
-            parts = [*example.prompt, example.answer]
-    return repr(parts)
-
-
-def _text(turns: list[dict[str, Any]]) -> str:
-    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+def _percent(similarity: float) -> str:
+    """A similarity as whole percent, rounded down, so that what differs is not called 100 % the same."""
+    return f"{int(similarity * 100)}%" if similarity < 1 else "nearly 100%"
 
 
 def _brief(text: str) -> str:

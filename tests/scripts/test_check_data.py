@@ -5,6 +5,8 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
+import random
 import re
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from html.parser import HTMLParser
 import pytest
 from check_data import survey as survey_module
 from check_data import texts
-from check_data.duplicates import NearDuplicates, distinct
+from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import KINDS, Findings
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
@@ -488,6 +490,48 @@ def test_when_no_row_is_left_the_file_is_refused(check, tmp_path):
     assert check(path, "--fix", tmp_path / "clean.jsonl")[2].endswith("no row is left")
 
 
+ASSISTANT = {"role": "assistant", "content": ANSWERS[8]}
+BASE_ROWS = {
+    "sft": {"messages": [{"role": "user", "content": SHIP}, ASSISTANT]},
+    "dpo": {"prompt": SHIP, "chosen": ANSWERS[8], "rejected": ANSWERS[9]},
+    "reward": {"prompt": SHIP, "response": ANSWERS[8], "score": 1.0},
+    "grpo": {"prompt": SHIP, "answer": "4", "tests": ["assert f(1) == 2"]},
+}
+OTHER_PARTS = [
+    ("sft", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("sft", "messages", [{"role": "system", "content": "Be brief."}, *BASE_ROWS["sft"]["messages"]]),
+    (
+        "sft",
+        "messages",
+        [BASE_ROWS["sft"]["messages"][0], {**BASE_ROWS["sft"]["messages"][1], "reasoning_content": "a"}],
+    ),
+    ("dpo", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("dpo", "rejected", ANSWERS[7]),
+    ("reward", "score", 2.0),
+    ("reward", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("grpo", "answer", "5"),
+    ("grpo", "tests", ["assert f(1) == 3"]),
+    ("grpo", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+]
+
+
+@pytest.mark.parametrize(("task", "part", "other"), OTHER_PARTS)
+def test_a_row_that_is_trained_or_graded_otherwise_is_no_duplicate_and_stays(task, part, other, check, tmp_path):
+    row = BASE_ROWS[task]
+    path = write(tmp_path / "data.jsonl", [row, {**row, part: other}, row])
+    clean = tmp_path / "clean.jsonl"
+    report, _, refusal = check(path, "--task", task, "--fix", clean, "--drop", "duplicate", "near-duplicate")
+    assert refusal is None
+    assert lines(report)["duplicate"] == [3]
+    texts_differ = part in ("messages", "rejected") and other[0] != {"role": "system", "content": "Be brief."}
+    assert texts_differ or read_jsonl(clean) == [row, {**row, part: other}]
+    if not texts_differ:
+        (near,) = report["findings"]["near-duplicate"]["listed"]
+        assert near["place"] == f"{path}:2"
+        assert near["message"].startswith("the same text, with another ")
+        assert near["message"].endswith(f" as {path}:1")
+
+
 # 6. The command and its page.
 
 
@@ -761,6 +805,56 @@ def test_the_similarity_of_near_duplicates_is_that_of_their_shingles():
     # Five words replaced at the end: 15 in common of 25, which is below 0.8.
     assert texts.find_or_keep("c", " ".join([*words[:-5], *"vwxyz"])) is None
     assert texts.find("1 2") is None
+
+
+def test_similarity_is_that_of_whole_rows_and_never_100_percent_of_other_text(check, tmp_path):
+    beginning = " ".join(f"word{number}" for number in range(3000))
+    ends = [" ".join(f"{end}{number}" for number in range(1000)) for end in ("left", "right")]
+    rows = [
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[0]}"},
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[1]}"},  # of 5,000 shingles they share 3,000
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[0]} more"},  # 4,000 of 4,001
+    ]
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows))
+    assert lines(report) == {"near-duplicate": [3]}
+    message = report["findings"]["near-duplicate"]["listed"][0]["message"]
+    assert (
+        message == f"{message.split()[0]} {message.split()[1]} the same as {tmp_path}/data.jsonl:1" or "99%" in message
+    )
+    assert "100% the same" not in message.replace("nearly 100%", "")
+
+
+def test_the_similarity_of_long_texts_is_estimated_within_three_standard_errors():
+    words = [f"w{number}" for number in range(20_000)]
+    for changed in (200, 1000, 2500):
+        one = Shingles.of(" ".join(words))
+        two = Shingles.of(" ".join([*words[:-changed], *(f"x{number}" for number in range(changed))]))
+        true = (20_000 - changed - 2) / (20_000 + changed - 2)
+        assert one.similarity(two) == pytest.approx(true, abs=0.027)
+
+
+def test_near_duplicates_are_the_same_whatever_the_seed_of_hashes(tmp_path):
+    """A cluster of more candidates than are compared, whose order in a set depends on PYTHONHASHSEED."""
+    order = random.Random(0)
+    words = [f"w{number}" for number in range(40)]
+    texts_alike = [
+        " ".join(order.choice(words) if order.random() < 0.2 else word for word in words) for _ in range(400)
+    ]
+    program = (
+        "import sys, json; sys.path.insert(0, sys.argv[1]); from check_data.duplicates import NearDuplicates\n"
+        "kept = NearDuplicates()\n"
+        "print([kept.find_or_keep(f'f:{n}', text) for n, text in enumerate(json.load(sys.stdin))])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program, SCRIPT.parent],
+            input=json.dumps(texts_alike), env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert found[0].count("f:") > 3
 
 
 def test_distinct_ngrams():
