@@ -36,6 +36,7 @@ from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.rewards.outliers import check_scores
 from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
@@ -143,6 +144,7 @@ def main() -> None:
     eval_data = read_examples(eval_source, FORMATS, args.format, args.columns) if eval_source else None
     rows: list[Pair | Rating] = data.examples
     paired = isinstance(rows[0], Pair)
+    outliers = None if paired else check_scores(args.data, rows)
     held_out: list[Pair | Rating] = []
     if eval_data:
         held_out = eval_data.examples
@@ -171,6 +173,8 @@ def main() -> None:
         return
 
     console = loading(base.name)
+    if outliers:
+        console.print(outliers, soft_wrap=True)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

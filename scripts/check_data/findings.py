@@ -15,11 +15,14 @@ QUALITY, DIVERSITY, ONE_FORMAT, DUPLICATES = (
 )
 KINDS = {
     "fault": (ONE_FORMAT, "cannot be used"),
+    "long-prompt": (ONE_FORMAT, "its prompt is longer than the limit; a recipe drops such rows, and stops at too many"),
+    "special-token": (ONE_FORMAT, "a text holds a special token, which the model reads as a control signal"),
     "turn-order": (ONE_FORMAT, "turns of user and assistant do not alternate"),
     "refusal": (QUALITY, "the completion is a refusal"),
     "empty-thought": (QUALITY, "the thought is empty"),
     "unbalanced-tags": (QUALITY, "a tag is not closed, or closed and never opened"),
     "repeats-prompt": (QUALITY, "the completion repeats the prompt"),
+    "outlier": (QUALITY, "the score is far outside the others"),
     "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
     "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
     "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),

@@ -1,8 +1,10 @@
 """How long examples are in a model's own tokens."""
 
+import re
 import sys
 from array import array
 from collections.abc import Iterator
+from dataclasses import fields
 
 import jinja2
 from common.data.examples import Conversation, Pair, Prompt, Rating
@@ -11,9 +13,9 @@ from common.lm.chat import tokenize, tokenize_pairs
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer
 
+from check_data.limits import Limits
+from check_data.parts import leaves
 from check_data.tasks import Example
-
-SHOWN_PLACES = 5
 
 
 class Lengths:
@@ -22,25 +24,26 @@ class Lengths:
     Of a prompt without a completion, the prompt. An example that the model could learn nothing from is a fault.
     """
 
-    def __init__(self, model: Model, chat_template_path: str | None, max_length: int, faults: Faults) -> None:
+    def __init__(self, model: Model, chat_template_path: str | None, limits: Limits, faults: Faults) -> None:
         self.tokenizer, _ = load_chat_tokenizer(fetch(model), chat_template_path)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name
         self.chat_template = chat_template_path or "its own"
-        self.max_length = max_length
+        self.limits = limits
+        self.max_length = limits.rows.limit
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        self.special_token = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
         self.faults = faults
         self.tokens = array("I")
-        self.cut = 0
         self.refused = 0  # examples of which there is nothing to learn, each a fault
-        self.cut_places: list[str] = []
 
     def add(self, batch: list[Example]) -> None:
         before = len(self.tokens)
         for place, length in self._lengths(batch):
             self.tokens.append(length)
-            if length > self.max_length:
-                self.cut += 1
-                self.cut_places += [place] if len(self.cut_places) < SHOWN_PLACES else []
+            self.limits.rows.add(place, length)
+        for example in batch:
+            self._look_for_special_tokens(example)
         self.refused += len(batch) - (len(self.tokens) - before)
 
     def _lengths(self, batch: list[Example]) -> Iterator[tuple[str, int]]:
@@ -49,10 +52,18 @@ class Lengths:
             yield pair.place, pair.full_length
         for prompt in (example for example in batch if isinstance(example, Prompt)):
             if ids := self.prompt_ids(prompt, self.faults):
+                self.limits.add_prompt(prompt.place, len(ids))
                 yield prompt.place, len(ids)
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
         for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
             yield row.place, row.full_length
+
+    def _look_for_special_tokens(self, example: Example) -> None:
+        """A special token in a text is one to the model too, whoever wrote it: the end of a turn, or of the text."""
+        for text in leaves({field.name: getattr(example, field.name) for field in fields(example)}):
+            if found := self.special_token.search(text):
+                self.limits.findings.add("special-token", example.place, f"a text holds {found[0]}")
+                return
 
     def prompt_ids(self, prompt: Prompt, faults: Faults) -> list[int]:
         """The tokens of a prompt, up to where its completion begins; none, and a fault, if the template refuses it."""

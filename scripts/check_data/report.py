@@ -47,6 +47,13 @@ def rows(count: int) -> str:
     return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
+def _share(found: dict[str, Any]) -> str:
+    """How many rows, their share, and the places of the first."""
+    return f"{rows(found['rows'])}, {found['share']:.1%}" + (
+        f": {', '.join(found['places'])}" if found["places"] else ""
+    )
+
+
 def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures as (name, text)."""
     usable = max(report["usable"], 1)
@@ -63,9 +70,12 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("usable rows", f"{report['usable']:,} of {report['rows']:,}")]
     if report["length"]:
         lines.append((f"length in {report['length']['unit']}", spread(report["length"])))
-    if cut := report.get("truncated"):
-        where = f": {', '.join(cut['places'])}" if cut["places"] else ""
-        lines.append((f"longer than {cut['max_length']}", f"{rows(cut['rows'])}, {cut['share']:.1%}{where}"))
+    if cut := report.get("truncated") or report["truncated_estimate"]:
+        estimated = ", estimated" if "truncated_estimate" in report else ""
+        lines.append((f"longer than {cut['max_length']} tokens{estimated}", _share(cut)))
+    if (long := report["long_prompts"])["rows"]:
+        estimated = ", estimated" if long["estimated"] else ""
+        lines.append((f"prompts longer than {long['limit']} tokens{estimated}", _share(long)))
     lines += [
         ("turns a row", shares(report["turns"])),
         ("languages", shares(report["languages"])),

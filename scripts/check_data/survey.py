@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 from common.data.examples import Pair, Prompt, Rating
+from common.data.rows import Faults
+from common.rewards.outliers import FIX, NOTHING, find_outliers
 
 from check_data import texts
 from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import Findings
+from check_data.limits import Limits
 from check_data.parts import completions_of, identity, other_parts, prompt_of, text_of, turns_of, whole_text
 from check_data.tasks import Example
 
@@ -58,9 +61,10 @@ class Prompts:
 class Survey:
     """What is known of the data so far. `add` takes the next example, `finish` compares those of the sample."""
 
-    def __init__(self, findings: Findings, evaluation: Prompts | None = None) -> None:
+    def __init__(self, findings: Findings, evaluation: Prompts | None = None, estimate: Limits | None = None) -> None:
         self.findings = findings
         self.evaluation = evaluation
+        self.estimate = estimate  # of lengths, where no model says them
         self.rows = 0
         self.characters = array("I")
         self.prompt_hashes = array("q")
@@ -69,6 +73,8 @@ class Survey:
         self.layouts: Counter[str] = Counter()
         self.systems = 0
         self.scores = array("d")
+        self.score_places = array("q")
+        self.refused = 0  # rows that a recipe refuses next to the others
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
@@ -92,7 +98,9 @@ class Survey:
         held_out = self.evaluation.places.get(prompt_hash) if self.evaluation else None
         if held_out:
             self.findings.add("overlap", place, f"the same prompt as {held_out}")
-        is_copy = self._look_for_the_same(place, identity(example))
+        is_copy = self._look_for_the_same(place, everything := identity(example))
+        if self.estimate:
+            self.estimate.estimate(example, len(everything))
         self._look_at_turns(place, turns_of(example))
         if not isinstance(example, Prompt):
             self._look_at_completions(place, prompt, completions)
@@ -101,6 +109,7 @@ class Survey:
                 self._look_at_pair(place, completions[0], text_of(example.rejected))
             case Rating():
                 self.scores.append(example.score)
+                self.score_places.append(self._here(place))
             case Prompt(answer=str()):
                 self._look_at_gold_answer(place, example.answer)
         if (index := self._drawn()) is not None:
@@ -117,13 +126,35 @@ class Survey:
             self.sample[index : index + 1] = [row]
 
     def _look_for_the_same(self, place: str, identity: str) -> bool:
-        file, _, line = place.rpartition(":")
-        here = self._files.setdefault(file, len(self._files)) << 40 | int(line)  # an int is the smallest there is
+        here = self._here(place)
         first = self._seen.setdefault(hash(identity), here)
         if same := first != here:
-            file = next(name for name, index in self._files.items() if index == first >> 40)
-            self.findings.add("duplicate", place, f"the same as {file}:{first & (1 << 40) - 1}")
+            self.findings.add("duplicate", place, f"the same as {self._place(first)}")
         return same
+
+    def _here(self, place: str) -> int:
+        """A place as a number, the smallest there is."""
+        file, _, line = place.rpartition(":")
+        return self._files.setdefault(file, len(self._files)) << 40 | int(line)
+
+    def _place(self, number: int) -> str:
+        file = next(name for name, index in self._files.items() if index == number >> 40)
+        return f"{file}:{number & (1 << 40) - 1}"
+
+    def look_at_scores(self, data: str, faults: Faults) -> None:
+        """Name the scores far outside the others; they are faults where they leave a reward model nothing to learn."""
+        found = find_outliers(self.scores)
+        places = [self._place(self.score_places[index]) for index in found.indices]
+        named = [(place, f"score {self.scores[index]:g}") for place, index in zip(places, found.indices, strict=True)]
+        if found.reason and len(set(np.delete(self.scores, found.indices))) < 2:  # the fault of no row
+            which = f": {', '.join(f'{place} ({score})' for place, score in named)}" if named else ""
+            Faults.add(faults, data, f"{found.reason}; {NOTHING}{which}")
+            return
+        for place, score in named:
+            self.findings.add("outlier", place, f"{score} is far outside the others")
+            if found.reason:
+                faults.add(place, f"{score}: {found.reason}; {NOTHING}. {FIX}")
+                self.refused += 1
 
     def _look_at_turns(self, place: str, turns: list[dict[str, Any]]) -> None:
         roles = [turn["role"] for turn in turns]

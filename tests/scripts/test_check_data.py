@@ -19,6 +19,7 @@ from check_data import survey as survey_module
 from check_data import texts
 from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import KINDS, Findings
+from check_data.limits import estimated_tokens
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
 from common.data.read import conversations
@@ -144,6 +145,19 @@ ANSWERS = [
     "Some are older than writing.", "Rivers wash it out of rocks.", "Nobody knows for certain.", "Gallium does.",
     "A little more than eight minutes.", "It keeps her upright and on course.", "It seems to calm them.",
 ]  # fmt: skip
+QWEN_TOKENS = {
+    "en": (
+        "The keel is the long beam along the bottom of a boat. It keeps the boat upright when the wind blows from the "
+        "side, and it stops the boat from sliding sideways. In 1876, about 30% of all ships lost their keels in storms; "
+        "since then builders have used iron (and later steel) instead of oak.",
+        73,
+    ),
+    "zh": (
+        "龙骨是船底部的一根长梁。当风从侧面吹来时，它使船保持直立，并防止船横向滑动。1876年，大约百分之三十的船在暴风雨中失去了龙骨；"
+        "从那以后，造船者改用铁，后来又改用钢来代替橡木。",
+        70,
+    ),
+}
 SHIP = (
     "What is the use of the long keel under a sailing boat, and what would happen to the boat without it when a strong "
     "wind blows from the side and the waves are high?"
@@ -284,6 +298,35 @@ def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp
     assert len(refusal.splitlines()) == 2
 
 
+def rated_file(path, scores):
+    return write(path, [{"prompt": f"{n}: {QUESTIONS[n % 10]}", "response": ANSWERS[n % 10], "score": score}
+                        for n, score in enumerate(scores)])  # fmt: skip
+
+
+def test_a_score_far_outside_the_others_is_named_and_refused_where_nothing_else_is_left(check, tmp_path):
+    path = tmp_path / "data.jsonl"
+    report, out, refusal = check(rated_file(path, [0, 1, 2, 3, 4] * 4 + [1e30]))
+    assert lines(report)["outlier"] == lines(report)["fault"] == [21]
+    assert refusal.startswith(f"{path}:21: score 1e+30: one score is so far outside the others, 0 to 4, ")
+    assert (report["rows"], report["usable"]) == (21, 20)
+    # Without that row the data is good, and --fix writes it so.
+    check(path, "--fix", tmp_path / "clean.jsonl")
+    assert [row["score"] for row in read_jsonl(tmp_path / "clean.jsonl")] == [0, 1, 2, 3, 4] * 4
+    # A score that only stands out is named, and no more.
+    report, out, refusal = check(rated_file(path, [1, 2, 3, 4, 5] * 20 + [80]))
+    assert refusal is None
+    assert lines(report)["outlier"] == [101]
+    assert "score 80 is far outside the others" in out
+
+
+def test_scores_of_which_all_but_one_are_the_same_are_refused(check, tmp_path):
+    path = rated_file(tmp_path / "data.jsonl", [*[4] * 30, 5])
+    assert f"all but one of the scores are 4; nothing distinguishes good from bad: {path}:31" in check(path)[2]
+    assert "every score is 3; nothing distinguishes" in check(rated_file(path, [3] * 5))[2]
+    # For KTO or PPO the scores are not learned as numbers.
+    assert check(path, "--task", "ppo")[2] is None
+
+
 def test_prompts_of_the_evaluation_data_are_found_alike_or_nearly(check, tmp_path):
     long = f"{SHIP} Explain it to a child of five years."
     rows = [alpaca(0), {"instruction": f"  {QUESTIONS[1].upper()} ", "output": "By the sun."},
@@ -355,6 +398,63 @@ def test_every_sample_has_a_length_in_tokens(name, task, check):
     assert report["findings"] == {}
     assert report["truncated"]["rows"] == 0
     assert report["length"]["min"] > 10
+
+
+def test_a_prompt_above_its_limit_is_counted_and_named_with_a_model_and_by_an_estimate_without(check, tmp_path):
+    question = "Add these numbers, and show your work: " + "twelve, " * 400 + "one."
+    rows = [{"prompt": q, "answer": "4"} for q in (*QUESTIONS[:5], question)]
+    path = write(tmp_path / "data.jsonl", rows)
+    for flags, about in (([], "about "), (["--model", "tiny"], "")):
+        report, out, refusal = check(path, "--task", "grpo", "--max-prompt-length", 500, *flags)
+        assert refusal is None
+        assert lines(report)["long-prompt"] == [6]
+        (found,) = report["findings"]["long-prompt"]["listed"]
+        assert re.fullmatch(
+            rf"the prompt has {about}[\d,]+ tokens, more than --max-prompt-length 500", found["message"]
+        )
+        assert report["long_prompts"] == {
+            "limit": 500, "rows": 1, "share": pytest.approx(1 / 6), "places": [f"{path}:6"], "estimated": not flags,
+        }  # fmt: skip
+        assert f"prompts longer than 500 tokens{'' if flags else ', estimated'}" in out
+    assert "long-prompt" not in check(path, "--task", "grpo", "--max-prompt-length", 5000)[0]["findings"]
+
+
+def test_without_a_model_rows_above_max_length_are_estimated_and_said_to_be(check, tmp_path):
+    rows = [
+        alpaca(0),
+        {**alpaca(1), "output": "Yes indeed. " * 300},
+        {"instruction": "为什么？" * 500, "output": "因为。"},
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, out, _ = check(path, "--max-length", 600)
+    assert report["truncated_estimate"]["places"] == [f"{path}:2", f"{path}:3"]
+    assert lines(report)["long-prompt"] == [3]
+    assert (
+        "no room for a completion within --max-length 600" in report["findings"]["long-prompt"]["listed"][0]["message"]
+    )
+    assert "longer than 600 tokens, estimated" in out
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_estimate_of_tokens_is_near_a_tokenizer_made_for_the_language(language):
+    """Qwen's tokens of two texts, counted with its published vocabulary."""
+    text, tokens = QWEN_TOKENS[language]
+    assert estimated_tokens(text) == pytest.approx(tokens, rel=0.15)
+
+
+def test_special_tokens_in_a_text_are_found_whoever_wrote_it(check, tmp_path):
+    def row(user, assistant, **other):
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant, **other}]
+        return {"messages": turns}
+
+    rows = [
+        row("What does <|im_start|> mean?", "It begins a turn."),
+        row("What does im_start mean?", "It begins a turn, as in <|im_start|>."),
+        row("And <b>bold</b>?", "That is HTML."),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    assert lines(check(path, "--model", "tiny")[0]).get("special-token") == [1, 2]
+    assert "special-token" not in check(path)[0]["findings"]  # another model has others
 
 
 def between(marked):
