@@ -166,11 +166,13 @@ def main() -> None:
             survey.look_at_scores(args.data, faults)
 
     # 3. The report, and the cleaned file.
+    row_format = task.format_of(first, args.format, columns)
     facts = {
         "data": args.data,
         "identity": source_identity(source),
         "task": task.name,
-        "format": task.format_of(first, args.format, columns),
+        "format": row_format,
+        "other_formats": task.other_formats(first, row_format, columns),
         "model": base.name if base else None,
         "chat_template": lengths.chat_template if lengths else None,
         "eval_data": args.eval_data,

@@ -15,9 +15,20 @@ ANSWERED = 160  # characters after the refusal of an ability from which they are
 # What a text without any of these cannot be: a quick look, as most texts are no refusals.
 HINTS = (
     *("'t", "’t", "not ", " no ", "no,", "no.", "never", "unable", "declin", "refus", "rather not", "only", "pass on"),
-    *("neither", "against", "inappropriate", "unethical", "lack", "violat", "outside", "beyond", "inability"),
+    *(
+        "neither",
+        "irresponsible",
+        "against",
+        "inappropriate",
+        "unethical",
+        "lack",
+        "violat",
+        "outside",
+        "beyond",
+        "inability",
+    ),
 )
-ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "只能"))
+ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "暂", "只能"))
 # And an English sentence without any of these.
 OWN_VOICE = (
     *(
@@ -34,7 +45,7 @@ OWN_VOICE = (
         "ethical",
         "acceptable",
     ),
-    *("sorry", "apolog", "unable to", "cannot", "can't", "no can"),
+    *("of me", "for me", "sorry", "apolog", "unable to", "cannot", "can't", "no can"),
 )
 
 
@@ -49,13 +60,22 @@ def _joined(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
 THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL)
 STAGE = re.compile(r"[\s>#*_]*(?:<answer>|\\?answer:)?[\s>#*_]*", re.IGNORECASE)
 QUOTED = re.compile(r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|「[^」\n]{1,300}」|《[^》\n]{1,60}》")
+REPORTED = re.compile(  # in the voice of somebody else
+    r"\b(?:says?|said|repl(?:y|ies|ied)|answers|answered|wrote|writes|asked|responds?|responded|thinks"
+    r"|thought|translation"
+    r"|example|output|response|refusal|sentence|reads|reading)\s?: |,\s(?:\w+\s){0,3}(?:said|wrote|thought"
+    r"|replied|whispered"
+    r"|sighed|answered|says|writes)\b|写道|说道|心想|想道|他说|她说|回答道|说着"
+)
+LEAD = re.compile(r"^(?:i'm |i am )?(?:so |very |really |truly |deeply )*(?:sorry|apologies|unfortunately)[.!]\s+")
 STAGED = re.compile(r"\s*(?:\*[^\s*]|[(（\[【]|\d+[.)、]\s)")
 SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？\n]+|$)(?:[\"”’)]*\s*)")
 
 _AI = (
     r"(?:an? |your |the )?(?:\w+[ -]){0,4}(?:ai\b|a\.i\.|artificial intelligence|language model|chat ?bot"
     r"|virtual assistant"
-    r"|digital assistant|(?:computer|machine) program|llm\b|assistant\b)(?! (?:research|engineer|compan|expert"
+    r"|digital assistant|(?:computer|machine) program|learning (?:model|system)|machine\b|llm\b"
+    r"|assistant\b)(?! (?:research|engineer|compan|expert"
     r"|scien|develop|student|lab|start|ethic|coach|manager|profess|direct|teach))"
 )
 _ADVERB = (
@@ -83,7 +103,8 @@ _CANNOT = (
 _DO = (
     r"(?:help(?:ing)?|assist(?:ing|ance)?|comply(?:ing)?|fulfil(?:l|ling)?|provid(?:e|ing)|accommodat(?:e|ing)"
     r"|condon(?:e|ing)|endors(?:e|ing)"
-    r"|promot(?:e|ing)|engag(?:e|ing) in|participat(?:e|ing)|facilitat(?:e|ing)|encourag(?:e|ing)|generat(?:e|ing)"
+    r"|promot(?:e|ing)|engag(?:e|ing) in|participat(?:e|ing)|facilitat(?:e|ing)|encourag(?:e|ing)"
+    r"|generat(?:e|ing)|produc(?:e|ing)"
     r"|support(?:ing)? (?:this|that|your|the|any)"
     r"|respond(?:ing)? to|answer(?:ing)?|discuss(?:ing)?|creat(?:e|ing) (?:\w+ (?:content|images?|material)"
     r"|content|a|an|any|that|this|such|images?|text|explicit|malware|harmful|instructions)"
@@ -92,7 +113,8 @@ _DO = (
     r"|produc(?:e|ing) (?:\w+ (?:content|material)|content|that|this|any|such|a|an|material)|writ(?:e"
     r"|ing) (?:\w+ (?:content|stories|jokes|about|material)|content|a|an|any|that|this|such|about|code|your"
     r"|malware|something|explicit|erotic|hateful|fake|the)"
-    r"|giv(?:e|ing) (?:you )?(?:advice|instructions|medical|legal|financial|information|out|you|any|personal|that"
+    r"|giv(?:e|ing) (?:you )?(?:\w+ )?(?:advice|instructions|medical|legal|financial|information|out|you"
+    r"|any|personal|that"
     r"|specific|an? (?:opinion|diagnosis))"
     r"|shar(?:e|ing) (?:that|this|any|personal|private|such|information|the|details|instructions|my system"
     r"|confidential|someone|other)"
@@ -132,6 +154,31 @@ _DO_ANY = (
 )
 WILL_NOT = _joined(
     (
+        rf"^(?:\W|no|hello|hi|but|oh|dear|so|and)*(?:i'm |i am |my |please accept my )?(?:so |very |really "
+        rf"|truly |deeply )*"
+        rf"(?:sorry|unfortunately|regrettably|apologies|i apologi[sz]e)\b[^.!?]{{0,60}}?\bi(?: "
+        rf"|(?=')){_CANNOT}{_ADVERB}\W+"
+        rf"(?!come|attend|make it|join|go\b|meet|stay|wait|be\b|believe|find|agree|sleep|lend|pay|accept"
+        rf"|let\b|remember|reach|see "
+        rf"(?:any|why|how)|use\b|reproduce|follow your|hear|afford|keep|leave|return|pick|visit|visit)\w",
+        r"\b(?:sorry|apolog\w+|unfortunately)\b[^.!?]*\b(?:is|are|am|'m|isn't|aren't) (?:not "
+        r"|strictly )?(?:permitted|allowed|prohibited"
+        r"|forbidden|supported)\b",
+        r"\bbeyond what i\b|\b(?:no|any) (?:responsible|safe|ethical|legal) way (?:for me )?to (?:help|do"
+        r"|answer|assist)",
+        r"\bso i (?:won't|will not|can't|cannot)[.!]",
+        r"\bi(?:'m| am) (?:\w+ly )?not (?:equipped|designed|programmed|allowed|permitted|authori[sz]ed"
+        r"|trained|capable of)\b",
+        r"\bi (?:have been |was |am |'ve been )?(?:instructed|told|trained|programmed|designed|built|made|asked) "
+        r"(?:not to|never to|to (?:decline|refuse|avoid|not))",
+        r"\bi (?:can |could |am |may )?only (?:able to )?(?:help|assist|answer|discuss|respond|talk about)",
+        r"^(?:\W|sorry|but|no|unfortunately)*i (?:do not|don't) (?:engage in|provide|support|participate"
+        r"|promote|assist|offer"
+        r"|create|generate|write|produce|discuss|comment|endorse|condone|take part|answer|make predictions|speculate"
+        r"|feel (?:right|good|okay|ok) about|share (?:personal|private|such|that|this|any))",
+        r"\bi(?: also| just)? (?:can't|cannot|won't|will not) (?:write|create|produce|generate)\b",
+        r"(?:^|\W)(?:and|but|so) (?:can't|cannot|won't|will not|am not able to|am unable to) (?:write"
+        r"|create|help|assist|provide|do|share|answer)\b",
         rf"\bi(?: am|'m| do| would)?\W?\s?(?:\w+ly )?{_RELUCTANT} {_DO_ANY}\b",
         rf"\bi(?<!if i)(?<!when i)(?<!whether i)(?<!unless i)(?<!what i)(?<!why i)(?<!because i)(?: "
         rf"|(?='))(?:\w+ly |also "
@@ -187,7 +234,8 @@ SORRY = r"(?:sorry|apologi[sz]e|apologies|unfortunately|regret|afraid|forgive me
 NO_ABILITY = _joined(
     (
         rf"\b(?:as|i am|i'm|being|since i'm|because i'm|since i am) (?:just |only |merely |simply )*{_AI}[^.!?]*?"
-        r"(?:\bcannot|\bcan't|\bunable|\bincapable|\black|without (?:feelings|emotions|a body)|never"
+        r"(?:\b(?:i|and|or|so) (?:\w+ )?(?:cannot|can't|lack|never)\b|\bunable|\bincapable|\black of"
+        r"|without (?:feelings|emotions|a body)"
         r"|\bnot (?:able|capable|allowed|permitted|equipped|designed|programmed|authori[sz]ed|human|a (?:human"
         r"|person|real|doctor|lawyer))"
         r"|(?:\bnot|n't) (?:\w+ly )?(?:have|possess|hold|form|experience|feel\b|express|want|engage|provide|know"
@@ -271,7 +319,8 @@ ZH_WILL_NOT = _joined(
     (
         rf"(?:我们?|本人|本助手|小助手)(?:[^，。！？\n]{{0,12}}?[，,]?){_ZH_CANNOT}[^，。！？\n]{{0,6}}?{_ZH_DO}",
         rf"{_ZH_LEAD}[^。！？\n]{{0,24}}?{_ZH_CANNOT}[^，。！？\n]{{0,8}}?{_ZH_DO}",
-        rf"^\W*(?:{_ZH_CANNOT})(?:为您|为你|就此|对此|给您|向您)?(?:提供|协助|帮助您|帮助你|回答|满足|透露|生成|作答|回应)",
+        rf"^\W*(?:{_ZH_CANNOT})(?:为您|为你|就此|对此|给您|向您)?(?:提供|协助|帮助您|帮助你|回答|满足|透露"
+        rf"|生成|作答|回应)",
         r"我(?:真的|也|可|实在|恐怕)*(?:帮不了|帮不到|帮不上|做不到|办不到)|我(?:可|真的)?(?:不能|无法)说[。！!]"
         r"|不认为我(?:可以|能|应该)|(?:内容"
         r"|信息)[^。！？\n]{0,14}无法(?:显示|展示|提供)",
@@ -289,18 +338,21 @@ ZH_WILL_NOT = _joined(
         r"|作答|回复)",
         r"我(?:绝)?不(?:会|能|可以|应该)?(?:支持|鼓励|提倡|赞同|认可|参与|协助|纵容)(?:任何|这种|此类|这样|该|非法"
         r"|违法|以|您|你|或)",
+        r"暂不(?:支持|提供)|不会(?:照做|这么做|这样做)|(?:请求|要求|问题)(?:很|非常|并)?不(?:合适|恰当|妥当)",
         r"还没有?学(?:会|习)(?:如何|怎么|怎样)?回答",
         r"(?:让我们|我们)(?:还是)?换(?:个|一个)话题",
     )
 )
 ZH_NO_ABILITY = _joined(
     (
-        rf"(?:作为|身为|我(?:只|仅仅?)?是)(?:一个|一名|一款|一种|一位|个|名)?[^，。！？\n]{{0,12}}{_ZH_AI}[^。！？\n]{{0,30}}?"
+        rf"(?:作为|身为|我(?:只|仅仅?)?是)(?:一个|一名|一款|一种|一位|个"
+        rf"|名)?[^，。！？\n]{{0,12}}{_ZH_AI}[^。！？\n]{{0,30}}?"
         r"(?:没有|无法|不能|不具备|不具有|不会有|并不|不是人|不会(?:感|拥|产|做)|缺乏|不拥有|不可能|无权|不存在)",
         r"^\W*(?:(?:您好|你好|嗨|抱歉|对不起|不好意思|很抱歉)\W*)?我(?:本身|并|还|目前|暂时|现在)*(?:没有|不具备"
         r"|不具有|不拥有|缺乏)[^。！？\n]{0,8}"
         r"(?:情感|感情|感受|意识|个人|身体|能力|权限|实时|信息|数据|观点|喜好|偏好|主观|情绪|经历|功能|自我)",
-        rf"{_ZH_LEAD}[^。！？\n]{{0,10}}我(?:不知道|不清楚|不太?明白|没有?(?:听懂|理解|找到|看到|收到)|不太?理解|不了解|听不懂|看不懂|不确定|没能)",
+        rf"{_ZH_LEAD}[^。！？\n]{{0,10}}我(?:不知道|不清楚|不太?明白|没有?(?:听懂|理解|找到|看到|收到)"
+        rf"|不太?理解|不了解|听不懂|看不懂|不确定|没能)",
     )
 )
 ZH_TURNS = re.compile(r"(?:但是?|不过|然而|尽管如此|虽然如此|即便如此|话虽如此|可是|只是)[，,：:]?")
@@ -333,7 +385,7 @@ def refuses(text: str) -> bool:
     text = text[STAGE.match(text).end() :].replace("’", "'").lower()  # type: ignore[union-attr]  it matches nothing too
     if text[:1] in '"“「『{|':  # what somebody else says, or JSON
         return False
-    text = QUOTED.sub("…", text)
+    text = LEAD.sub("sorry, ", QUOTED.sub("…", text))
     chinese = not text.isascii() and any("\u4e00" <= character <= "\u9fff" for character in text[:200])
     will_not, no_ability = (ZH_WILL_NOT, ZH_NO_ABILITY) if chinese else (WILL_NOT, NO_ABILITY)
     place = 0
@@ -345,6 +397,8 @@ def refuses(text: str) -> bool:
             if not chinese and not (_has(sentence[0], HINTS) and _has(sentence[0], OWN_VOICE)):
                 break
             if found := next((match for pattern in patterns if (match := pattern.search(sentence[0]))), None):
+                if REPORTED.search(sentence[0]):
+                    return False
                 return not _answers(text[place + found.end() :], chinese, is_ability)
         if (ZH_ANSWER if chinese else ANSWER).search(sentence[0]):
             return False

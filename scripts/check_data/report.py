@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from common.errors import spell
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
         ),
         soft_wrap=True,
     )
+    if others := report["other_formats"]:
+        which = spell(f"--format {report['format']}"), " or ".join(spell(f"--format {name}") for name in others)
+        console.print(f"Read by {which[0]}; the first row also has the columns of {which[1]}", soft_wrap=True)
     rules = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for rule in report["rules"]:
         colour = COLOURS[rule["verdict"]]

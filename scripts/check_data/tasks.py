@@ -26,6 +26,16 @@ class Task:
         """The name of the format that the reader will take the rows for."""
         return detect(_mapped(first, columns), self.formats) if row_format == "auto" else row_format
 
+    def other_formats(self, first: Row, chosen: str | None, columns: dict[str, str]) -> list[str]:
+        """The other formats that the first row has the columns of, if they read a column that the chosen one does not."""
+        fields = _mapped(first, columns)
+        read = set(self.formats[chosen].columns) if chosen in self.formats else set()
+        return [
+            name
+            for name, row_format in self.formats.items()
+            if all(column in fields for column in row_format.columns) and not set(row_format.columns) <= read
+        ]
+
 
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
 # reward model learns from ratings or from pairs.

@@ -148,8 +148,8 @@ ANSWERS = [
 QWEN_TOKENS = {
     "en": (
         "The keel is the long beam along the bottom of a boat. It keeps the boat upright when the wind blows from the "
-        "side, and it stops the boat from sliding sideways. In 1876, about 30% of all ships lost their keels in storms; "
-        "since then builders have used iron (and later steel) instead of oak.",
+        "side, and it stops the boat from sliding sideways. In 1876, about 30% of all ships lost their keels in "
+        "storms; since then builders have used iron (and later steel) instead of oak.",
         73,
     ),
     "zh": (
@@ -363,6 +363,15 @@ def test_columns_are_mapped_as_in_the_recipes(check, tmp_path):
     assert refusal is None
     assert (report["task"], report["format"]) == ("sft", "alpaca")
     assert "Known: prompt-rating: prompt, response, score; " in check(path)[2]
+
+
+def test_a_row_that_fits_several_formats_is_read_by_one_and_the_others_are_named(check, tmp_path):
+    rows = [{"problem": q, "answer": "4", "solution": f"It is {n}. #### {n}"} for n, q in enumerate(QUESTIONS)]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, out, _ = check(path)
+    assert (report["format"], report["other_formats"]) == ("problem-answer", ["problem-solution"])
+    assert "the first row also has the columns of --format problem-solution" in out
+    assert check(write(tmp_path / "data.jsonl", [alpaca(0)]))[0]["other_formats"] == []
 
 
 def test_a_file_without_rows_is_refused(check, tmp_path):
