@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
@@ -90,7 +91,8 @@ class NearDuplicates:
             return None, None
         sketch = EMPTY.copy()
         sketch.update_batch(shingles.hashes)
-        candidates = sorted(self.table.query(sketch))  # their order in a set would differ from run to run
+        # In order, as that of a set would differ from run to run.
+        candidates: list[Any] = sorted(self.table.query(sketch))  # type: ignore[type-var]  they are int
         if len(candidates) > COMPARED:
             alike = [np.count_nonzero(self.sketches[index] == sketch.hashvalues) for index in candidates]
             candidates = [candidates[index] for index in np.argsort(alike, kind="stable")[: -COMPARED - 1 : -1]]

@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common.data.examples import Pair, Prompt, Rating
@@ -26,9 +26,34 @@ from check_data.tasks import Example
 SAMPLE_ROWS = 20_000
 NGRAM_ROWS = 5_000
 CLIP = 1_000  # characters of a completion whose n-grams are counted
-LONG = 2_000  # characters from which a row of the sample is kept as the hashes of its shingles
+LONG = 4_000  # characters of a row from which the sample holds the hashes of its shingles in its place
 LANGUAGE = 200  # characters of a prompt and of a completion that tell the language
 NEARLY_IDENTICAL = 0.05  # the share of the longer completion in which a pair differs
+
+
+class Drawn(NamedTuple):
+    """A row that is drawn for the sample."""
+
+    example: Example
+    is_copy: bool  # an exact duplicate of an earlier row
+    overlaps: bool  # its prompt is one of the evaluation data
+
+    @property
+    def place(self) -> str:
+        return self.example.place
+
+    @property
+    def beginning(self) -> str:
+        """Of the completion, or of the prompt where there is none."""
+        return ("\n".join(completions_of(self.example)) or text_of(prompt_of(self.example)))[:CLIP]
+
+    def sampled(self, with_prompt: bool) -> "Sampled":
+        text = whole_text(self.example)
+        prompt = Shingles.of(text_of(prompt_of(self.example))) if with_prompt else None
+        parts = other_parts(self.example)
+        return Sampled(
+            self.place, Shingles.of(text), hash(text), prompt, self.beginning, parts, self.is_copy, self.overlaps
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +61,13 @@ class Sampled:
     """A row of the sample: what its likeness to others is judged by."""
 
     place: str
-    text: str | Shingles  # all that it says
+    text: Shingles  # of all that it says
     text_hash: int
-    prompt: str | Shingles
-    beginning: str  # of the completion, or of the prompt where there is none
+    prompt: Shingles | None  # where it is compared with the evaluation data's
+    beginning: str
     parts: dict[str, int]  # what it is graded and read with, by name
-    is_copy: bool  # an exact duplicate of an earlier row
-    overlaps: bool  # its prompt is one of the evaluation data
+    is_copy: bool
+    overlaps: bool
 
 
 class Prompts:
@@ -79,7 +104,7 @@ class Survey:
         self.pair_characters = [0, 0]
         self.gold_answers = 0
         self.diversity: dict[str, float | None] = {}
-        self.sample: list[Sampled] = []
+        self.sample: list[Drawn | Sampled] = []
         self._random = random.Random(42)
         self._files: dict[str, int] = {}
         self._seen: dict[int, int] = {}
@@ -113,17 +138,11 @@ class Survey:
             case Prompt(answer=str()):
                 self._look_at_gold_answer(place, example.answer)
         if (index := self._drawn()) is not None:
-            row = Sampled(
-                place=place,
-                text=_kept(text := whole_text(example)),
-                text_hash=hash(text),
-                prompt=_kept(prompt_text) if self.evaluation else "",
-                beginning=(completion_text or prompt_text)[:CLIP],
-                parts=other_parts(example),
-                is_copy=is_copy,
-                overlaps=held_out is not None,
-            )
-            self.sample[index : index + 1] = [row]
+            row = Drawn(example, is_copy, held_out is not None)
+            # A short row waits as it is, as another may be drawn in its place; a long one would take memory.
+            self.sample[index : index + 1] = [
+                row if len(everything) <= LONG else row.sampled(self.evaluation is not None)
+            ]
 
     def _look_for_the_same(self, place: str, identity: str) -> bool:
         here = self._here(place)
@@ -208,14 +227,20 @@ class Survey:
         """Look for near duplicates, in the sample and of the evaluation data, and for repeated n-grams."""
         similar = NearDuplicates()
         kept: dict[str, Sampled] = {}
-        for row in self.sample:
-            if row.is_copy:
+        for drawn in self.sample:
+            if drawn.is_copy:
                 continue
+            row = drawn if isinstance(drawn, Sampled) else drawn.sampled(self.evaluation is not None)
             if near := similar.find_or_keep(row.place, row.text):
                 self._add_near_duplicate(row, kept[near[0]], near[1])
             else:
                 kept[row.place] = row
-            if self.evaluation and not row.overlaps and (near := self.evaluation.similar.find(row.prompt)):
+            if (
+                self.evaluation
+                and row.prompt
+                and not row.overlaps
+                and (near := self.evaluation.similar.find(row.prompt))
+            ):
                 self.findings.add("overlap", row.place, f"its prompt is {_percent(near[1])} the same as {near[0]}")
         some = self._random.sample(self.sample, min(NGRAM_ROWS, len(self.sample)))
         completions = [row.beginning for row in some]
@@ -231,11 +256,6 @@ class Survey:
     def distinct_prompts(self) -> float:
         """The share of distinct prompts, whatever their spaces and case."""
         return len(np.unique(np.frombuffer(self.prompt_hashes, dtype=np.int64))) / max(self.rows, 1)
-
-
-def _kept(text: str) -> str | Shingles:
-    """A text for the sample: in a size that does not grow with it."""
-    return text if len(text) <= LONG else Shingles.of(text)
 
 
 def _percent(similarity: float) -> str:

@@ -27,7 +27,7 @@ class Task:
         return detect(_mapped(first, columns), self.formats) if row_format == "auto" else row_format
 
     def other_formats(self, first: Row, chosen: str | None, columns: dict[str, str]) -> list[str]:
-        """The other formats that the first row has the columns of, if they read a column that the chosen one does not."""
+        """The other formats whose columns the first row has, if they read a column that the chosen one does not."""
         fields = _mapped(first, columns)
         read = set(self.formats[chosen].columns) if chosen in self.formats else set()
         return [
