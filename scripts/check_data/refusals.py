@@ -14,19 +14,25 @@ ANSWERED = 160  # characters after the refusal of an ability from which they are
 
 # What a text without any of these cannot be: a quick look, as most texts are no refusals.
 HINTS = (
-    *("'t", "’t", "not ", " no ", "no,", "no.", "never", "unable", "declin", "refus", "rather not", "only", "pass on"),
+    *("n't", "n’t", "am not", "'m not", "’m not", "do not", "did not", "will not", "would not", "could not", "can not"),
+    *("is not", "are not", "must not", "should not", "may not", "rather not", "prefer not", "not to ", "not able"),
     *(
-        "neither",
-        "irresponsible",
-        "against",
-        "inappropriate",
-        "unethical",
-        "lack",
-        "violat",
-        "outside",
-        "beyond",
-        "inability",
+        "not something",
+        "not appropriate",
+        "not ethical",
+        "not possible",
+        "have no",
+        "has no",
+        "no can",
+        "no comment",
+        "is no ",
+        "no way",
+        "no,",
+        "no.",
+        "can only",
     ),
+    *("only able", "only help", "only answer", "cannot", "never", "unable", "declin", "refus", "pass on", "neither"),
+    *("irresponsible", "against", "inappropriate", "unethical", "lack", "violat", "outside", "beyond", "inability"),
 )
 ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "暂", "只能"))
 # And an English sentence without any of these.
