@@ -33,7 +33,7 @@ EMPTY = MinHash(num_perm=PERMUTATIONS, hashfunc=int)  # copied, because to make 
 class Shingles:
     """The hashes of a text's shingles, of a long text the smallest; and whether these are all."""
 
-    hashes: frozenset[int]
+    hashes: np.ndarray  # uint32, in order, each once
     complete: bool
 
     @classmethod
@@ -47,19 +47,16 @@ class Shingles:
             for value in hashes:
                 different.add((value + seen[value] * REPEATED) % 2**32)
                 seen[value] += 1
-        if len(different) <= KEPT_SHINGLES:
-            return cls(frozenset(different), True)
-        smallest = np.partition(np.fromiter(different, np.uint32), KEPT_SHINGLES)[:KEPT_SHINGLES]
-        return cls(frozenset(smallest.tolist()), False)
+        ordered = np.sort(np.fromiter(different, np.uint32, len(different)))
+        return cls(ordered[:KEPT_SHINGLES].copy(), len(ordered) <= KEPT_SHINGLES)
 
     def similarity(self, other: "Shingles") -> float:
         """The Jaccard similarity: exact when both are complete, else estimated from the hashes that both cover."""
         one, two = self.hashes, other.hashes
         if not (self.complete and other.complete):
-            highest = min(max(each.hashes) for each in (self, other) if not each.complete)
-            one = {value for value in one if value <= highest}
-            two = {value for value in two if value <= highest}
-        shared = len(one & two)
+            highest = min(each.hashes[-1] for each in (self, other) if not each.complete)
+            one, two = one[one <= highest], two[two <= highest]
+        shared = len(np.intersect1d(one, two, assume_unique=True))
         return shared / (len(one) + len(two) - shared) if shared else 0.0
 
 
@@ -87,10 +84,10 @@ class NearDuplicates:
 
     def _find(self, shingles: Shingles) -> tuple[tuple[str, float] | None, MinHash | None]:
         """What `find` returns, and the sketch of the shingles; None of none."""
-        if not shingles.hashes:
+        if not len(shingles.hashes):
             return None, None
         sketch = EMPTY.copy()
-        sketch.update_batch(shingles.hashes)
+        sketch.update_batch(shingles.hashes.tolist())
         # In order, as that of a set would differ from run to run.
         candidates: list[Any] = sorted(self.table.query(sketch))  # type: ignore[type-var]  they are int
         if len(candidates) > COMPARED:

@@ -291,7 +291,8 @@ OFFER = re.compile(
 ANSWER = re.compile(
     r"(?:^|[.!?\n,;:]\s*|\b(?:but|however),? )(?:here(?:'s| is| are) (?!to help|to assist|if|for you"
     r"|some (?:resources|hotlines|ways you can (?:get|seek)|organi))\w+"
-    r"|the (?:short |correct |right |final |simple )?answer (?:is|to)|generally speaking,|my best (?:guess|estimate)"
+    r"|the (?:short |correct |right |final |simple )?answer (?:is|to)|generally speaking,"
+    r"|my best (?:guess|estimate)|it(?:'s| is| was) (?:about|around|roughly|probably|likely|\d)"
     r"|i(?:'ll| will| can) (?:try (?!to help)|do my best|give you (?:a|an|some|the|my)|tell you (?:that|what|about"
     r"|how)|explain (?:that|what|how|the)))"
 )

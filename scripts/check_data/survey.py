@@ -162,6 +162,8 @@ class Survey:
 
     def look_at_scores(self, data: str, faults: Faults) -> None:
         """Name the scores far outside the others; they are faults where they leave a reward model nothing to learn."""
+        if len(self.scores) < 2:
+            return
         found = find_outliers(self.scores)
         places = [self._place(self.score_places[index]) for index in found.indices]
         named = [(place, f"score {self.scores[index]:g}") for place, index in zip(places, found.indices, strict=True)]
