@@ -294,3 +294,29 @@ def unwritten(command: Command, words: list[str], checkout: Path) -> list[str]:
         return []
     named = [word.partition("=")[2] for word in words if re.match("(OUT|HTML|JSON|FIX)=", word)]
     return [file for file in named if not (checkout / file).exists()]
+
+
+# Runs that end differently: by the recipe, by what is saved, and by whose data it is.
+ENDINGS = [[recipe] for recipe in RECIPES] + [["sft", "DATA=my.jsonl"], ["sft", "USE_PEFT=no"]]
+ENDINGS += [["reward", "STAND_ALONE=yes"], ["reward", "DATA=my stars.jsonl", "COLUMNS=score=stars"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md"])
+def test_the_commands_that_a_run_ends_with_run_when_pasted(checkout, warm):
+    rows = (checkout / "scores.jsonl").read_text(encoding="utf-8").replace('"score":', '"stars":')
+    (checkout / "my stars.jsonl").write_text(rows, encoding="utf-8")
+    pasted: dict[tuple[str, ...], str] = {}  # one of those that differ in names of folders only
+    for number, words in enumerate(ENDINGS):
+        done = run(["make", *words, f"OUT=outputs/run {number}", *SHORT[words[0]]], checkout, warm)
+        assert done.returncode == 0, done.stderr
+        proposed = done.stdout.partition("\nNext:\n")[2].splitlines()
+        assert 1 <= len(proposed) <= 2, done.stdout
+        for line in proposed:
+            pasted.setdefault(tuple(word.partition("=")[0] for word in shlex.split(line)), line.strip())
+    assert {kind[1] for kind in pasted} == {"evaluate", "compare", "merge", "ppo"}
+    short = {**SHORT, "compare": ["MAX_NEW_TOKENS=32"], "evaluate": ["MAX_NEW_TOKENS=16"]}
+    for line in pasted.values():
+        _, target, *_ = words = shlex.split(line)
+        done = run([*words, *short.get(target, [])], checkout, warm)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 
-from common import environment
+from common import environment, errors
 
 
 def main() -> None:
@@ -58,6 +58,7 @@ def run(job: dict, files: list[int]) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
+    errors.SPELLING = os.environ.pop("RECIPES_SPELLING", "")  # as its module does when it is imported
     sys.argv = job["words"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     code = 0
