@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def unsloth_first(tmp_path):
         "sys.meta_path.insert(0, Watch())\n"
     )
     return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def warm_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment in which a command that imports unsloth is a child of a process that has: see system/warm."""
+    folder, address = ROOT / "tests" / "system" / "warm", tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, folder / "server.py", address], stdout=subprocess.PIPE, text=True) as server:
+        assert "ready\n" in iter(server.stdout.readline, ""), "the server has ended"
+        yield {"PYTHONPATH": str(folder), "WARM_SERVER": str(address)}
+        server.terminate()
+
+
+@pytest.fixture
+def warm(warm_server, monkeypatch) -> dict[str, str]:
+    """All that this test starts runs in that environment; what fixtures of the session start does not."""
+    for name, value in warm_server.items():
+        monkeypatch.setenv(name, value)
+    return warm_server
 
 
 def shared(tmp_path_factory) -> Path:

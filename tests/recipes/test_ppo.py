@@ -444,6 +444,7 @@ def steps(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_reward_model_and_a_reward_function_score_and_a_run_resumes_after_ctrl_c(merged, tmp_path):
     (tmp_path / "mine.py").write_text(
         "def disclaimer(texts):\n"
@@ -522,7 +523,7 @@ def test_the_tiny_model_learns_what_the_scores_prefer_and_what_is_right(merged, 
     done = run_recipe("ppo", "--model", merged, "--reward-model", reward, "--rewards", "math", "--output-dir", run)
     assert done.returncode == 0, done.stderr
     before, after = (json.loads((run / "run.json").read_text())["held_out"][when] for when in ("before", "after"))
-    # On five seeds 0.95 to 1.19 standard deviations (RESULTS.md), where the score ends at 1.9 of 2 at most.
+    # On five seeds 0.95 to 1.19 standard deviations (docs/results.md), where the score ends at 1.9 of 2 at most.
     assert after["score"] >= before["score"] + 0.75 * before["score_std"]
     assert after["score"] > 1.6
     assert after["kl"] < 10

@@ -47,7 +47,7 @@ def main() -> None:
                 for file in files:
                     os.close(file)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                client.sendall(bytes([code & 0xFF]))
+                client.sendall(code.to_bytes(2, signed=True))
     run(job, files)
 
 
