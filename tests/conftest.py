@@ -24,11 +24,14 @@ os.environ["RUNTIME"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def run_recipe(recipe: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def run_recipe(
+    recipe: str, *flags: str, cwd: Path = ROOT, seconds: float = 300, **environment: str
+) -> subprocess.CompletedProcess:
     """Run recipes/RECIPE.py in a process of its own, output and errors caught."""
     command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *map(str, flags)]
+    environment = {**os.environ, **environment}
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=seconds
     )
 
 
