@@ -68,15 +68,23 @@ def command(name: str, **arguments: Any) -> str:
 
     An argument of several values is a list or a tuple.
     """
-    by_make = errors.SPELLING == "make" or Path.cwd() == ROOT
-    words = ["make" if by_make else str(ROOT / "scripts" / "run"), name]
-    for argument, value in arguments.items():
-        several = isinstance(value, list | tuple)
-        if value and by_make:
-            words += [f"{SHORT.get(argument, argument.upper())}={shlex.join(value) if several else value}"]
-        elif value:
-            words += ["--" + argument.replace("_", "-"), *(value if several else [str(value)])]
+    given = {argument: value for argument, value in arguments.items() if value}
+    if errors.SPELLING == "make" or Path.cwd() == ROOT:
+        return make(name, **{SHORT.get(argument, argument.upper()): value for argument, value in given.items()})
+    words = [str(ROOT / "scripts" / "run"), name]
+    for argument, value in given.items():
+        words += ["--" + argument.replace("_", "-"), *(value if isinstance(value, list | tuple) else [str(value)])]
     return shlex.join(words)
+
+
+def make(target: str, **variables: Any) -> str:
+    """A make command that gives those variables which are not None, quoted for a shell."""
+    values = {
+        name: shlex.join(value) if isinstance(value, list | tuple) else value
+        for name, value in variables.items()
+        if value is not None
+    }
+    return shlex.join(["make", target, *(f"{name}={value}" for name, value in values.items())])
 
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
