@@ -10,8 +10,8 @@ from common.errors import InputError, MachineError, did_you_mean
 from install import environment as installed
 
 RUNTIMES = ("docker", "podman", "apptainer", "local")
-# Settings that are of no use in .venv: who gives one wants a container.
-ASKS_FOR_A_CONTAINER = ("IMAGE", "DOCKER_ARGS", "DOCKER_LIMITS", "DOCKER")
+# Settings that are of no use in .venv: whoever gives one wants a container.
+FOR_CONTAINERS = ("IMAGE", "DOCKER_ARGS", "DOCKER_LIMITS", "DOCKER")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def choose() -> tuple[str, Image | None, str]:
 
 def fallback_note(missing: NoImage) -> str:
     """What the user should know of a run in .venv in place of a container: nothing, unless it changes what they get."""
-    if asked := next((name for name in ASKS_FOR_A_CONTAINER if os.environ.get(name)), ""):
-        return f"In .venv, without {asked}: {missing.short}; RUNTIME=docker would stop here."
+    if setting := next((name for name in FOR_CONTAINERS if os.environ.get(name)), ""):
+        return f"In .venv, without {setting}: {missing.short}; RUNTIME=docker would stop here."
     if isinstance(missing, NoEngine) and not installed.made_variant():
         return f"In .venv, still to be made: {missing.short}; RUNTIME=docker says why."
     return ""

@@ -68,7 +68,7 @@ def test_docker_without_the_image_matters_only_where_docker_is_wanted(checkout):
 NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
 
 
-def test_docker_without_a_daemon_is_no_news_where_nobody_asked_for_a_container(checkout):
+def test_docker_without_a_daemon_is_no_news_unless_a_container_is_wanted(checkout):
     checkout.make_venv()
     checkout.engine("docker", NO_DAEMON)
     for done in (checkout.run("sft"), checkout.make("sft"), checkout.run("sft", RUNTIME="local", IMAGE="mine:1")):

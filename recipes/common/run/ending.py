@@ -57,7 +57,7 @@ def next_commands(run: Run, saved: Path) -> list[str]:
         return [*can_judge, command("ppo", **ppo)]
     argument = "adapter" if saved.name == "adapter" else "model"
     evaluate, compare = command("evaluate", **{argument: saved}), command("compare", a=given["model"], b=saved)
-    # What evaluate has is for the sample data; it is told what was held out of the user's own by the user alone.
+    # The rows that evaluate has by itself are held out of the sample data; of the user's own it knows none.
     first = evaluate if is_sample and recipe in ("sft", "grpo") else compare
     second = command("merge", adapter=saved) if saved.name == "adapter" else compare
     return list(dict.fromkeys([first, second]))
