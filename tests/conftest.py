@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def run_recipe(
     recipe: str, *flags: str, cwd: Path = ROOT, seconds: float = 550, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run recipes/RECIPE.py in a process of its own, output and errors caught; `seconds` are those of a busy machine."""
+    """Run recipes/RECIPE.py in a process of its own, output and errors caught; `seconds` fit a busy machine."""
     command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *map(str, flags)]
     environment = {**os.environ, **environment}
     return subprocess.run(
