@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -29,7 +30,6 @@ _process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()
 
 
-@lru_cache(maxsize=1 << 16)
 def equal(gold: str, answer: str, seconds: float) -> bool:
     """Is `answer` the same mathematics as `gold`, both LaTeX or plain (3/4, 2x+1, \\frac34, (0, 1], 5\\%)?
 
@@ -38,8 +38,14 @@ def equal(gold: str, answer: str, seconds: float) -> bool:
 
     Raises RuntimeError if that process cannot be started.
     """
+    return compare(gold, answer, seconds)[0]
+
+
+@lru_cache(maxsize=1 << 16)
+def compare(gold: str, answer: str, seconds: float) -> tuple[bool, float]:
+    """`equal`, and the seconds of the processor that it took; all of `seconds` if they were not enough."""
     if max(len(gold), len(answer)) > LONGEST:
-        return False
+        return False, 0.0
     request = json.dumps({"gold": gold, "answer": answer, "seconds": seconds})
     reply = None
     with _lock:
@@ -49,7 +55,10 @@ def equal(gold: str, answer: str, seconds: float) -> bool:
             # It is over its limits and gone, or we were interrupted and would take its reply for that to the next.
             if reply is None:
                 _stop()
-    return reply == "true"
+    if reply is None:
+        return False, seconds
+    same, spent = json.loads(reply)
+    return same, spent
 
 
 def _ask(request: str) -> str | None:
@@ -130,10 +139,11 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        started = time.process_time()
         gold, answer = parsed(request["gold"]), parsed(request["answer"])
         same = bool(gold and answer) and verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(same), flush=True)
+        print(json.dumps((same, time.process_time() - started)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,301 @@
+"""Whether two answers in our notation are the same: numbers as numbers, structures part by part, the rest by math-verify.
+
+Where both sides are mathematics, mathematics decides; units and wording count where the gold answer has them.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from common.rewards import algebra, quantities, structures, units, wording
+from common.rewards.notation import HAN
+from common.rewards.structures import Parts
+
+# Left to work out: an operator after an operand, or a LaTeX command that is not just a way to write a number.
+_TO_WORK_OUT = re.compile(r"[\w)}\]%] ?[-+*/^!]|\\(?!(?:frac|text|circ)\b)[a-z]+|\) ?\(")
+_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])")
+_REGION = re.compile(r"[<>|]|\\(?:le|ge|ne|in|cup|cap|setminus|backslash|mathbb|mid)(?![a-zA-Z])")
+_BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?) ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}|\(?(?:\\text\{)? ?\(?base (\w+)\)?\}?\)?)")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
+_UNIT_BEHIND = re.compile(
+    rf"(?P<formula>.*[\w)}}\]|!'])(?: ?(?P<styled>\(?\\text\{{[^{{}}]*\}}\)?(?: ?\^ ?\{{?-?\d\}}?)?)| (?P<plain>[a-zA-Z]{{2,}}(?:[ /^][a-zA-Z\d]+)*)| ?(?P<han>\(?[{HAN}][{HAN}/]*\)?)| ?(?P<degree>\^\\circ ?[CF]?))"
+)
+_NAME = {"y": "f(x)"}
+
+
+@dataclass(slots=True)
+class Budget:
+    """The seconds of the processor that the algebra of one verdict may take; then every comparison is False."""
+
+    seconds: float
+    spent: float = 0.0
+
+    def equal(self, gold: str, answer: str) -> bool:
+        if self.spent >= self.seconds:
+            return False
+        same, spent = algebra.compare(gold, answer, self.seconds)
+        self.spent += spent
+        return same
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, taken apart: the names of its values, its parts, and its text without the names."""
+
+    names: tuple[str, ...]
+    parts: Parts | None
+    value: str
+
+
+def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
+    """Whether `answer` is `gold`. `whole`: they are no parts of others; then a calculation is no answer to a number."""
+    if gold.replace(" ", "") == answer.replace(" ", ""):
+        return True
+    right, other = read(gold), read(answer)
+    if right and other:
+        return quantities.same(right, other, left_to_work_out=whole)
+    if (clock := structures.clock(gold)) and (time := structures.clock(answer)):
+        return clock[:2] == time[:2] and (clock[2] == time[2] or not clock[2] or not time[2])
+    if based := _BASE.fullmatch(gold):
+        return _same_base(based, answer)
+    first, second = take_apart(gold), take_apart(answer)
+    if first.names and second.names and not _same_names(first, second):
+        return False
+    if len(first.names) > 1 or len(second.names) > 1:
+        return _same_records(first, second, budget)
+    if first.names or (second.names and not _RELATION.search(gold)):
+        if second.names or not _RELATION.search(answer):
+            return _same_values(first, second, budget, whole)
+        if read(first.value):
+            return right is not None and _ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
+    return _same_values(Answer((), first.parts if not first.names else None, gold), Answer((), second.parts if not second.names else None, answer), budget, whole)
+
+
+@lru_cache(maxsize=1 << 14)
+def read(text: str) -> quantities.Number | None:
+    return quantities.read(text)
+
+
+@lru_cache(maxsize=1 << 14)
+def take_apart(text: str) -> Answer:
+    """The names, parts and value of an answer; words are not taken apart."""
+    found = structures.parts(text)
+    if found and found.kind == "list":
+        if any(read(item) is None and wording.is_words(item) and not re.fullmatch(r"\\emptyset|.*=.*", item) for item in found.items):
+            return Answer((), None, text)
+        named = [structures.name_and_value(item) for item in found.items]
+        names = [name for name, _ in named]
+        values = tuple(value for _, value in named)
+        if all(names):
+            bare = {re.sub(r"_\w+$", "", name) for name in names}
+            if len(bare) == 1:
+                return Answer((bare.pop(),), Parts("list", values), ", ".join(values))
+            if len(set(names)) == len(names):
+                return Answer(tuple(names), Parts("tuple", values), ", ".join(values))
+        elif names[0] and not any(_RELATION.search(item) for item in found.items[1:]):
+            return Answer((names[0],), Parts("list", values), ", ".join(values))
+        return Answer((), found, text)
+    name, value = structures.name_and_value(text)
+    if not name:
+        return Answer((), found, text)
+    found = structures.parts(value)
+    several = structures.split(name[1:-1], ",") if re.fullmatch(r"\([^()]*,.*\)", name) else []
+    if found and found.kind == "tuple" and len(several) == len(found.items):
+        return Answer(tuple(several), found, value)
+    return Answer((name,), found, value)
+
+
+def parses(text: str, seconds: float = 10.0) -> bool:
+    """Whether an answer in `text` can be compared with another: each part is a number, words, or can be parsed."""
+    if read(text) or structures.clock(text) or _BASE.fullmatch(text):
+        return True
+    answer = take_apart(text)
+    if answer.parts:
+        items = [piece for item in answer.parts.items for piece in item.split(" ; ")]
+        return all(item and (item in ("\\infty", "-\\infty", "+\\infty") or parses(item, seconds)) for item in items)
+    value = answer.value if answer.names else text
+    formula = _unit_behind(value)[0]
+    return bool(read(value)) or wording.is_words(formula) or algebra.equal(formula, formula, seconds)
+
+
+def _same_names(gold: Answer, answer: Answer) -> bool:
+    if len(gold.names) > 1 or len(answer.names) > 1:
+        return True  # by _same_records
+    mine, other = gold.names[0], answer.names[0]
+    return _NAME.get(mine, mine) == _NAME.get(other, other) or structures.is_prose(mine) or structures.is_prose(other)
+
+
+def _same_records(gold: Answer, answer: Answer, budget: Budget) -> bool:
+    """Values with a name each: by name where both have names, else in order."""
+    if not (gold.parts and answer.parts) or len(gold.parts.items) != len(answer.parts.items):
+        return False
+    if len(gold.names) > 1 and len(answer.names) > 1:
+        values = dict(zip(answer.names, answer.parts.items, strict=True))
+        return gold.names == tuple(name for name in gold.names if name in values) and all(
+            same(value, values[name], budget, False) for name, value in zip(gold.names, gold.parts.items, strict=True)
+        )
+    if gold.parts.kind not in ("tuple", "list") or answer.parts.kind not in ("tuple", "list"):
+        return False
+    return _in_order(gold.parts, answer.parts, budget)
+
+
+def _same_values(gold: Answer, answer: Answer, budget: Budget, whole: bool) -> bool:
+    first, second = gold.parts, answer.parts
+    if first and second:
+        if first.kind == second.kind == "list" and _joined(gold.value) != _joined(answer.value):
+            return False
+        return _same_parts(first, second, budget) or (
+            "\\cup" in gold.value + answer.value and budget.equal(gold.value, answer.value)
+        )
+    if first or second:
+        return _part_and_whole(gold, answer, budget)
+    return _same_leaves(gold.value, answer.value, budget, whole)
+
+
+def _joined(text: str) -> bool:
+    """Whether inequalities hold together (and), not one or the other."""
+    return bool(re.search(r"[<>]|\\[lg]e(?![a-zA-Z])", text) and re.search(r"\band\b|且|\\(?:land|wedge)", text))
+
+
+def _same_parts(gold: Parts, answer: Parts, budget: Budget) -> bool:
+    kinds = {gold.kind, answer.kind}
+    if kinds == {"options"}:
+        return sorted(gold.items) == sorted(answer.items)
+    if kinds <= {"list", "set"}:
+        return _in_any_order(gold, answer, budget)
+    if kinds == {"cases"}:
+        return _in_any_order(gold, answer, budget, _same_case)
+    if kinds == {"ratio"}:
+        return len(gold.items) == len(answer.items) and _same_ratio(gold.items, answer.items, budget)
+    if kinds == {"matrix"} and gold.shape != answer.shape:
+        return False
+    if kinds == {"matrix", "tuple"} and 1 not in (gold.shape or answer.shape):
+        return False
+    if "interval" in kinds:
+        (variable, brackets), (other, others) = _ends(gold), _ends(answer)
+        if kinds - {"interval", "tuple"} or brackets != others or (variable and other and variable != other):
+            return False
+    elif not kinds <= {"matrix", "tuple", "list"} or kinds == {"matrix", "list"}:
+        return False
+    return _in_order(gold, answer, budget)
+
+
+def _ends(parts: Parts) -> tuple[str, str]:
+    """The variable and the brackets of an interval; a tuple of two may be an open one."""
+    return ("", "()") if parts.kind == "tuple" else (str(parts.shape)[:-2], str(parts.shape)[-2:])
+
+
+def _in_order(gold: Parts, answer: Parts, budget: Budget) -> bool:
+    return len(gold.items) == len(answer.items) and all(
+        same(mine, other, budget, False) for mine, other in zip(gold.items, answer.items, strict=True)
+    )
+
+
+def _in_any_order(gold: Parts, answer: Parts, budget: Budget, compare=None) -> bool:  # noqa: ANN001
+    compare = compare or same
+    if gold.kind == answer.kind == "list" and len(gold.items) != len(answer.items):
+        return False
+    left = list(answer.items)
+    for mine in gold.items:
+        found = next((index for index, other in enumerate(left) if compare(mine, other, budget, False)), None)
+        if found is None:
+            if gold.kind == "set" and any(compare(mine, other, budget, False) for other in answer.items):
+                continue  # named twice in a set
+            return False
+        left.pop(found)
+    return not left or ("set" in (gold.kind, answer.kind) and all(any(compare(mine, other, budget, False) for mine in gold.items) for other in left))
+
+
+def _same_case(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
+    mine, other = gold.split(" ; "), answer.split(" ; ")
+    return len(mine) == len(other) and all(same(*cells, budget, whole) for cells in zip(mine, other, strict=True))
+
+
+def _same_ratio(gold: tuple[str, ...], answer: tuple[str, ...], budget: Budget) -> bool:
+    mine, other = [read(item) for item in gold], [read(item) for item in answer]
+    if all(mine) and all(other):
+        pairs = list(zip(mine, other, strict=True))
+        return all(a.value * pairs[0][1].value == pairs[0][0].value * b.value for a, b in pairs if a and b) and bool(pairs[0][0] and pairs[0][1] and pairs[0][0].value and pairs[0][1].value)
+    return all(same(*items, budget, False) for items in zip(gold, answer, strict=True))
+
+
+def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
+    """A structure on one side only: a ratio for a fraction, a set of one value, a region as an inequality."""
+    parts, one = (gold.parts, answer.value) if gold.parts else (answer.parts, gold.value)
+    assert parts is not None
+    number = read(one)
+    if parts.kind == "ratio":
+        items = [read(item) for item in parts.items]
+        if len(items) != 2 or not number or number.form == "integer" or number.percent or not all(items) or not items[1].value:
+            return False
+        return items[0].value / items[1].value == number.value
+    if parts.kind == "set" and len(parts.items) == 1:
+        return same(parts.items[0], one, budget, False) if gold.parts else same(one, parts.items[0], budget)
+    if parts.kind == "options" or number or wording.is_words(one):
+        return wording.same(gold.value, answer.value)
+    if parts.kind == "matrix" or _REGION.search(one) or _REGION.search(gold.value + answer.value):
+        return budget.equal(gold.value, answer.value)
+    return False
+
+
+def _same_leaves(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
+    mine, unit = _unit_behind(gold)
+    other, other_unit = _unit_behind(answer)
+    if wording.same(gold, answer):
+        return True
+    if read(gold) is not None and whole:
+        if _ends_in(gold, answer, budget):
+            return True
+        if _TO_WORK_OUT.search(other):
+            return False
+    if wording.is_words(mine) or wording.is_words(other) or units.conflict(unit, other_unit):
+        return False
+    if _RELATION.search(mine) and not _RELATION.search(other):
+        return False  # math-verify takes 5 for x + y = 5
+    if not _RELATION.search(mine) and _RELATION.search(other) and not _ends_with_value(other):
+        return False
+    return budget.equal(_for_algebra(mine), _for_algebra(other))
+
+
+def _ends_in(gold: str, answer: str, budget: Budget) -> bool:
+    """Whether a calculation ends in the number: 23 + 64 = 87."""
+    *before, last = structures.split(answer, "=")
+    right, found = read(gold), read(last)
+    return bool(before and right and found) and quantities.same(right, found)
+
+
+def _ends_with_value(text: str) -> bool:
+    return not re.search(r"[<>]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])", text)
+
+
+def _for_algebra(text: str) -> str:
+    """`text` as math-verify reads it."""
+    return re.sub(r"\*\*", "^", re.sub(r"\^ ?\\circ", "^{\\\\circ}", text)).strip()
+
+
+@lru_cache(maxsize=1 << 14)
+def _unit_behind(text: str) -> tuple[str, str]:
+    """A formula and the unit behind it, both as they are where there is none."""
+    found = _UNIT_BEHIND.fullmatch(text)
+    if not found:
+        return text, ""
+    behind = found["styled"] or found["plain"] or found["han"] or found["degree"]
+    unit = units.unit_of(re.sub(r"\\text\{([^{}]*)\}", lambda f: units.spelled(f[1]), behind))
+    return (text, "") if unit is None or not re.search(r"\d|\\", found["formula"]) and not found["styled"] else (found["formula"].strip(), unit)
+
+
+def _same_base(gold: re.Match[str], answer: str) -> bool:
+    """Digits in a base: the same digits, in the same base where the answer names one."""
+    other = _BASE.fullmatch(answer)
+    digits, base = gold[1], gold[2] or gold[3]
+    if not other:
+        return re.sub(r"[ ,]", "", answer) == digits
+    return digits == other[1] and _BASES.get(base, base) == _BASES.get(other[2] or other[3], other[2] or other[3])
+
+
+def is_words(text: str) -> bool:
+    """Whether an answer is compared by its wording: it is no number, and neither it nor its parts are mathematics."""
+    if read(text) or structures.clock(text) or _BASE.fullmatch(text):
+        return False
+    answer = take_apart(text)
+    return not answer.parts and wording.is_words(_unit_behind(answer.value)[0])
