@@ -15,11 +15,12 @@ from common.rewards.structures import Parts
 _TO_WORK_OUT = re.compile(r"[\w)}\]%] ?[-+*/^!]|\\(?!(?:frac|text|circ)\b)[a-z]+|\) ?\(")
 _RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])")
 _REGION = re.compile(r"[<>|]|\\(?:le|ge|ne|in|cup|cap|setminus|backslash|mathbb|mid)(?![a-zA-Z])")
-_BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?) ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}|\(?(?:\\text\{)? ?\(?base (\w+)\)?\}?\)?)")
+_BASE = re.compile(r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}|\(?(?:\\text\{)? ?\(?base (\w+)\)?\}?\)?)")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 _UNIT_BEHIND = re.compile(
-    rf"(?P<formula>.*[\w)}}\]|!'])(?: ?(?P<styled>\(?\\text\{{[^{{}}]*\}}\)?(?: ?\^ ?\{{?-?\d\}}?)?)| (?P<plain>[a-zA-Z]{{2,}}(?:[ /^][a-zA-Z\d]+)*)| ?(?P<han>\(?[{HAN}][{HAN}/]*\)?)| ?(?P<degree>\^\\circ ?[CF]?))"
+    rf"(?P<formula>.*?[\w)}}\]|!'])(?: ?(?P<styled>\(?\\text\{{[^{{}}]*\}}\)?(?: ?\^ ?\{{?-?\d\}}?)?)| (?P<plain>(?<!\\sin )(?<!\\cos )(?<!\\tan )(?<!\\log )(?<!\\ln )[a-zA-Z]{{2,}}(?:[ /^][a-zA-Z\d]+)*)| ?(?P<han>\(?[{HAN}][{HAN}/]*\)?)| ?(?P<degree>\^\\circ ?[CF]?))"
 )
+_SET_BUILDER = re.compile(r"^\\\{ ?[a-z](?: ?\\in ?\\mathbb\{R\})? ?(?:\||\\mid|:) ?(.+?) ?\\\}$")
 _NAME = {"y": "f(x)"}
 
 
@@ -49,11 +50,18 @@ class Answer:
 
 def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
     """Whether `answer` is `gold`. `whole`: they are no parts of others; then a calculation is no answer to a number."""
+    gold, answer = _SET_BUILDER.sub(r"\1", gold), _SET_BUILDER.sub(r"\1", answer)
     if gold.replace(" ", "") == answer.replace(" ", ""):
         return True
     right, other = read(gold), read(answer)
+    if right and right.form == "decimal" and not other and re.fullmatch(r"-?\d+,(?:\d{1,2}|\d{4,})", answer):
+        other = read(answer.replace(",", "."))
     if right and other:
         return quantities.same(right, other, left_to_work_out=whole)
+    letter, text = wording.label(gold)
+    if letter and text:
+        other, worded = wording.label(answer)
+        return (letter == other and (not worded or same(text, worded, budget))) if other else same(text, answer, budget)
     if (clock := structures.clock(gold)) and (time := structures.clock(answer)):
         return clock[:2] == time[:2] and (clock[2] == time[2] or not clock[2] or not time[2])
     if based := _BASE.fullmatch(gold):
@@ -65,7 +73,7 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
         return _same_records(first, second, budget)
     if first.names or (second.names and not _RELATION.search(gold)):
         if second.names or not _RELATION.search(answer):
-            return _same_values(first, second, budget, whole)
+            return same(first.value, second.value, budget, whole)
         if read(first.value):
             return right is not None and _ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
     return _same_values(Answer((), first.parts if not first.names else None, gold), Answer((), second.parts if not second.names else None, answer), budget, whole)
@@ -109,11 +117,11 @@ def parses(text: str, seconds: float = 10.0) -> bool:
     """Whether an answer in `text` can be compared with another: each part is a number, words, or can be parsed."""
     if read(text) or structures.clock(text) or _BASE.fullmatch(text):
         return True
-    answer = take_apart(text)
+    answer = take_apart(_SET_BUILDER.sub(r"\1", text))
     if answer.parts:
         items = [piece for item in answer.parts.items for piece in item.split(" ; ")]
         return all(item and (item in ("\\infty", "-\\infty", "+\\infty") or parses(item, seconds)) for item in items)
-    value = answer.value if answer.names else text
+    value = answer.value
     formula = _unit_behind(value)[0]
     return bool(read(value)) or wording.is_words(formula) or algebra.equal(formula, formula, seconds)
 
@@ -224,6 +232,8 @@ def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
     parts, one = (gold.parts, answer.value) if gold.parts else (answer.parts, gold.value)
     assert parts is not None
     number = read(one)
+    if parts.kind == "ratio" and len(parts.items) == 2 and re.search(r"/|\\frac", one) and not number:
+        return budget.equal("\\frac{%s}{%s}" % parts.items, one)
     if parts.kind == "ratio":
         items = [read(item) for item in parts.items]
         if len(items) != 2 or not number or number.form == "integer" or number.percent or not all(items) or not items[1].value:
@@ -231,6 +241,8 @@ def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
         return items[0].value / items[1].value == number.value
     if parts.kind == "set" and len(parts.items) == 1:
         return same(parts.items[0], one, budget, False) if gold.parts else same(one, parts.items[0], budget)
+    if parts.kind == "options" and re.fullmatch("[A-H]+", one):
+        return sorted(one) == sorted(parts.items)
     if parts.kind == "options" or number or wording.is_words(one):
         return wording.same(gold.value, answer.value)
     if parts.kind == "matrix" or _REGION.search(one) or _REGION.search(gold.value + answer.value):
@@ -241,14 +253,17 @@ def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
 def _same_leaves(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
     mine, unit = _unit_behind(gold)
     other, other_unit = _unit_behind(answer)
-    if wording.same(gold, answer):
-        return True
+    if wording.is_words(mine) or wording.is_words(other):
+        return wording.same(gold, answer)
+    letter, text = wording.label(answer)
+    if letter and text and not wording.label(gold)[0]:
+        return same(gold, text, budget, whole)
     if read(gold) is not None and whole:
         if _ends_in(gold, answer, budget):
             return True
         if _TO_WORK_OUT.search(other):
             return False
-    if wording.is_words(mine) or wording.is_words(other) or units.conflict(unit, other_unit):
+    if units.conflict(unit, other_unit) or mine.count("'") != other.count("'"):
         return False
     if _RELATION.search(mine) and not _RELATION.search(other):
         return False  # math-verify takes 5 for x + y = 5
@@ -281,6 +296,8 @@ def _unit_behind(text: str) -> tuple[str, str]:
         return text, ""
     behind = found["styled"] or found["plain"] or found["han"] or found["degree"]
     unit = units.unit_of(re.sub(r"\\text\{([^{}]*)\}", lambda f: units.spelled(f[1]), behind))
+    if found["plain"] and not unit and len(found["plain"]) < 3:
+        return text, ""
     return (text, "") if unit is None or not re.search(r"\d|\\", found["formula"]) and not found["styled"] else (found["formula"].strip(), unit)
 
 
@@ -290,7 +307,7 @@ def _same_base(gold: re.Match[str], answer: str) -> bool:
     digits, base = gold[1], gold[2] or gold[3]
     if not other:
         return re.sub(r"[ ,]", "", answer) == digits
-    return digits == other[1] and _BASES.get(base, base) == _BASES.get(other[2] or other[3], other[2] or other[3])
+    return digits.casefold() == other[1].casefold() and _BASES.get(base, base) == _BASES.get(other[2] or other[3], other[2] or other[3])
 
 
 def is_words(text: str) -> bool:

@@ -31,6 +31,7 @@ _TRANSLATED = str.maketrans(_SIGNS | _GREEK)
 
 _RADICAL = re.compile(r"([√∛∜]) ?(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|\\[a-z]+ ?|[a-zA-Z]))")
 _PLAIN_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt ?(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+))")
+_MARKS = dict.fromkeys("√✓✔☑", "true") | dict.fromkeys("×✗✘╳❌", "false")  # alone, a teacher's
 _ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
 _STYLES = "text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|operatorname|rm|bf|it"
 STYLE = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
@@ -40,7 +41,7 @@ _BOX = re.compile(r"^\\(?:boxed|fbox) ?\{(.*)\}$")
 _LEAD_IN = re.compile(
     r"^(?:(?:so|thus|therefore|hence)[, ]+)?(?:the )?(?:final |correct |right )?(?:answer|result|solution)(?: is| ?=| ?:)+[: ]*(?=\S)"
     r"|^(?:it|there|this) (?:is|are)[: ]+(?=\S)"
-    r"|^(?:所以|因此|故)?,?(?:最终|正确|最后)?的?(?:答案|结果|答)(?:应该|应)?(?:是|为|等于|:|=)+ ?(?=\S)|^(?:一共|总共|合计|共有?)(?:是|为|:|=)? ?(?=[\d一二两三四五六七八九十百])"
+    r"|^(?:所以|因此|故)?,?(?:最终|正确|最后)?的?(?:答案|结果|答)(?:应该|应)?(?:是|为|等于|:|=)+ ?(?=\S)|^(?:(?:一共|总共|合计)有?|共有?)(?:是|为|:|=)? ?(?=[\d一二两三四五六七八九十百])"
     r"|^(?:是|为|等于|等於)(?=[\d\\-])|^= ?(?=\S)",
     re.IGNORECASE,
 )
@@ -54,6 +55,8 @@ _EXPLANATION = re.compile(
 
 def normal(text: str) -> str:
     """`text` on one line in one notation; a formula stays a formula and words stay words."""
+    if mark := _MARKS.get(text.strip()):
+        return mark
     text = _RADICAL.sub(_root, text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ⁽⁾]+", lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙ₍₎]+", lambda found: f"_{{{found[0].translate(_SUBSCRIPTS)}}}", text)
@@ -85,10 +88,16 @@ def _latex(text: str) -> str:
     text = re.sub(r"\\(?:imath|uppi|varnothing|oslash|infin|degree|leqslant|geqslant|leq|geq|neq)(?![a-zA-Z])", _synonym, text)
     text = re.sub(r"\^ ?\{? ?\\circ ?\}?", r"^\\circ ", text)
     text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
+    text = re.sub(r"(?<![a-zA-Z\\])(ln|log|sin|cos|tan|cot|exp)(?=[ (\d\\{_^])(?! [a-zA-Z]{2})", r"\\\1", text)
+    text = re.sub(r"\\([lg])t(?![a-zA-Z])", lambda found: "<" if found[1] == "l" else ">", text)
     text = re.sub(r"<=|=<", r"\\le ", text)
     text = re.sub(r">=", r"\\ge ", text)
     text = re.sub(r"!=(?!=)", r"\\ne ", text)
     text = _PLAIN_ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", text)
+    text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
+    text = re.sub(r"\| ?\\begin\{array\} ?\{[lcr ]*\}(.*?)\\end\{array\} ?\|", r"\\begin{vmatrix}\1\\end{vmatrix}", text)
+    text = re.sub(r"\\in ?([ZRNQC])(?![a-zA-Z])", r"\\in \\mathbb{\1}", text)
+    text = re.sub(r" ?\(([a-z] ?\\in(?![a-zA-Z])[^()]+)\)$", r", \1", text)
     text = re.sub(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi ", text)
     return " ".join(text.split())
 
@@ -112,7 +121,7 @@ def _undress(text: str) -> str:
         return text.replace("$", "")
     if "\\(" in text and text.count("\\(") == text.count("\\)"):
         return text.replace("\\(", "").replace("\\)", "")
-    if (found := _BOX.match(text)) and "\\boxed" not in found[1]:
+    if (found := _BOX.match(text)) and found[1].count("{") == found[1].count("}") and "}" not in found[1].partition("{")[0]:
         return found[1].strip()
     text = _LEAD_IN.sub("", text)
     return _EXPLANATION.sub("", text) or text

@@ -29,7 +29,7 @@ _NUMBER = re.compile(
     rf"(?P<sign>(?:[+-]|负|minus |negative )?) ?(?P<currency>{units.CURRENCY}?) ?(?P<sign_>[+-]?)"
     rf"(?:{_HAN}|(?:(?P<whole>\d+)(?: and | ?又 ?| ))?(?P<top>-?{PLAIN}) ?/ ?(?P<bottom>-?{PLAIN})|{_REPEATING}|{_TEN.replace('NAME', 'ten')}"
     rf"|(?P<plain>{PLAIN})(?:{_POWER}|{_SCALE})?(?P<half> and a half| 1/2)?)"
-    r"(?: ?(?P<percent>%|percent(?![a-z])|per cent(?![a-z])|pct(?![a-z])|个百分点|成(?![本年立])))?(?P<gap> ?)(?P<unit>.*)",
+    r"(?: ?(?P<percent>%|percent(?:age)?(?![a-z])|per cent(?![a-z])|pct(?![a-z])|个百分点|成(?![本年立])))?(?P<gap> ?)(?P<unit>.*)",
     re.IGNORECASE,
 )
 _FRACTION = re.compile(rf"\\frac ?(?:\{{ ?(-?(?:{PLAIN})) ?\}} ?\{{ ?(-?(?:{PLAIN})) ?\}}|(\d)(\d)(?!\d)|(\d)\{{(\d+)\}}|\{{(\d+)\}}(\d)(?!\d))")

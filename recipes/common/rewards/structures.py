@@ -67,6 +67,8 @@ def split(text: str, separators: str, words: bool = False) -> list[str]:
 def name_and_value(text: str) -> tuple[str, str]:
     """What `text` calls its value, and the value: x = 5, f(x) = 2x, (p, q) = (3, 2), S = a^2 = 25; no name without one."""
     sides = split(re.sub(r"\\(?:equiv|coloneqq)(?![a-zA-Z])|:=", "=", text), "=")
+    if len(sides) > 2 and len(split(text, ",;")) > 1:
+        return "", text
     if len(sides) < 2:
         inside = re.fullmatch(r"([a-zA-Z]|\\[a-z]+) ?\\in(?![a-zA-Z]) ?(.+)", text)
         return (inside[1], inside[2]) if inside else ("", text)
@@ -152,7 +154,11 @@ def plus_minus(text: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str]:
-    items = split(text, ",;，；", words=True)
+    items = re.split(r" ?\\cup ?", text)
+    if len(items) > 1 and all(item[:1] in ("(", "[", "\\") for item in items):
+        return items
+    weak = split(text, ";")
+    items = weak if len(weak) > 1 and len(split(text, ",")) > 1 else split(text, ",;", words=True)
     while items and not items[-1]:
         items.pop()
     items = [item for index, item in enumerate(items) if item or index == 0]  # a comma before "and"
@@ -228,6 +234,7 @@ def _is_name(text: str) -> bool:
         return False
     if re.fullmatch(r"\(.*\)", text):
         return all(_is_name(part) for part in split(text[1:-1], ",;"))
+    text = re.sub(r"\\frac\{ ?[A-Z]{1,2} ?\} ?\{ ?[A-Z]{1,2} ?\}", "G", text)
     bare = re.sub(r"_ ?(?:\{[^{}]*\}|\w)|\^ ?\{? ?-1 ?\}?|\([^()]*\)|\\(?:text|overline|vec|hat|bar|angle|triangle|left|right) ?", "", text)
     bare = re.sub(r"\\[a-zA-Z]+ ?", "G", bare).strip("{} ")
     return not re.search(r"[+*/^<>!-]|\d", bare) and (re.fullmatch(r"[a-zA-Z]'*|[A-Z]{2,3}|G+[A-Z]*|[a-zA-Z]?:[a-zA-Z]?|\|\w+\|", bare) is not None or is_prose(text))

@@ -34,7 +34,7 @@ _NAMES = {
     for name in names.split()
 }  # fmt: skip
 _FOLDED = {name.casefold(): unit for name, unit in reversed(_NAMES.items())}
-_ATTACHED = "mgshL"  # the only letters that are units without LaTeX's \\text; any other may be a variable
+_ATTACHED, _SPACED = "mgshL", "mgshLNJWVAK"  # letters that are units without LaTeX's \\text; others may be variables
 _SPELLED = dict(zip("tlNJWVAKCF", "tons litres newtons joules watts volts amperes kelvin celsius fahrenheit".split(), strict=True))
 MONEY = {"dollar", "cent", "euro", "gbp", "yuan", "jiao", "fen", "yen", "rupee", "hkd", "won"}
 CURRENCY = r"(?:US\$|HK\$|A\$|C\$|\$|€|£|¥|₹|₩|USD ?|RMB ?|CNY ?|EUR ?|人民币|Rs\.? ?)"
@@ -68,7 +68,7 @@ def unit_of(text: str, spaced: bool = True) -> str | None:
     if not text:
         return COUNTED
     if re.fullmatch("[a-zA-Z]", text):
-        return _known(text) if text in _ATTACHED else None
+        return _known(text) if text in (_SPACED if spaced else _ATTACHED) else None
     if (known := _known(text)) is not None:
         return known
     if re.fullmatch(rf"[{HAN}a-zA-Z/() ]{{1,12}}", text) and re.search(f"[{HAN}]", text):
@@ -92,7 +92,7 @@ def conflict(gold: str, answer: str) -> bool:
     if not (gold and answer) or gold == answer:
         return False
     pair = {gold, answer}
-    if pair in ({"deg", "°C"}, {"deg", "°F"}):
+    if pair in ({"deg", "°C"}, {"deg", "°F"}, {"gbp", "lb"}):
         return False
     first, second = gold.split("/")[0], answer.split("/")[0]
     return not (first == second and first in MONEY)

@@ -17,8 +17,8 @@ _SAME = (
 )  # fmt: skip
 _CANONICAL = {word: words[0] for words in _SAME for word in words}
 _NO_PRODUCT = set("no on is it if of or in to so do go up us we he me my be by am pm an as at ok hi oh ox id tv pi kg cm mm km ml mg lb ft oz hr".split())
-LABEL = re.compile(rf"(?:\((?P<bracket>[A-H])\)|(?P<letter>[A-H]) ?[.):,]) ?(?P<text>.+)|(?:选项?|option |choice )(?P<bare>[A-H])|(?P<behind>[A-H])(?:选项|项)")
-_OTHER_LABEL = re.compile(r"(?<![\w'])\(?[A-H]\)?[.):](?: |$)|(?:\b(?:or|and|is|be|not|option)|或|和|选|是) ?\(?[A-H]\)?(?![\w'])")
+LABEL = re.compile(rf"(?:\((?P<bracket>[A-H])\)|(?P<letter>[A-H]) ?[.):,]) ?(?P<text>.+)|(?:选项?|[Oo]ption |[Cc]hoice )(?P<bare>[A-H])|(?P<behind>[A-H])(?:选项|项)")
+_OTHER_LABEL = re.compile(r"^\(?[A-H]\)?\.?$|(?<![\w'])\(?[A-H]\)?[.):](?: |$)|(?:\b(?:or|and|is|be|not|option)|或|和|选|是) ?\(?[A-H]\)?(?![\w'])")
 
 
 def is_words(text: str) -> bool:
@@ -32,9 +32,11 @@ def is_words(text: str) -> bool:
 
 def is_product(text: str) -> bool:
     """Whether two to four letters are a product of variables: xy, abc; not a word or a unit."""
+    if re.fullmatch("[a-z](?: [a-z]){1,3}", text):
+        return True
     if not re.fullmatch("[a-z]{2,4}", text) or text in _NO_PRODUCT:
         return False
-    return len(text) == 2 or not re.search("[eiou]", text) and ("a" not in text or set(text) <= set("abcdxyz") and text not in ("bad", "dad", "cab", "dab", "day", "bay", "lay"))
+    return len(text) == 2 or not re.search("[eiou]", text) and ("a" not in text or set(text) <= set("abcdxyz") and text not in ("bad", "dad", "dab", "day", "bay"))
 
 
 def same(gold: str, answer: str) -> bool:
@@ -44,7 +46,7 @@ def same(gold: str, answer: str) -> bool:
     if (first := _CANONICAL.get(plain(gold))) and first == _CANONICAL.get(plain(answer)):
         return True
     if is_product(gold) and is_product(answer):
-        return sorted(gold) == sorted(answer)
+        return sorted(gold.replace(" ", "")) == sorted(answer.replace(" ", ""))
     if first in ("yes", "no", "true", "false"):
         return _answers_first(first, answer)
     letter, text = label(gold)
