@@ -1,15 +1,15 @@
 """Find the final answer in a completion, and compare it with the gold answer.
 
-Numbers are compared as numbers, mathematics by math-verify, structures part by part, everything else as text. The rules:
+Numbers are compared as numbers, structures part by part, other mathematics by math-verify, the rest as text. The rules:
 
-- 1,080 = 1 080 = 1080.00 = $1,080 = 1080 dollars; 3/4 = 0.75 = 四分之三; 1 1/2 = 1.5; 120万 = 1.2 million; x = 5 is 5, not
-  y = 5. A decimal may stand for a fraction when it is right to six digits (0.333333 for 1/3).
+- 1,080 = 1 080 = 1080.00 = $1,080 = 1080 dollars; 3/4 = 0.75 = 四分之三; 1 1/2 = 1.5; 120万 = 1.2 million; x = 5 is 5,
+  not y = 5. A decimal may stand for a fraction when it is right to six digits (0.333333 for 1/3).
 - 50% = 0.5 and also = 50, because questions that ask for a percentage are answered both ways.
-- A unit may be left out, but km is not m, m^2 not m, and $ not €. Units are not converted. What is counted (apples, 个) is
-  not compared.
+- A unit may be left out, but km is not m, m^2 not m, and $ not €. Units are not converted. What is counted (apples, 个)
+  is not compared.
 - Where the gold answer is a number, a calculation is not an answer: neither 23 + 64 for 87 nor 48/2 for 24. Otherwise
   a model would learn to repeat the question.
-- A list and a set have no order, tuples, matrices and ratios do; an interval has its brackets. 3:4 = 6:8, 7:30 is a time.
+- A list and a set have no order, tuples, matrices and ratios do; an interval has its brackets. 3:4 is 6:8; 7:30 a time.
 - Text is the same but for case, spaces, surrounding punctuation and LaTeX's \\text: "(B)." = "b" = "B. Paris".
 """
 
@@ -17,7 +17,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common.rewards import algebra, equality, notation, quantities
+from common.rewards import algebra, equality, notation
+from common.rewards.leaves import Budget
 from common.rewards.quantities import Number
 
 LONGEST_TEXT = 100  # characters of a gold answer in words; longer is an explanation, which no answer equals
@@ -63,17 +64,16 @@ def gold(text: str) -> Gold:
     marked = _marked(text)
     given = (text if marked is None else marked).strip()
     several_lines = "\n" in given and "\\begin" not in given
+    if len(given) > algebra.LONGEST:
+        raise ValueError(_too_long(given))
     answer = notation.normal(given)
     if not re.search(r"\w|\\infty|\\emptyset", answer):
         raise ValueError(f"{_shown(given or text)} holds nothing to compare an answer with")
-    if (number := quantities.read(answer)) is not None:
+    if (number := equality.number(answer)) is not None:
         return Gold(answer, number, words=False)
     if equality.is_words(answer):
         if several_lines or len(answer) > LONGEST_TEXT:
-            raise ValueError(
-                f"{_shown(given)} is {len(given)} characters of text; expected the answer alone, or a mark: #### before "
-                "it on the last line, or \\boxed{} or <answer></answer> around it"
-            )
+            raise ValueError(_too_long(given))
         return Gold(answer, None, words=True)
     if not equality.parses(answer):
         raise ValueError(f"{_shown(given)} looks like mathematics and cannot be parsed; correct its LaTeX")
@@ -88,7 +88,7 @@ def same(gold: Gold, answer: str | None, seconds: float = 2.0) -> bool:
     if answer is None or len(answer) > algebra.LONGEST:
         return False
     answer = notation.normal(answer)
-    return bool(answer) and equality.same(gold.text, answer, equality.Budget(seconds))
+    return bool(answer) and equality.same(gold.text, answer, Budget(seconds))
 
 
 def _marked(text: str) -> str | None:
@@ -131,6 +131,13 @@ def _last_number(text: str) -> str | None:
     for found in _LAST_NUMBER.finditer(text):  # noqa: B007  the last one is wanted
         pass
     return found[0].strip() if found else None
+
+
+def _too_long(text: str) -> str:
+    return (
+        f"{_shown(text)} is {len(text)} characters of text; expected the answer alone, or a mark: #### before it on "
+        "the last line, or \\boxed{} or <answer></answer> around it"
+    )
 
 
 def _shown(text: str) -> str:

@@ -1,42 +1,20 @@
-"""Whether two answers in our notation are the same: numbers as numbers, structures part by part, the rest by math-verify.
+"""Compare two answers in our notation: numbers as numbers, structures part by part, the rest by math-verify.
 
 Where both sides are mathematics, mathematics decides; units and wording count where the gold answer has them.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common.rewards import algebra, quantities, structures, units, wording
-from common.rewards.notation import HAN
+from common.rewards import algebra, quantities, structures, wording
+from common.rewards.leaves import BASE, RELATION, Budget, ends_in, read, same_base, same_leaves, unit_behind
 from common.rewards.structures import Parts
 
-# Left to work out: an operator after an operand, or a LaTeX command that is not just a way to write a number.
-_TO_WORK_OUT = re.compile(r"[\w)}\]%] ?[-+*/^!]|\\(?!(?:frac|text|circ)\b)[a-z]+|\) ?\(")
-_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])")
 _REGION = re.compile(r"[<>|]|\\(?:le|ge|ne|in|cup|cap|setminus|backslash|mathbb|mid)(?![a-zA-Z])")
-_BASE = re.compile(r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}|\(?(?:\\text\{)? ?\(?base (\w+)\)?\}?\)?)")
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
-_UNIT_BEHIND = re.compile(
-    rf"(?P<formula>.*?[\w)}}\]|!'])(?: ?(?P<styled>\(?\\text\{{[^{{}}]*\}}\)?(?: ?\^ ?\{{?-?\d\}}?)?)| (?P<plain>(?<!\\sin )(?<!\\cos )(?<!\\tan )(?<!\\log )(?<!\\ln )[a-zA-Z]{{2,}}(?:[ /^][a-zA-Z\d]+)*)| ?(?P<han>\(?[{HAN}][{HAN}/]*\)?)| ?(?P<degree>\^\\circ ?[CF]?))"
-)
-_SET_BUILDER = re.compile(r"^\\\{ ?[a-z](?: ?\\in ?\\mathbb\{R\})? ?(?:\||\\mid|:) ?(.+?) ?\\\}$")
+_SET_BUILDER = re.compile(r"^\\?\{ ?[a-z](?: ?\\in ?\\mathbb\{R\})? ?(?:\||\\mid|:) ?(.+?) ?\\?\}$")
 _NAME = {"y": "f(x)"}
-
-
-@dataclass(slots=True)
-class Budget:
-    """The seconds of the processor that the algebra of one verdict may take; then every comparison is False."""
-
-    seconds: float
-    spent: float = 0.0
-
-    def equal(self, gold: str, answer: str) -> bool:
-        if self.spent >= self.seconds:
-            return False
-        same, spent = algebra.compare(gold, answer, self.seconds)
-        self.spent += spent
-        return same
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +29,7 @@ class Answer:
 def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
     """Whether `answer` is `gold`. `whole`: they are no parts of others; then a calculation is no answer to a number."""
     gold, answer = _SET_BUILDER.sub(r"\1", gold), _SET_BUILDER.sub(r"\1", answer)
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if _bare(gold) == _bare(answer):
         return True
     right, other = read(gold), read(answer)
     if right and right.form == "decimal" and not other and re.fullmatch(r"-?\d+,(?:\d{1,2}|\d{4,})", answer):
@@ -64,24 +42,34 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
         return (letter == other and (not worded or same(text, worded, budget))) if other else same(text, answer, budget)
     if (clock := structures.clock(gold)) and (time := structures.clock(answer)):
         return clock[:2] == time[:2] and (clock[2] == time[2] or not clock[2] or not time[2])
-    if based := _BASE.fullmatch(gold):
-        return _same_base(based, answer)
+    if based := BASE.fullmatch(gold):
+        return same_base(based, answer)
     first, second = take_apart(gold), take_apart(answer)
     if first.names and second.names and not _same_names(first, second):
         return False
     if len(first.names) > 1 or len(second.names) > 1:
         return _same_records(first, second, budget)
-    if first.names or (second.names and not _RELATION.search(gold)):
-        if second.names or not _RELATION.search(answer):
+    if first.names or (second.names and not RELATION.search(gold)):
+        if second.names or not RELATION.search(answer):
             return same(first.value, second.value, budget, whole)
         if read(first.value):
-            return right is not None and _ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
-    return _same_values(Answer((), first.parts if not first.names else None, gold), Answer((), second.parts if not second.names else None, answer), budget, whole)
+            return right is not None and ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
+    return _same_values(
+        Answer((), first.parts if not first.names else None, gold),
+        Answer((), second.parts if not second.names else None, answer),
+        budget,
+        whole,
+    )
 
 
-@lru_cache(maxsize=1 << 14)
-def read(text: str) -> quantities.Number | None:
-    return quantities.read(text)
+def _bare(text: str) -> str:
+    """`text` without spaces, and without braces around one sign: x^{2} is x^2."""
+    return re.sub(r"([\^_])\{(\w)\}(?!\d)", r"\1\2", text.replace(" ", ""))
+
+
+def number(text: str) -> quantities.Number | None:
+    """The number that an answer is, or that it gives one name: x = 5."""
+    return read(text) or (read(answer.value) if (answer := take_apart(text)) and len(answer.names) == 1 else None)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -89,7 +77,10 @@ def take_apart(text: str) -> Answer:
     """The names, parts and value of an answer; words are not taken apart."""
     found = structures.parts(text)
     if found and found.kind == "list":
-        if any(read(item) is None and wording.is_words(item) and not re.fullmatch(r"\\emptyset|.*=.*", item) for item in found.items):
+        if any(
+            read(item) is None and wording.is_words(item) and not re.fullmatch(r"\\emptyset|.*=.*", item)
+            for item in found.items
+        ):
             return Answer((), None, text)
         named = [structures.name_and_value(item) for item in found.items]
         names = [name for name, _ in named]
@@ -100,7 +91,7 @@ def take_apart(text: str) -> Answer:
                 return Answer((bare.pop(),), Parts("list", values), ", ".join(values))
             if len(set(names)) == len(names):
                 return Answer(tuple(names), Parts("tuple", values), ", ".join(values))
-        elif names[0] and not any(_RELATION.search(item) for item in found.items[1:]):
+        elif names[0] and not any(RELATION.search(item) for item in found.items[1:]):
             return Answer((names[0],), Parts("list", values), ", ".join(values))
         return Answer((), found, text)
     name, value = structures.name_and_value(text)
@@ -115,14 +106,17 @@ def take_apart(text: str) -> Answer:
 
 def parses(text: str, seconds: float = 10.0) -> bool:
     """Whether an answer in `text` can be compared with another: each part is a number, words, or can be parsed."""
-    if read(text) or structures.clock(text) or _BASE.fullmatch(text):
+    if read(text) or structures.clock(text) or BASE.fullmatch(text):
         return True
+    letter, worded = wording.label(text)
+    if letter and worded:
+        return parses(worded, seconds)
     answer = take_apart(_SET_BUILDER.sub(r"\1", text))
     if answer.parts:
         items = [piece for item in answer.parts.items for piece in item.split(" ; ")]
         return all(item and (item in ("\\infty", "-\\infty", "+\\infty") or parses(item, seconds)) for item in items)
     value = answer.value
-    formula = _unit_behind(value)[0]
+    formula = unit_behind(value)[0]
     return bool(read(value)) or wording.is_words(formula) or algebra.equal(formula, formula, seconds)
 
 
@@ -157,7 +151,10 @@ def _same_values(gold: Answer, answer: Answer, budget: Budget, whole: bool) -> b
         )
     if first or second:
         return _part_and_whole(gold, answer, budget)
-    return _same_leaves(gold.value, answer.value, budget, whole)
+    letter, text = wording.label(answer.value)
+    if letter and text and not wording.label(gold.value)[0] and not wording.is_words(gold.value):
+        return same(gold.value, text, budget, whole)
+    return same_leaves(gold.value, answer.value, budget, whole)
 
 
 def _joined(text: str) -> bool:
@@ -177,7 +174,7 @@ def _same_parts(gold: Parts, answer: Parts, budget: Budget) -> bool:
         return len(gold.items) == len(answer.items) and _same_ratio(gold.items, answer.items, budget)
     if kinds == {"matrix"} and gold.shape != answer.shape:
         return False
-    if kinds == {"matrix", "tuple"} and 1 not in (gold.shape or answer.shape):
+    if kinds == {"matrix", "tuple"} and 1 not in tuple(gold.shape or answer.shape):
         return False
     if "interval" in kinds:
         (variable, brackets), (other, others) = _ends(gold), _ends(answer)
@@ -199,7 +196,7 @@ def _in_order(gold: Parts, answer: Parts, budget: Budget) -> bool:
     )
 
 
-def _in_any_order(gold: Parts, answer: Parts, budget: Budget, compare=None) -> bool:  # noqa: ANN001
+def _in_any_order(gold: Parts, answer: Parts, budget: Budget, compare: Callable[..., bool] | None = None) -> bool:
     compare = compare or same
     if gold.kind == answer.kind == "list" and len(gold.items) != len(answer.items):
         return False
@@ -211,7 +208,10 @@ def _in_any_order(gold: Parts, answer: Parts, budget: Budget, compare=None) -> b
                 continue  # named twice in a set
             return False
         left.pop(found)
-    return not left or ("set" in (gold.kind, answer.kind) and all(any(compare(mine, other, budget, False) for mine in gold.items) for other in left))
+    return not left or (
+        "set" in (gold.kind, answer.kind)
+        and all(any(compare(mine, other, budget, False) for mine in gold.items) for other in left)
+    )
 
 
 def _same_case(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
@@ -220,10 +220,11 @@ def _same_case(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
 
 
 def _same_ratio(gold: tuple[str, ...], answer: tuple[str, ...], budget: Budget) -> bool:
-    mine, other = [read(item) for item in gold], [read(item) for item in answer]
-    if all(mine) and all(other):
-        pairs = list(zip(mine, other, strict=True))
-        return all(a.value * pairs[0][1].value == pairs[0][0].value * b.value for a, b in pairs if a and b) and bool(pairs[0][0] and pairs[0][1] and pairs[0][0].value and pairs[0][1].value)
+    pairs = [(read(mine), read(other)) for mine, other in zip(gold, answer, strict=True)]
+    values = [(mine.value, other.value) for mine, other in pairs if mine and other]
+    if len(values) == len(pairs):
+        first, its = values[0]
+        return bool(first and its) and all(mine * its == first * other for mine, other in values)
     return all(same(*items, budget, False) for items in zip(gold, answer, strict=True))
 
 
@@ -233,12 +234,12 @@ def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
     assert parts is not None
     number = read(one)
     if parts.kind == "ratio" and len(parts.items) == 2 and re.search(r"/|\\frac", one) and not number:
-        return budget.equal("\\frac{%s}{%s}" % parts.items, one)
+        return budget.equal(f"\\frac{{{parts.items[0]}}}{{{parts.items[1]}}}", one)
     if parts.kind == "ratio":
-        items = [read(item) for item in parts.items]
-        if len(items) != 2 or not number or number.form == "integer" or number.percent or not all(items) or not items[1].value:
+        values = [item.value for item in map(read, parts.items) if item]
+        if len(values) != 2 or len(parts.items) != 2 or not number or number.form == "integer" or number.percent:
             return False
-        return items[0].value / items[1].value == number.value
+        return bool(values[1]) and values[0] / values[1] == number.value
     if parts.kind == "set" and len(parts.items) == 1:
         return same(parts.items[0], one, budget, False) if gold.parts else same(one, parts.items[0], budget)
     if parts.kind == "options" and re.fullmatch("[A-H]+", one):
@@ -250,69 +251,9 @@ def _part_and_whole(gold: Answer, answer: Answer, budget: Budget) -> bool:
     return False
 
 
-def _same_leaves(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
-    mine, unit = _unit_behind(gold)
-    other, other_unit = _unit_behind(answer)
-    if wording.is_words(mine) or wording.is_words(other):
-        return wording.same(gold, answer)
-    letter, text = wording.label(answer)
-    if letter and text and not wording.label(gold)[0]:
-        return same(gold, text, budget, whole)
-    if read(gold) is not None and whole:
-        if _ends_in(gold, answer, budget):
-            return True
-        if _TO_WORK_OUT.search(other):
-            return False
-    if units.conflict(unit, other_unit) or mine.count("'") != other.count("'"):
-        return False
-    if _RELATION.search(mine) and not _RELATION.search(other):
-        return False  # math-verify takes 5 for x + y = 5
-    if not _RELATION.search(mine) and _RELATION.search(other) and not _ends_with_value(other):
-        return False
-    return budget.equal(_for_algebra(mine), _for_algebra(other))
-
-
-def _ends_in(gold: str, answer: str, budget: Budget) -> bool:
-    """Whether a calculation ends in the number: 23 + 64 = 87."""
-    *before, last = structures.split(answer, "=")
-    right, found = read(gold), read(last)
-    return bool(before and right and found) and quantities.same(right, found)
-
-
-def _ends_with_value(text: str) -> bool:
-    return not re.search(r"[<>]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])", text)
-
-
-def _for_algebra(text: str) -> str:
-    """`text` as math-verify reads it."""
-    return re.sub(r"\*\*", "^", re.sub(r"\^ ?\\circ", "^{\\\\circ}", text)).strip()
-
-
-@lru_cache(maxsize=1 << 14)
-def _unit_behind(text: str) -> tuple[str, str]:
-    """A formula and the unit behind it, both as they are where there is none."""
-    found = _UNIT_BEHIND.fullmatch(text)
-    if not found:
-        return text, ""
-    behind = found["styled"] or found["plain"] or found["han"] or found["degree"]
-    unit = units.unit_of(re.sub(r"\\text\{([^{}]*)\}", lambda f: units.spelled(f[1]), behind))
-    if found["plain"] and not unit and len(found["plain"]) < 3:
-        return text, ""
-    return (text, "") if unit is None or not re.search(r"\d|\\", found["formula"]) and not found["styled"] else (found["formula"].strip(), unit)
-
-
-def _same_base(gold: re.Match[str], answer: str) -> bool:
-    """Digits in a base: the same digits, in the same base where the answer names one."""
-    other = _BASE.fullmatch(answer)
-    digits, base = gold[1], gold[2] or gold[3]
-    if not other:
-        return re.sub(r"[ ,]", "", answer) == digits
-    return digits.casefold() == other[1].casefold() and _BASES.get(base, base) == _BASES.get(other[2] or other[3], other[2] or other[3])
-
-
 def is_words(text: str) -> bool:
     """Whether an answer is compared by its wording: it is no number, and neither it nor its parts are mathematics."""
-    if read(text) or structures.clock(text) or _BASE.fullmatch(text):
+    if read(text) or structures.clock(text) or BASE.fullmatch(text):
         return False
     answer = take_apart(text)
-    return not answer.parts and wording.is_words(_unit_behind(answer.value)[0])
+    return not answer.parts and wording.is_words(unit_behind(answer.value)[0])

@@ -1,33 +1,41 @@
-"""Read numerals in Chinese and English words: 三十五, 3万5千, 1.2亿, 三分之二, 百分之五; twenty-five, 1.2 million, two thirds."""
+"""Read numerals in Chinese and English words: 三十五, 3万5千, 1.2亿, 三分之二; twenty-five, two thirds."""
 
 import re
 from fractions import Fraction
 
 DIGITS = "零〇一二两三四五六七八九"
-_VALUES = dict(zip("零〇一二两三四五六七八九壹贰叁肆伍陆柒捌玖貳參陸", (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 6), strict=True))
+_VALUES: dict[str, int] = dict(
+    zip(
+        "零〇一二两三四五六七八九壹贰叁肆伍陆柒捌玖貳參陸",
+        (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 6),
+        strict=True,
+    )
+)
 _SMALL = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _LARGE = {"万": 10**4, "亿": 10**8, "萬": 10**4, "億": 10**8, "兆": 10**12}
 NUMERAL = f"[{''.join(_VALUES)}{''.join(_SMALL)}{''.join(_LARGE)}]"
 
-_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen".split()
-    )
-} | {word: 20 + 10 * index for index, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())}
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORDS = {word: value for value, word in enumerate(f"{_ONES} eighteen nineteen".split())}
+_WORDS |= {word: 20 + 10 * index for index, word in enumerate(_TENS.split())}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SCALE = "hundred|thousand|million|billion|trillion|dozen"
 SCALES = _SCALES | {"hundred": 100, "dozen": 12}
 _PARTS = {"half": 2, "third": 3, "quarter": 4} | {
-    f"{word}th": value for word, value in (("four", 4), ("fif", 5), ("six", 6), ("seven", 7), ("eigh", 8), ("nin", 9), ("ten", 10), ("twelf", 12), ("hundred", 100))
+    f"{word}th": value for word, value in (("four", 4), ("fif", 5), ("six", 6), ("seven", 7), ("eigh", 8),
+    ("nin", 9), ("ten", 10), ("twelf", 12), ("hundred", 100))
 }  # fmt: skip
-_ENGLISH = re.compile(rf"(?:{'|'.join((*_WORDS, *SCALES, 'a', 'and'))})(?:[ -]+(?:{'|'.join((*_WORDS, *SCALES, 'and'))}))*")
+_ENGLISH = re.compile(
+    rf"(?:{'|'.join((*_WORDS, *SCALES, 'a', 'and'))})(?:[ -]+(?:{'|'.join((*_WORDS, *SCALES, 'and'))}))*"
+)
 _ENGLISH_PART = re.compile(rf"(?:(.*)[ -])?({'|'.join(_PARTS)}|halve)s?")
 
 
 def chinese(text: str) -> Fraction | None:
-    """The value of a Chinese numeral: digits in characters or in ASCII, with 十百千万亿 and 点; None for anything else."""
+    """The value of a Chinese numeral, its digits in characters or in ASCII, with 十百千万亿 and 点; else None."""
     whole, point, decimals = text.partition("点")
     if point:
         if not decimals or any(sign not in _VALUES for sign in decimals):
@@ -58,7 +66,10 @@ def _places(text: str) -> Fraction | None:
             # 一万五 is 15000: a digit behind a large place counts tenths of it
             return high * scale + (low * scale / 10 if len(after) == 1 and after in _VALUES and _VALUES[after] else low)
     value, place = Fraction(0), 10**4
-    for part in re.finditer(rf"([{''.join(_VALUES)}]|\d+(?:\.\d+)?)?([{''.join(_SMALL)}])|[零〇]?([{''.join(_VALUES)}]|\d)$|[零〇]|(.)", text):
+    for part in re.finditer(
+        rf"([{''.join(_VALUES)}]|\d+(?:\.\d+)?)?([{''.join(_SMALL)}])|[零〇]?([{''.join(_VALUES)}]|\d)$|[零〇]|(.)",
+        text,
+    ):
         digit, small, last, other = part.groups()
         if other:
             return None
@@ -66,9 +77,9 @@ def _places(text: str) -> Fraction | None:
             if _SMALL[small] >= place or (not digit and (_SMALL[small] != 10)):
                 return None
             place = _SMALL[small]
-            value += (_arabic(digit) if digit and digit[0].isascii() else Fraction(_VALUES.get(digit or "一", 1))) * place
+            value += (_arabic(digit) or Fraction(_VALUES.get(digit or "一", 1))) * place
         elif last:
-            unit = Fraction(_VALUES.get(last) if last in _VALUES else int(last))
+            unit = Fraction(_VALUES[last] if last in _VALUES else int(last))
             # 三百五 is 350
             tenths = part[0] == last and place in (100, 1000)
             value += unit * place / 10 if tenths else unit

@@ -1,7 +1,7 @@
 """Read a number as people write it, with its sign, its per cent and its unit, and compare two of them.
 
-1,080 = 1 080 = 1.080,00 (two separators) = $1,080 = 1080 dollars; 3/4 = 0.75 = 四分之三; 1 1/2 = 1.5; 1.2 million = 120万 =
-1.2\\times 10^{6}. A calculation (48/2 for 24) is read as a fraction, 23 + 64 not at all.
+1,080 = 1 080 = 1.080,00 (two separators) = $1,080 = 1080 dollars; 3/4 = 0.75 = 四分之三; 1 1/2 = 1.5; 120万 =
+1.2 million = 1.2\\times 10^{6}. A calculation (48/2 for 24) is read as a fraction, 23 + 64 not at all.
 """
 
 import re
@@ -22,17 +22,24 @@ _REPEATING = r"(?P<start>\d*\.\d*)\\(?:overline|bar|dot) ?\{?(?P<again>\d+)\}?"
 _TEN = r"10 ?(?:\^|\*\*) ?(?:\{ ?(?P<NAME>[+-]? ?\d{1,3}) ?\}|\(?(?P<NAME_>-?\d{1,3})\)?)"
 _POWER = rf"(?: ?[eE](?P<e>[+-]?\d{{1,3}})(?!\d)| ?(?:\*|x|\\times|\\cdot) ?{_TEN.replace('NAME', 'by')})"
 _HAN_DIGIT = rf"(?!千[克米瓦卡]){numerals.NUMERAL}"  # a kilogram is no thousand
-_HAN_NUMBER = rf"(?:(?:\d+(?:,\d{{3}})*(?:\.\d+)?|(?=[{HAN}])){_HAN_DIGIT}(?:{_HAN_DIGIT}|\d|[点\.](?=[\d零〇一二三四五六七八九]))*)"
+_HAN_NUMBER = (
+    rf"(?:(?:\d+(?:,\d{{3}})*(?:\.\d+)?|(?=[{HAN}])){_HAN_DIGIT}(?:{_HAN_DIGIT}|\d|[点\.](?=[\d{numerals.DIGITS}]))*)"
+)
 _HAN = rf"(?P<han>(?:(?:{_HAN_NUMBER}|\d+)又)?(?:{_HAN_NUMBER}|\d+)分之(?:{_HAN_NUMBER}|{PLAIN})|{_HAN_NUMBER})"
 _SCALE = rf"(?P<scale>(?: (?:{numerals.SCALE})s?)+(?![a-z]))"
 _NUMBER = re.compile(
     rf"(?P<sign>(?:[+-]|负|minus |negative )?) ?(?P<currency>{units.CURRENCY}?) ?(?P<sign_>[+-]?)"
-    rf"(?:{_HAN}|(?:(?P<whole>\d+)(?: and | ?又 ?| ))?(?P<top>-?{PLAIN}) ?/ ?(?P<bottom>-?{PLAIN})|{_REPEATING}|{_TEN.replace('NAME', 'ten')}"
+    rf"(?:{_HAN}|(?:(?P<whole>\d+)(?: and | ?又 ?| ))?(?P<top>-?{PLAIN}) ?/ ?(?P<bottom>-?{PLAIN})|{_REPEATING}"
+    rf"|{_TEN.replace('NAME', 'ten')}"
     rf"|(?P<plain>{PLAIN})(?:{_POWER}|{_SCALE})?(?P<half> and a half| 1/2)?)"
-    r"(?: ?(?P<percent>%|percent(?:age)?(?![a-z])|per cent(?![a-z])|pct(?![a-z])|个百分点|成(?![本年立])))?(?P<gap> ?)(?P<unit>.*)",
+    r"(?: ?(?P<percent>%|percent(?:age)?(?![a-z])|per cent(?![a-z])|pct(?![a-z])|个百分点"
+    r"|成(?![本年立])))?(?P<gap> ?)(?P<unit>.*)",
     re.IGNORECASE,
 )
-_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?(-?(?:{PLAIN})) ?\}} ?\{{ ?(-?(?:{PLAIN})) ?\}}|(\d)(\d)(?!\d)|(\d)\{{(\d+)\}}|\{{(\d+)\}}(\d)(?!\d))")
+_FRACTION = re.compile(
+    rf"\\frac ?(?:\{{ ?(-?(?:{PLAIN})) ?\}} ?\{{ ?(-?(?:{PLAIN})) ?\}}|(\d)(\d)(?!\d)|(\d)\{{(\d+)\}}"
+    rf"|\{{(\d+)\}}(\d)(?!\d))"
+)
 
 Form = Literal["integer", "decimal", "fraction"]
 
@@ -67,7 +74,7 @@ def read(text: str) -> Number | None:
     unit = units.unit_of(found["unit"], spaced=bool(found["gap"] or found["percent"]))
     if value is None or unit is None:
         return None
-    if "成" == found["percent"]:
+    if found["percent"] == "成":
         value *= 10
     if found["half"]:
         value, form = value + Fraction(1, 2), "fraction"
@@ -79,11 +86,13 @@ def read(text: str) -> Number | None:
 
 
 def same(gold: Number, answer: Number, left_to_work_out: bool = True) -> bool:
-    """Whether two numbers are the same answer: 50% is 0.5 and also 50, a decimal may stand for a fraction to six digits.
+    """Whether two numbers are the same answer: 50% is 0.5 and also 50, 1/3 is 0.333333 but not 0.33.
 
     With `left_to_work_out` a fraction is no answer to a whole number: 48/2 for 24.
     """
-    if units.conflict("%" if gold.percent and answer.unit else gold.unit, "%" if answer.percent and gold.unit else answer.unit):
+    if units.conflict(
+        "%" if gold.percent and answer.unit else gold.unit, "%" if answer.percent and gold.unit else answer.unit
+    ):
         return False
     if left_to_work_out and gold.form == "integer" and answer.form == "fraction" and not gold.percent:
         return False
@@ -106,7 +115,9 @@ def _value(found: re.Match[str]) -> tuple[Fraction | None, Form]:
         start = found["start"]
         digits = start.partition(".")[2]
         shift = 10 ** len(digits)
-        return Fraction(start + "0") + Fraction(int(found["again"]), (10 ** len(found["again"]) - 1) * shift), "fraction"
+        return Fraction(start + "0") + Fraction(
+            int(found["again"]), (10 ** len(found["again"]) - 1) * shift
+        ), "fraction"
     if power := found["ten"] or found["ten_"]:
         value = Fraction(10) ** int(power.replace(" ", ""))
         return value, "integer" if value.denominator == 1 else "decimal"
@@ -129,10 +140,9 @@ def _han(text: str) -> tuple[Fraction | None, Form]:
     if not is_fraction:
         value = numerals.chinese(text)
         return value, "integer" if value is not None and value.denominator == 1 else "decimal"
-    if mixed and (before := _numeral(whole)) is None:
-        return None, "fraction"
+    before = _numeral(whole) if mixed else Fraction(0)
     above, below = _numeral(top), _numeral(bottom)
-    return (above / below + (before if mixed else 0) if above is not None and below else None), "fraction"
+    return (above / below + before if above is not None and before is not None and below else None), "fraction"
 
 
 def _numeral(text: str) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""Take an answer apart: a list, a set, a tuple, an interval, a matrix, cases, a ratio, a name and its value, a time of day.
+"""Take an answer apart: list, set, tuple, interval, matrix, cases, ratio, a name and its value, a time of day.
 
 Each part is text again, to be compared by itself. Nothing here knows numbers or algebra.
 """
@@ -16,15 +16,20 @@ _TOKEN = re.compile(r"\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\(?:langle|rangle
 _OPEN = {"(", "[", "{", "\\{", "\\langle"}
 _CLOSE = {")", "]", "}", "\\}", "\\rangle"}
 _AND = re.compile(
-    r"\\text\{ ?,? ?(?:and|or|和|或|且) ?\} ?|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|或者?|以及|和|与"
+    r"\\text\{ ?,? ?(?:and|or|和|或|且) ?\} ?|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:and"
+    r"|or)(?![a-zA-Z])|或者?|以及|和|与"
 )
 _MATRIX = re.compile(
-    r"[(\[]? ?\\begin\{(?:[pbB]|small)?(?:matrix|array)\} ?(?:\{[lcr| ]*\})?(.*?)\\end\{(?:[pbB]|small)?(?:matrix|array)\} ?[)\]]?"
+    r"[(\[]? ?\\begin\{(?:[pbB]|small)?(?:matrix|array)\} ?(?:\{[lcr| ]*\})?(.*?)\\end\{(?:[pbB]"
+    r"|small)?(?:matrix|array)\} ?[)\]]?"
 )
-_CASES = re.compile(r"\\?\{? ?\\begin\{(?:cases|array|aligned)\} ?(?:\{[lcr| ]*\})?(.*?)\\end\{(?:cases|array|aligned)\} ?")
+_CASES = re.compile(
+    r"\\?\{? ?\\begin\{(?:cases|array|aligned)\} ?(?:\{[lcr| ]*\})?(.*?)\\end\{(?:cases|array|aligned)\} ?"
+)
 _RELATION = r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))"
 _CLOCK = re.compile(
-    r"(?P<before>上午|早上|凌晨|下午|晚上|中午|am |pm )? ?(?P<hour>\d{1,2})(?:(?::|[点时])(?P<minute>\d{2}|(?<=[点时])\d)分?(?::\d{2})?"
+    r"(?P<before>上午|早上|凌晨|下午|晚上|中午|am |pm )? ?(?P<hour>\d{1,2})(?:(?::|[点时])(?P<minute>\d{2}"
+    r"|(?<=[点时])\d)分?(?::\d{2})?"
     r"|(?P<half>[点时]半)|(?P<full>[点时]整?|(?= ?[ap]\.?m)| o'clock))(?: ?(?P<after>[ap])\.?m\.?)?(?: o'clock)?",
     re.IGNORECASE,
 )
@@ -32,7 +37,7 @@ _CLOCK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of an answer. An interval has its brackets; a matrix is its rows, one after the other, and its shape."""
+    """The parts of an answer. `shape`: a matrix has its rows and columns, an interval its variable and brackets."""
 
     kind: Kind
     items: tuple[str, ...]
@@ -56,7 +61,12 @@ def split(text: str, separators: str, words: bool = False) -> list[str]:
             pieces.append(text[start : token.start()])
             start = token.end()
             continue
-        if words and depth in (0, 1) and (found := _AND.match(text, token.start())) and not (depth and sign != "\\text"):
+        if (
+            words
+            and depth in (0, 1)
+            and (found := _AND.match(text, token.start()))
+            and not (depth and sign != "\\text")
+        ):
             pieces.append(text[start : found.start()])
             start = skip = found.end()
             depth = 0
@@ -65,7 +75,7 @@ def split(text: str, separators: str, words: bool = False) -> list[str]:
 
 
 def name_and_value(text: str) -> tuple[str, str]:
-    """What `text` calls its value, and the value: x = 5, f(x) = 2x, (p, q) = (3, 2), S = a^2 = 25; no name without one."""
+    """What `text` calls its value, and the value: x = 5, f(x) = 2x, (p, q) = (3, 2), S = a^2 = 25."""
     sides = split(re.sub(r"\\(?:equiv|coloneqq)(?![a-zA-Z])|:=", "=", text), "=")
     if len(sides) > 2 and len(split(text, ",;")) > 1:
         return "", text
@@ -96,14 +106,24 @@ def parts(text: str) -> Parts | None:
         rows = _rows(found[1])
         if all(len(row) == 1 for row in rows):
             return Parts("list", tuple(row[0].rstrip(",;") for row in rows))
-        return Parts("cases", tuple("".join(_condition(cell) if index else f"{cell.rstrip(', ')} ; " for index, cell in enumerate(row)) for row in rows))
+        return Parts(
+            "cases",
+            tuple(
+                "".join(_condition(cell) if index else f"{cell.rstrip(', ')} ; " for index, cell in enumerate(row))
+                for row in rows
+            ),
+        )
     if bracketed := _bracketed(text):
         return bracketed
     items = _listed(text)
     if len(items) > 1 and all(items):
         return Parts("list", tuple(items))
     ratio = split(re.sub(r" ?比 ?|(?<=\d) to (?=\d)", ":", text), ":")
-    if len(ratio) > 1 and all(ratio) and not re.search(rf"[{HAN}=<>]|[a-z]{{3}}", re.sub(r"\\[a-z]+", "", text).replace("比", "")):
+    if (
+        len(ratio) > 1
+        and all(ratio)
+        and not re.search(rf"[{HAN}=<>]|[a-z]{{3}}", re.sub(r"\\[a-z]+", "", text).replace("比", ""))
+    ):
         return Parts("ratio", tuple(ratio))
     return interval(text)
 
@@ -124,9 +144,16 @@ def interval(text: str) -> Parts | None:
     if len(sides) == 5:
         low, first, variable, second, high = sides
         if first in (">", "\\ge") and second in (">", "\\ge"):
-            low, first, second, high = high, second.replace(">", "<").replace("ge", "le"), first.replace(">", "<").replace("ge", "le"), low
+            low, first, second, high = (
+                high,
+                second.replace(">", "<").replace("ge", "le"),
+                first.replace(">", "<").replace("ge", "le"),
+                low,
+            )
         if first in ("<", "\\le") and second in ("<", "\\le") and _is_variable(variable) and low and high:
-            return Parts("interval", (low, high), variable + ("(" if first == "<" else "[") + (")" if second == "<" else "]"))
+            return Parts(
+                "interval", (low, high), variable + ("(" if first == "<" else "[") + (")" if second == "<" else "]")
+            )
     return None
 
 
@@ -137,7 +164,11 @@ def clock(text: str) -> tuple[int, int, str] | None:
         return None
     hour, minute = int(found["hour"]), 30 if found["half"] else int(found["minute"] or 0)
     before = (found["before"] or "").strip().casefold()
-    half = f"{found['after'].casefold()}m" if found["after"] else {"上午": "am", "早上": "am", "凌晨": "am", "下午": "pm", "晚上": "pm", "中午": "pm"}.get(before, before)
+    half = (
+        f"{found['after'].casefold()}m"
+        if found["after"]
+        else {"上午": "am", "早上": "am", "凌晨": "am", "下午": "pm", "晚上": "pm", "中午": "pm"}.get(before, before)
+    )
     if hour > 24 or minute > 59:
         return None
     if hour > 12:
@@ -171,7 +202,9 @@ def _bracketed(text: str) -> Parts | None:
     if len(tokens) < 3:
         return None
     opening, closing = tokens[0], tokens[-1]
-    if (opening, closing) in ((")", "("), ("]", "["), ("]", "]"), ("[", "[")) and text.count(",") + text.count(";") == 1:
+    if (opening, closing) in ((")", "("), ("]", "["), ("]", "]"), ("[", "[")) and text.count(",") + text.count(
+        ";"
+    ) == 1:
         inner = text[1:-1]  # ]0, 1[, an open interval where a bracket may look away
         items = split(inner, ",;")
         return Parts("interval", tuple(items), ("(" if opening == "]" else "[") + (")" if closing == "[" else "]"))
@@ -186,11 +219,24 @@ def _bracketed(text: str) -> Parts | None:
     items = split(inside, ",;")
     if len(items) < 2 or not all(items):
         return None
-    if opening == "[" and closing == "]" and len(rows := [_bracketed(item) for item in items]) and all(row is not None and row.kind in ("tuple", "interval") for row in rows):
-        return Parts("matrix", tuple(cell for row in rows if row for cell in row.items), (len(rows), len(rows[0].items if rows[0] else ())))
+    if (
+        opening == "["
+        and closing == "]"
+        and len(rows := [_bracketed(item) for item in items])
+        and all(row is not None and row.kind in ("tuple", "interval") for row in rows)
+    ):
+        return Parts(
+            "matrix",
+            tuple(cell for row in rows if row for cell in row.items),
+            (len(rows), len(rows[0].items if rows[0] else ())),
+        )
     if len(items) == 2 and (opening, closing) in (("[", "]"), ("[", ")"), ("(", "]")):
         return Parts("interval", tuple(items), opening + closing)
-    return Parts("tuple", tuple(items)) if (opening, closing) in (("(", ")"), ("[", "]"), ("\\langle", "\\rangle")) else None
+    return (
+        Parts("tuple", tuple(items))
+        if (opening, closing) in (("(", ")"), ("[", "]"), ("\\langle", "\\rangle"))
+        else None
+    )
 
 
 def _wraps(tokens: list[str]) -> bool:
@@ -204,7 +250,9 @@ def _wraps(tokens: list[str]) -> bool:
 
 
 def _rows(body: str) -> list[list[str]]:
-    rows = [row for row in re.split(r"\\\\(?: ?\[[^\]]*\])?|\\cr(?![a-zA-Z])", re.sub(r"\\hline", "", body)) if row.strip()]
+    rows = [
+        row for row in re.split(r"\\\\(?: ?\[[^\]]*\])?|\\cr(?![a-zA-Z])", re.sub(r"\\hline", "", body)) if row.strip()
+    ]
     return [[cell.strip() for cell in row.split("&")] for row in rows]
 
 
@@ -235,9 +283,15 @@ def _is_name(text: str) -> bool:
     if re.fullmatch(r"\(.*\)", text):
         return all(_is_name(part) for part in split(text[1:-1], ",;"))
     text = re.sub(r"\\frac\{ ?[A-Z]{1,2} ?\} ?\{ ?[A-Z]{1,2} ?\}", "G", text)
-    bare = re.sub(r"_ ?(?:\{[^{}]*\}|\w)|\^ ?\{? ?-1 ?\}?|\([^()]*\)|\\(?:text|overline|vec|hat|bar|angle|triangle|left|right) ?", "", text)
+    bare = re.sub(
+        r"_ ?(?:\{[^{}]*\}|\w)|\^ ?\{? ?-1 ?\}?|\([^()]*\)|\\(?:text|overline|vec|hat|bar|angle|triangle|left|right) ?",
+        "",
+        text,
+    )
     bare = re.sub(r"\\[a-zA-Z]+ ?", "G", bare).strip("{} ")
-    return not re.search(r"[+*/^<>!-]|\d", bare) and (re.fullmatch(r"[a-zA-Z]'*|[A-Z]{2,3}|G+[A-Z]*|[a-zA-Z]?:[a-zA-Z]?|\|\w+\|", bare) is not None or is_prose(text))
+    return not re.search(r"[+*/^<>!-]|\d", bare) and (
+        re.fullmatch(r"[a-zA-Z]'*|[A-Z]{2,3}|G+[A-Z]*|[a-zA-Z]?:[a-zA-Z]?|\|\w+\|", bare) is not None or is_prose(text)
+    )
 
 
 def _name(text: str) -> str:

@@ -5,20 +5,35 @@ import unicodedata
 
 from common.rewards.notation import HAN, STYLE
 
-_FUNCTIONS = r"(?:a?(?:rc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|lim|sup|inf|min|max|gcd|lcm|det|mod|and|or|if|otherwise|bmod|pmod|binom)"
+_FUNCTIONS = (
+    r"(?:a?(?:rc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|lim|sup|inf|min|max|gcd|lcm|det|mod|and|or|if|otherwise"
+    r"|bmod|pmod|binom)"
+)
 _SAME = (
-    ("yes", "是", "是的"), ("no", "否", "不是"), ("true", "真", "正确", "对", "对的"), ("false", "假", "错误", "错", "错的"),
-    ("no solution", "no solutions", "no real solution", "no real solutions", "无解", "方程无解", "\\emptyset", "empty set", "the empty set", "空集"),
+    ("yes", "是", "是的"), ("no", "否", "不是"), ("true", "真", "正确", "对", "对的"), ("false", "假", "错误", "错",
+    "错的"),
+    ("no solution", "no solutions", "no real solution", "no real solutions", "无解", "方程无解", "\\emptyset",
+    "empty set", "the empty set", "空集"),
     ("does not exist", "dne", "不存在"), ("undefined", "not defined", "无意义"),
-    ("infinity", "\\infty", "+\\infty", "infinite", "infty", "inf", "positive infinity", "无穷", "无穷大", "正无穷", "正无穷大"),
+    ("infinity", "\\infty", "+\\infty", "infinite", "infty", "inf", "positive infinity", "无穷", "无穷大", "正无穷",
+    "正无穷大"),
     ("negative infinity", "-\\infty", "-inf", "负无穷", "负无穷大"),
     ("all real numbers", "\\mathbb{r}", "全体实数", "任意实数", "实数集", "(-\\infty,\\infty)", "(-\\infty,+\\infty)"),
     ("infinitely many", "infinitely many solutions", "无穷多", "无数", "无数个", "无穷多个", "无穷多解"),
 )  # fmt: skip
 _CANONICAL = {word: words[0] for words in _SAME for word in words}
-_NO_PRODUCT = set("no on is it if of or in to so do go up us we he me my be by am pm an as at ok hi oh ox id tv pi kg cm mm km ml mg lb ft oz hr".split())
-LABEL = re.compile(rf"(?:\((?P<bracket>[A-H])\)|(?P<letter>[A-H]) ?[.):,]) ?(?P<text>.+)|(?:选项?|[Oo]ption |[Cc]hoice )(?P<bare>[A-H])|(?P<behind>[A-H])(?:选项|项)")
-_OTHER_LABEL = re.compile(r"^\(?[A-H]\)?\.?$|(?<![\w'])\(?[A-H]\)?[.):](?: |$)|(?:\b(?:or|and|is|be|not|option)|或|和|选|是) ?\(?[A-H]\)?(?![\w'])")
+_NO_PRODUCT = frozenset(
+    "no on is it if of or in to so do go up us we he me my be by am pm an as at ok hi oh ox id tv pi kg cm mm km ml mg"  # noqa: SIM905
+    " lb ft oz hr".split()
+)
+LABEL = re.compile(
+    r"(?:\((?P<bracket>[A-H])\)|(?P<letter>[A-H]) ?[.):,]) ?(?P<text>.+)|(?:选项?|[Oo]ption "
+    r"|[Cc]hoice )(?P<bare>[A-H])|(?P<behind>[A-H])(?:选项|项)"
+)
+_OTHER_LABEL = re.compile(
+    r"\([A-H]\)|^\(?[A-H]\)?\.?$|(?<![\w'])\(?[A-H]\)?[.):](?: |$)|(?:\b(?:or|and|is|be|not|option)|或|和|选"
+    r"|是) ?\(?[A-H]\)?(?![\w'])"
+)
 
 
 def is_words(text: str) -> bool:
@@ -36,7 +51,10 @@ def is_product(text: str) -> bool:
         return True
     if not re.fullmatch("[a-z]{2,4}", text) or text in _NO_PRODUCT:
         return False
-    return len(text) == 2 or not re.search("[eiou]", text) and ("a" not in text or set(text) <= set("abcdxyz") and text not in ("bad", "dad", "dab", "day", "bay"))
+    return len(text) == 2 or (
+        not re.search("[eiou]", text)
+        and ("a" not in text or (set(text) <= set("abcdxyz") and text not in ("bad", "dad", "dab", "day", "bay")))
+    )
 
 
 def same(gold: str, answer: str) -> bool:
@@ -71,7 +89,8 @@ def label(text: str) -> tuple[str, str]:
 def plain(text: str) -> str:
     """`text` as it is compared with other text."""
     text = unicodedata.normalize("NFC", STYLE.sub(r"\1", text)).casefold()
-    text = re.sub(r" *([^\w\s]) *", r"\1", text).strip(" .,;:!?\"'")
+    text = re.sub(r" *([^\w\s]) *", r"\1", text).strip(' .,;:?"')
+    text = re.sub(r"^'(.*)'$", r"\1", re.sub(r"(?<=\w\w)!+$", "", text))  # x' and n! are not x and n
     return text[1:-1] if re.fullmatch(r"\(\w\)", text) else text
 
 
@@ -79,5 +98,8 @@ def _answers_first(word: str, answer: str) -> bool:
     """Whether an answer opens with the word and its explanation does not take it back: Yes, because ..."""
     opening, *rest = re.split(r"[,.;:!] ?", answer, maxsplit=1)
     opposite = {"yes": "no", "no": "yes", "true": "false", "false": "true"}[word]
-    taken_back = re.search(rf"\b(?:{opposite}|but|however|actually|wait)\b|但|不过|{'不是|否' if word == 'yes' else '是的'}", " ".join(rest).casefold())
+    taken_back = re.search(
+        rf"\b(?:{opposite}|but|however|actually|wait)\b|但|不过|{'不是|否' if word == 'yes' else '是的'}",
+        " ".join(rest).casefold(),
+    )
     return bool(rest) and _CANONICAL.get(plain(opening)) == word and not taken_back
