@@ -110,16 +110,14 @@ def main() -> None:
         "|---|---|---|"
     )
     print(_row("judged by hand", judged))
-    print(
-        _row(
-            "the same, by math-verify alone",
-            [(verdict, alone) for form in forms.values() for verdict, _, alone in form],
-        )
-    )
+    beside = [verdicts for form in forms.values() for verdicts in form]
+    print(_row("the same, by math-verify alone", [(verdict, alone) for verdict, _, alone in beside]))
     for name, read in (("gsm8k", gsm8k), ("model_solutions", model_solutions), ("math", math_completions)):
         if path := getattr(args, name):
             print(_row(path.name, [(bool(verdict), ours(right, answer)) for right, answer, verdict in read(path)]))
 
+    agree = sum(found == alone for _, found, alone in beside)
+    print(f"\nThe scorer and math-verify agree on {agree} of {len(beside)} pairs judged by hand.")
     print("\n| form | pairs | the scorer | math-verify |\n|---|---|---|---|")
     for name, form in forms.items():
         print(f"| {name} | {len(form)} | {sum(v == o for v, o, _ in form)} | {sum(v == m for v, _, m in form)} |")

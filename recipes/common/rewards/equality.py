@@ -49,8 +49,8 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
         return False
     if len(first.names) > 1 or len(second.names) > 1:
         return _same_records(first, second, budget)
-    if first.names or (second.names and not RELATION.search(gold)):
-        if second.names or not RELATION.search(answer):
+    if first.names or (second.names and (first.parts or not RELATION.search(gold))):
+        if second.names or second.parts or not RELATION.search(answer):
             return same(first.value, second.value, budget, whole)
         if read(first.value):
             return right is not None and ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
@@ -63,8 +63,8 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
 
 
 def _bare(text: str) -> str:
-    """`text` without spaces, and without braces around one sign: x^{2} is x^2."""
-    return re.sub(r"([\^_])\{(\w)\}(?!\d)", r"\1\2", text.replace(" ", ""))
+    """`text` without spaces but between digits, and without braces around one sign: x^{2} is x^2."""
+    return re.sub(r"([\^_])\{(\w)\}(?!\d)", r"\1\2", re.sub(r"(?<!\d) | (?!\d)", "", text))
 
 
 def number(text: str) -> quantities.Number | None:
@@ -144,6 +144,10 @@ def _same_records(gold: Answer, answer: Answer, budget: Budget) -> bool:
 def _same_values(gold: Answer, answer: Answer, budget: Budget, whole: bool) -> bool:
     first, second = gold.parts, answer.parts
     if first and second:
+        if first.kind == "set" != second.kind and len(first.items) == 1:
+            return same(first.items[0], answer.value, budget, False)
+        if second.kind == "set" != first.kind and len(second.items) == 1:
+            return same(gold.value, second.items[0], budget, False)
         if first.kind == second.kind == "list" and _joined(gold.value) != _joined(answer.value):
             return False
         return _same_parts(first, second, budget) or (

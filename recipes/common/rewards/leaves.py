@@ -11,7 +11,7 @@ from common.rewards.notation import HAN
 _TO_WORK_OUT = re.compile(r"[\w)}\]%] ?[-+*/^!]|\\(?!(?:frac|text|circ)\b)[a-z]+|\) ?\(")
 RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|notin|subset|approx)(?![a-zA-Z])")
 BASE = re.compile(
-    r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}"
+    r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)? ?(?:_ ?\{? ?(?:\\text\{ ?)?(\w+) ?\}{0,2}"
     r"|\(?(?:\\text\{)? ?\(?base (\w+)\)?\}?\)?)"
 )
 _BASES = {
@@ -86,6 +86,7 @@ def _ends_with_value(text: str) -> bool:
 
 def _for_algebra(text: str) -> str:
     """`text` as math-verify reads it."""
+    text = re.sub(r"(?<=[\d)}])i(?![a-zA-Z])", " i", text)  # math-verify sees the imaginary unit as a word
     return re.sub(r"\*\*", "^", re.sub(r"\^ ?\\circ", "^{\\\\circ}", text)).strip()
 
 

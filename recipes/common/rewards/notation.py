@@ -49,13 +49,14 @@ _LEAD_IN = re.compile(
     r"|^(?:it|there|this) (?:is|are)[: ]+(?=\S)"
     r"|^(?:所以|因此|故)?,?(?:最终|正确|最后)?的?(?:答案|结果|答)(?:应该|应)?(?:是|为|等于|:|=)+ ?(?=\S)"
     r"|^(?:(?:一共|总共|合计)有?|共有?)(?:是|为|:|=)? ?(?=[\d一二两三四五六七八九十百])"
+    r"|^(?:故|应|所以|因此)?,?选择?[: ]*(?=[A-H(])|^[a-zA-Z\\]+ ?的值(?:是|为|等于|=) ?"
     r"|^(?:是|为|等于|等於)(?=[\d\\-])|^= ?(?=\S)",
     re.IGNORECASE,
 )
 # An explanation behind the answer, in words alone.
 _EXPLANATION = re.compile(
-    r"(?: ?[,;.] ?| ?\(|  ?)(?:because|since|as we|which is|which are|that is the|being the|as required|in total"
-    r"|altogether|in all|因为|由于|即为所求|理由)"
+    r"(?: ?[,;.] ?| ?\(|  ?)(?:because|since|so (?=we|the)|as we|which is|which are|that is the|being the|as required"
+    r"|in total|altogether|in all|因为|由于|即为所求|理由)"
     r"[^\d=]*$",
     re.IGNORECASE,
 )
@@ -92,6 +93,7 @@ def _latex(text: str) -> str:
     text = re.sub(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", "", text)
     text = re.sub(r"\\[lr]brace(?![a-zA-Z])", lambda found: "\\{" if found[0][1] == "l" else "\\}", text)
     text = re.sub(r"\{ ?\\(rm|bf|it) ([^{}]*)\}", r"\\mathrm{\2}", text)
+    text = re.sub(r"\\(mathrm|text|rm) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", text)
     text = re.sub(rf"\\(?:{_STYLES})\*? ?\{{", r"\\text{", text)
     # The imaginary unit and Euler's number are set upright in many books; they are no units.
     text = re.sub(r"\\text\{ ?(\\?[a-zA-Z]+) ?\}", lambda f: f[1] if f[1] in ("i", "e", "\\pi", "\\i") else f[0], text)

@@ -81,8 +81,10 @@ def name_and_value(text: str) -> tuple[str, str]:
         return "", text
     if len(sides) < 2:
         inside = re.fullmatch(r"([a-zA-Z]|\\[a-z]+) ?\\in(?![a-zA-Z]) ?(.+)", text)
+        inside = inside or re.fullmatch(r"([A-Z]) ?(\([^()]*,[^()]*\))", text)  # a point
         return (inside[1], inside[2]) if inside else ("", text)
-    if not all(sides) or any(re.search(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])", side) for side in sides):
+    outside = re.sub(r"\\begin\{.*\\end\{[a-z]*\}", "", text)
+    if not all(sides) or re.search(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])", outside):
         return "", text
     if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
         sides.reverse()

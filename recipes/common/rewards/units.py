@@ -45,13 +45,10 @@ _NAMES = {
 }  # fmt: skip
 _FOLDED = {name.casefold(): unit for name, unit in reversed(_NAMES.items())}
 _ATTACHED, _SPACED = "mgshL", "mgshLNJWVAK"  # letters that are units without LaTeX's \\text; others may be variables
-_SPELLED = dict(
-    zip(
-        "tlNJWVAKCF",
-        ["tons", "litres", "newtons", "joules", "watts", "volts", "amperes", "kelvin", "celsius", "fahrenheit"],
-        strict=True,
-    )
-)
+_SPELLED: dict[str, str] = {
+    "t": "tons", "l": "litres", "N": "newtons", "J": "joules", "W": "watts", "V": "volts", "A": "amperes",
+    "K": "kelvin",     "C": "celsius", "F": "fahrenheit",
+}  # fmt: skip
 MONEY = {"dollar", "cent", "euro", "gbp", "yuan", "jiao", "fen", "yen", "rupee", "hkd", "won"}
 CURRENCY = r"(?:US\$|HK\$|A\$|C\$|\$|€|£|¥|₹|₩|USD ?|RMB ?|CNY ?|EUR ?|人民币|Rs\.? ?)"
 _POWERS = {"square": 2, "sq": 2, "sq.": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
@@ -89,7 +86,7 @@ def unit_of(text: str, spaced: bool = True) -> str | None:
         return _known(text) if text in (_SPACED if spaced else _ATTACHED) else None
     if (known := _known(text)) is not None:
         return known
-    if re.fullmatch(rf"[{HAN}a-zA-Z/() ]{{1,12}}", text) and re.search(f"[{HAN}]", text):
+    if re.fullmatch(rf"[{HAN}/() ]{{1,12}}(?:\([a-z ]+\))?", text) and re.search(f"[{HAN}]", text):
         if _NO_UNIT_HAN.search(text):
             return None
         return next(
@@ -104,7 +101,7 @@ def unit_of(text: str, spaced: bool = True) -> str | None:
 
 def spelled(text: str) -> str:
     """A unit of one letter that LaTeX marks as text, in full."""
-    return _SPELLED.get(str(text).strip(), text)
+    return _SPELLED.get(text.strip(), text)
 
 
 def conflict(gold: str, answer: str) -> bool:

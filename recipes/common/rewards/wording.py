@@ -10,8 +10,8 @@ _FUNCTIONS = (
     r"|bmod|pmod|binom)"
 )
 _SAME = (
-    ("yes", "是", "是的"), ("no", "否", "不是"), ("true", "真", "正确", "对", "对的"), ("false", "假", "错误", "错",
-    "错的"),
+    ("yes", "是", "是的"), ("no", "否", "不是"), ("true", "真", "正确", "对", "对的"),
+    ("false", "假", "错误", "错", "错的", "不正确", "不对"),
     ("no solution", "no solutions", "no real solution", "no real solutions", "无解", "方程无解", "\\emptyset",
     "empty set", "the empty set", "空集"),
     ("does not exist", "dne", "不存在"), ("undefined", "not defined", "无意义"),
