@@ -44,6 +44,8 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
         return clock[:2] == time[:2] and (clock[2] == time[2] or not clock[2] or not time[2])
     if based := BASE.fullmatch(gold):
         return same_base(based, answer)
+    if right and (based := BASE.fullmatch(answer)):
+        return same_base(based, f"{gold}_{{10}}")
     first, second = take_apart(gold), take_apart(answer)
     if first.names and second.names and not _same_names(first, second):
         return False

@@ -62,7 +62,7 @@ def read(text: str) -> Number | None:
     text = re.sub(r"\(\\text\{([^{}]*)\}\)|\\text\{([^{}]*)\}", lambda f: " " + units.spelled(f[1] or f[2] or ""), text)
     text = re.sub(r"^百分之(.+)$", r"\1%", text)
     text = re.sub(r"(?<=\d) (?=[万亿])", "", re.sub("^(?:一半|半个?)", "1/2", text))
-    text = re.sub(rf"^(-?)第(?=.+[{HAN}])", r"\1", " ".join(text.split()))
+    text = re.sub(r"^(-?)第(?=.+[个名次位天年组号题项页层排行列步班周]$)", r"\1", " ".join(text.split()))
     while len(text) > 2 and text[0] + text[-1] in ("()", "{}") and not re.search(r"[(){}]", text[1:-1]):
         text = text[1:-1].strip()
     if (half := re.fullmatch("([^个]+)个半(.*)", text)) and (before := read(half[1] + half[2])):
@@ -72,7 +72,7 @@ def read(text: str) -> Number | None:
         return _in_words(text)
     value, form = _value(found)
     unit = units.unit_of(found["unit"], spaced=bool(found["gap"] or found["percent"]))
-    if value is None or unit is None:
+    if value is None or unit is None or (found["han"] and not units.may_follow_a_numeral(found["unit"], unit)):
         return None
     if found["percent"] == "成":
         value *= 10

@@ -69,6 +69,9 @@ _NO_UNIT_HAN = re.compile(
     "|以下|倍多|[零〇一二三四五六七八九]"
 )
 
+_COUNTER = re.compile(
+    rf"(?:[个只本支名位条张把件辆头匹棵朵颗粒块片根份间座栋层套双组瓶杯盒袋箱枝幅架台艘盏人](?:[{HAN}]{{0,4}})|[次倍岁页号分种步])"
+)
 _BEHIND_A_UNIT = re.compile("[钱整长高宽深重远后前]")  # 5元钱, 3米长
 
 
@@ -97,6 +100,11 @@ def unit_of(text: str, spaced: bool = True) -> str | None:
         return None
     first = text.split()[0]
     return _known(first) or COUNTED
+
+
+def may_follow_a_numeral(text: str, unit: str) -> bool:
+    """Whether `text` behind a numeral in characters counts: 三个苹果, 三米; 三角形 and 一次函数 are words."""
+    return not text or unit != COUNTED or _COUNTER.fullmatch(text) is not None or not re.search(f"[{HAN}]", text)
 
 
 def spelled(text: str) -> str:
