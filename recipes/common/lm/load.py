@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError
-from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.chat import set_pad_token
 from common.lm.hub import Model, contents, find_model, load_tokenizer
+from common.lm.render import end_token, set_chat_template
 from common.run.folder import parent_of
 
 if TYPE_CHECKING:

@@ -9,15 +9,8 @@ from common.data.formats import FORMATS, PAIR_FORMATS, detect
 from common.data.read import conversations, pairs
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
-from common.lm.chat import (
-    check_truncation,
-    end_token,
-    render,
-    set_chat_template,
-    set_pad_token,
-    tokenize,
-    tokenize_pairs,
-)
+from common.lm.chat import check_truncation, set_pad_token, tokenize, tokenize_pairs
+from common.lm.render import end_token, render, set_chat_template
 from conftest import ROOT
 
 # The special tokens each family's template writes; the tokenizer below learns them.
