@@ -13,11 +13,15 @@ from common.data.turns import Turns
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Chat messages to imitate, and the tools offered to the model, if any. `place` is file:line, in every example."""
+    """Chat messages to imitate, and the tools offered to the model, if any. `place` is file:line, in every example.
+
+    `untrained` are indices into `messages` of turns of the assistant that carry no loss.
+    """
 
     place: str
     messages: Turns
     tools: Turns | None = None
+    untrained: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
