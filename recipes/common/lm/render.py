@@ -135,7 +135,7 @@ class ChatFormat:
                     lost.add(OPENING)
                 context.append(turn)
                 continue
-            start, opened = self._start(text, turns, index, tools)
+            start, opened = self._start(text, turns, index, tools, before)
             stop = text.find(self.end, start)
             if stop < 0 or start < before:
                 raise ValueError(f"turn {index + 1}, of the assistant, is not in what the chat template renders")
@@ -168,14 +168,21 @@ class ChatFormat:
             raise ValueError(f"the tools contain {self.end}, which would end their turn early; remove it")
         return {SPECIAL}
 
-    def _start(self, text: str, turns: Turns, index: int, tools: Turns | None) -> tuple[int, bool]:
-        """Where the answer at `index` begins; and whether a generation prompt is not what stands before it."""
+    def _start(self, text: str, turns: Turns, index: int, tools: Turns | None, before: int) -> tuple[int, bool]:
+        """Where the answer at `index` begins, from `before` on; and whether it lacks the end of a generation prompt."""
         prompt = render_turns(self.tokenizer, turns[:index], tools, add_generation_prompt=True)
         if text.startswith(prompt):
             return len(prompt), False
-        # Where the two differ depends on the answer, which may begin as the rest of the prompt does: another one tells.
+        # The whole conversation has turns before this one in another way. Another answer tells where it begins: where
+        # the two texts differ, or earlier, if a generation prompt ends earlier.
         other = [*turns[:index], {"role": "assistant", "content": SENTINEL}, *turns[index + 1 :]]
-        return min(_common(prompt, text), _common(render_turns(self.tokenizer, other, tools), text)), True
+        start = _common(render_turns(self.tokenizer, other, tools), text)
+        header = prompt[_common(render_turns(self.tokenizer, turns[:index], tools), prompt) :]
+        found = text.rfind(header, before, start)
+        if found >= 0:
+            return found + len(header), False
+        same = _common(prompt, text)
+        return (same if start - len(header) <= same <= start else start), True
 
 
 def _common(one: str, other: str) -> int:
