@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.data.examples import Conversation, Prompt
-from common.data.rows import Faults
-from common.lm.render import render_turns
+from common.lm.render import prompt_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,13 +39,7 @@ def generate(
     `end` is the end token. Prompts are padded on the left, so that the completions of a batch begin in one column.
     Raises InputError with every prompt that the chat template refuses.
     """
-    texts, faults = [], Faults()
-    for prompt in prompts:
-        try:
-            texts.append(render_turns(tokenizer, prompt.messages, prompt.tools, add_generation_prompt=True))
-        except ValueError as error:
-            faults.add(prompt.place, str(error))
-    faults.stop()
+    texts = prompt_texts(tokenizer, prompts)
     end_id = tokenizer.convert_tokens_to_ids(end)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

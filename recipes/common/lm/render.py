@@ -4,12 +4,14 @@
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.examples import Conversation
+from common.data.rows import Faults
 from common.data.turns import Turns
 from common.errors import InputError
 from common.lm.pieces import OPENED, OPENING, SPECIAL, lost_of_answer, lost_of_context, texts_in
@@ -76,6 +78,21 @@ def render_turns(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"the chat template refuses it: {reason}; {_way_out(turns, reason)}") from None
     return text
+
+
+def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Conversation]) -> list[str]:
+    """The prompts as the model sees them, up to where it completes them.
+
+    Raises InputError with every prompt that the chat template refuses.
+    """
+    texts, faults = [], Faults()
+    for prompt in prompts:
+        try:
+            texts.append(render_turns(tokenizer, prompt.messages, prompt.tools, add_generation_prompt=True))
+        except ValueError as error:
+            faults.add(prompt.place, str(error))
+    faults.stop()
+    return texts
 
 
 def _way_out(turns: Turns, reason: str) -> str:
