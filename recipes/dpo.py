@@ -71,7 +71,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a prompt and a completion together; longer ones are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the pairs would be truncated."""
+    """Stop when a larger share of the pairs would be truncated, or lose a part in the chat template."""
     eval_ratio: float = 0.0
     """Share of the pairs to hold out; with it the checkpoint with the lowest held-out loss is kept."""
 

@@ -119,7 +119,7 @@ class Args:
     max_prompt_length: int = 1024
     """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be dropped."""
+    """Stop when a larger share of the prompts would be dropped, or lose a part in the chat template."""
     eval_ratio: float = 0.05
     """Share of the prompts to hold out; completions of them are scored before and after."""
 

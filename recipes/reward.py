@@ -82,7 +82,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a prompt and a completion together; longer ones are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the completions would be truncated."""
+    """Stop when a larger share of the completions would be truncated, or lose a part in the chat template."""
     eval_ratio: float = 0.1
     """Share of the prompts to hold out, with all their completions, for the report."""
     eval_data: str | None = None

@@ -58,7 +58,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a row, prompt and completion together; longer rows are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the rows would be truncated."""
+    """Stop when a larger share of the rows would be truncated, or lose a part in the chat template."""
     packing: bool = True
     """Put several documents into each row of a batch. Off on the CPU, where attention cannot keep them apart."""
     eval_ratio: float = 0.0
