@@ -198,7 +198,8 @@ class ChatFormat:
         same = _common(prompt, text)
         if same >= start - len(header):  # up to the generation prompt, or a part of it, the prompt is as at inference
             return min(same, start), True
-        found = text.rfind(header, before, start) + len(header)
+        # The prompt may end after the two begin to differ: it may write the beginning of every answer.
+        found = text.rfind(header, before, start + max(len(header) - 1, 0)) + len(header)
         if found < len(header) or self.end in text[found:start]:
             return start, True
         return found, False
