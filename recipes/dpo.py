@@ -27,7 +27,7 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation
 from common.data.formats import PAIR_FORMATS
-from common.data.hold_out import eval_count, hold_out
+from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
@@ -186,7 +186,7 @@ def main() -> None:
     examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
     if notes:
         console.print(notes)
-    evaluation, training = hold_out(examples, eval_count(len(examples), args.eval_ratio), order)
+    evaluation, training = hold_out_share(examples, args.eval_ratio, order)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
