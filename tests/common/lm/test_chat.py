@@ -218,7 +218,7 @@ def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, token
 
 def test_there_is_a_sample_of_every_format():
     assert len(samples_of(FORMATS)) == 10
-    assert len(samples_of(PAIR_FORMATS)) == 5
+    assert len(samples_of(PAIR_FORMATS)) == 6
 
 
 def test_a_pair_is_cut_at_the_end_of_its_answers(tokenizer):
