@@ -96,7 +96,7 @@ class Args:
     max_prompt_length: int = 1024
     """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be dropped."""
+    """Stop when a larger share of the prompts would be dropped, or lose a part in the chat template."""
 
     # The rewards.
     rewards: tuple[str, ...] = ("math", "format=0.2")

@@ -55,7 +55,7 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Prompt
 from common.data.formats import PROMPT_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out_share
 from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
@@ -131,7 +131,7 @@ class Args:
     max_prompt_length: int = 1024
     """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be dropped."""
+    """Stop when a larger share of the prompts would be dropped, or lose a part in the chat template."""
     eval_ratio: float = 0.05
     """Share of the prompts to hold out; completions of them are scored before and after."""
 
@@ -295,7 +295,7 @@ def main() -> None:
     )
     if dropped:
         console.print(dropped)
-    held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
+    held_out, prompts = hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")
     steps = number_of_steps(args, len(prompts))
 
     console.print(
