@@ -63,6 +63,7 @@ def figures(
         report["scores"] = {**_distribution(survey.scores), "constant": min(survey.scores) == max(survey.scores)}
     if survey.gold_answers:
         report["gold_answers"] = survey.gold_answers
+        report["gold_words"] = survey.gold_words
     return report
 
 

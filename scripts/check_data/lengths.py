@@ -6,12 +6,12 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import fields
 
-import jinja2
 from common.data.examples import Conversation, Pair, Prompt, Rating
 from common.data.rows import Faults
-from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.chat import Tokenized, tokenize, tokenize_pairs
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer
+from common.lm.render import ChatFormat
 
 from check_data.limits import Limits
 from check_data.parts import leaves
@@ -26,6 +26,7 @@ class Lengths:
 
     def __init__(self, model: Model, chat_template_path: str | None, limits: Limits, faults: Faults) -> None:
         self.tokenizer, _ = load_chat_tokenizer(fetch(model), chat_template_path)
+        self.chat = ChatFormat(self.tokenizer)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name
         self.chat_template = chat_template_path or "its own"
@@ -49,14 +50,19 @@ class Lengths:
     def _lengths(self, batch: list[Example]) -> Iterator[tuple[str, int]]:
         pairs = [example for example in batch if isinstance(example, Pair)]
         for pair in tokenize_pairs(self.tokenizer, pairs, self.max_length, self.faults):
-            yield pair.place, pair.full_length
+            yield self._row(pair)
         for prompt in (example for example in batch if isinstance(example, Prompt)):
             if ids := self.prompt_ids(prompt, self.faults):
                 self.limits.add_prompt(prompt.place, len(ids))
                 yield prompt.place, len(ids)
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
         for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
-            yield row.place, row.full_length
+            yield self._row(row)
+
+    def _row(self, row: Tokenized) -> tuple[str, int]:
+        if not row.teaches:
+            self.limits.add_without_loss(row.place, row.full_length)
+        return row.place, row.full_length
 
     def _look_for_special_tokens(self, example: Example) -> None:
         """A special token in a text is one to the model too, whoever wrote it: the end of a turn, or of the text."""
@@ -68,10 +74,8 @@ class Lengths:
     def prompt_ids(self, prompt: Prompt, faults: Faults) -> list[int]:
         """The tokens of a prompt, up to where its completion begins; none, and a fault, if the template refuses it."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                prompt.prompt, tools=prompt.tools, tokenize=False, add_generation_prompt=True
-            )
-        except (jinja2.TemplateError, ValueError) as error:
+            text = self.chat.render_prompt(prompt.prompt, prompt.tools).text
+        except ValueError as error:
             faults.add(prompt.place, str(error))
             return []
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -80,4 +84,5 @@ class Lengths:
 def as_conversation(example: Conversation | Rating) -> Conversation:
     if isinstance(example, Conversation):
         return example
-    return Conversation(example.place, example.prompt + example.response, example.tools)
+    context = frozenset(range(len(example.prompt)))  # only the completion is rated
+    return Conversation(example.place, example.prompt + example.response, example.tools, context)

@@ -64,6 +64,13 @@ class Limits:
             about = "about " if estimated else ""
             self.findings.add("long-prompt", place, f"the prompt has {about}{length:,} tokens, {limit}")
 
+    def add_without_loss(self, place: str, length: int) -> None:
+        """Count a row that has no token with loss before it is truncated."""
+        self.prompts.add(place, length)
+        self.findings.add(
+            "long-prompt", place, f"no token with loss is left in the first {self.rows.limit} of {length:,}"
+        )
+
     def estimate(self, example: Example, most: int) -> None:
         """Count an example by an estimate of its tokens; `most` are the characters that it has at most."""
         place = example.place

@@ -10,44 +10,33 @@ from itertools import takewhile
 from operator import attrgetter
 from typing import Any
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation
 
 from check_data.tasks import Example
 
 TEXTS = ("prompt", "messages", "chosen", "rejected", "response", "completion", "text")  # fields that hold turns or text
+COMPLETIONS = ("messages", "chosen", "completion", "response")
 COLUMNS = "fields"  # of a prompt: the row's other columns, which a reward function may read
 
 
 def prompt_of(example: Example) -> list[dict[str, Any]]:
+    """The turns before a completion; of a conversation, those before the assistant's first."""
     if isinstance(example, Conversation):
         return [*takewhile(lambda turn: turn["role"] != "assistant", example.messages)]
-    return example.prompt
+    return getattr(example, "prompt", [])
 
 
 def completions_of(example: Example) -> list[str]:
     """The completions that an example teaches; of a pair the chosen one. A prompt teaches none by itself."""
-    match example:
-        case Conversation():
-            turns = example.messages
-        case Pair():
-            turns = example.chosen
-        case Rating():
-            turns = example.response
-        case Prompt():
-            return []
+    turns = next((getattr(example, name) for name in COMPLETIONS if hasattr(example, name)), [])
     return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
 
 
 def turns_of(example: Example) -> list[dict[str, Any]]:
-    match example:
-        case Conversation():
-            return example.messages
-        case Pair():
-            return example.prompt + example.chosen
-        case Rating():
-            return example.prompt + example.response
-        case Prompt():
-            return example.prompt
+    """The turns of an example from the first to the last; of a pair with the chosen completion."""
+    if isinstance(example, Conversation):
+        return example.messages
+    return prompt_of(example) + next((getattr(example, name) for name in COMPLETIONS if hasattr(example, name)), [])
 
 
 def text_of(turns: list[dict[str, Any]]) -> str:

@@ -103,6 +103,7 @@ class Survey:
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
+        self.gold_words = 0
         self.diversity: dict[str, float | None] = {}
         self.sample: list[Drawn | Sampled] = []
         self._random = random.Random(42)
@@ -135,7 +136,7 @@ class Survey:
             case Rating():
                 self.scores.append(example.score)
                 self.score_places.append(self._here(place))
-            case Prompt(answer=str()):
+            case Prompt(answer=str()) if "tests" not in example.fields:  # else it is a program, which the tests grade
                 self._look_at_gold_answer(place, example.answer)
         if (index := self._drawn()) is not None:
             row = Drawn(example, is_copy, held_out is not None)
@@ -214,7 +215,7 @@ class Survey:
 
         self.gold_answers += 1
         try:
-            gold(answer)
+            self.gold_words += gold(answer).words
         except ValueError as error:
             self.findings.add("gold-answer", place, f"gold answer: {error}")
 

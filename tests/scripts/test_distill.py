@@ -8,7 +8,8 @@ from pathlib import Path
 
 import distill as module
 import pytest
-from common.data.read import conversations
+from common.data.formats import FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.lm.generate import Completion
 from common.rewards.builtin import format_reward, math_reward
@@ -49,6 +50,7 @@ def test_the_diverse_share_the_fewest_trigrams_with_those_kept():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
     lines = ARITHMETIC.read_text(encoding="utf-8").splitlines(keepends=True)[:40]
     problems = tmp_path / "problems.jsonl"
@@ -73,7 +75,7 @@ def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
     assert counts["kept"] == len(rows) > 10
     assert f"make sft MODEL=tiny DATA={output}" in done.stdout
     faults = Faults()
-    assert len(list(conversations(read_rows(find_source(str(output)), faults), faults))) == len(rows)
+    assert len(list(as_examples(read_rows(find_source(str(output)), faults), faults, FORMATS))) == len(rows)
     assert faults.count == 0
     # It is there: nothing is written over it.
     again = run(*words)
@@ -82,6 +84,7 @@ def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_nothing_accepted_writes_nothing(tmp_path):
     """The untrained base gets nothing right in the form: what it writes must not become data."""
     problems = tmp_path / "problems.jsonl"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import preferences as module
 import pytest
-from common.data.read import pairs
+from common.data.formats import PAIR_FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.rewards.specification import load, score
 from conftest import ROOT, read_jsonl
@@ -44,7 +45,7 @@ def taken(tmp_path: Path, capsys, *words) -> tuple[list[tuple[str, str, str]], d
 
 def read_pairs(output: Path, printed: str) -> tuple[list[tuple[str, str, str]], dict]:
     faults = Faults()
-    read = list(pairs(read_rows(find_source(str(output)), faults), faults))
+    read = list(as_examples(read_rows(find_source(str(output)), faults), faults, PAIR_FORMATS))
     assert faults.count == 0
     counts = json.loads(Path(f"{output}.counts.json").read_text(encoding="utf-8"))
     assert counts["pairs"] == len(read)
@@ -143,6 +144,7 @@ def judge(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_one_model_ranked_by_a_judge_and_a_reward(trained, problems, judge, tmp_path):
     rewards = ("math=2", f"model:{judge}")
     words = ["--adapter", trained[0] / "adapter", "--data", problems, "--max-completion-length", 64]
@@ -162,6 +164,7 @@ def test_one_model_ranked_by_a_judge_and_a_reward(trained, problems, judge, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_strong_model_against_a_weak_one(trained, problems, tmp_path):
     """The trained model says what the base does not; with a reward, only where it is right and the base is not."""
     strong = tmp_path / "merged"

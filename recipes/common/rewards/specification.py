@@ -154,15 +154,20 @@ def score_completions(
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """The columns that reward functions get: a list by name, with None where a row has no value.
 
-    `answer` is there if any prompt has a gold answer.
+    `answer` is there if any prompt has a gold answer, and `tools` if any has tools.
     """
-    rows = [prompt.fields | ({} if prompt.answer is None else {"answer": prompt.answer}) for prompt in prompts]
+    rows = [
+        prompt.fields
+        | ({} if prompt.answer is None else {"answer": prompt.answer})
+        | ({"tools": prompt.tools} if prompt.tools else {})
+        for prompt in prompts
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: Faults) -> None:
-    """Add to `faults` each prompt whose completions cannot be scored: a wrong value, or no column that is needed.
+    """Add to `faults` why completions cannot be scored: a wrong value in a prompt's row, or no column that is needed.
 
     A prompt may lack what one reward needs if it has what another does, so one file may hold mathematics and code.
     Raises InputError for a column that no prompt has.
@@ -176,18 +181,39 @@ def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: 
                 f"{reward.place}: needs the column {', '.join(missing)}, which no row has; besides the prompt it "
                 f"has {', '.join(columns) or 'none'}. Map columns with --columns, for example --columns answer=solution"
             )
+    wrong: dict[str, list[str]] = {}  # the places, by what is wrong there
     for prompt in prompts:
         values = {name: column[0] for name, column in columns_of([prompt]).items()}
         usable = [reward for reward in needed if all(values.get(column) is not None for column in reward.needs)]
         if needed and not usable:
             wants = "; ".join(f"{reward.name} needs {' and '.join(reward.needs)}" for reward in needed)
-            faults.add(prompt.place, f"no column to score a completion by: {wants}")
+            wrong.setdefault(f"no column to score a completion by: {wants}", []).append(prompt.place)
         for column, check in {column: check for reward in usable for column, check in reward.needs.items()}.items():
             try:
                 if check:
                     check(values[column])
             except (ValueError, TypeError, InputError) as error:
-                faults.add(prompt.place, f"{column}: {error}")
+                wrong.setdefault(f"{column}: {error}", []).append(prompt.place)
+    for message, places in wrong.items():
+        more = f" (and in {len(places) - 1:,} more rows)" if len(places) > 1 else ""
+        faults.add(places[0], message + more)
+
+
+def describe_words(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> str:
+    """A line about the gold answers in words, which `math` compares by their wording; empty where there are none.
+
+    Call it after check_prompts, which finds the gold answers that nothing can be compared with.
+    """
+    if not any(reward.needs.get("answer") is gold for reward in rewards):
+        return ""
+    answered = [prompt for prompt in prompts if prompt.answer is not None]
+    worded = [prompt for prompt in answered if gold(str(prompt.answer)).words]
+    if not worded:
+        return ""
+    return (
+        f"{len(worded)} of {len(answered)} gold answers are words: math compares their wording. The first is "
+        f"{gold(str(worded[0].answer)).text!r}, {worded[0].place}"
+    )
 
 
 def _entries(spec: Sequence[str]) -> list[tuple[str, float]]:
