@@ -145,7 +145,7 @@ def main() -> None:
     eval_data = read_examples(eval_source, FORMATS, args.format, args.columns) if eval_source else None
     rows: list[Pair | Rating] = data.examples
     paired = isinstance(rows[0], Pair)
-    outliers = None if paired else check_scores(args.data, rows)
+    outliers = check_scores(args.data, [row for row in rows if isinstance(row, Rating)])
     held_out: list[Pair | Rating] = []
     if eval_data:
         held_out = eval_data.examples

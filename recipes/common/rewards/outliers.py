@@ -65,10 +65,12 @@ def find_outliers(scores: Sequence[float]) -> Outliers:
 
 
 def check_scores(data: str, ratings: Sequence[Rating]) -> str | None:
-    """A line that counts and names the scores far outside the others, or None.
+    """A line that counts and names the scores far outside the others; None without one, and without `ratings`.
 
     Raises InputError, with the places, where the scores leave a reward model nothing to tell apart.
     """
+    if not ratings:
+        return None
     found = find_outliers([rating.score for rating in ratings])
     named = ", ".join(f"{ratings[index].place} ({ratings[index].score:g})" for index in found.indices[:5])
     named += ", ..." if len(found.indices) > 5 else ""
