@@ -34,6 +34,35 @@ HINTS = (
     *("only able", "only help", "only answer", "cannot", "never", "unable", "declin", "refus", "pass on", "neither"),
     *("irresponsible", "against", "inappropriate", "unethical", "lack", "violat", "outside", "beyond", "inability"),
 )
+# One of these is in each of those: most texts have none.
+STEMS = (
+    "n't",
+    "n’t",
+    " not",
+    "cannot",
+    "no,",
+    "no.",
+    "no ",
+    "never",
+    "only",
+    "unable",
+    "declin",
+    "refus",
+    "pass on",
+    "neither",
+)
+STEMS += (
+    "sponsib",
+    "against",
+    "inappropriate",
+    "unethical",
+    "lack",
+    "violat",
+    "outside",
+    "beyond",
+    "inability",
+    "can not",
+)
 ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "暂", "只能"))
 # And an English sentence without any of these.
 OWN_VOICE = (
@@ -384,6 +413,8 @@ def refuses(text: str) -> bool:
     """Does the text refuse what its prompt wants, and leave it at that?"""
     text = text[:READ]
     opening = text[:OPENING].lower()
+    if opening.isascii() and not _has(opening, STEMS):
+        return False
     if not _has(opening, HINTS if opening.isascii() else ALL_HINTS):
         return False
     text = THOUGHT.sub("", text, count=1)
@@ -414,7 +445,10 @@ def refuses(text: str) -> bool:
 
 
 def _has(text: str, parts: tuple[str, ...]) -> bool:
-    return any(map(text.__contains__, parts))
+    for part in parts:  # noqa: SIM110  twice as fast as any()
+        if part in text:
+            return True
+    return False
 
 
 def _answers(rest: str, chinese: bool, is_ability: bool) -> bool:
