@@ -48,6 +48,7 @@ Droppable = Literal[
     "unbalanced-tags",
     "repeats-prompt",
     "near-identical",
+    "contradiction",
     "gold-answer",
     "turn-order",
 ]

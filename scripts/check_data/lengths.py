@@ -5,9 +5,10 @@ from array import array
 from collections.abc import Iterator
 
 import jinja2
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Feedback, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.feedback import tokenize_feedback
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer
 
@@ -50,6 +51,9 @@ class Lengths:
         for prompt in (example for example in batch if isinstance(example, Prompt)):
             if ids := self.prompt_ids(prompt, self.faults):
                 yield prompt.place, len(ids)
+        feedback = [example for example in batch if isinstance(example, Feedback)]
+        for row in tokenize_feedback(self.tokenizer, feedback, self.max_length, self.faults):
+            yield row.place, row.full_length
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
         for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
             yield row.place, row.full_length

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Example as Example
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats, detect
-from common.data.read import conversations, pairs, problems, prompts, ratings, unknown_columns
+from common.data.read import conversations, feedback, pairs, problems, prompts, ratings, unknown_columns
 from common.data.rows import Row
 from common.errors import InputError
 
-TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
-Example = Conversation | Pair | Prompt | Rating
+TaskName = Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Task:
 
 
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
-# reward model learns from ratings or from pairs.
+# reward model learns from ratings or from pairs, and KTO from labels or from ratings.
 TASKS = (
     Task("reward", RATING_FORMATS, ratings),
     Task("dpo", PAIR_FORMATS, pairs),
     Task("reward", PAIR_FORMATS, pairs),
+    Task("kto", FEEDBACK_FORMATS, feedback),
+    Task("kto", RATING_FORMATS, ratings),
     Task("sft", FORMATS, conversations),
     Task("grpo", PROBLEM_FORMATS, problems),
     Task("ppo", PROMPT_FORMATS, prompts),

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Feedback, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
 from common.data.rows import Faults
 from common.errors import InputError
 from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
 
@@ -27,8 +28,8 @@ class Question:
     gold: Gold
 
 
-def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
-    """Pairs, conversations, or questions whose gold answer can be compared with."""
+def read(name: str) -> list[Question] | list[Pair] | list[Feedback] | list[Conversation]:
+    """Pairs, feedback, conversations, or questions whose gold answer can be compared with."""
     faults, examples = Faults(), read_held_out(name)
     if isinstance(examples[0], Rating):
         raise InputError(f"{name}: scores judge a reward model, not a policy; give one with --reward-model")
@@ -47,10 +48,11 @@ def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
 
 
 def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
-    """Pairs and conversations as tokens; questions as they are."""
+    """Pairs, feedback and conversations as tokens; questions as they are."""
     if isinstance(rows[0], Question):
         return rows
-    return list((tokenize_pairs if isinstance(rows[0], Pair) else tokenize)(tokenizer, rows, max_length, faults))
+    readers = {Pair: tokenize_pairs, Feedback: tokenize_feedback, Conversation: tokenize}
+    return list(readers[type(rows[0])](tokenizer, rows, max_length, faults))
 
 
 def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:
@@ -67,6 +69,22 @@ def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Mea
             "margin (nats)": margins,
         },
         {"margins": [{"place": pair.place, "margin": margin} for pair, margin in zip(pairs, margins, strict=True)]},
+    )
+
+
+def approve(model: Any, tokenizer: Any, rows: list[TokenFeedback], what: str) -> Measured:
+    """How likely the good completions are, and the bad ones; beside its base, what an adapter learned of each."""
+    scored = score(model, tokenizer, [(row.prompt_ids, row.completion_ids) for row in rows], what)
+    log_probs = [float(one.log_probs.sum()) for one in scored]
+    return Measured(
+        {"log-probability (nats)": log_probs},
+        {
+            "log_probs": [
+                {"place": row.place, "good": row.label, "log_prob": log_prob}
+                for row, log_prob in zip(rows, log_probs, strict=True)
+            ]
+        },
+        tasks=["good" if row.label else "bad" for row in rows],
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Example, Feedback, Pair, Prompt, Rating
+from common.data.feedback import FEEDBACK_FORMATS, FeedbackFormat
 from common.data.formats import (
     FORMATS,
     PAIR_FORMATS,
@@ -45,7 +46,7 @@ class Data:
 
 
 def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
-    """Read and check a whole source. The examples are Conversation, Pair, Prompt or Rating, as `formats` are.
+    """Read and check a whole source. The examples are of the kind that `formats` are.
 
     Args:
         source: as `find_source` found it.
@@ -96,6 +97,13 @@ def pairs(
 ) -> Iterator[Pair]:
     """The rows as preference pairs; otherwise as `conversations`."""
     return _examples(rows, faults, row_format, columns, PAIR_FORMATS)
+
+
+def feedback(
+    rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
+) -> Iterator[Feedback]:
+    """The rows as good or bad completions; otherwise as `conversations`."""
+    return _examples(rows, faults, row_format, columns, FEEDBACK_FORMATS)
 
 
 def problems(
@@ -150,13 +158,17 @@ def _renamed(row: Row, columns: dict[str, str] | None) -> dict[str, Any]:
     return {columns.get(name, name): value for name, value in row.fields.items()} if columns else row.fields
 
 
-def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) -> Conversation | Pair | Prompt | Rating:
+def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) -> Example:
     row = row_format.model_validate(fields)
     tools = _tools(getattr(row, "tools", None))
     if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()
         _check_count(prompt, chosen, rejected)
         return Pair(place, prompt, chosen, rejected, tools)
+    if isinstance(row, FeedbackFormat):
+        prompt, completion = row.feedback()
+        _check_count(prompt, completion)
+        return Feedback(place, prompt, completion, row.label, tools)
     if isinstance(row, PromptFormat):
         prompt = row.prompt_turns()
         _check_count(prompt)

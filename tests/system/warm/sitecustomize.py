@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 
-IMPORT_UNSLOTH = {"sft", "dpo", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill", "preferences"}
+IMPORT_UNSLOTH = {"sft", "dpo", "kto", "grpo", "reward", "ppo", "evaluate", "merge", "compare"}
+IMPORT_UNSLOTH |= {"distill", "preferences"}
 
 words = sys.orig_argv
 script = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
