@@ -19,6 +19,7 @@ several GPUs.
 """
 
 import itertools
+import math
 import os
 import random
 from dataclasses import asdict, dataclass
@@ -152,6 +153,9 @@ def main() -> None:
             "the batch, and a row alone would be compared with itself; give 2 or more, better 4, or --loss-type "
             "apo_zero_unpaired, which has no such estimate"
         )
+    for side, weight in (("desirable", args.desirable_weight), ("undesirable", args.undesirable_weight)):
+        if weight is not None and not 0 < weight < math.inf:
+            raise InputError(f"--{side}-weight {weight:g}: expected a number above 0")
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)

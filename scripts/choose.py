@@ -259,7 +259,7 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
         stages.append(Stage("ppo", "where nothing can be checked, a reward model is the judge.", prompts))
     if not stages:
         raise InputError(
-            "prompts alone teach nothing: they need good answers, pairs, feedback, answers to check against, scores, or "
+            "prompts alone teach nothing: they need good answers, pairs, feedback, answers to check against, scores or "
             "a model that scores (--have reward-model)"
         )
     if "answers" in have:
