@@ -72,7 +72,7 @@ def test_a_long_folder_is_on_one_line_whatever_the_width(tmp_path):
 
 def all_endings(folder: Path) -> dict[str, list[str]]:
     ends = {}
-    for recipe in ("sft", "dpo", "grpo", "ppo", "reward"):
+    for recipe in ("sft", "dpo", "kto", "grpo", "ppo", "reward"):
         for saved in ("adapter", *(["model"] if recipe in ("sft", "reward") else [])):
             for data in (SAMPLE, "my data.jsonl"):
                 ends[recipe, saved, data] = next_commands(finished(folder, recipe, data), folder / saved)
