@@ -372,12 +372,12 @@ def class_weights(labels: list[bool], good: float | None, bad: float | None) -> 
     """
     goods = sum(labels)
     bads = len(labels) - goods
-    if good is None and bad is None:
-        good, bad = max(1.0, bads / goods), max(1.0, goods / bads / LARGEST_RATIO)
-    elif good is None:
+    if good is None:
+        if bad is None:
+            return Weights(goods, bads, max(1.0, bads / goods), max(1.0, goods / bads / LARGEST_RATIO))
         least = bad * bads / goods
-        good = min(max(1.0, least), least * LARGEST_RATIO)
-    elif bad is None:
+        return Weights(goods, bads, min(max(1.0, least), least * LARGEST_RATIO), bad)
+    if bad is None:
         most = good * goods / bads
         bad = min(max(1.0, most / LARGEST_RATIO), most)
     return Weights(goods, bads, good, bad)

@@ -20,6 +20,8 @@ from common.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from common.lm.feedback import TokenFeedback
+
 BATCH = 1000  # conversations tokenized at once; a fast tokenizer then uses all cores
 
 
@@ -239,7 +241,9 @@ def _tokenize_batch(
         yield Example(place, np.array(input_ids[:max_length], dtype=np.int32), mask, len(input_ids))
 
 
-def check_truncation(examples: Sequence[Example | TokenPair], max_length: int, max_share: float) -> str | None:
+def check_truncation(
+    examples: "Sequence[Example | TokenPair | TokenFeedback]", max_length: int, max_share: float
+) -> str | None:
     """A line that counts and names the truncated rows, or None. Raises InputError above `max_share` of the rows."""
     truncated = [example for example in examples if example.full_length > max_length]
     if not truncated:
