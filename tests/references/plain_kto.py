@@ -3,7 +3,8 @@
 TRITON_INTERPRET=1 python tests/references/plain_kto.py MODEL ROWS.jsonl OUTPUT_FOLDER
 
 The rows (prompt, completion, label) are taken in their order. It trains once as it should be, and once with each of a
-few faults planted, so that a test can see that they would show.
+few faults planted, so that a test can see that they would show. TRL's kernel for log-probabilities takes minutes in
+Triton's interpreter, so the faults have plain PyTorch in its place.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +29,17 @@ def as_text(row: dict) -> dict:
     turns = [{"role": "user", "content": row["prompt"]}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return {"prompt": prompt, "completion": row["completion"] + "<|im_end|>", "label": row["label"]}
+
+
+class PlainLogProbs:
+    """What TRL's kernel computes: log-probabilities and entropies (N,), and the mean logits (N,)."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, labels, *_):
+        logits = hidden @ weight.T  # (N, V)
+        log_probs = logits.log_softmax(-1)
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(-1, labels[:, None])[:, 0], entropies, None, logits.mean(-1), None
 
 
 class OwnCompletions(KTOTrainer):
@@ -95,8 +108,10 @@ def train(trainer_class=KTOTrainer, flipped=False, reference=None) -> list[list[
     return [[row["loss"], row["rewards/margins"], row["kl"]] for row in logged]
 
 
-found = {
-    "plain": train(),
+found = {"plain": train()}
+trl.trainer.utils._ChunkedLogProbFunction = PlainLogProbs
+found |= {
+    "plain log-probabilities": train(),
     "labels flipped": train(flipped=True),
     "prompts with loss": train(PromptWithLoss),
     "another reference": train(reference=Path(__file__).parents[2] / "data_samples" / "tiny"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from common.data.examples import Feedback, Pair, Prompt, Rating
+from common.data.examples import Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.errors import InputError
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def as_prompt(example: Prompt | Pair | Feedback | Rating) -> Prompt:
-    """The prompt of an example. That of a pair, of feedback or of a rating has no gold answer."""
+def as_prompt(example: Prompt | Pair | Rating) -> Prompt:
+    """The prompt of an example. That of a pair or a rating has no gold answer."""
     if isinstance(example, Prompt):
         return example
     return Prompt(example.place, example.prompt, tools=example.tools)
