@@ -16,7 +16,7 @@ from common.data.formats import (
     ShareGPT,
 )
 from common.data.rows import Faults
-from common.data.turns import Turns, check_completion, check_prompt
+from common.data.turns import Turns, as_turns, check_completion, check_prompt, without_prompt
 from common.errors import InputError
 
 WORDS = {"true": True, "yes": True, "good": True, "desirable": True, "up": True}
@@ -54,7 +54,7 @@ class FeedbackFormat(ConversationFormat):
         if not completion or completion[0]["role"] != "assistant":
             last = f"ends in a turn of the {completion[0]['role']}" if completion else "holds no turns"
             raise ValueError(f"the conversation {last}; expected the completion that the label is about at its end")
-        return check_prompt(prompt), completion
+        return check_prompt(prompt), check_completion("completion", completion)
 
 
 class MessagesLabel(FeedbackFormat, Messages):
@@ -69,10 +69,10 @@ class PromptLabel(FeedbackFormat, PromptCompletion):
     columns: ClassVar = ("prompt", "completion", "label")
 
     def feedback(self) -> tuple[Turns, Turns]:
-        if not isinstance(self.completion, str):
-            check_completion("completion", [turn.as_dict() for turn in self.completion])
-            if len(self.completion) > 1:
-                raise ValueError(f"completion: {SEVERAL.format(len(self.completion))}")
+        completion = without_prompt(as_turns("user", self.prompt), as_turns("assistant", self.completion))
+        check_completion("completion", completion)
+        if len(completion) > 1:
+            raise ValueError(f"completion: {SEVERAL.format(len(completion))}")
         return super().feedback()
 
 

@@ -4,7 +4,7 @@ import pytest
 from common.data.examples import Feedback, Rating
 from common.data.feedback import FEEDBACK_FORMATS, as_feedback, check_both
 from common.data.formats import detect
-from common.data.read import feedback, read_examples
+from common.data.read import as_examples, read_examples
 from common.data.rows import Faults, Row, find_source
 from common.errors import InputError
 from conftest import ROOT
@@ -18,7 +18,7 @@ TOOLS = [{"name": "add"}]
 def convert(*rows, **options):
     faults = Faults()
     places = (Row(f"f:{number}", fields) for number, fields in enumerate(rows, start=1))
-    return list(feedback(places, faults, **options)), faults.shown
+    return list(as_examples(places, faults, FEEDBACK_FORMATS, **options)), faults.shown
 
 
 @pytest.mark.parametrize("label", ["label", "kto_tag"])
