@@ -30,11 +30,11 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Feedback
 from common.data.feedback import LABELLED_OR_RATED, as_feedback, check_both
-from common.data.hold_out import hold_out_by
+from common.data.hold_out import eval_count, hold_out_by
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
-from common.lm.chat import check_truncation
+from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
@@ -147,15 +147,7 @@ class Args:
 def main() -> None:
     args, base, origins = parse(Args, "kto", __doc__)
     stop = Stop(args.time_limit)
-    if args.loss_type == "kto" and args.per_device_train_batch_size < 2:
-        raise InputError(
-            "--per-device-train-batch-size 1: KTO estimates its reference point from the completions of other rows in "
-            "the batch, and a row alone would be compared with itself; give 2 or more, better 4, or --loss-type "
-            "apo_zero_unpaired, which has no such estimate"
-        )
-    for side, weight in (("desirable", args.desirable_weight), ("undesirable", args.undesirable_weight)):
-        if weight is not None and not 0 < weight < math.inf:
-            raise InputError(f"--{side}-weight {weight:g}: expected a number above 0")
+    check(args)
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
@@ -199,12 +191,12 @@ def main() -> None:
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), shown_completion(row)) for row in shown_rows]
     examples = list(tokenize_feedback(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
+    examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
+    if notes:
+        console.print(notes)
     prompts = len({tuple(row.prompt_ids) for row in examples})
-    evaluation, training = hold_out_by(
-        lambda row: tuple(row.prompt_ids), examples, round(prompts * args.eval_ratio), order
-    )
+    count = eval_count(prompts, args.eval_ratio, "prompts")
+    evaluation, training = hold_out_by(lambda row: tuple(row.prompt_ids), examples, count, order)
     check_both(row.label for row in training)
     if args.loss_type == "kto" and prompts - len({tuple(row.prompt_ids) for row in evaluation}) < 2:
         raise InputError(
@@ -339,6 +331,19 @@ def main() -> None:
             run.update(report=report_on([row.label for row in evaluation], rewards))
             console.print(report_in_words(run.record["report"]), soft_wrap=True)
         show_ending(console, run, saved)
+
+
+def check(args: Args) -> None:
+    """Raise InputError for values that the loss cannot have."""
+    if args.loss_type == "kto" and args.per_device_train_batch_size < 2:
+        raise InputError(
+            "--per-device-train-batch-size 1: KTO estimates its reference point from the completions of other rows in "
+            "the batch, and a row alone would be compared with itself; give 2 or more, better 4, or --loss-type "
+            "apo_zero_unpaired, which has no such estimate"
+        )
+    for side, weight in (("desirable", args.desirable_weight), ("undesirable", args.undesirable_weight)):
+        if weight is not None and not 0 < weight < math.inf:
+            raise InputError(f"--{side}-weight {weight:g}: expected a number above 0")
 
 
 def shown_completion(row: Feedback) -> str:

@@ -55,7 +55,7 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Prompt
 from common.data.formats import PROMPT_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import eval_count, hold_out
 from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
@@ -280,7 +280,8 @@ def main() -> None:
     )
     if dropped:
         console.print(dropped)
-    held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
+    count = eval_count(len(prompts), args.eval_ratio, "prompts")
+    held_out, prompts = hold_out(prompts, count, random.Random(args.seed))
     steps = number_of_steps(args, len(prompts))
 
     console.print(

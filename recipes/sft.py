@@ -19,11 +19,11 @@ from typing import Literal
 from common import environment
 from common.cli import parse
 from common.data.formats import FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import eval_count, hold_out
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import run_command
-from common.lm.chat import Example, check_truncation, tokenize
+from common.lm.chat import Example, tokenize, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.run.ending import show_ending
@@ -154,9 +154,10 @@ def main() -> None:
     samples = as_samples(held_out)
     examples = list(tokenize(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
-    evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
+    examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
+    if notes:
+        console.print(notes)
+    evaluation, training = hold_out(examples, eval_count(len(examples), args.eval_ratio), order)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True

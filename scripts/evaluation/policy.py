@@ -8,9 +8,10 @@ from typing import Any
 
 from common.data.examples import Conversation, Feedback, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
+from common.data.prompts import render_prompts
 from common.data.rows import Faults
 from common.errors import InputError
-from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs, trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
@@ -48,11 +49,21 @@ def read(name: str) -> list[Question] | list[Pair] | list[Feedback] | list[Conve
 
 
 def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
-    """Pairs, feedback and conversations as tokens; questions as they are."""
+    """Pairs, feedback and conversations as tokens; questions as they are. Prints a line about rows that are not whole.
+
+    Raises InputError for rows that the model cannot read.
+    """
     if isinstance(rows[0], Question):
-        return rows
-    readers = {Pair: tokenize_pairs, Feedback: tokenize_feedback, Conversation: tokenize}
-    return list(readers[type(rows[0])](tokenizer, rows, max_length, faults))
+        _, lost = render_prompts(tokenizer, [row.prompt for row in rows])
+        tokens, notes = rows, lost
+    else:
+        readers = {Pair: tokenize_pairs, Feedback: tokenize_feedback, Conversation: tokenize}
+        tokens = list(readers[type(rows[0])](tokenizer, rows, max_length, faults))
+        faults.stop()
+        tokens, notes = trainable(tokens, max_length, 1.0, tokenizer.chat_template)
+    if notes:
+        print(notes)
+    return tokens
 
 
 def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:

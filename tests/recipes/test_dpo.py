@@ -85,7 +85,7 @@ ROW = json.loads(GOOD)
 BAD = {
     "equal answers": (GOOD + json.dumps({**ROW, "rejected": ROW["chosen"]}) + "\n", [], ":2: "),
     "no pairs": (json.dumps({"prompt": "a", "completion": "b"}) + "\n", [], ":1: unknown format"),
-    "a prompt that fills the length": (GOOD * 3, ["--max-length", 5], ":1: the prompt alone has"),
+    "a prompt that fills the length": (GOOD * 3, ["--max-length", 5], "3 of them have no token with loss in those"),
     "weights without losses": (GOOD, ["--loss-weights", 1, 1], "--loss-weights gives 2 weights for 1 loss types"),
     "a loss that needs smoothing": (GOOD, ["--loss-type", "exo_pair"], "exo_pair needs --label-smoothing"),
     "a loss that is not there": (GOOD, ["--loss-type", "sigmoidal"], "sigmoid_norm"),

@@ -195,7 +195,7 @@ BAD = {
     "a wrong type": (GOOD + '{"instruction": "Say a.", "output": 5}\n', [], ":2: output: should be a valid string"),
     "an empty answer": (GOOD + '{"instruction": "Say a.", "output": ""}\n', [], ":2: output: is empty"),
     "all rows cut": (LONG * 30, ["--max-length", 100], "(100.0%) are longer than 100 tokens and truncated"),
-    "no trainable token": (GOOD * 3, ["--max-length", 4], ":1: no trainable token"),
+    "no trainable token": (GOOD * 3, ["--max-length", 4], "3 of them have no token with loss in those"),
     "an unknown format": ('{"a": 1, "b": 2}\n', [], ":1: unknown format: the columns are a, b"),
     "bytes that are not UTF-8": (GOOD.encode() + b'{"instruction": "\xff"}\n', [], ":2: byte 18 is 0xff"),
     "mixed formats": (GOOD + '{"prompt": "a", "completion": "b"}\n', [], ":2: this row is prompt-completion, but"),

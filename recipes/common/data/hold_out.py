@@ -34,6 +34,22 @@ def hold_out_by(key: Callable[[T], Any], rows: list[T], count: int, order: rando
     return [row for row in rows if key(row) in drawn], [row for row in rows if key(row) not in drawn]
 
 
+def eval_count(rows: int, ratio: float, what: str = "rows") -> int:
+    """How many of the rows --eval-ratio holds out: at least one, unless it is 0.
+
+    Raises InputError when none would be left to train on.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"--eval-ratio {ratio:g}: expected a share of the {what}, at least 0 and less than 1")
+    count = max(1, round(rows * ratio)) if ratio else 0
+    if count >= rows:
+        raise InputError(
+            f"--eval-ratio {ratio:g}: {count} of {rows} {what} would be held out, and none is left to train on; give "
+            "more data, or --eval-ratio 0"
+        )
+    return count
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The data of a stage: its source, the example that each row of it is, and names of its columns, to ours."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.data.examples import Conversation, Prompt
+from common.lm.render import prompt_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ class Completion:
     ended: bool
     prompt_ids: list[int]  # (P,)
     completion_ids: list[int]  # (C,), the end token included where it ended
+    log_probs: list[float] | None = None  # (C,), where they were drawn, at the temperature; None from `generate`
 
 
 @torch.no_grad()
@@ -35,7 +37,9 @@ def generate(
     """One completion of each prompt: greedy at temperature 0, else sampled without top-k and top-p.
 
     `end` is the end token. Prompts are padded on the left, so that the completions of a batch begin in one column.
+    Raises InputError with every prompt that the chat template refuses.
     """
+    texts = prompt_texts(tokenizer, prompts)
     end_id = tokenizer.convert_tokens_to_ids(end)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -44,13 +48,8 @@ def generate(
     )
     completions = []
     for first in range(0, len(prompts), batch_size):
-        texts = [
-            tokenizer.apply_chat_template(
-                prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts[first : first + batch_size]
-        ]
-        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
+        batch = texts[first : first + batch_size]
+        inputs = tokenizer(batch, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
             model.device
         )  # (B, P)
         tokens = model.generate(

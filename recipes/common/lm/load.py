@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError
-from common.lm.chat import end_token, set_chat_template, set_pad_token
-from common.lm.hub import Model, contents, find_model, load_tokenizer
+from common.lm.chat import set_pad_token
+from common.lm.hub import Model, contents, embedding_rows, find_model, load_tokenizer
+from common.lm.render import end_token, set_chat_template
 from common.run.folder import parent_of
 
 if TYPE_CHECKING:
@@ -41,12 +42,19 @@ def load_chat_tokenizer(
     """The tokenizer of `base` with a chat template and a pad token, and the token that ends a completion.
 
     The pad token is `pad_token`, else the model card's, else one that is not the end token. Raises InputError when
-    there is no chat template, no end token in it, or no pad token.
+    there is no chat template, no end token in it, or no pad token, and when the embedding has no row for the end token.
     """
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, chat_template_path, base.name)
-    end = end_token(tokenizer)
-    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end)
+    end, rows = end_token(tokenizer), embedding_rows(base)
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    if rows and end_id >= rows:
+        raise InputError(
+            f"{base.name}: its end token {end} has the id {end_id}, and its embedding has {rows} rows: the token was "
+            "added without resizing the model; resize it, or give another template with --chat-template-path"
+        )
+    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end, rows)
+    tokenizer.embedding_rows = rows  # for IdCheck
     return tokenizer, end
 
 

@@ -154,9 +154,14 @@ def score_completions(
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """The columns that reward functions get: a list by name, with None where a row has no value.
 
-    `answer` is there if any prompt has a gold answer.
+    `answer` is there if any prompt has a gold answer, and `tools` if any has tools.
     """
-    rows = [prompt.fields | ({} if prompt.answer is None else {"answer": prompt.answer}) for prompt in prompts]
+    rows = [
+        prompt.fields
+        | ({} if prompt.answer is None else {"answer": prompt.answer})
+        | ({"tools": prompt.tools} if prompt.tools else {})
+        for prompt in prompts
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
