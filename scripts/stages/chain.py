@@ -115,6 +115,6 @@ def stage_data(name: str, stage: Stage, given: dict[str, list[Any]], sources: di
     examples = read_examples(find_source(source), stage.formats, row_format, columns).examples
     if name == "kto":
         examples = as_feedback(examples, next(iter(given.get("threshold", [])), None))
-    if name == "ppo":  # its completions are its own, whatever the data has
+    elif name == "ppo":  # its completions are its own, whatever the data has
         examples = [as_prompt(example) for example in examples]
     return DataSet(source, examples, column_map(columns))
