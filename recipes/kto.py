@@ -9,12 +9,12 @@ Data is messages, prompt and completion, ShareGPT or alpaca rows with a column `
 `kto_tag`, or rated completions with --threshold. Nothing has to be paired, but there must be good and bad ones. The
 reference policy is the base with the adapter switched off, as in DPO: the stage before must be merged into the base.
 
-The loss (arXiv:2402.01306, equations 7 and 8) asks of each completion whether its reward, beta times the log-ratio of
+The loss (arXiv:2402.01306) asks of each completion whether its reward, beta times the log-ratio of
 policy and reference policy, is above a reference point, or below it if it is bad. That point is the KL divergence of
 the two, estimated in every batch from mismatched completions: those of other prompts. So a batch has at least 2 rows,
 and better 4 or more. --loss-type apo_zero_unpaired (arXiv:2408.06266) has 0 in its place.
 
-Left out: pairs (DPO learns more from them), several turns with a label each, images, full-parameter training over
+Left out: pairs, which are for `make dpo`, several turns with a label each, images, full-parameter training over
 several GPUs.
 """
 
@@ -48,7 +48,7 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     from peft import PeftModel
 
-LARGEST_RATIO = 4 / 3  # of the good completions' weight in all to the bad ones'; the smallest is 1 (section 4.2)
+LARGEST_RATIO = 4 / 3  # of the good completions' weight in all to the bad ones'; the smallest is 1 (equation 8)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Args:
 def main() -> None:
     args, base, origins = parse(Args, "kto", __doc__)
     stop = Stop(args.time_limit)
-    check(args)
+    check_arguments(args)
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
@@ -238,6 +238,7 @@ def main() -> None:
             random_state=args.seed,
         )
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(weights=asdict(weights))
 
         def dataset(examples: list[TokenFeedback]) -> Dataset:
             names = ("prompt_ids", "completion_ids", "label")
@@ -333,7 +334,7 @@ def main() -> None:
         show_ending(console, run, saved)
 
 
-def check(args: Args) -> None:
+def check_arguments(args: Args) -> None:
     """Raise InputError for values that the loss cannot have."""
     if args.loss_type == "kto" and args.per_device_train_batch_size < 2:
         raise InputError(
@@ -355,37 +356,39 @@ def shown_completion(row: Feedback) -> str:
 class Weights:
     """How many good and bad completions there are, and what each weighs in the loss."""
 
-    goods: int
-    bads: int
+    good_rows: int
+    bad_rows: int
     good: float
     bad: float
 
     def in_words(self) -> str:
-        ratio = self.good * self.goods / (self.bad * self.bads)
+        ratio = self.good * self.good_rows / (self.bad * self.bad_rows)
         text = (
-            f"{self.goods} good completions of weight {self.good:.4g}, {self.bads} bad ones of weight {self.bad:.4g}: "
+            f"{self.good_rows} good completions of weight {self.good:.4g}, {self.bad_rows} bad ones of weight {self.bad:.4g}: "
             f"the good ones weigh {ratio:.2f} times the bad ones"
         )
         return text if 0.995 <= ratio <= LARGEST_RATIO + 0.005 else f"{text}; the paper advises 1 to 1.33"
 
 
 def class_weights(labels: list[bool], good: float | None, bad: float | None) -> Weights:
-    """The weights of good and bad completions; those that are not given follow section 4.2 of arXiv:2402.01306.
+    """The weights of good and bad completions; those that are not given follow equation 8 of arXiv:2402.01306.
 
     Over all rows the good ones then weigh 1 to 4/3 times what the bad ones do. Of the two weights the smaller is 1, or
     what is given; the other is as near to 1 as the rule allows.
     """
-    goods = sum(labels)
-    bads = len(labels) - goods
+    good_rows = sum(labels)
+    bad_rows = len(labels) - good_rows
     if good is None:
         if bad is None:
-            return Weights(goods, bads, max(1.0, bads / goods), max(1.0, goods / bads / LARGEST_RATIO))
-        least = bad * bads / goods
-        return Weights(goods, bads, min(max(1.0, least), least * LARGEST_RATIO), bad)
+            return Weights(
+                good_rows, bad_rows, max(1.0, bad_rows / good_rows), max(1.0, good_rows / bad_rows / LARGEST_RATIO)
+            )
+        least = bad * bad_rows / good_rows
+        return Weights(good_rows, bad_rows, min(max(1.0, least), least * LARGEST_RATIO), bad)
     if bad is None:
-        most = good * goods / bads
+        most = good * good_rows / bad_rows
         bad = min(max(1.0, most / LARGEST_RATIO), most)
-    return Weights(goods, bads, good, bad)
+    return Weights(good_rows, bad_rows, good, bad)
 
 
 def mismatched(rows: list[TokenFeedback], batch: int) -> list[list[int]]:

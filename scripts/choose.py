@@ -52,7 +52,7 @@ CAN = {
 CANNOT = {
     "sft": "add a skill; what the model does not know it learns to make up",
     "dpo": "add a skill; an answer that the model never gives stays unlikely",
-    "kto": "add a skill, or learn from good answers alone; the same number of pairs teaches DPO more",
+    "kto": "add a skill, or learn from good answers alone; an answer that the model never gives stays unlikely",
     "grpo": "start from nothing: where every try is wrong, there is nothing to reward",
     "reward": "know better than its data; what it overrates, PPO will find",
     "ppo": "get better than the reward model, and it takes the most care of all",
