@@ -364,8 +364,8 @@ class Weights:
     def in_words(self) -> str:
         ratio = self.good * self.good_rows / (self.bad * self.bad_rows)
         text = (
-            f"{self.good_rows} good completions of weight {self.good:.4g}, {self.bad_rows} bad ones of weight {self.bad:.4g}: "
-            f"the good ones weigh {ratio:.2f} times the bad ones"
+            f"{self.good_rows} good completions of weight {self.good:.4g}, {self.bad_rows} bad ones of weight "
+            f"{self.bad:.4g}: the good ones weigh {ratio:.2f} times the bad ones"
         )
         return text if 0.995 <= ratio <= LARGEST_RATIO + 0.005 else f"{text}; the paper advises 1 to 1.33"
 
@@ -378,15 +378,14 @@ def class_weights(labels: list[bool], good: float | None, bad: float | None) -> 
     """
     good_rows = sum(labels)
     bad_rows = len(labels) - good_rows
+    balanced = bad_rows / good_rows  # the weight of a good one, for a bad one of 1, at which both sides weigh the same
     if good is None:
         if bad is None:
-            return Weights(
-                good_rows, bad_rows, max(1.0, bad_rows / good_rows), max(1.0, good_rows / bad_rows / LARGEST_RATIO)
-            )
-        least = bad * bad_rows / good_rows
+            return Weights(good_rows, bad_rows, max(1.0, balanced), max(1.0, 1 / (balanced * LARGEST_RATIO)))
+        least = bad * balanced
         return Weights(good_rows, bad_rows, min(max(1.0, least), least * LARGEST_RATIO), bad)
     if bad is None:
-        most = good * good_rows / bad_rows
+        most = good / balanced
         bad = min(max(1.0, most / LARGEST_RATIO), most)
     return Weights(good_rows, bad_rows, good, bad)
 
