@@ -111,23 +111,26 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(kto, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """Eight good completions and sixteen bad ones, all good ones first."""
+    """Sixteen good completions and eight bad ones, all good ones first."""
     data = tmp_path_factory.mktemp("feedback") / "rows.jsonl"
-    rows = [*[row for row in ROWS if row["label"]][:8], *[row for row in ROWS if not row["label"]][:16]]
+    rows = [*[row for row in ROWS if row["label"]][:16], *[row for row in ROWS if not row["label"]][:8]]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return data
 
 
 @pytest.fixture(scope="module")
-def whole(merged, few, tmp_path_factory):
-    """Three steps of 8 rows each, a checkpoint after every one."""
+def whole(few, tmp_path_factory):
+    """Three steps of 8 rows each, a checkpoint after every one.
+
+    From the base, which has not learned the form of the completions, good or bad: so the KL term is above 0.
+    """
     folder = tmp_path_factory.mktemp("kto") / "run"
     batch = ("--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 2, "--save-steps", 1)
-    flags = ("--model", merged, "--data", few, *batch, "--save-total-limit", 9, "--learning-rate", 3e-3)
+    flags = ("--data", few, *batch, "--save-total-limit", 9, "--learning-rate", 3e-3, "--warmup-steps", 0)
     flags += ("--logging-steps", 1, "--sample-prompts", 0)
     done = run_recipe("kto", "--output-dir", folder, *flags)
     assert done.returncode == 0, done.stderr
-    assert "8 good completions of weight 2, 16 bad ones of weight 1: the good ones weigh 1.00 times" in done.stdout
+    assert "16 good completions of weight 1, 8 bad ones of weight 1.5: the good ones weigh 1.33 times" in done.stdout
     return folder, flags
 
 
@@ -136,13 +139,13 @@ def steps(folder):
 
 
 @pytest.mark.slow
-def test_losses_margins_and_kl_are_those_of_a_plain_trl_script_and_faults_would_show(whole, merged, few, tmp_path):
+def test_losses_margins_and_kl_are_those_of_a_plain_trl_script_and_faults_would_show(whole, few, tmp_path):
     folder, _ = whole
     rows = few.read_text(encoding="utf-8").splitlines(keepends=True)
     random.Random(SEED).shuffle(rows)
     (tmp_path / "ordered.jsonl").write_text("".join(rows), encoding="utf-8")
     script = ROOT / "tests" / "references" / "plain_kto.py"
-    command = [sys.executable, script, merged, tmp_path / "ordered.jsonl", tmp_path]
+    command = [sys.executable, script, ROOT / "data_samples" / "tiny", tmp_path / "ordered.jsonl", tmp_path]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     plain = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert plain.returncode == 0, plain.stderr
@@ -153,6 +156,7 @@ def test_losses_margins_and_kl_are_those_of_a_plain_trl_script_and_faults_would_
         for one, other in zip(ours, theirs, strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
     assert ours[2][1] > 1e-2  # it moves, so that equal is not equal to nothing
+    assert ours[2][2] > 1e-2
     for fault, other in found.items():
         distances = [abs(a - b) for one, two in zip(ours, other, strict=True) for a, b in zip(one, two, strict=True)]
         assert max(distances) > 1e-2, fault

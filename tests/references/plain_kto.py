@@ -21,7 +21,6 @@ from trl import KTOConfig, KTOTrainer
 base, file, output = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 tokenizer = AutoTokenizer.from_pretrained(base)
 rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-good = sum(row["label"] for row in rows)
 
 
 def as_text(row: dict) -> dict:
@@ -63,6 +62,15 @@ class PromptWithLoss(KTOTrainer):
         )
 
 
+def another_reference():
+    """The base, changed a little."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
 def train(trainer_class=KTOTrainer, flipped=False, reference=None) -> list[list[float]]:
     """Loss, reward margin and KL of each step."""
     texts = [as_text({**row, "label": row["label"] != flipped}) for row in rows]
@@ -70,7 +78,7 @@ def train(trainer_class=KTOTrainer, flipped=False, reference=None) -> list[list[
     torch.manual_seed(42)
     trainer = trainer_class(
         model=model,
-        ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32) if reference else None,
+        ref_model=reference,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(texts),
         peft_config=LoraConfig(
@@ -83,14 +91,15 @@ def train(trainer_class=KTOTrainer, flipped=False, reference=None) -> list[list[
         args=KTOConfig(
             output_dir=str(output),
             beta=0.1,
-            desirable_weight=(len(rows) - good) / good,  # there are more bad ones
+            desirable_weight=1.0,
+            undesirable_weight=1.5,
             max_length=512,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             num_train_epochs=1,
             learning_rate=3e-3,
             lr_scheduler_type="linear",
-            warmup_steps=0.1,
+            warmup_steps=0,
             optim="adamw_torch_fused",
             max_grad_norm=1.0,
             gradient_checkpointing=False,
@@ -114,7 +123,7 @@ found |= {
     "plain log-probabilities": train(),
     "labels flipped": train(flipped=True),
     "prompts with loss": train(PromptWithLoss),
-    "another reference": train(reference=Path(__file__).parents[2] / "data_samples" / "tiny"),
+    "another reference": train(reference=another_reference()),
     "own completions for the KL term": train(OwnCompletions),
 }
 (output / "losses.json").write_text(json.dumps(found))
