@@ -19,7 +19,7 @@ from typing import Literal
 from common import environment
 from common.cli import parse
 from common.data.formats import FORMATS
-from common.data.hold_out import eval_count, hold_out
+from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import run_command
@@ -58,7 +58,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a row, prompt and completion together; longer rows are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the rows would be truncated."""
+    """Stop when a larger share of the rows would be truncated, or lose a part in the chat template."""
     packing: bool = True
     """Put several documents into each row of a batch. Off on the CPU, where attention cannot keep them apart."""
     eval_ratio: float = 0.0
@@ -157,7 +157,7 @@ def main() -> None:
     examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
     if notes:
         console.print(notes)
-    evaluation, training = hold_out(examples, eval_count(len(examples), args.eval_ratio), order)
+    evaluation, training = hold_out_share(examples, args.eval_ratio, order)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True

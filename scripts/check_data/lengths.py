@@ -72,4 +72,5 @@ class Lengths:
 def as_conversation(example: Conversation | Rating) -> Conversation:
     if isinstance(example, Conversation):
         return example
-    return Conversation(example.place, example.prompt + example.response, example.tools)
+    context = frozenset(range(len(example.prompt)))  # only the completion is rated
+    return Conversation(example.place, example.prompt + example.response, example.tools, context)

@@ -100,6 +100,7 @@ class Survey:
                 self.labels[example.label] += 1
                 if first := self._place_of(_identity(replace(example, label=not example.label))):
                     self.findings.add("contradiction", place, f"the other way round in {first}")
+                    is_copy = True  # of a row that is compared with the others
             case Rating():
                 self.scores.append(example.score)
             case Prompt(answer=str()):

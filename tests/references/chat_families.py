@@ -257,7 +257,11 @@ def llama(text: Text, tools: Turns | None, date: str) -> None:
     text.say("<|endoftext|>" + head.format("system") + ("Environment: ipython\n" if tools else ""))
     text.say(f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}<|eot_id|>")
     if tools:
-        (_, first), *turns = turns
+        (index, first), *turns = turns
+        if first["role"] == "assistant" and index not in text.untrained:
+            if index:
+                raise RefusedError("no turn for the tools before an answer")
+            text.lost.add("opening")
         text.say(head.format("user") + LLAMA_TOOLS + "".join(dumped(tool, 4) + "\n\n" for tool in tools))
         text.say(first["content"].strip() + "<|eot_id|>")
     for index, turn in turns:

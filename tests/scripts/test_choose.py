@@ -408,7 +408,7 @@ def test_the_interview(tmp_path):
     assert "Please give numbers from 1 to 6" in output
     assert "Please give a number, such as 24" in output
     assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
-    output, code = interview(b"3\n", "--model", "tiny", "--gpu-gib", "0")
+    output, code = interview(b"4\n", "--model", "tiny", "--gpu-gib", "0")
     assert code == 0, output
     assert "GRPO, for tiny with no GPU" in output
     assert "Which model?" not in output

@@ -34,6 +34,11 @@ def hold_out_by(key: Callable[[T], Any], rows: list[T], count: int, order: rando
     return [row for row in rows if key(row) in drawn], [row for row in rows if key(row) not in drawn]
 
 
+def hold_out_share(rows: list[T], ratio: float, order: random.Random, what: str = "rows") -> tuple[list[T], list[T]]:
+    """The share --eval-ratio of the rows drawn by `order`, and the rest. Raises InputError as `eval_count`."""
+    return hold_out(rows, eval_count(len(rows), ratio, what), order)
+
+
 def eval_count(rows: int, ratio: float, what: str = "rows") -> int:
     """How many of the rows --eval-ratio holds out: at least one, unless it is 0.
 

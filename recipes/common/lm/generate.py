@@ -1,12 +1,11 @@
 """Generate completions for chat prompts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation, Prompt
+from common.data.examples import Conversation
 from common.lm.render import prompt_texts
 
 if TYPE_CHECKING:
@@ -70,26 +69,3 @@ def generate(
             text = tokenizer.decode(row, skip_special_tokens=True)
             completions.append(Completion(text, ended, prompt[mask.count(0) :], row))
     return completions
-
-
-def sample_completions(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
-    end: str,
-    count: int,
-    max_new_tokens: int,
-    temperature: float,
-    batch_size: int = 64,
-) -> list[list["Completion"]]:
-    """`count` completions of each prompt, as `generate` makes them, with a progress bar."""
-    from common.run.progress import bar
-
-    repeated = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
-    completions = []
-    with bar("completions", len(repeated)) as advance:
-        for first in range(0, len(repeated), batch_size):
-            batch = repeated[first : first + batch_size]
-            completions += generate(model, tokenizer, batch, end, max_new_tokens, temperature)
-            advance(len(batch))
-    return [completions[first : first + count] for first in range(0, len(completions), count)]

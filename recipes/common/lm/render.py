@@ -190,16 +190,19 @@ class ChatFormat:
         prompt = render_turns(self.tokenizer, turns[:index], tools, add_generation_prompt=True)
         if text.startswith(prompt):
             return len(prompt), False
-        # The whole conversation has turns before this one in another way. Another answer tells where it begins: where
-        # the two texts differ, or earlier, if a generation prompt ends earlier.
+        # Another answer tells where this one begins: where the two conversations differ, or at a generation prompt
+        # before that.
         other = [*turns[:index], {"role": "assistant", "content": SENTINEL}, *turns[index + 1 :]]
         start = _common(render_turns(self.tokenizer, other, tools), text)
         header = prompt[_common(render_turns(self.tokenizer, turns[:index], tools), prompt) :]
-        found = text.rfind(header, before, start)
-        if found >= 0:
-            return found + len(header), False
         same = _common(prompt, text)
-        return (same if start - len(header) <= same <= start else start), True
+        if same >= start - len(header):  # up to the generation prompt, or a part of it, the prompt is as at inference
+            return min(same, start), True
+        # The prompt may end after the two begin to differ: it may write the beginning of every answer.
+        found = text.rfind(header, before, start + max(len(header) - 1, 0)) + len(header)
+        if found < len(header) or self.end in text[found:start]:
+            return start, True
+        return found, False
 
 
 def _common(one: str, other: str) -> int:

@@ -136,7 +136,7 @@ def test_a_turn_with_the_end_token_in_it_is_a_fault(tokenizer):
     assert "a turn of the user contains <|im_end|>" in faults.shown[0]
 
 
-@pytest.mark.parametrize("family", ["gemma"], indirect=True)
+@pytest.mark.parametrize("family", ["gemma-2"], indirect=True)
 def test_what_the_template_refuses_is_a_fault_with_its_reason(family):
     _, tokenizer, _ = family
     faults = Faults()

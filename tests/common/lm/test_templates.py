@@ -1,5 +1,6 @@
 """The chat format of every model card: what a row says carries loss, is named as lost, or the row is refused."""
 
+import ast
 import copy
 import re
 
@@ -112,6 +113,19 @@ def test_what_becomes_of_the_pieces_of_a_row(name, known):
                 assert answer.rpartition("</think>")[2].strip() in span or wanted == {pieces.BESIDE_CALLS}
             if "tool_calls" in turns[1]:
                 assert all(text in found[0][0] for text in ("weather", '{"city": "Zürich", "days": [1, null, true]}'))
+
+
+def test_a_text_that_is_dropped_is_not_found_inside_of_a_call(known):
+    _, lost = outcome(known["llama-3.1"], [user("Q"), assistant("Zürich", tool_calls=[CALL])])
+    assert lost == {pieces.BESIDE_CALLS}
+
+
+def test_an_answer_is_found_where_turns_before_it_are_rendered_differently_later(known):
+    """In the prompt of its second answer Qwen3 renders the thought of the first; not so in the whole conversation."""
+    call = assistant("", reasoning_content="Look.", tool_calls=[CALL])
+    spans, lost = outcome(known["qwen3"], [user("Q"), call, *CALLED[2:], user("Thanks."), assistant("Bye.")])
+    assert spans[1:] == ["It rains.<|im_end|>", "<think>\n\n</think>\n\nBye.<|im_end|>"]
+    assert lost == {pieces.THOUGHTS}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -227,6 +241,16 @@ def test_nothing_else_calls_a_chat_template():
     files = [file for folder in ("recipes", "scripts") for file in sorted((ROOT / folder).rglob("*.py"))]
     callers = [file.name for file in files if "apply_chat_template" in file.read_text(encoding="utf-8")]
     assert callers == ["render.py"]
+
+
+def test_every_conversation_that_a_command_makes_has_the_tools_of_its_row():
+    """Else a template that needs them renders another prompt than training: GRPO, PPO, distill, evaluate and others."""
+    without = []
+    for file in (file for folder in ("recipes", "scripts") for file in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Conversation" and len(node.args) < 3:
+                without.append(file.name)
+    assert without == ["compare.py", "headroom.py"]  # requests to a judge, and rows that have none
 
 
 RAISING = {
