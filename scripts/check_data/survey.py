@@ -103,7 +103,7 @@ class Survey:
                     is_copy = True  # of a row that is compared with the others
             case Rating():
                 self.scores.append(example.score)
-            case Prompt(answer=str()):
+            case Prompt(answer=str()) if "tests" not in example.fields:  # else it is a program, which the tests grade
                 self._look_at_gold_answer(place, example.answer)
         self._draw(Sampled(place, prompt_text[:CLIP], completion_text[:CLIP], is_copy, held_out is not None))
 

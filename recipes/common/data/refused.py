@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from common.data.messages import MEDIA, is_empty
+from common.data.messages import MARKS, MEDIA, is_empty
 from common.data.turns import Turns
 
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -34,6 +34,12 @@ def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) 
             "chosen, rejected: the rows are pairs, which are data for make dpo; for the conversations without their "
             "last answer, give chosen another name, --columns unread=chosen"
         )
+    for column in MARKS if demonstrations else ():
+        if column not in own and str(fields.get(column)).strip().lower() in ("0", "0.0", "false"):
+            raise ValueError(
+                f"{column}: the row is marked as one not to learn from; remove the row, or to learn from it all the "
+                f"same, give the column another name, --columns unread={column}"
+            )
     label = label_column(fields) if demonstrations else None
     if label and label not in own:
         raise ValueError(

@@ -197,20 +197,23 @@ def _parquet_rows(file: Path, faults: Faults) -> Iterator[Row]:
         if twice := _twice(table.schema_arrow.names):
             raise InputError(f"{file}: two columns have the name {twice!r}; rename one")
         batches = (batch.to_pylist(maps_as_pydicts="strict") for batch in table.iter_batches(batch_size=1024))
-        yield from _arrow_rows(str(file), itertools.chain.from_iterable(batches), faults)
+        nothing = {field.name for field in table.schema_arrow if pa.types.is_null(field.type)}
+        yield from _arrow_rows(str(file), itertools.chain.from_iterable(batches), nothing, faults)
     except KeyError as error:  # of a map
         raise InputError(f"{file}: {error.args[0]}") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # OSError: a damaged page; ValueError: text not in UTF-8
         raise InputError(f"{file}: not a readable Parquet file: {error}") from None
 
 
-def _arrow_rows(name: str, rows: Iterable[dict[str, Any]], faults: Faults) -> Iterator[Row]:
+def _arrow_rows(name: str, rows: Iterable[dict[str, Any]], nothing: set[str], faults: Faults) -> Iterator[Row]:
     """Rows of Arrow, which gives every row all columns and all keys: what a row lacks is null there.
 
-    Nulls inside a column are left out, and noted. A column that is null is kept: it shows which columns there are.
+    Nulls inside a column are left out, and noted. A column that is null is kept: it shows which columns there are. The
+    columns `nothing`, of Arrow's type null, hold a value in no row; they are none.
     """
     for number, fields in enumerate(rows, start=1):
         place = f"{name}:{number}"
+        fields = {column: value for column, value in fields.items() if column not in nothing}
         given = {column: _without_nulls(value) for column, value in fields.items()}
         if given != fields:
             faults.note(place, "nulls inside a column, which Parquet has for keys that a row lacks, are left out")
@@ -240,7 +243,9 @@ def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
         raise _hub_refusal(name, error) from None
     # Images and sounds are refused where the row is read; they are not decoded before, which needs more libraries.
     media = {column: "not loaded" for column, feature in dataset.features.items() if MEDIA.search(repr(feature))}
-    yield from _arrow_rows(name, (fields | media for fields in dataset.remove_columns(list(media))), faults)
+    nothing = {column for column, feature in dataset.features.items() if getattr(feature, "dtype", None) == "null"}
+    rows = (fields | media for fields in dataset.remove_columns(list(media)))
+    yield from _arrow_rows(name, rows, nothing, faults)
 
 
 @functools.cache  # so that the rows and the commit in a run's identity are of the same request

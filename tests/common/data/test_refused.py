@@ -101,6 +101,17 @@ def test_a_tag_that_is_written_about_is_text(text):
     assert len(read(FORMATS, {"instruction": text, "output": "b"})[0]) == 1
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": "0"}, {"loss_scale": 0.0}])
+def test_a_row_that_is_marked_as_a_whole_is_not_learned(mark):
+    for row in DEMONSTRATIONS:
+        found, faults = read(FORMATS, row | mark)
+        assert found == []
+        assert "the row is marked as one not to learn from" in faults.shown[0]
+        assert len(read(FORMATS, row | mark, f"unread={next(iter(mark))}")[0]) == 1
+    (note,) = read(FORMATS, DEMONSTRATIONS[0] | {"weight": 0.5})[1].notes()
+    assert note.startswith("the column 'weight' is not read")
+
+
 def test_pairs_of_sharegpt_are_no_demonstrations():
     """The conversation of such a row lacks its last answer."""
     row = {"conversations": [ASK, SAY, ASK], "chosen": SAY, "rejected": {**SAY, "content": "c"}}

@@ -168,6 +168,8 @@ def test_the_nulls_of_arrow_are_left_out_at_all_depths_and_counted(tmp_path):
 def test_the_columns_of_parquet_are_those_of_its_schema(tmp_path):
     pq.write_table(pa.table({"instruction": ["a", "b"], "output": [None, "c"]}), tmp_path / "a.parquet")
     assert [list(row.fields) for row in read(tmp_path / "a.parquet")[0]] == [["instruction", "output"]] * 2
+    pq.write_table(pa.table({"a": ["b"], "never": pa.nulls(1)}), tmp_path / "b.parquet")
+    assert [list(row.fields) for row in read(tmp_path / "b.parquet")[0]] == [["a"]]
 
 
 def test_a_map_of_parquet_is_an_object_and_two_columns_of_a_name_are_refused(tmp_path):
