@@ -197,7 +197,7 @@ class IdCheck:
 
     def passes(self, place: str, ids: Sequence[int] | np.ndarray, faults: Faults) -> bool:
         """Have all ids a row? A fault if not."""
-        largest = int(np.max(ids))
+        largest = int(np.max(ids, initial=0))
         if self.rows is None or largest < self.rows:
             return True
         faults.add(

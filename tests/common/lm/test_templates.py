@@ -287,7 +287,9 @@ def test_a_reward_model_reads_the_tools_of_a_prompt(classifier):
     answers = [[assistant("a")]] * 2
     model = RewardModel(str(classifier))
     with_tools, without = model([one.prompt for one in prompts], answers, **columns_of(prompts))
-    assert with_tools != without == model([prompts[1].prompt], answers[:1])[0]
+    alone = model([prompts[1].prompt], answers[:1])[0]
+    assert without == pytest.approx(alone, abs=1e-4)  # no more than padding changes
+    assert abs(with_tools - alone) > 1e-3
 
 
 # Ids and the embedding.
