@@ -41,6 +41,7 @@ from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
     Reward,
     check_prompts,
+    describe_words,
     identities,
     load,
     reward_models,
@@ -196,6 +197,8 @@ def main() -> None:
     check_prompts(rewards, data.examples, faults)
     faults.stop()
     check_functions(rewards, data.examples, args.seed)
+    if worded := describe_words(rewards, data.examples):
+        print(worded)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.
     run = plan_run(

@@ -68,7 +68,15 @@ from common.lm.rollout.correction import rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
-from common.rewards.specification import Reward, check_prompts, identities, load, reward_models, score_completions
+from common.rewards.specification import (
+    Reward,
+    check_prompts,
+    describe_words,
+    identities,
+    load,
+    reward_models,
+    score_completions,
+)
 from common.run.curriculum import PromptSampler
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -244,6 +252,8 @@ def main() -> None:
     check_prompts(reward_functions, prompts, faults)
     faults.stop()
     check_functions(reward_functions, prompts, args.seed, may_be_silent=True)  # such as one that looks for a disclaimer
+    if worded := describe_words(reward_functions, prompts):
+        print(worded)
     reward_adapter = find_reward_adapter(args.reward_model, contents(base)) if args.reward_model else None
 
     # 2. The run: a new one, one to resume, or one that is finished. Nothing is written yet.

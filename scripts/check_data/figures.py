@@ -63,6 +63,7 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         report["labels"] = {"good": survey.labels[True], "bad": survey.labels[False]}
     if survey.gold_answers:
         report["gold_answers"] = survey.gold_answers
+        report["gold_words"] = survey.gold_words
     return report
 
 

@@ -57,6 +57,7 @@ def test_losses_and_margins_are_those_of_a_plain_trl_script(whole, merged, few, 
     assert ours[2][1] > 1e-4  # it moves, so that equal is not equal to nothing
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
     """With a "ref" adapter beside the policy's, transformers would resume with an untrained one: loss ln 2 again."""
     folder, flags = whole
@@ -72,6 +73,7 @@ def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
     assert adapter_bytes(cut) == adapter_bytes(folder)
 
 
+@pytest.mark.usefixtures("warm")
 def test_the_reference_can_be_computed_beforehand(whole, tmp_path):
     folder, flags = whole
     run = tmp_path / "run"
@@ -93,6 +95,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
+@pytest.mark.usefixtures("warm")
 def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     content, flags, says = BAD[fault]
     (tmp_path / "pairs.jsonl").write_text(content)

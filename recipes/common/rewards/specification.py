@@ -199,6 +199,23 @@ def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: 
         faults.add(places[0], message + more)
 
 
+def describe_words(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> str:
+    """A line about the gold answers in words, which `math` compares by their wording; empty where there are none.
+
+    Call it after check_prompts, which finds the gold answers that nothing can be compared with.
+    """
+    if not any(reward.needs.get("answer") is gold for reward in rewards):
+        return ""
+    answered = [prompt for prompt in prompts if prompt.answer is not None]
+    worded = [prompt for prompt in answered if gold(str(prompt.answer)).words]
+    if not worded:
+        return ""
+    return (
+        f"{len(worded)} of {len(answered)} gold answers are words: math compares their wording. The first is "
+        f"{gold(str(worded[0].answer)).text!r}, {worded[0].place}"
+    )
+
+
 def _entries(spec: Sequence[str]) -> list[tuple[str, float]]:
     """The rewards in `spec`, several in a word where there are commas, each with its weight."""
     return [_weight(entry.strip()) for words in spec for entry in words.split(",") if entry.strip()]

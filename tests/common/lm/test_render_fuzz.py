@@ -16,7 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[3] / name) for name in ("recipes", "tests")]
 
-from common.data.read import conversations
+from common.data.formats import FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, Row
 from common.lm import pieces
 from common.lm.chat import tokenize
@@ -176,7 +177,7 @@ def try_rows(tiny, count: int, seed: int, formats_of_a_row: int) -> tuple[Counte
     for number in range(count):
         fields, untrained = row(random.Random(f"{seed} {number}"))
         faults = Faults()
-        read = list(conversations([Row(f"row:{number}", fields)], faults))
+        read = list(as_examples([Row(f"row:{number}", fields)], faults, FORMATS))
         if not read:
             outcomes["refused by the reader"] += formats_of_a_row
             continue
