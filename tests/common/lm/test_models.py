@@ -250,6 +250,10 @@ def test_an_adapter_is_refused_by_the_name_of_its_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"}')
     with pytest.raises(InputError, match=r"adapter of Qwen/Qwen2.5-7B-Instruct.*merge"):
         find_model(str(tmp_path))
+    # With a config.json beside it too: transformers would load the adapter, on the base that it names.
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"adapter of Qwen/Qwen2.5-7B-Instruct.*merge"):
+        find_model(str(tmp_path))
 
 
 # --- which weights exactly
