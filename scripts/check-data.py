@@ -50,6 +50,7 @@ Droppable = Literal[
     "repeats-prompt",
     "outlier",
     "near-identical",
+    "contradiction",
     "gold-answer",
     "turn-order",
     "long-prompt",

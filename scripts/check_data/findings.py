@@ -24,6 +24,7 @@ KINDS = {
     "repeats-prompt": (QUALITY, "the completion repeats the prompt"),
     "outlier": (QUALITY, "the score is far outside the others"),
     "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
+    "contradiction": (QUALITY, "the same completion is marked good and bad"),
     "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
     "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),
     "near-duplicate": (DUPLICATES, "a near duplicate of an earlier row"),

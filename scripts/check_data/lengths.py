@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import fields
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Feedback, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import Tokenized, tokenize, tokenize_pairs
+from common.lm.feedback import tokenize_feedback
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer
 from common.lm.render import ChatFormat
@@ -55,6 +56,9 @@ class Lengths:
             if ids := self.prompt_ids(prompt, self.faults):
                 self.limits.add_prompt(prompt.place, len(ids))
                 yield prompt.place, len(ids)
+        feedback = [example for example in batch if isinstance(example, Feedback)]
+        for row in tokenize_feedback(self.tokenizer, feedback, self.max_length, self.faults):
+            yield self._row(row)
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
         for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
             yield self._row(row)

@@ -8,11 +8,11 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from common.data.examples import Pair, Prompt, Rating
+from common.data.examples import Feedback, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.rewards.outliers import FIX, NOTHING, find_outliers
 
@@ -100,6 +100,7 @@ class Survey:
         self.scores = array("d")
         self.score_places = array("q")
         self.refused = 0  # rows that a recipe refuses next to the others
+        self.labels: Counter[bool] = Counter()
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
@@ -128,11 +129,16 @@ class Survey:
         if self.estimate:
             self.estimate.estimate(example, len(everything))
         self._look_at_turns(place, turns_of(example))
-        if not isinstance(example, Prompt):
+        if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
                 self._look_at_pair(place, completions[0], text_of(example.rejected))
+            case Feedback():
+                self.labels[example.label] += 1
+                if (first := self._seen.get(hash(identity(replace(example, label=not example.label))))) is not None:
+                    self.findings.add("contradiction", place, f"the other way round in {self._place(first)}")
+                    is_copy = True  # of a row that is compared with the others
             case Rating():
                 self.scores.append(example.score)
                 self.score_places.append(self._here(place))

@@ -56,6 +56,11 @@ SAMPLES = {
     "prompt-answer.jsonl": "grpo",
     "prompt.jsonl": "grpo",
     "question-answer.jsonl": "grpo",
+    **{
+        f"{rows}-{label}.jsonl": "kto"
+        for rows in ("messages", "sharegpt", "prompt", "alpaca")
+        for label in ("label", "kto-tag")
+    },
     "verl.jsonl": "grpo",
     "instruction-rating.jsonl": "reward",
     "prompt-rating.jsonl": "reward",
@@ -131,7 +136,7 @@ def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
     assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.8
 
 
-@pytest.mark.parametrize("name", ["sft", "preferences-train", "arithmetic-train"])
+@pytest.mark.parametrize("name", ["sft", "preferences-train", "feedback-train", "arithmetic-train"])
 def test_only_near_duplicates_are_found_in_the_data_of_the_tiny_model(name, check):
     report, _, refusal = check(ROOT / "data_samples" / f"{name}.jsonl")
     assert refusal is None
@@ -281,6 +286,23 @@ def test_gold_answers_that_cannot_be_parsed_are_at_their_lines(check, tmp_path):
     assert refusal is None
     assert (report["task"], report["gold_answers"]) == ("grpo", 6)
     assert lines(report) == {"gold-answer": [2, 5]}
+
+
+def test_feedback_is_counted_and_what_contradicts_itself_is_at_its_line(check, tmp_path):
+    rows = [{"prompt": question, "completion": f"{question} I do not know.", "label": 0} for question in QUESTIONS[:4]]
+    rows += [{"prompt": QUESTIONS[0], "completion": "Light of short waves is scattered most.", "label": True}]
+    refusal_of_a_bad_one = {"prompt": QUESTIONS[5], "completion": "I am sorry, but I cannot help.", "label": False}
+    path = write(tmp_path / "thumbs.jsonl", [*rows, {**rows[4], "label": False}, rows[4], refusal_of_a_bad_one])
+    report, out, refusal = check(path)
+    assert refusal is None
+    assert (report["task"], report["format"], report["labels"]) == ("kto", "prompt-label", {"good": 2, "bad": 6})
+    assert lines(report) == {"contradiction": [6, 7], "duplicate": [7]}  # what a bad completion says is no finding
+    assert report["findings"]["contradiction"]["listed"][0]["message"] == f"the other way round in {path}:5"
+    assert re.search(r"labels +good 25.0%, bad 75.0%", out)
+    report, _, _ = check(write(tmp_path / "good.jsonl", [rows[4]] * 2))
+    assert (report["rules"][0]["verdict"], report["rules"][0]["reason"]) == ("bad", "every completion is good")
+    report, _, _ = check(ROOT / "data_samples" / "formats" / "prompt-rating.jsonl", "--task", "kto")
+    assert (report["task"], report["rows"]) == ("kto", 4)
 
 
 def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp_path):
@@ -494,6 +516,9 @@ def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
         "Keep it in a paper bag at room temperature, and freeze what you will not eat within two days.",
         "Just buy less of it.",
     ]
+    _, out, _ = check(formats / "messages-label.jsonl", "--model", "tiny", "--show-mask", 1)
+    assert between(out)[1:] == ["Radar.<|im_end|>"]  # its last turn
+    assert "messages-label.jsonl:1 good" in out
     _, out, _ = check(formats / "prompt-answer.jsonl", "--model", "tiny", "--show-mask", 1)
     assert "0 with loss" in out
     assert len(between(out)) == 1  # that of the heading
@@ -991,14 +1016,14 @@ def test_rows_are_read_and_validated_fast(tmp_path):
 
 
 def test_memory_does_not_grow_with_what_rows_hold(monkeypatch):
-    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 100)
+    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 10)
     survey = Survey(Findings())
     tracemalloc.start()
-    for number in range(3000):
-        survey.add(turns(f"f:{number}", f"question {number}", "yes, " * 4000))  # 60 MB in all
+    for number in range(1000):
+        survey.add(turns(f"f:{number}", f"question {number}", "yes, " * 2000))  # 10 MB in all
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * 2**20
+    assert peak < 2 * 2**20
 
 
 def test_a_pair_counts_the_chosen_answer_only():
