@@ -1,8 +1,8 @@
-"""The four kinds of example that the methods learn from, all made of chat messages.
+"""The kinds of example that the methods learn from, all but one made of chat messages.
 
 A Conversation to imitate, a Pair of completions with a preference, a Prompt whose completions are scored, a Rating of a
 completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools). The
-model's own chat template renders them at the end, so one file serves every model.
+model's own chat template renders them at the end, so one file serves every model. A Document is raw text instead.
 """
 
 from dataclasses import dataclass, field
@@ -51,3 +51,11 @@ class Rating:
     response: Turns
     score: float
     tools: Turns | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Raw text to continue pre-training on; no chat template touches it."""
+
+    place: str
+    text: str

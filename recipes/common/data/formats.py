@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
+from common.data.documents import DocumentText, is_chatml
 from common.data.turns import (
     GoldAnswer,
     Instruction,
@@ -68,6 +69,10 @@ class PromptCompletion(ConversationFormat):
 class ChatMLText(ConversationFormat):
     columns: ClassVar = ("text",)
     text: Text
+
+    @classmethod
+    def fits(cls, fields: dict[str, Any]) -> bool:
+        return super().fits(fields) and is_chatml(fields["text"])
 
     def messages(self) -> Turns:
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", self.text, flags=re.DOTALL)
@@ -264,6 +269,7 @@ FORMATS: Formats = {
     "prompt-completion": PromptCompletion,
     "alpaca": Alpaca,
     "chatml-text": ChatMLText,
+    "text": DocumentText,
 }
 
 PAIR_FORMATS: Formats = {
@@ -290,5 +296,5 @@ PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
 
 
 def detect(fields: dict[str, Any], formats: Formats = FORMATS) -> str | None:
-    """The name of the first of the `formats` whose columns are all in `fields`, or None."""
-    return next((name for name, row in formats.items() if all(column in fields for column in row.columns)), None)
+    """The name of the first of the `formats` that a row of these fields fits, or None."""
+    return next((name for name, row in formats.items() if row.fits(fields)), None)

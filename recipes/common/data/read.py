@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.documents import DocumentText
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.formats import (
     FORMATS,
     PAIR_FORMATS,
@@ -45,7 +46,7 @@ class Data:
 
 
 def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
-    """Read and check a whole source. The examples are Conversation, Pair, Prompt or Rating, as `formats` are.
+    """Read and check a whole source. The examples are of one kind of examples.py, as `formats` are.
 
     Args:
         source: as `find_source` found it.
@@ -82,8 +83,8 @@ def column_map(pairs: Iterable[str]) -> dict[str, str]:
 
 def conversations(
     rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
-) -> Iterator[Conversation]:
-    """The rows as conversations. A row that does not fit its format is added to `faults` and skipped.
+) -> Iterator[Conversation | Document]:
+    """The rows as conversations or documents. A row that does not fit its format is added to `faults` and skipped.
 
     With "auto" the first row decides the format of all; a row of another format is a fault that names both lines.
     `columns` maps the source's names of columns to ours. Raises InputError when the first row has no known format.
@@ -150,8 +151,12 @@ def _renamed(row: Row, columns: dict[str, str] | None) -> dict[str, Any]:
     return {columns.get(name, name): value for name, value in row.fields.items()} if columns else row.fields
 
 
-def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any]) -> Conversation | Pair | Prompt | Rating:
+def _example(
+    place: str, row_format: type[RowFormat], fields: dict[str, Any]
+) -> Conversation | Document | Pair | Prompt | Rating:
     row = row_format.model_validate(fields)
+    if isinstance(row, DocumentText):
+        return Document(place, row.text)
     tools = _tools(getattr(row, "tools", None))
     if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()

@@ -1,7 +1,8 @@
 """Read a data source row by row, with the place of every row.
 
-A source is a file (JSON Lines, a JSON array, CSV, Parquet), a folder of such files, or a dataset on the hub. Rows are
-streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in formats.py.
+A source is a file (JSON Lines, a JSON array, CSV, Parquet, text), a folder of such files, or a dataset on the hub. Rows
+are streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in
+formats.py.
 """
 
 import csv
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revision
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SUFFIXES = (*ROWS, ".txt")  # a .txt file is one row, a document
 SHOWN_FAULTS = 20
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half of a character, such as one of the two of an emoji
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -64,6 +66,8 @@ def find_source(data: str) -> Source:
     path = Path(data).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        # Beside files of rows, a text file is a licence or a note.
+        files = [file for file in files if file.suffix.lower() in ROWS] or files
         if not files:
             raise InputError(f"{data}: this folder holds no data file; expected one of {', '.join(SUFFIXES)}")
         return files
@@ -99,6 +103,9 @@ def read_rows(source: Source, faults: Faults) -> Iterator[Row]:
                 yield from _csv_rows(file, faults)
             case ".parquet":
                 yield from _parquet_rows(file)
+            case ".txt":
+                if (text := _decode(str(file), file.read_bytes(), faults)) is not None:
+                    yield Row(f"{file}:1", {"text": text})
             case ".json" if _starts_with_bracket(file):
                 yield from _json_array_rows(file, faults)
             case _:

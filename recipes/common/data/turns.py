@@ -70,6 +70,11 @@ class RowFormat(BaseModel):
     columns: ClassVar[tuple[str, ...]]
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    @classmethod
+    def fits(cls, fields: dict[str, Any]) -> bool:
+        """Does a row of these fields have this format?"""
+        return all(column in fields for column in cls.columns)
+
 
 class TextPart(RowFormat):
     type: Literal["text"]

@@ -1,4 +1,4 @@
-"""Generate completions for chat prompts."""
+"""Generate completions for chat prompts, and continuations of documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation, Prompt
+from common.data.examples import Conversation, Document, Prompt
+from common.lm.documents import document_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ class Completion:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[Conversation],
+    prompts: "Sequence[Conversation | Document]",
     end: str,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -45,7 +46,9 @@ def generate(
     completions = []
     for first in range(0, len(prompts), batch_size):
         texts = [
-            tokenizer.apply_chat_template(
+            document_prompt(tokenizer, prompt)
+            if isinstance(prompt, Document)
+            else tokenizer.apply_chat_template(
                 prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
             )
             for prompt in prompts[first : first + batch_size]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError
 from common.lm.chat import end_token, set_chat_template, set_pad_token
+from common.lm.documents import document_end
 from common.lm.hub import Model, contents, find_model, load_tokenizer
 from common.run.folder import parent_of
 
@@ -46,6 +47,21 @@ def load_chat_tokenizer(
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, chat_template_path, base.name)
     end = end_token(tokenizer)
+    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end)
+    return tokenizer, end
+
+
+def load_text_tokenizer(
+    base: Model, chat_template_path: str | None = None, pad_token: str | None = None
+) -> tuple["PreTrainedTokenizerBase", str]:
+    """The tokenizer of `base` for documents, and the token that ends one; it needs no chat template.
+
+    Otherwise as `load_chat_tokenizer`. Raises InputError when there is no end token or no pad token.
+    """
+    tokenizer = load_tokenizer(base)
+    if chat_template_path:
+        set_chat_template(tokenizer, chat_template_path, base.name)
+    end = document_end(tokenizer)
     set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end)
     return tokenizer, end
 

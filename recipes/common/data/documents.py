@@ -1,0 +1,46 @@
+"""Raw text, the row format of continued pre-training: a column `text` without chat turns, or a .txt file.
+
+A `text` column may also hold conversations that a chat template has rendered. As raw text they would carry loss on the
+turns of the user too, so ChatML is read as its turns, and what other templates write is refused.
+"""
+
+import re
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+
+from common.data.turns import RowFormat, Text
+
+CHATML = "<|im_start|>"
+BEGIN = r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)"
+# What the chat templates of other families write first, and the two parts of a dialogue that is written as plain text.
+TEMPLATE = re.compile(
+    rf"\s*{BEGIN}?\s*(\[INST\]|<<SYS>>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|start\|>|<｜User｜>"
+    r"|<\|(?:user|assistant|system)\|>)"
+)
+DIALOGUE = re.compile(
+    rf"(?:\A\s*{BEGIN}?\s*((?:Human|User|USER):)[^\n].*\n\s*(?:Assistant|ASSISTANT):"
+    r"|^(### ?(?:Instruction|Human|User):).*^### ?(?:Response|Assistant):)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def is_chatml(text: Any) -> bool:
+    """Is this the text of a conversation in ChatML, and no document?"""
+    return isinstance(text, str) and CHATML in text
+
+
+class DocumentText(RowFormat):
+    columns: ClassVar = ("text",)
+    text: Text
+
+    @field_validator("text")
+    @classmethod
+    def _is_no_conversation(cls, text: str) -> str:
+        if found := TEMPLATE.match(text) or DIALOGUE.search(text):
+            mark = next(filter(None, found.groups()))
+            raise ValueError(
+                f"is a conversation that a chat template has rendered ({mark}), and no document: as raw text the turns "
+                "of the user would carry loss too. Give its turns as `messages`, or `instruction` and `output`"
+            )
+        return text
