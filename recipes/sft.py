@@ -23,7 +23,7 @@ from typing import Literal
 from common import environment
 from common.cli import parse
 from common.data.examples import Document
-from common.data.formats import FORMATS
+from common.data.formats import SFT_FORMATS
 from common.data.hold_out import hold_out
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
@@ -128,7 +128,7 @@ def main() -> None:
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     environment.set_variables(models=[base], sources=[source])
-    data = read_examples(source, FORMATS, args.format, args.columns)
+    data = read_examples(source, SFT_FORMATS, args.format, args.columns)
     raw_text = isinstance(data.examples[0], Document)
     check_arguments(args)
 
@@ -169,9 +169,9 @@ def main() -> None:
     # With fewer than ten rows, none is held out.
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
-    parts = hold_out(rows, round(len(rows) * args.eval_ratio), order)
+    parts = (held_out, *hold_out(rows, round(len(rows) * args.eval_ratio), order))
     as_tokens = tokenize_documents if raw_text else tokenize
-    evaluation, training = (list(as_tokens(tokenizer, part, args.max_length, faults)) for part in parts)
+    _, evaluation, training = (list(as_tokens(tokenizer, part, args.max_length, faults)) for part in parts)
     faults.stop()
     if raw_text:
         console.print(count_documents([*training, *evaluation], args.max_length, end), soft_wrap=True)

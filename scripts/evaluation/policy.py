@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
 from common.data.rows import Faults
 from common.errors import InputError
 from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.documents import tokenize_documents
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
 
@@ -27,8 +28,8 @@ class Question:
     gold: Gold
 
 
-def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
-    """Pairs, conversations, or questions whose gold answer can be compared with."""
+def read(name: str) -> list[Question] | list[Pair] | list[Conversation] | list[Document]:
+    """Pairs, conversations, documents, or questions whose gold answer can be compared with."""
     faults, examples = Faults(), read_held_out(name)
     if isinstance(examples[0], Rating):
         raise InputError(f"{name}: scores judge a reward model, not a policy; give one with --reward-model")
@@ -47,10 +48,11 @@ def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
 
 
 def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
-    """Pairs and conversations as tokens; questions as they are."""
+    """Pairs, conversations and documents as tokens; questions as they are."""
     if isinstance(rows[0], Question):
         return rows
-    return list((tokenize_pairs if isinstance(rows[0], Pair) else tokenize)(tokenizer, rows, max_length, faults))
+    as_tokens = {Pair: tokenize_pairs, Document: tokenize_documents}.get(type(rows[0]), tokenize)
+    return list(as_tokens(tokenizer, rows, max_length, faults))
 
 
 def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:
@@ -71,7 +73,7 @@ def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Mea
 
 
 def imitate(model: Any, tokenizer: Any, examples: list[Example], what: str) -> Measured:
-    """The loss on the assistant's turns, a mean by token, as SFT has it."""
+    """The loss on the assistant's turns, or on a document; a mean by token, as SFT has it."""
     rows = [(example.input_ids[:1].tolist(), example.input_ids[1:].tolist()) for example in examples]
     losses, counts = [], []
     for example, scored in zip(examples, score(model, tokenizer, rows, what), strict=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.arguments import read_fields, read_words, values
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
 from common.data.hold_out import DataSet
 from common.data.prompts import as_prompt
 from common.data.read import column_map, read_examples
@@ -31,7 +31,7 @@ class Stage:
 
 
 STAGES = {
-    "sft": Stage(FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
+    "sft": Stage(SFT_FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
     "dpo": Stage(PAIR_FORMATS, ("dpo_data",), "preferences-train.jsonl"),
     "grpo": Stage(PROBLEM_FORMATS, ("math_data",), "arithmetic-train.jsonl"),
     "reward": Stage({**PAIR_FORMATS, **RATING_FORMATS}, ("reward_data",), "scores.jsonl", ("stand_alone",)),

@@ -44,3 +44,6 @@ class DocumentText(RowFormat):
                 "of the user would carry loss too. Give its turns as `messages`, or `instruction` and `output`"
             )
         return text
+
+
+DOCUMENT_FORMATS: dict[str, type[RowFormat]] = {"text": DocumentText}

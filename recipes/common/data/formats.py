@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from common.data.documents import DocumentText, is_chatml
+from common.data.documents import DOCUMENT_FORMATS, is_chatml
 from common.data.turns import (
     GoldAnswer,
     Instruction,
@@ -269,8 +269,9 @@ FORMATS: Formats = {
     "prompt-completion": PromptCompletion,
     "alpaca": Alpaca,
     "chatml-text": ChatMLText,
-    "text": DocumentText,
 }
+
+SFT_FORMATS: Formats = {**FORMATS, **DOCUMENT_FORMATS}
 
 PAIR_FORMATS: Formats = {
     "preference": PromptPair,

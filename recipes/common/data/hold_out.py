@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError
 from common.run.files import write_jsonl
 
 T = TypeVar("T")
-Example = Conversation | Pair | Prompt | Rating
+Example = Conversation | Document | Pair | Prompt | Rating
 
 SHARE, MOST = 0.05, 200  # of the prompts of a data set that are held out: a share, and at most so many
 
@@ -61,7 +61,10 @@ def hold_out_prompts(
 
 
 def prompt_key(example: Example) -> str:
-    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn."""
+    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn; of a
+    document, of its text."""
+    if isinstance(example, Document):
+        return hashlib.sha256(example.text.strip().encode()).hexdigest()
     turns = example.messages if isinstance(example, Conversation) else example.prompt
     texts = []
     for turn in turns:
@@ -73,7 +76,7 @@ def prompt_key(example: Example) -> str:
 
 
 def read_held_out(name: str) -> list[Any]:
-    """Pairs, ratings, conversations, or prompts with gold answers, whichever the first row of the source is."""
+    """Pairs, ratings, conversations, documents, or prompts with gold answers, whichever the source's first row is."""
     source, faults = find_source(name), Faults()
     first = next(read_rows(source, faults), None)
     faults.stop()
@@ -82,8 +85,8 @@ def read_held_out(name: str) -> list[Any]:
         formats = PAIR_FORMATS
     elif detect(fields, RATING_FORMATS):
         formats = RATING_FORMATS
-    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, FORMATS):
-        formats = FORMATS
+    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, SFT_FORMATS):
+        formats = SFT_FORMATS
     else:
         formats = PROBLEM_FORMATS
     return read_examples(source, formats).examples

@@ -91,8 +91,8 @@ def test_a_turn_that_does_not_fit_names_its_place(turns, says):
     assert shown[0].startswith(f"f:1: {says}")
 
 
-def test_text_that_is_not_chatml_is_refused():
-    _, shown = convert({"text": "Once upon a time"})
+def test_text_around_the_turns_of_chatml_is_refused():
+    _, shown = convert({"text": "Once upon a time\n<|im_start|>user\n2 + 2?<|im_end|>\n"})
     assert "not ChatML from end to end: 'Once upon a time'" in shown[0]
 
 
