@@ -157,8 +157,8 @@ def main() -> None:
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
-    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant; of raw
-    # text, all of it.
+    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
+    # are as they are, and carry loss throughout.
     base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -169,14 +169,17 @@ def main() -> None:
     # With fewer than ten rows, none is held out.
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
-    parts = (held_out, *hold_out(rows, round(len(rows) * args.eval_ratio), order))
-    as_tokens = tokenize_documents if raw_text else tokenize
-    _, evaluation, training = (list(as_tokens(tokenizer, part, args.max_length, faults)) for part in parts)
-    faults.stop()
-    if raw_text:
+    if raw_text:  # a document is held out whole, and may be several rows
+        parts = (held_out, *hold_out(rows, round(len(rows) * args.eval_ratio), order))
+        _, evaluation, training = (list(tokenize_documents(tokenizer, part, args.max_length, faults)) for part in parts)
+        faults.stop()
         console.print(count_documents([*training, *evaluation], args.max_length, end), soft_wrap=True)
-    elif truncated := check_truncation([*training, *evaluation], args.max_length, args.max_truncated):
-        console.print(truncated)
+    else:
+        examples = list(tokenize(tokenizer, rows, args.max_length, faults))
+        faults.stop()
+        if truncated := check_truncation(examples, args.max_length, args.max_truncated):
+            console.print(truncated)
+        evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
@@ -188,6 +191,8 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
+            checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

@@ -124,7 +124,7 @@ def estimate(
         optimizer += embedding * 8 + head * 2
 
     packings = (False,) if method != "sft" else (True, False) if packing is None else (packing,)
-    offloaded = max_length >= OFFLOADED_FROM
+    offloaded = max_length >= OFFLOADED_FROM and not train_embeddings  # SFT has plain checkpointing there
     activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, p) for p in packings)
 
     logits = 0 if method == "reward" else min(tokens, LOSS_ROWS) * shape.vocab_size * LOGIT_BYTES

@@ -98,6 +98,7 @@ def test_trained_embeddings_add_copies_with_gradients_and_moments(little, tied, 
     assert {name: with_them[name] - size for name, size in without.items() if with_them[name] != size} == {
         "adapter": copies * 800 * 8,  # 100 rows of 8 numbers, in float32
         "optimizer": 800 * moments,  # Adam of an embedding is in 32 bit, of a head in 8
+        "activations": 4 * 2048 * (1 * 2 * 8 - 4 * 8),  # each layer's input stays on the GPU, in place of two buffers
     }
 
 
