@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+from common.data.documents import DOCUMENT_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS
 from common.data.read import column_map, conversations
 from common.data.rows import Faults, read_rows
@@ -61,6 +62,8 @@ STAGES = {
     "answers": "grpo",
     "scores": "reward ppo",
     "reward-model": "ppo",
+    "documents": "sft",
+    "demonstrations documents": "sft sft",
     "demonstrations pairs": "sft dpo",
     "pairs demonstrations": "sft dpo",
     "demonstrations answers": "sft grpo",
@@ -114,6 +117,18 @@ def test_the_commands_word_for_word():
     )
 
 
+def test_raw_text_comes_first_and_what_answers_follows():
+    shown = answer("--have", "demonstrations", "documents", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    assert [command for stage in shown["stages"] for command in stage["commands"]] == [
+        "make sft MODEL=qwen2.5-7b DATA=documents.jsonl OUT=outputs/qwen2.5-7b-pretrained LOAD_IN_4BIT=no",
+        "make merge ADAPTER=outputs/qwen2.5-7b-pretrained/adapter OUT=outputs/qwen2.5-7b-pretrained-merged",
+        "make sft MODEL=outputs/qwen2.5-7b-pretrained-merged DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft "
+        "LOAD_IN_4BIT=no",
+    ]
+    assert shown["pipeline"] is None  # which has each method once
+    assert "TRAIN_EMBEDDINGS=yes" in shown["notes"][0]
+
+
 def test_the_reward_model_judges_and_is_no_base():
     shown = answer("--have", "demonstrations", "scores", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     assert [command[:2] for command in commands(shown)] == [
@@ -138,7 +153,13 @@ def test_the_reward_model_judges_and_is_no_base():
 
 def kind_of(name: str) -> str:
     """What a sample file is for, by the name of its format."""
-    kinds = {"demonstrations": FORMATS, "pairs": PAIR_FORMATS, "scores": RATING_FORMATS, "answers": PROBLEM_FORMATS}
+    kinds = {
+        "demonstrations": FORMATS,
+        "documents": DOCUMENT_FORMATS,
+        "pairs": PAIR_FORMATS,
+        "scores": RATING_FORMATS,
+        "answers": PROBLEM_FORMATS,
+    }
     named = [(form, kind) for kind, forms in kinds.items() for form in forms if name.startswith(form)]
     form, kind = max(named, key=lambda pair: len(pair[0]))  # prompt-pair begins with prompt
     return "prompts" if form in ("prompt", "instruction") else kind
