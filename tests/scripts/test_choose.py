@@ -418,9 +418,9 @@ def test_the_interview(tmp_path):
         os.close(theirs)
         return output, process.returncode
 
-    output, code = interview(b"7\n1, 2\n\nmuch\n24\n")
+    output, code = interview(b"99\n1, 2\n\nmuch\n24\n")
     assert code == 0, output
-    assert "Please give numbers from 1 to 5" in output
+    assert "Please give numbers from 1 to " in output
     assert "Please give a number, such as 24" in output
     assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
     output, code = interview(b"3\n", "--model", "tiny", "--gpu-gib", "0")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from common.data.examples import Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import column_map, conversations, pairs, problems, prompts, ratings
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
@@ -115,11 +115,12 @@ def test_a_forced_format_refuses_another():
     assert shown == ["f:1: this row is messages, but --format is alpaca; a source holds one format"]
 
 
-@pytest.mark.parametrize("known", [FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS])
+@pytest.mark.parametrize("known", [SFT_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS])
 def test_no_format_hides_another(known):
     """A row with exactly the columns of a format is of that format, whatever others stand before it."""
     for name, form in known.items():
-        assert detect(dict.fromkeys(form.columns, "x"), known) == name
+        text = "<|im_start|>" if name == "chatml-text" else "x"  # which text is, what it holds tells
+        assert detect(dict.fromkeys(form.columns, text), known) == name
 
 
 def read(reader, *rows, **options):
