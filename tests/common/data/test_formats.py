@@ -4,7 +4,7 @@ import json
 
 import pytest
 from common.data.examples import Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import column_map, conversations, pairs, problems, prompts, ratings
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
