@@ -2,27 +2,22 @@
 
     TRITON_INTERPRET=1 python tests/references/plain_trl.py ROWS.jsonl OUTPUT_FOLDER
 
-Rows are `messages`, with loss on the turns of the assistant, or `text`, with loss on all of it. In rows of `text` the
-embeddings are trained too.
-
 TRL 1.15 sends the loss through a Triton kernel, which on a CPU needs Triton's interpreter.
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 rows, output = Path(sys.argv[1]), Path(sys.argv[2])
 tiny = Path(__file__).parents[2] / "data_samples" / "tiny"
-examples = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-raw_text = "text" in examples[0]
+messages = [json.loads(line)["messages"] for line in rows.read_text(encoding="utf-8").splitlines()]
 model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
 torch.manual_seed(42)
 model = get_peft_model(
@@ -33,25 +28,15 @@ model = get_peft_model(
         lora_dropout=0.0,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         task_type="CAUSAL_LM",
-        modules_to_save=["embed_tokens"] if raw_text else None,
-        ensure_weight_tying=raw_text,
     ),
 )
-if raw_text:  # of the three ways to put a parameter into a group of its own, the one that no library helps with
-    own = [weight for name, weight in model.named_parameters() if "embed_tokens.modules_to_save" in name]
-    others = [weight for name, weight in model.named_parameters() if weight.requires_grad and "lora" in name]
-    groups = [{"params": others, "lr": 5e-3}, {"params": own, "lr": 1e-3}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-    steps = 2 * math.ceil(len(examples) / 16)
-    schedule = get_scheduler("linear", optimizer, 10, steps)
 trainer = SFTTrainer(
     model=model,
     processing_class=AutoTokenizer.from_pretrained(tiny),
-    train_dataset=Dataset.from_list(examples),
-    optimizers=(optimizer, schedule) if raw_text else (None, None),
+    train_dataset=Dataset.from_list([{"messages": turns} for turns in messages]),
     args=SFTConfig(
         output_dir=str(output),
-        assistant_only_loss=not raw_text,  # by the generation markers of the tiny model's template
+        assistant_only_loss=True,  # by the generation markers of the tiny model's template
         max_length=512,
         per_device_train_batch_size=8,
         gradient_accumulation_steps=2,
