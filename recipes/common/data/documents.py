@@ -1,7 +1,7 @@
 """Raw text, the row format of continued pre-training: a column `text` without chat turns, or a .txt file.
 
 A `text` column may also hold conversations that a chat template has rendered. As raw text they would carry loss on the
-turns of the user too, so ChatML is read as its turns, and what other templates write is refused.
+turns of the user too. So ChatML is read as its turns, and what other templates write is refused.
 """
 
 import re
@@ -13,10 +13,10 @@ from common.data.turns import RowFormat, Text
 
 CHATML = "<|im_start|>"
 BEGIN = r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)"
-# What the chat templates of other families write first, and the two parts of a dialogue that is written as plain text.
+# What the chat templates of other families write first, and messages as JSON; then a dialogue as plain text.
 TEMPLATE = re.compile(
     rf"\s*{BEGIN}?\s*(\[INST\]|<<SYS>>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|start\|>|<｜User｜>"
-    r"|<\|(?:user|assistant|system)\|>)"
+    r"|<\|(?:user|assistant|system)\|>|\[\s*\{\s*[\"'](?:role|from)[\"'])"
 )
 DIALOGUE = re.compile(
     rf"(?:\A\s*{BEGIN}?\s*((?:Human|User|USER):)[^\n].*\n\s*(?:Assistant|ASSISTANT):"
@@ -40,8 +40,8 @@ class DocumentText(RowFormat):
         if found := TEMPLATE.match(text) or DIALOGUE.search(text):
             mark = next(filter(None, found.groups()))
             raise ValueError(
-                f"is a conversation that a chat template has rendered ({mark}), and no document: as raw text the turns "
-                "of the user would carry loss too. Give its turns as `messages`, or `instruction` and `output`"
+                f"is a conversation written as text ({mark}), and no document: as raw text, the turns of the user would "
+                "carry loss too. Give its turns as messages, or as instruction and output"
             )
         return text
 

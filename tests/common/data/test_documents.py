@@ -58,10 +58,12 @@ def test_a_fault_names_its_line_and_its_cause(tmp_path, rows, says):
     "### Human: 2 + 2?\n### Assistant: 4",
     "\n\nHuman: 2 + 2?\n\nAssistant: 4",
     "USER: 2 + 2?\nASSISTANT: 4",
+    '[{"role": "user", "content": "2 + 2?"}]',
+    "[{'from': 'human', 'value': '2 + 2?'}]",
 ])  # fmt: skip
 def test_a_rendered_conversation_is_no_document(tmp_path, text):
     """All of it would carry loss, the turns of the user too."""
-    with pytest.raises(InputError, match=":1: text: is a conversation that a chat template has rendered"):
+    with pytest.raises(InputError, match=":1: text: is a conversation written as text"):
         read(tmp_path / "a.jsonl", [{"text": text}])
 
 
