@@ -40,8 +40,8 @@ class DocumentText(RowFormat):
         if found := TEMPLATE.match(text) or DIALOGUE.search(text):
             mark = next(filter(None, found.groups()))
             raise ValueError(
-                f"is a conversation written as text ({mark}), and no document: as raw text, the turns of the user would "
-                "carry loss too. Give its turns as messages, or as instruction and output"
+                f"is a conversation written as text ({mark}), and no document: as raw text, the turns of the user "
+                "would carry loss too. Give its turns as messages, or as instruction and output"
             )
         return text
 
