@@ -21,6 +21,7 @@ class Completion:
     ended: bool
     prompt_ids: list[int]  # (P,)
     completion_ids: list[int]  # (C,), the end token included where it ended
+    log_probs: list[float] | None = None  # (C,), where they were drawn, at the temperature; None from `generate`
 
 
 @torch.no_grad()

@@ -1,0 +1,300 @@
+"""The policy's weights as the decoder reads them: q, k and v in one matrix, gate and up in one, the adapter merged.
+
+A merged copy is made of the linear layers only; embedding, norms and head are the training model's own tensors. Each
+sum base + adapter is computed in 32 bit from the stored base and rounded once: nothing is merged in place and taken
+out again, which drifts in 16 bit.
+"""
+
+import itertools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from common.lm.rollout import operations
+from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Merged:
+    """Several linear layers as one whose weight (out, in) holds their weights with the adapter merged."""
+
+    def __init__(self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype) -> None:
+        self.layers = layers
+        self.adapter = adapter
+        shapes = [_shape(layer) for layer in layers]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        self.weight = torch.empty(rows, columns, dtype=dtype, device=_stored(layers[0]).device)
+        self.bias = _bias(layers, dtype)
+
+    def refresh(self) -> None:
+        first = 0
+        for layer in self.layers:
+            weight = dequantized(layer)  # (out, in)
+            part = self.weight[first : first + weight.shape[0]]
+            first += weight.shape[0]
+            lora = _lora(layer, self.adapter)
+            if lora is None:
+                part.copy_(weight)
+                continue
+            down, up, scaling = lora
+            operations_for(part.device).merge(part, weight, up, down, scaling)
+
+    def sources(self) -> "list[Tensor]":
+        return _sources(self.layers, self.adapter)
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        return F.linear(x, self.weight, self.bias)
+
+
+class Dequantized:
+    """The same for a base in 4 bit of which no 16-bit copy fits: its weight is made anew at every call, in a buffer
+    that all layers share, and the adapter is added to the result."""
+
+    def __init__(
+        self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype, buffer: "Tensor"
+    ) -> None:
+        self.layers = layers
+        self.adapter = adapter
+        self.shapes = [_shape(layer) for layer in layers]
+        self.weight = buffer[: sum(rows for rows, _ in self.shapes) * self.shapes[0][1]].view(-1, self.shapes[0][1])
+        self.bias = _bias(layers, dtype)
+        loras = [_lora(layer, adapter) for layer in layers]
+        ranks = sum(lora[0].shape[0] for lora in loras if lora is not None)
+        self.down = torch.zeros(ranks, self.weight.shape[1], dtype=dtype, device=buffer.device)
+        self.up = torch.zeros(self.weight.shape[0], ranks, dtype=dtype, device=buffer.device)  # block-diagonal
+
+    def refresh(self) -> None:
+        row = rank = 0
+        for layer, (rows, _) in zip(self.layers, self.shapes, strict=True):
+            if (lora := _lora(layer, self.adapter)) is not None:
+                down, up, scaling = lora
+                self.down[rank : rank + len(down)].copy_(down)
+                self.up[row : row + rows, rank : rank + len(down)].copy_(up.float() * scaling)
+                rank += len(down)
+            row += rows
+
+    def sources(self) -> "list[Tensor]":
+        return _sources(self.layers, self.adapter)
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        row = 0
+        for layer, (rows, _) in zip(self.layers, self.shapes, strict=True):
+            dequantized(layer, out=self.weight[row : row + rows])
+            row += rows
+        y = F.linear(x, self.weight, self.bias)
+        return torch.addmm(y, F.linear(x, self.down), self.up.T) if len(self.down) else y
+
+
+class Layer:
+    """One layer of the transformer: its norms, and its four matrices."""
+
+    def __init__(self, module: Any, architecture: Architecture, linear: Any) -> None:
+        self.first_norm = module.input_layernorm.weight
+        if architecture.post_norms:
+            self.attention_norm = module.post_attention_layernorm.weight
+            self.second_norm = module.pre_feedforward_layernorm.weight
+            self.mlp_norm = module.post_feedforward_layernorm.weight
+        else:
+            self.second_norm = module.post_attention_layernorm.weight
+        attention = module.self_attn
+        self.q_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None  # Qwen 3, Gemma 3
+        self.k_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
+        self.qkv, self.output, self.gate_up, self.down = map(linear, _matrices(module))
+
+    def linears(self) -> list[Merged | Dequantized]:
+        return [self.qkv, self.output, self.gate_up, self.down]
+
+
+class PolicyWeights:
+    """A policy ready to decode: `model` with `adapter` merged, or without an adapter where it is None.
+
+    Args:
+        model: a causal language model, or that under PEFT. Its base may be in 16, 32 or 4 bit (bitsandbytes).
+        adapter: the name of a LoRA adapter of it.
+        copy: whether the linear layers are copied; else they are dequantized at every call, for 4 bit only.
+
+    Raises Unsupported, naming why, when the decoder cannot run the model or merge the adapter.
+    """
+
+    def __init__(self, model: "PeftModel | PreTrainedModel", adapter: str | None, copy: bool = True) -> None:
+        self.config = model.config.get_text_config()
+        self.architecture = read_architecture(self.config)
+        text, head = _parts(model)
+        self.embedding = text.embed_tokens
+        self.head = head
+        self.norm = text.norm.weight
+        self.device = self.norm.device
+        self.operations = operations_for(self.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.read: list[int] = []  # the addresses that the graph reads
+        # Norms stay in the dtype in which the model computes, also under a base in 4 bit.
+        self.dtype = _active(self.embedding).weight.dtype
+        if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise Unsupported(f"its embedding is in {self.dtype}")
+        # Rounded to the dtype as the model does it, so that it is the same number.
+        self.embed_scale = float(torch.tensor(self.architecture.embed_scale, dtype=self.dtype))
+        modules = list(text.layers)
+        _check([*modules, self.embedding, self.head], adapter)
+        if copy:
+
+            def linear(layers: Sequence[torch.nn.Module]) -> Merged | Dequantized:
+                return Merged(layers, adapter, self.dtype)
+        else:
+            sizes = [sum(map(_size, matrix)) for matrix in itertools.chain(*map(_matrices, modules))]
+            buffer = torch.empty(max(sizes), dtype=self.dtype, device=self.device)
+
+            def linear(layers: Sequence[torch.nn.Module]) -> Merged | Dequantized:
+                return Dequantized(layers, adapter, self.dtype, buffer)
+
+        self.layers = [Layer(module, self.architecture, linear) for module in modules]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge the adapter as it is now. On a GPU the kernels are recorded once and replayed: there are thousands."""
+        if self.device.type != "cuda":
+            self._merge()
+            return
+        read = [tensor.data_ptr() for linear in self._linears() for tensor in linear.sources()]
+        if read != self.read:  # the first time, or a weight has moved
+            self._merge()
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._merge()
+            self.read = read
+        assert self.graph is not None
+        self.graph.replay()
+
+    def _merge(self) -> None:
+        for linear in self._linears():
+            linear.refresh()
+
+    def _linears(self) -> "list[Merged | Dequantized]":
+        return [linear for layer in self.layers for linear in layer.linears()]
+
+    def embed(self, ids: "Tensor") -> "Tensor":
+        """The embeddings (B, h) of `ids` (B,)."""
+        x = F.embedding(ids, _active(self.embedding).weight)
+        return x if self.embed_scale == 1.0 else x * self.embed_scale
+
+    def logits(self, hidden: "Tensor") -> "Tensor":
+        """The logits (B, V) of normed hidden states (B, h), before a final soft cap."""
+        head = _active(self.head)
+        return F.linear(hidden, head.weight, head.bias)
+
+
+def operations_for(device: torch.device) -> ModuleType:
+    """The module whose functions a step is made of: Triton kernels on a CUDA GPU, else plain torch."""
+    if device.type == "cuda":
+        from common.lm.rollout import kernels
+
+        return kernels
+    return operations
+
+
+def merged_bytes(model: "PeftModel | PreTrainedModel") -> int:
+    """The size in bytes of the merged copy of the linear layers."""
+    text, _ = _parts(model)
+    size = sum(_size(layer) for module in text.layers for matrix in _matrices(module) for layer in matrix)
+    return size * _active(text.embed_tokens).weight.element_size()
+
+
+def dequantized(layer: Any, out: "Tensor | None" = None) -> "Tensor":
+    """The stored weight (out, in) of a linear layer, without an adapter, in 16 or 32 bit; written to `out` if given."""
+    weight = _stored(layer)
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.data if out is None else out.copy_(weight.data)
+    from bitsandbytes.functional import dequantize_4bit
+
+    if out is None or not out.is_cuda or out.dtype != state.dtype:  # it writes to a given tensor on a GPU only
+        made = dequantize_4bit(weight.data, state)
+        return made if out is None else out.copy_(made)
+    return dequantize_4bit(weight.data, state, out=out)
+
+
+def _stored(layer: Any) -> "Tensor":
+    return (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).weight
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    return base.out_features, base.in_features
+
+
+def _size(layer: Any) -> int:
+    rows, columns = _shape(layer)
+    return rows * columns
+
+
+def _bias(layers: Sequence[Any], dtype: torch.dtype) -> "Tensor | None":
+    bases = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in layers]
+    biases = [base.bias for base in bases]
+    return None if biases[0] is None else torch.cat([bias.detach() for bias in biases]).to(dtype)
+
+
+def _lora(layer: Any, adapter: str | None) -> "tuple[Tensor, Tensor, float] | None":
+    """A (r, in), B (out, r) and the scaling of the layer's adapter of this name, if it has one."""
+    if adapter is None or adapter not in getattr(layer, "lora_A", {}):
+        return None
+    return layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach(), layer.scaling[adapter]
+
+
+def _sources(layers: Sequence[Any], adapter: str | None) -> "list[Tensor]":
+    """What merging reads: the stored weights, A and B."""
+    loras = [lora for layer in layers if (lora := _lora(layer, adapter)) is not None]
+    return [*map(_stored, layers), *(tensor for lora in loras for tensor in lora[:2])]
+
+
+def _active(module: Any) -> Any:
+    """The embedding or head in use: PEFT's trained copy of it where it is trained, else itself."""
+    copies = getattr(module, "modules_to_save", None)
+    if copies is not None and module.active_adapters:
+        return copies[module.active_adapters[0]]
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """The text model, which has embedding, layers and norm, and the head."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
+    text = causal.get_decoder() if hasattr(causal, "get_decoder") else causal
+    for part in ("language_model", "model"):  # a model with vision holds its text model under one of these names
+        while not hasattr(text, "layers") and hasattr(text, part):
+            text = getattr(text, part)
+    if head is None or not all(hasattr(text, name) for name in ("layers", "embed_tokens", "norm")):
+        raise Unsupported(f"{type(causal).__name__} has no embedding, layers, norm and head where they are looked for")
+    return text, head
+
+
+def _matrices(module: Any) -> list[list[Any]]:
+    """The linear layers of a layer's four matrices: q, k and v; output; gate and up; down."""
+    attention, mlp = module.self_attn, module.mlp
+    fused = hasattr(attention, "qkv_proj")  # Phi 3
+    return [
+        [attention.qkv_proj] if fused else [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
+
+
+def _check(modules: Sequence[Any], adapter: str | None) -> None:
+    """Raise Unsupported unless the adapter is plain LoRA on the linear layers of `modules`, of which the last two are
+    embedding and head."""
+    for module in modules:
+        for part in module.modules():
+            if adapter in getattr(part, "lora_magnitude_vector", ()):
+                raise Unsupported("its adapter is DoRA")
+            if getattr(part, "lora_bias", {}).get(adapter):
+                raise Unsupported("its adapter has biases")
+    for module in modules[-2:]:
+        if adapter in getattr(module, "lora_A", ()) or adapter in getattr(module, "lora_embedding_A", ()):
+            raise Unsupported("its adapter is LoRA on the embedding or the head")
