@@ -36,17 +36,13 @@ def document_prompt(tokenizer: "PreTrainedTokenizerBase", document: Document) ->
     return "".join(tokenizer.convert_ids_to_tokens(document_begin(tokenizer))) + document.text
 
 
-def tokenize_documents(
-    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document], max_length: int, faults: Faults
-) -> Iterator[Example]:
-    """Rows of at most `max_length` tokens. `full_length` of each is the length of its whole document, end token
-    included.
+def document_ids(
+    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document], faults: Faults
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The place of each document and all its token ids, (T,) int32, the end token included.
 
-    A document that holds a special token of the model is a fault. Raises InputError without an end token and for a
-    `max_length` below 2, which predicts nothing.
+    A document that holds a special token of the model is a fault. Raises InputError without an end token.
     """
-    if max_length < 2:
-        raise InputError(f"--max-length {max_length}: expected at least 2; a token is predicted from those before it")
     end, begin = document_end(tokenizer), document_begin(tokenizer)
     end_id = tokenizer.convert_tokens_to_ids(end)
     special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -57,8 +53,21 @@ def tokenize_documents(
             if found := special.keys() & set(ids):
                 tokens = ", ".join(sorted(special[id] for id in found))
                 faults.add(document.place, f"text: holds {tokens}, special in this model; remove it, or split there")
-                continue
-            yield from _rows(document.place, np.array([*begin, *ids, end_id], dtype=np.int32), max_length)
+            else:
+                yield document.place, np.array([*begin, *ids, end_id], dtype=np.int32)
+
+
+def tokenize_documents(
+    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document], max_length: int, faults: Faults
+) -> Iterator[Example]:
+    """Rows of at most `max_length` tokens. `full_length` of each is the length of its whole document.
+
+    Faults and errors are those of `document_ids`; and InputError for a `max_length` below 2, which predicts nothing.
+    """
+    if max_length < 2:
+        raise InputError(f"--max-length {max_length}: expected at least 2; a token is predicted from those before it")
+    for place, ids in document_ids(tokenizer, documents, faults):
+        yield from _rows(place, ids, max_length)
 
 
 def _rows(place: str, ids: np.ndarray, max_length: int) -> Iterator[Example]:
