@@ -21,7 +21,6 @@ Left out: running the tools that a completion calls, several turns, vLLM, severa
 
 import os
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +36,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.rollout.correction import correction, rollout_mismatch
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
     Reward,
@@ -56,9 +56,14 @@ from common.run.stopping import Stop
 if TYPE_CHECKING:
     import torch
     from common.lm.generate import Completion
+    from common.lm.log_probs import Scored
+    from common.lm.rollout.rollouts import Rollouts
     from trl import GRPOTrainer
 else:
     GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
+
+
+MEASURED = 4  # completions of a step whose KL divergence and rollout's log-probabilities are measured
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,12 @@ class Args:
     """Optimization steps on the same completions."""
     mask_truncated_completions: bool = False
     """Leave truncated completions out of the loss."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """The probability ratio of each token, or of the whole completion (GSPO, arXiv:2507.18071)."""
+    rollouts: Literal["auto", "graph", "generate"] = "auto"
+    """How completions are sampled: graph by our own decoder, generate by transformers'; auto: graph where it can."""
+    rollout_correction: Literal["off", "token"] = "off"
+    """token: weigh each token's loss by min(p in training / p in sampling, 2); both are logged as rollout/..."""
 
     # The model and the adapter.
     load_in_4bit: bool = True
@@ -174,6 +185,7 @@ def main() -> None:
     args, base, origins = parse(Args, "grpo", __doc__)
     stop = Stop(args.time_limit)
     check_groups(args)
+    check_loss(args)
 
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
@@ -204,9 +216,9 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel
 
+    from common.lm.rollout.rollouts import Rollouts
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import select
-    from common.lm.generate import Completion, generate
     from common.run.metrics import ProgressCallback, mean_loss
 
     check_models(rewards, data.examples, args.seed)
@@ -255,15 +267,10 @@ def main() -> None:
         )
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
-        def sample(prompts: list[Prompt], max_new_tokens: int, temperature: float) -> list[Completion]:
-            FastLanguageModel.for_inference(model)
-            conversations = [Conversation(prompt.place, prompt.prompt, prompt.tools) for prompt in prompts]
-            completions = generate(model, tokenizer, conversations, end, max_new_tokens, temperature, batch_size=128)
-            FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-            return completions
+        rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)
 
         def sample_completions() -> list[str]:
-            completions = sample(held_out, args.sample_tokens, 0.0)
+            completions = rollouts.sample(held_out, args.sample_tokens, 0.0)
             return [completion.text + ("" if completion.ended else " ...") for completion in completions]
 
         before = sample_completions()
@@ -272,7 +279,7 @@ def main() -> None:
         if args.difficulty != "off":
             if len(prompts) > args.difficulty_prompts:
                 prompts = order.sample(prompts, args.difficulty_prompts)
-            measures = measure_difficulty(prompts, args, sample, rewards, model, tokenizer.pad_token_id)
+            measures = measure_difficulty(prompts, args, rollouts, rewards, model, tokenizer.pad_token_id)
             prompts = [prompts[index] for index in select(measures, args.difficulty, args.difficulty_by)]
             console.print(f"{len(prompts)} of {len(measures)} prompts are {args.difficulty} by {args.difficulty_by}")
 
@@ -285,7 +292,8 @@ def main() -> None:
         samples = run.folder / "samples.jsonl"
         trainer = Trainer(
             prompts=prompts,
-            sample=sample,
+            rollouts=rollouts,
+            rollout_correction=args.rollout_correction,
             refill=args.refill,
             samples=samples,
             samples_a_step=args.sample_prompts,
@@ -313,6 +321,7 @@ def main() -> None:
                 epsilon_high=args.epsilon if args.epsilon_high is None else args.epsilon_high,
                 num_iterations=args.num_iterations,
                 mask_truncated_completions=args.mask_truncated_completions,
+                importance_sampling_level=args.importance_sampling_level,
                 use_vllm=False,
                 per_device_train_batch_size=args.per_device_train_batch_size,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -368,33 +377,53 @@ def check_groups(args: Args) -> None:
         )
 
 
-Sampler = Callable[[list[Prompt], int, float], "list[Completion]"]  # prompts, max_new_tokens, temperature
+def check_loss(args: Args) -> None:
+    """Raise InputError for settings of the loss that do not fit each other."""
+    if args.importance_sampling_level == "sequence" and args.loss_type != "grpo":
+        raise InputError(
+            f"--importance-sampling-level sequence with --loss-type {args.loss_type} would weigh a completion by its "
+            "length, but its ratio is one number for all its tokens: give --loss-type grpo"
+        )
+    if args.rollout_correction == "token" and args.rollouts == "generate":
+        raise InputError(
+            "--rollout-correction token needs the log-probabilities that --rollouts generate does not give"
+        )
 
 
 class GroupSampling(GRPOTrainer):
-    """A mixin of TRL's GRPOTrainer: samples by our `generate` and scores by our rewards; a group is scored once.
+    """A mixin of TRL's GRPOTrainer: samples by our `Rollouts` and scores by our rewards; a group is scored once.
 
     Args:
         prompts: what to train on; the `index` column of the trainer's data set points into it.
-        sample: gives a completion of each prompt.
+        rollouts: sample from the policy.
+        rollout_correction: whether advantages are weighted by how likely the policy in training finds each token.
         refill: how often, in one step, flat groups are replaced by groups of other prompts.
         samples: the file that `samples_a_step` completions of each step are appended to.
         trl: the arguments of GRPOTrainer.
     """
 
     def __init__(
-        self, *, prompts: list[Prompt], sample: Sampler, refill: int, samples: Path, samples_a_step: int, **trl: Any
+        self,
+        *,
+        prompts: list[Prompt],
+        rollouts: "Rollouts",
+        rollout_correction: str,
+        refill: int,
+        samples: Path,
+        samples_a_step: int,
+        **trl: Any,
     ) -> None:
         super().__init__(**trl)
         self.prompts = prompts
-        self.sample = sample
+        self.rollouts = rollouts
+        self.rollout_correction = rollout_correction
         self.refill = refill
         self.samples = samples
         self.samples_a_step = samples_a_step
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         drawn = [self.prompts[row["index"]] for row in inputs]
-        self.batch = Batch.of(self.reward_funcs, drawn, self._sampled(drawn))
+        self.batch = Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 0))
         for attempt in range(self.refill):
             flat = flat_groups(self.batch.totals, self.num_generations)
             if not flat:
@@ -403,14 +432,33 @@ class GroupSampling(GRPOTrainer):
             others = [self.prompts[fresh.randrange(len(self.prompts))] for _ in flat]
             replaced = [index for group in flat for index in range(group.start, group.stop)]
             drawn = [prompt for prompt in others for _ in range(self.num_generations)]
-            self.batch.replace(replaced, Batch.of(self.reward_funcs, drawn, self._sampled(drawn)))
+            self.batch.replace(replaced, Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 1 + attempt)))
         output = super()._generate_and_score_completions([{"prompt": prompt.prompt} for prompt in self.batch.prompts])
+        whole = self.rollout_correction == "token"
+        scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
-            self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:4]))
+            self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED]))
+        trained = [one.log_probs for one in scored]
+        for name, value in rollout_mismatch(self.batch.completions, trained).items():
+            self._metrics["train"][name].append(value)
+        if whole:
+            width = output["completion_ids"].shape[1]
+            weights = correction(self.batch.completions, trained, width).to(output["advantages"].device)
+            output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
 
-    def _sampled(self, prompts: list[Prompt]) -> "list[Completion]":
-        return self.sample(prompts, self.max_completion_length, self.temperature)
+    def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
+        key = f"step {self.state.global_step} attempt {attempt}"
+        completions = self.rollouts.sample(prompts, self.max_completion_length, self.temperature, key)
+        for name, value in self.rollouts.figures.items():
+            self._metrics["train"][name].append(value)
+        return completions
+
+    def _score(self, completions: "list[Completion]") -> "list[Scored]":
+        from common.lm.log_probs import score_tokens
+
+        spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
+        return score_tokens(self.model, spans, self.processing_class.pad_token_id, temperature=self.temperature)
 
     def _calculate_rewards(self, inputs: list, prompts: list, *_: object) -> "torch.Tensor":
         """The scores (N, rewards) of the batch, NaN where a reward does not apply; and some of it to samples.jsonl."""
@@ -425,15 +473,13 @@ class GroupSampling(GRPOTrainer):
         columns = [[torch.nan if score is None else score for score in scores] for scores in batch.scores.values()]
         return torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T
 
-    def _measure_kl(self, completions: "list[Completion]") -> float:
+    def _measure_kl(self, completions: "list[Completion]", policy: "list[Scored]") -> float:
         """The KL divergence from the reference policy, by token, estimated as k3 (joschu.net/blog/kl-approx.html)."""
         import torch
-        from common.lm.log_probs import kl_estimate, score_tokens
+        from common.lm.log_probs import kl_estimate
 
-        spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
-        policy = score_tokens(self.model, spans, self.processing_class.pad_token_id)
         with self.model.disable_adapter():
-            reference = score_tokens(self.model, spans, self.processing_class.pad_token_id)
+            reference = self._score(completions)
         log_ratios = torch.cat([p.log_probs - r.log_probs for p, r in zip(policy, reference, strict=True)])
         return float(kl_estimate(log_ratios, "k3").mean())
 
@@ -490,14 +536,14 @@ def flat_groups(totals: list[float], size: int) -> list[slice]:
 
 
 def measure_difficulty(
-    prompts: list[Prompt], args: Args, sample: Sampler, rewards: list[Reward], model: Any, pad_token_id: int
+    prompts: list[Prompt], args: Args, rollouts: "Rollouts", rewards: list[Reward], model: Any, pad_token_id: int
 ) -> list[float]:
     """The pass rate or the entropy of each prompt, on --num-generations completions of it by this model."""
     from common.lm.log_probs import score_tokens
     from common.run.curriculum import group_means, pass_rates
 
     repeated = [prompt for prompt in prompts for _ in range(args.num_generations)]
-    completions = sample(repeated, args.max_completion_length, args.temperature)
+    completions = rollouts.sample(repeated, args.max_completion_length, args.temperature, "difficulty")
     if args.difficulty_by == "pass-rate":
         _, scores = score_completions(rewards, repeated, completions)
         return pass_rates(scores[rewards[0].name], args.num_generations)

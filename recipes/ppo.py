@@ -64,6 +64,7 @@ from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
+from common.lm.rollout.correction import rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     import torch
     from common.lm.cuda_graph import RecordedPass
     from common.lm.generate import Completion
+    from common.lm.rollout.rollouts import Rollouts
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -160,6 +162,8 @@ class Args:
     """Tokens of a completion: TRL's response_length."""
     temperature: float = 0.7
     """Of sampling, and of every log-probability."""
+    rollouts: Literal["auto", "graph", "generate"] = "auto"
+    """How completions are sampled: graph by our own decoder, generate by transformers'; auto: graph where it can."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
@@ -268,6 +272,7 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
+    from common.lm.rollout.rollouts import Rollouts
 
     # 3. Prompts in the model's own chat template, up to the generation prompt.
     check_models(reward_functions, prompts, args.seed, may_be_silent=True)
@@ -343,7 +348,7 @@ def main() -> None:
             args=args,
             model=model,
             tokenizer=tokenizer,
-            end=end,
+            rollouts=Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts),
             reward_functions=reward_functions,
             reward_head=reward_head,
             reward_backbone=RecordedPass(model),
@@ -534,6 +539,8 @@ def step_metrics(
         "completions/mean_length": sum(len(completion.completion_ids) for completion in completions) / count,
         "completions/clipped_ratio": (count - ended) / count,  # the share that was truncated
         "val/num_eos_tokens": ended,
+        **ppo.rollouts.figures,
+        **rollout_mismatch(completions, [row[here] for row, here in zip(rewards.log_probs, mask, strict=True)]),
     }
     # The scores as they were given: all together, the reward model's part, the reward functions' part, and each one's.
     metrics["score/mean"], metrics["score/std"] = moments(scores.total)
@@ -559,7 +566,7 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
     """Scores of completions sampled to held-out prompts, and their KL from the reference; None without prompts."""
     if not prompts:
         return None
-    rollout = sample(ppo, prompts)
+    rollout = sample(ppo, prompts, "held-out")
     mean, std = moments(score(ppo, rollout).total)
     log_probs, _ = all_log_probs(ppo, rollout, "default")
     ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
@@ -574,7 +581,7 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
 
 def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
-    completions = complete(ppo, prompts, ppo.args.sample_tokens, temperature=0.0)
+    completions = ppo.rollouts.sample(prompts, ppo.args.sample_tokens, temperature=0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
 
 
@@ -610,20 +617,6 @@ def active_adapter(model: "PeftModel", name: str) -> Iterator[None]:
         yield
     finally:
         model.set_adapter("default")
-
-
-def complete(ppo: "PPO", prompts: list[Prompt], max_new_tokens: int, temperature: float) -> "list[Completion]":
-    """One completion to each prompt from the policy; greedy at temperature 0."""
-    from common.lm.generate import generate
-    from unsloth import FastLanguageModel
-
-    FastLanguageModel.for_inference(ppo.model)
-    conversations = [Conversation(row.place, row.prompt, row.tools) for row in prompts]
-    completions = generate(
-        ppo.model, ppo.tokenizer, conversations, ppo.end, max_new_tokens, temperature, batch_size=128
-    )
-    FastLanguageModel.for_training(ppo.model, use_gradient_checkpointing=ppo.args.gradient_checkpointing)
-    return completions
 
 
 def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
@@ -698,7 +691,7 @@ class PPO:
     args: Args
     model: "PeftModel"
     tokenizer: "PreTrainedTokenizerBase"
-    end: str  # the token that ends a completion
+    rollouts: "Rollouts"
     reward_functions: list[Reward]
     reward_head: "torch.nn.Linear | None"  # None without a reward model
     reward_backbone: "RecordedPass"
@@ -774,7 +767,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     args, metrics = ppo.args, {}
     # Phase 1. Sample completions to prompts from the policy.
     with seconds(metrics, "time/sample"):
-        rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size))
+        rollout = sample(ppo, ppo.prompt_sampler.draw(args.rollout_batch_size), f"step {number}")
     # Phase 2. Score them, and subtract the KL divergence from the reference policy from the reward of each token.
     with seconds(metrics, "time/reward"):
         scores = score(ppo, rollout)
@@ -793,9 +786,10 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
 
 
-def sample(ppo: PPO, prompts: list[Prompt]) -> Rollout:
-    """Phase 1: one completion to each prompt, sampled from the policy."""
-    completions = complete(ppo, prompts, ppo.args.max_completion_length, ppo.args.temperature)
+def sample(ppo: PPO, prompts: list[Prompt], key: str) -> Rollout:
+    """Phase 1: one completion to each prompt, sampled from the policy; `key` decides the noise."""
+    args = ppo.args
+    completions = ppo.rollouts.sample(prompts, args.max_completion_length, args.temperature, key)
     return as_rollout(prompts, completions, ppo.tokenizer.pad_token_id, ppo.critic_head.weight.device)
 
 

@@ -46,6 +46,10 @@ class Args:
     """By default the recipe's, 4."""
     max_length: int | None = None
     """By default the recipe's: 2048, of a completion 512 (GRPO) or 128 (PPO)."""
+    num_generations: int = 4
+    """Completions of each prompt (GRPO)."""
+    rollouts: Literal["auto", "graph", "generate"] = "auto"
+    """How GRPO and PPO sample."""
     prompt_length: int = 100
     """Tokens of a prompt (GRPO and PPO), about."""
     ragged: bool = False
@@ -81,9 +85,15 @@ def main() -> None:
         write_rows(data, args, length, args.steps * batch * accumulation)
         output = Path(scratch, "run")
         of_method = {
-            "grpo": {"max-completion-length": length, "rewards": "math"},
+            "grpo": {
+                "max-completion-length": length,
+                "rewards": "math",
+                "num-generations": args.num_generations,
+                "rollouts": args.rollouts,
+            },
             "ppo": {
                 "max-completion-length": length,
+                "rollouts": args.rollouts,
                 "reward-model": reward,
                 "rollout-batch-size": batch * accumulation,
                 "critic-warmup-steps": 1,
@@ -119,7 +129,12 @@ def main() -> None:
         "seconds": {
             name.removeprefix("time/"): median(row[name] for row in measured)
             for name in measured[0]
-            if name.startswith("time/")
+            if name.startswith("time/") or name == "step_time"
+        },
+        "rollout": {
+            name.removeprefix("rollout/"): median(row[name] for row in measured)
+            for name in measured[0]
+            if name.startswith("rollout/")
         },
         "device": record["machine"].get("gpu", record["machine"]["cpu"]),
         "driver": record["machine"].get("driver"),

@@ -93,17 +93,14 @@ def main() -> None:
 
     loading(base.name)
     import unsloth  # noqa: F401  first: it patches what is imported after it
-    from common.lm.generate import sample_completions
-    from transformers import set_seed
+    from common.lm.rollout.rollouts import Rollouts, sample_completions
 
     check_models(rewards, prompts, args.seed)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base)
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
-    set_seed(args.seed)
-    sampled = sample_completions(
-        model, tokenizer, prompts, end, args.num_generations, args.max_completion_length, args.temperature
-    )
+    rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter="default" if args.adapter else None)
+    sampled = sample_completions(rollouts, prompts, args.num_generations, args.max_completion_length, args.temperature)
     totals, _ = score_completions(
         rewards,
         [prompt for prompt in prompts for _ in range(args.num_generations)],

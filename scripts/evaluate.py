@@ -85,7 +85,7 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
 
     console = loading(base.name)
     import unsloth  # noqa: F401  first: it changes what is imported after it
-    from transformers import set_seed
+    from common.lm.rollout.rollouts import Rollouts
 
     base = fetch(base)
     raw_text = all(isinstance(rows[0], Document) for rows in sets.values())
@@ -101,9 +101,10 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
             return policy.prefer(model, tokenizer, tokens[name], what)
         if isinstance(sets[name][0], Conversation | Document):
             return policy.imitate(model, tokenizer, tokens[name], what)
-        set_seed(args.seed)
+        adapter = "default" if args.adapter and who == "adapter" else None
+        rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter=adapter)
         return policy.answer(
-            model, tokenizer, end, tokens[name], what,
+            rollouts, tokens[name], what,
             args.answer_pattern, args.samples, args.temperature, args.max_new_tokens,
         )  # fmt: skip
 

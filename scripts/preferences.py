@@ -280,16 +280,15 @@ def sample(
     loading(base.name)
     import unsloth  # noqa: F401, I001  first: it patches what is imported after it
     import torch
-    from common.lm.generate import sample_completions
-    from transformers import set_seed
+    from common.lm.rollout.rollouts import Rollouts, sample_completions
 
     check_models(rewards, prompts, args.seed)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base)
     loaded = load_for_inference(base, adapter, args.load_in_4bit)
-    set_seed(args.seed)
-    sampled = sample_completions(loaded, tokenizer, prompts, end, count, args.max_completion_length, args.temperature)
-    del loaded
+    rollouts = Rollouts(loaded, tokenizer, end, seed=args.seed, adapter="default" if adapter else None)
+    sampled = sample_completions(rollouts, prompts, count, args.max_completion_length, args.temperature)
+    del loaded, rollouts
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

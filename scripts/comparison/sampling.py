@@ -13,8 +13,6 @@ from common.run.screen import loading
 if TYPE_CHECKING:
     from common.lm.generate import Completion
 
-BATCH = 16  # prompts
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -36,20 +34,15 @@ def complete(
     loading(model.name)
     import unsloth  # noqa: F401, I001  first: it patches what is imported after it
     import torch
-    from common.lm.generate import generate
-    from transformers import set_seed
+    from common.lm.rollout.rollouts import Rollouts
 
     model = fetch(model)
     tokenizer, end = load_chat_tokenizer(model)
     loaded = load_for_inference(model, adapter, sampling.load_in_4bit)
-    set_seed(sampling.seed)
-    completions = []
+    rollouts = Rollouts(loaded, tokenizer, end, seed=sampling.seed, adapter="default" if adapter else None)
     with bar(f"completions of {who}", len(prompts)) as advance:
-        for first in range(0, len(prompts), BATCH):
-            batch = prompts[first : first + BATCH]
-            completions += generate(loaded, tokenizer, batch, end, sampling.max_new_tokens, sampling.temperature)
-            advance(len(batch))
-    del loaded
+        completions = rollouts.sample(prompts, sampling.max_new_tokens, sampling.temperature, advance=advance)
+    del loaded, rollouts
     gc.collect()
     torch.cuda.empty_cache()
     return completions

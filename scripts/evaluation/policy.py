@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
@@ -17,7 +17,10 @@ from common.run.progress import bar
 
 from evaluation.figures import ALL, Measured
 
-GENERATED, READ = 64, 4  # rows of a batch whose completions are generated, and of one whose tokens are scored
+if TYPE_CHECKING:
+    from common.lm.rollout.rollouts import Rollouts
+
+READ = 4  # rows whose tokens are scored at once
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,7 @@ def score(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], w
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
-    end: str,
+    rollouts: "Rollouts",
     questions: Sequence[Question],
     what: str,
     pattern: str = "",
@@ -115,17 +116,11 @@ def answer(
     max_new_tokens: int = 64,
 ) -> Measured:
     """How often completions follow the format, end by themselves and are right: the greedy one, and sampled ones."""
-    from common.lm.generate import generate
-
-    prompts = [Conversation(q.prompt.place, q.prompt.prompt, q.prompt.tools) for q in questions]
+    prompts = [question.prompt for question in questions]
     drawn = []  # the greedy completions, then the sampled ones, draw by draw
     with bar(what, len(prompts) * (1 + samples)) as advance:
-        for own_temperature in (0.0, *[temperature] * samples):
-            drawn.append([])
-            for first in range(0, len(prompts), GENERATED):
-                batch = prompts[first : first + GENERATED]
-                drawn[-1] += generate(model, tokenizer, batch, end, max_new_tokens, own_temperature)
-                advance(len(batch))
+        for number, own_temperature in enumerate((0.0, *[temperature] * samples)):
+            drawn.append(rollouts.sample(prompts, max_new_tokens, own_temperature, f"draw {number}", advance))
     greedy, *sampled = drawn
     values: dict[str, Sequence[float]] = {}
     if pattern:

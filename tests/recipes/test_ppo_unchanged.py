@@ -16,7 +16,12 @@ import pytest
 from conftest import ROOT, read_jsonl
 
 BEFORE = "f2f7200"
-FLAGS_OF_TODAY = ("--critic-init", "base")  # arguments newer than BEFORE, with the value that its code had built in
+FLAGS_OF_TODAY = (
+    "--critic-init",
+    "base",
+    "--rollouts",
+    "generate",
+)  # arguments newer than BEFORE, with the value that its code had built in
 RENAMED = {  # metrics: the name then, the name today
     "objective/entropy": "policy/entropy",
     "objective/reward": "objective/rlhf_reward",

@@ -1,12 +1,11 @@
 """Generate completions for chat prompts, and continuations of documents."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation, Document, Prompt
+from common.data.examples import Conversation, Document
 from common.lm.documents import document_prompt
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Completion:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: "Sequence[Conversation | Document]",
+    prompts: list[Conversation] | list[Document],
     end: str,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -75,26 +74,3 @@ def generate(
             text = tokenizer.decode(row, skip_special_tokens=True)
             completions.append(Completion(text, ended, prompt[mask.count(0) :], row))
     return completions
-
-
-def sample_completions(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
-    end: str,
-    count: int,
-    max_new_tokens: int,
-    temperature: float,
-    batch_size: int = 64,
-) -> list[list["Completion"]]:
-    """`count` completions of each prompt, as `generate` makes them, with a progress bar."""
-    from common.run.progress import bar
-
-    repeated = [Conversation(row.place, row.prompt, row.tools) for row in prompts for _ in range(count)]
-    completions = []
-    with bar("completions", len(repeated)) as advance:
-        for first in range(0, len(repeated), batch_size):
-            batch = repeated[first : first + batch_size]
-            completions += generate(model, tokenizer, batch, end, max_new_tokens, temperature)
-            advance(len(batch))
-    return [completions[first : first + count] for first in range(0, len(completions), count)]

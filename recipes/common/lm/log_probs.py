@@ -25,9 +25,13 @@ class Scored:
 
 
 def score_tokens(
-    model: "PreTrainedModel", rows: list[tuple[list[int], list[int]]], pad_token_id: int, batch_size: int = 4
+    model: "PreTrainedModel",
+    rows: list[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    batch_size: int = 4,
+    temperature: float = 1.0,
 ) -> list[Scored]:
-    """Log-probabilities and entropies of completions at temperature 1, without gradient.
+    """Log-probabilities and entropies of completions at a temperature, without gradient.
 
     A row is (prompt_ids, completion_ids), neither of them empty. Rows are padded on the right, where no token can
     attend to the padding. This runs the model's own forward, which any causal model has, and holds the logits of a
@@ -50,7 +54,7 @@ def score_tokens(
         for index, (prompt, completion) in enumerate(batch):
             before = logits[index, len(prompt) - 1 : len(prompt) + len(completion) - 1].float()  # (C, V)
             tokens = torch.tensor(completion, device=before.device)
-            log_probs, entropies = token_log_probs(before, tokens, temperature=1.0)
+            log_probs, entropies = token_log_probs(before, tokens, temperature)
             scored.append(Scored(log_probs.cpu(), entropies.cpu()))
     return scored
 

@@ -3,10 +3,13 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.data.examples import Conversation, Prompt
 from common.lm.generate import Completion, generate
+from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
+from common.run.progress import bar
+from common.run.screen import console
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "graph", "generate"]
 
 KEPT_FROM = 40 * 2**30  # bytes of a GPU's memory from which copy, cache and graphs are kept between calls
-LENGTH_STEP = 64  # the cache is as long as a multiple of it
+LENGTH_STEP = 128  # the cache is as long as a multiple of it; when it grows, graphs are recorded anew
 RESERVE = 2**30  # bytes left free: a step's activations, logits and graphs
 GENERATED = 128  # completions that `generate` makes at once
 FEWEST_ROWS = 32  # below it a step is no faster, so that a copy of the weights is given up for more rows
@@ -36,10 +39,7 @@ class Rollouts:
         tokenizer: with a chat template and a pad token.
         end: the token that ends a completion; no other one does.
         seed: of the run. With `key` of each call and the index of a completion it gives the completion's noise.
-        max_length: tokens of a prompt and a completion together, at most, as far as known; the cache has this length.
         max_rows: completions that are decoded at once, at most.
-        gradient_checkpointing: as the model is trained; `generate` switches it off and on again.
-        console: where a line goes when `auto` takes `generate`.
 
     `figures` has numbers of the last call: seconds, tokens a second, how often the weights were merged.
     """
@@ -51,12 +51,9 @@ class Rollouts:
         end: str,
         *,
         seed: int,
-        max_length: int = 0,
         adapter: str | None = "default",
         backend: Backend = "auto",
         max_rows: int = 256,
-        gradient_checkpointing: bool = True,
-        console: Any = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -64,10 +61,7 @@ class Rollouts:
         self.seed = seed
         self.adapter = adapter
         self.backend = backend
-        self.max_length = max_length
         self.max_rows = max_rows
-        self.gradient_checkpointing = gradient_checkpointing
-        self.console = console
         self.weights: PolicyWeights | None = None
         self.decoder: Decoder | None = None
         self.rows_that_fit = max_rows
@@ -87,8 +81,6 @@ class Rollouts:
         the same completions from the same policy. `advance` is called with the number of completions that are new
         since its last call.
         """
-        from common.lm.rollout.architecture import Unsupported
-
         if self.backend != "generate":
             try:
                 return self._decode(prompts, max_new_tokens, temperature, key, advance)
@@ -97,8 +89,7 @@ class Rollouts:
                     raise
                 self.backend = "generate"
                 self.release()
-                if self.console is not None:
-                    self.console.print(f"Sampling with transformers' generate, which is slower: {reason}.")
+                console().print(f"Sampling with transformers' generate, which is slower: {reason}.", soft_wrap=True)
         return self._generate(prompts, max_new_tokens, temperature, advance)
 
     def _generate(
@@ -111,6 +102,7 @@ class Rollouts:
         from unsloth import FastLanguageModel
 
         was_training = self.model.training
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         FastLanguageModel.for_inference(self.model)
         completions: list[Completion] = []
         for first in range(0, len(prompts), GENERATED):
@@ -120,7 +112,7 @@ class Rollouts:
             )
             advance(len(batch))
         if was_training:
-            FastLanguageModel.for_training(self.model, use_gradient_checkpointing=self.gradient_checkpointing)
+            FastLanguageModel.for_training(self.model, use_gradient_checkpointing=checkpointing)
         return completions
 
     def _decode(
@@ -165,11 +157,11 @@ class Rollouts:
 
     def release(self) -> None:
         """Free the copy of the weights, the cache and the graphs."""
-        import torch
-
         held = self.weights is not None
         self.weights = self.decoder = None
-        if held and torch.cuda.is_available():
+        if held and on_gpu():
+            import torch
+
             torch.cuda.empty_cache()
 
     def _noise_seed(self, key: str, index: int) -> int:
@@ -179,43 +171,37 @@ class Rollouts:
     def _ready(self, requests: "Sequence[Request]") -> "Decoder":
         """A decoder with room for the requests: as many rows as they are, `max_rows` allows and memory holds."""
         from common.lm.rollout.decoder import Decoder, size_for, size_within
-        from common.lm.rollout.weights import PolicyWeights, merged_bytes
+        from common.lm.rollout.weights import PolicyWeights
 
-        longest = max(self.max_length, *(len(request.prompt) + request.limit for request in requests))
-        length = longest + -longest % LENGTH_STEP
+        needed = max(len(request.prompt) + request.limit for request in requests)
         wanted = size_for(min(self.max_rows, len(requests)))
-        ready = self.decoder
-        if ready is not None and ready.length >= length and ready.size >= min(wanted, self.rows_that_fit):
-            return ready
-        if ready is not None and ready.length >= length:
-            wanted = max(wanted, ready.size)
-        self.decoder = ready = None
-        rows = wanted
+        if self.decoder is not None:
+            if self.decoder.length >= needed and self.decoder.size >= min(wanted, self.rows_that_fit):
+                return self.decoder
+            needed, wanted = max(needed, self.decoder.length), max(wanted, self.decoder.size)
+            self.decoder = None
         if self.weights is None:
-            self.weights = PolicyWeights(self.model, self.adapter, copy=self._copies(merged_bytes(self.model), length))
+            self.weights = PolicyWeights(self.model, self.adapter, copy=self._copies(needed))
+        architecture = self.weights.architecture
+        length = max(needed, min(needed + -needed % LENGTH_STEP, architecture.longest))
         if self.weights.device.type == "cuda":
-            rows = min(wanted, size_within(int((free_bytes() - RESERVE) // row_bytes(self.weights, length))))
-        self.rows_that_fit = rows
-        self.decoder = Decoder(self.weights, rows, length)
+            row = row_bytes(architecture, len(self.weights.layers), self.weights.dtype.itemsize, length)
+            self.rows_that_fit = size_within(int((free_bytes() - RESERVE) // row))
+        self.decoder = Decoder(self.weights, min(wanted, self.rows_that_fit), length)
         return self.decoder
 
-    def _copies(self, size: int, length: int) -> bool:
-        """Whether a merged copy of `size` bytes fits beside the cache; else a 4-bit base is dequantized in a step."""
-        import torch
+    def _copies(self, length: int) -> bool:
+        """Whether a merged copy fits beside the cache; else a 4-bit base is dequantized in each step."""
+        from common.lm.rollout.weights import in_four_bit, merged_bytes
 
-        if not torch.cuda.is_available() or not getattr(self.model, "is_loaded_in_4bit", False):
+        if not (on_gpu() and in_four_bit(self.model)):
             return True
-        from common.lm.rollout.architecture import read_architecture
-
         config = self.model.config.get_text_config()
-        a = read_architecture(config)
-        row = 2 * config.num_hidden_layers * a.kv_heads * a.head_dim * length * 2
-        return free_bytes() - RESERVE >= size + FEWEST_ROWS * row
+        row = row_bytes(read_architecture(config), config.num_hidden_layers, 2, length)
+        return free_bytes() - RESERVE >= merged_bytes(self.model) + FEWEST_ROWS * row
 
     def _keeps(self) -> bool:
-        import torch
-
-        return not torch.cuda.is_available() or memory_limit() >= KEPT_FROM
+        return not on_gpu() or memory_limit() >= KEPT_FROM
 
 
 def sample_completions(
@@ -227,8 +213,6 @@ def sample_completions(
     what: str = "completions",
 ) -> list[list[Completion]]:
     """`count` completions of each prompt, with a progress bar that says `what` is made."""
-    from common.run.progress import bar
-
     repeated = [prompt for prompt in prompts for _ in range(count)]
     with bar(what, len(repeated)) as advance:
         completions = rollouts.sample(repeated, max_new_tokens, temperature, advance=advance)
@@ -267,7 +251,12 @@ def free_bytes() -> int:
     return min(free + reserved - allocated, memory_limit() - allocated)
 
 
-def row_bytes(weights: "PolicyWeights", length: int) -> int:
-    """Bytes of one row of a cache of `length` tokens: its keys and values, completion and log-probabilities."""
-    a = weights.architecture
-    return length * (2 * len(weights.layers) * a.kv_heads * a.head_dim * weights.dtype.itemsize + 12)
+def row_bytes(architecture: Architecture, layers: int, size: int, length: int) -> int:
+    """Bytes of one row of a cache of `length` tokens: keys and values of `size` bytes each, and its completion."""
+    return length * (2 * layers * architecture.kv_heads * architecture.head_dim * size + 12)
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

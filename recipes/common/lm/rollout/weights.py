@@ -15,6 +15,17 @@ import torch.nn.functional as F
 
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
+from common.lm.rollout.layers import (
+    bias_of,
+    check_adapter,
+    dequantized,
+    lora_of,
+    matrices,
+    shape_of,
+    size_of,
+    sources_of,
+    stored,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,10 +39,10 @@ class Merged:
     def __init__(self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype) -> None:
         self.layers = layers
         self.adapter = adapter
-        shapes = [_shape(layer) for layer in layers]
+        shapes = [shape_of(layer) for layer in layers]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        self.weight = torch.empty(rows, columns, dtype=dtype, device=_stored(layers[0]).device)
-        self.bias = _bias(layers, dtype)
+        self.weight = torch.empty(rows, columns, dtype=dtype, device=stored(layers[0]).device)
+        self.bias = bias_of(layers, dtype)
 
     def refresh(self) -> None:
         first = 0
@@ -39,7 +50,7 @@ class Merged:
             weight = dequantized(layer)  # (out, in)
             part = self.weight[first : first + weight.shape[0]]
             first += weight.shape[0]
-            lora = _lora(layer, self.adapter)
+            lora = lora_of(layer, self.adapter)
             if lora is None:
                 part.copy_(weight)
                 continue
@@ -47,7 +58,7 @@ class Merged:
             operations_for(part.device).merge(part, weight, up, down, scaling)
 
     def sources(self) -> "list[Tensor]":
-        return _sources(self.layers, self.adapter)
+        return sources_of(self.layers, self.adapter)
 
     def __call__(self, x: "Tensor") -> "Tensor":
         return F.linear(x, self.weight, self.bias)
@@ -62,10 +73,10 @@ class Dequantized:
     ) -> None:
         self.layers = layers
         self.adapter = adapter
-        self.shapes = [_shape(layer) for layer in layers]
+        self.shapes = [shape_of(layer) for layer in layers]
         self.weight = buffer[: sum(rows for rows, _ in self.shapes) * self.shapes[0][1]].view(-1, self.shapes[0][1])
-        self.bias = _bias(layers, dtype)
-        loras = [_lora(layer, adapter) for layer in layers]
+        self.bias = bias_of(layers, dtype)
+        loras = [lora_of(layer, adapter) for layer in layers]
         ranks = sum(lora[0].shape[0] for lora in loras if lora is not None)
         self.down = torch.zeros(ranks, self.weight.shape[1], dtype=dtype, device=buffer.device)
         self.up = torch.zeros(self.weight.shape[0], ranks, dtype=dtype, device=buffer.device)  # block-diagonal
@@ -73,7 +84,7 @@ class Dequantized:
     def refresh(self) -> None:
         row = rank = 0
         for layer, (rows, _) in zip(self.layers, self.shapes, strict=True):
-            if (lora := _lora(layer, self.adapter)) is not None:
+            if (lora := lora_of(layer, self.adapter)) is not None:
                 down, up, scaling = lora
                 self.down[rank : rank + len(down)].copy_(down)
                 self.up[row : row + rows, rank : rank + len(down)].copy_(up.float() * scaling)
@@ -81,7 +92,7 @@ class Dequantized:
             row += rows
 
     def sources(self) -> "list[Tensor]":
-        return _sources(self.layers, self.adapter)
+        return sources_of(self.layers, self.adapter)
 
     def __call__(self, x: "Tensor") -> "Tensor":
         row = 0
@@ -106,7 +117,7 @@ class Layer:
         attention = module.self_attn
         self.q_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None  # Qwen 3, Gemma 3
         self.k_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
-        self.qkv, self.output, self.gate_up, self.down = map(linear, _matrices(module))
+        self.qkv, self.output, self.gate_up, self.down = map(linear, matrices(module))
 
     def linears(self) -> list[Merged | Dequantized]:
         return [self.qkv, self.output, self.gate_up, self.down]
@@ -141,13 +152,13 @@ class PolicyWeights:
         # Rounded to the dtype as the model does it, so that it is the same number.
         self.embed_scale = float(torch.tensor(self.architecture.embed_scale, dtype=self.dtype))
         modules = list(text.layers)
-        _check([*modules, self.embedding, self.head], adapter)
+        check_adapter([*modules, self.embedding, self.head], adapter)
         if copy:
 
             def linear(layers: Sequence[torch.nn.Module]) -> Merged | Dequantized:
                 return Merged(layers, adapter, self.dtype)
         else:
-            sizes = [sum(map(_size, matrix)) for matrix in itertools.chain(*map(_matrices, modules))]
+            sizes = [sum(map(size_of, matrix)) for matrix in itertools.chain(*map(matrices, modules))]
             buffer = torch.empty(max(sizes), dtype=self.dtype, device=self.device)
 
             def linear(layers: Sequence[torch.nn.Module]) -> Merged | Dequantized:
@@ -199,58 +210,16 @@ def operations_for(device: torch.device) -> ModuleType:
     return operations
 
 
+def in_four_bit(model: "PeftModel | PreTrainedModel") -> bool:
+    text, _ = _parts(model)
+    return any(hasattr(stored(layer), "quant_state") for matrix in matrices(text.layers[0]) for layer in matrix)
+
+
 def merged_bytes(model: "PeftModel | PreTrainedModel") -> int:
     """The size in bytes of the merged copy of the linear layers."""
     text, _ = _parts(model)
-    size = sum(_size(layer) for module in text.layers for matrix in _matrices(module) for layer in matrix)
-    return size * _active(text.embed_tokens).weight.element_size()
-
-
-def dequantized(layer: Any, out: "Tensor | None" = None) -> "Tensor":
-    """The stored weight (out, in) of a linear layer, without an adapter, in 16 or 32 bit; written to `out` if given."""
-    weight = _stored(layer)
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return weight.data if out is None else out.copy_(weight.data)
-    from bitsandbytes.functional import dequantize_4bit
-
-    if out is None or not out.is_cuda or out.dtype != state.dtype:  # it writes to a given tensor on a GPU only
-        made = dequantize_4bit(weight.data, state)
-        return made if out is None else out.copy_(made)
-    return dequantize_4bit(weight.data, state, out=out)
-
-
-def _stored(layer: Any) -> "Tensor":
-    return (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).weight
-
-
-def _shape(layer: Any) -> tuple[int, int]:
-    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    return base.out_features, base.in_features
-
-
-def _size(layer: Any) -> int:
-    rows, columns = _shape(layer)
-    return rows * columns
-
-
-def _bias(layers: Sequence[Any], dtype: torch.dtype) -> "Tensor | None":
-    bases = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in layers]
-    biases = [base.bias for base in bases]
-    return None if biases[0] is None else torch.cat([bias.detach() for bias in biases]).to(dtype)
-
-
-def _lora(layer: Any, adapter: str | None) -> "tuple[Tensor, Tensor, float] | None":
-    """A (r, in), B (out, r) and the scaling of the layer's adapter of this name, if it has one."""
-    if adapter is None or adapter not in getattr(layer, "lora_A", {}):
-        return None
-    return layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach(), layer.scaling[adapter]
-
-
-def _sources(layers: Sequence[Any], adapter: str | None) -> "list[Tensor]":
-    """What merging reads: the stored weights, A and B."""
-    loras = [lora for layer in layers if (lora := _lora(layer, adapter)) is not None]
-    return [*map(_stored, layers), *(tensor for lora in loras for tensor in lora[:2])]
+    size = sum(size_of(layer) for module in text.layers for matrix in matrices(module) for layer in matrix)
+    return size * _active(text.embed_tokens).weight.elementsize_of()
 
 
 def _active(module: Any) -> Any:
@@ -272,29 +241,3 @@ def _parts(model: Any) -> tuple[Any, Any]:
     if head is None or not all(hasattr(text, name) for name in ("layers", "embed_tokens", "norm")):
         raise Unsupported(f"{type(causal).__name__} has no embedding, layers, norm and head where they are looked for")
     return text, head
-
-
-def _matrices(module: Any) -> list[list[Any]]:
-    """The linear layers of a layer's four matrices: q, k and v; output; gate and up; down."""
-    attention, mlp = module.self_attn, module.mlp
-    fused = hasattr(attention, "qkv_proj")  # Phi 3
-    return [
-        [attention.qkv_proj] if fused else [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
-
-
-def _check(modules: Sequence[Any], adapter: str | None) -> None:
-    """Raise Unsupported unless the adapter is plain LoRA on the linear layers of `modules`, of which the last two are
-    embedding and head."""
-    for module in modules:
-        for part in module.modules():
-            if adapter in getattr(part, "lora_magnitude_vector", ()):
-                raise Unsupported("its adapter is DoRA")
-            if getattr(part, "lora_bias", {}).get(adapter):
-                raise Unsupported("its adapter has biases")
-    for module in modules[-2:]:
-        if adapter in getattr(module, "lora_A", ()) or adapter in getattr(module, "lora_embedding_A", ()):
-            raise Unsupported("its adapter is LoRA on the embedding or the head")

@@ -8,8 +8,9 @@ from common.lm.rollout import decoder as decoder_module
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Unsupported
 from common.lm.rollout.decoder import Decoder, size_for, size_within
+from common.lm.rollout.layers import dequantized
 from common.lm.rollout.rows import Request
-from common.lm.rollout.weights import PolicyWeights, dequantized
+from common.lm.rollout.weights import PolicyWeights
 
 SIZES = {
     "hidden_size": 64,
