@@ -1,5 +1,6 @@
 """Generate completions for chat prompts, and continuations of documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Completion:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[Conversation] | list[Document],
+    prompts: Sequence[Conversation | Document],
     end: str,
     max_new_tokens: int,
     temperature: float = 0.0,
