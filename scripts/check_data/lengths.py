@@ -5,11 +5,12 @@ from array import array
 from collections.abc import Iterator
 
 import jinja2
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.documents import document_ids
 from common.lm.hub import Model, fetch
-from common.lm.load import load_chat_tokenizer
+from common.lm.load import load_chat_tokenizer, load_text_tokenizer
 
 from check_data.tasks import Example
 
@@ -19,11 +20,15 @@ SHOWN_PLACES = 5
 class Lengths:
     """The lengths of examples in tokens of one model: prompt and completion together, of a pair the longer one.
 
-    Of a prompt without a completion, the prompt. An example that the model could learn nothing from is a fault.
+    Of a prompt without a completion, the prompt; of a document, all of it, with its end token. An example that the
+    model could learn nothing from is a fault.
     """
 
-    def __init__(self, model: Model, chat_template_path: str | None, max_length: int, faults: Faults) -> None:
-        self.tokenizer, _ = load_chat_tokenizer(fetch(model), chat_template_path)
+    def __init__(
+        self, model: Model, chat_template_path: str | None, max_length: int, faults: Faults, raw_text: bool = False
+    ) -> None:
+        load = load_text_tokenizer if raw_text else load_chat_tokenizer
+        self.tokenizer, _ = load(fetch(model), chat_template_path)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name
         self.chat_template = chat_template_path or "its own"
@@ -45,13 +50,16 @@ class Lengths:
 
     def _lengths(self, batch: list[Example]) -> Iterator[tuple[str, int]]:
         pairs = [example for example in batch if isinstance(example, Pair)]
-        for pair in tokenize_pairs(self.tokenizer, pairs, self.max_length, self.faults):
+        for pair in tokenize_pairs(self.tokenizer, pairs, self.max_length, self.faults) if pairs else ():
             yield pair.place, pair.full_length
         for prompt in (example for example in batch if isinstance(example, Prompt)):
             if ids := self.prompt_ids(prompt, self.faults):
                 yield prompt.place, len(ids)
+        documents = [example for example in batch if isinstance(example, Document)]
+        for place, ids in document_ids(self.tokenizer, documents, self.faults) if documents else ():
+            yield place, len(ids)
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
-        for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults):
+        for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults) if conversations else ():
             yield row.place, row.full_length
 
     def prompt_ids(self, prompt: Prompt, faults: Faults) -> list[int]:

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 
 from check_data import texts
 from check_data.duplicates import NearDuplicates, distinct
@@ -177,6 +177,9 @@ class Survey:
 
 
 def _prompt(example: Example) -> list[dict[str, Any]]:
+    """The turns before the first completion. A document is looked at like a prompt, which has no completion."""
+    if isinstance(example, Document):
+        return [{"role": "user", "content": example.text}]
     if isinstance(example, Conversation):
         return [*takewhile(lambda turn: turn["role"] != "assistant", example.messages)]
     return example.prompt
@@ -191,7 +194,7 @@ def _completions(example: Example) -> list[str]:
             turns = example.chosen
         case Rating():
             turns = example.response
-        case Prompt():
+        case Prompt() | Document():
             return []
     return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
 
@@ -206,6 +209,8 @@ def _turns(example: Example) -> list[dict[str, Any]]:
             return example.prompt + example.response
         case Prompt():
             return example.prompt
+        case Document():
+            return []
 
 
 def _identity(example: Example) -> str:
@@ -219,6 +224,8 @@ def _identity(example: Example) -> str:
             parts = [*example.prompt, example.response, example.score]
         case Prompt():
             parts = [*example.prompt, example.answer]
+        case Document():
+            parts = [example.text]
     return repr(parts)
 
 

@@ -4,14 +4,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats, detect
+from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.formats import (
+    PAIR_FORMATS,
+    PROBLEM_FORMATS,
+    PROMPT_FORMATS,
+    RATING_FORMATS,
+    SFT_FORMATS,
+    Formats,
+    detect,
+)
 from common.data.read import conversations, pairs, problems, prompts, ratings, unknown_columns
 from common.data.rows import Row
 from common.errors import InputError
 
 TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
-Example = Conversation | Pair | Prompt | Rating
+Example = Conversation | Document | Pair | Prompt | Rating
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ TASKS = (
     Task("reward", RATING_FORMATS, ratings),
     Task("dpo", PAIR_FORMATS, pairs),
     Task("reward", PAIR_FORMATS, pairs),
-    Task("sft", FORMATS, conversations),
+    Task("sft", SFT_FORMATS, conversations),
     Task("grpo", PROBLEM_FORMATS, problems),
     Task("ppo", PROMPT_FORMATS, prompts),
 )

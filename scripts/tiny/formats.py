@@ -200,6 +200,10 @@ DOCUMENTS = [
         "text": "Bread needs flour, water, salt and time. Yeast makes it rise: it eats sugar and gives off gas, "
         "and the gas makes bubbles in the dough."
     },
+    {
+        "text": "# Tea\n\nGreen and black tea come from one plant. Leaves for black tea are left to turn brown; leaves "
+        "for green tea are heated soon, which keeps them green."
+    },
     {"text": "苍鹭站在浅水里等待。有鱼游近时，它用长嘴一下子啄住。\n\n苍鹭在高树上成群筑巢。"},
 ]
 

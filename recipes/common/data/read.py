@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from common.data.documents import DocumentText
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.formats import (
-    FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
     RATING_FORMATS,
+    SFT_FORMATS,
     ConversationFormat,
     Formats,
     PairFormat,
@@ -89,7 +89,7 @@ def conversations(
     With "auto" the first row decides the format of all; a row of another format is a fault that names both lines.
     `columns` maps the source's names of columns to ours. Raises InputError when the first row has no known format.
     """
-    return _examples(rows, faults, row_format, columns, FORMATS)
+    return _examples(rows, faults, row_format, columns, SFT_FORMATS)
 
 
 def pairs(
