@@ -108,20 +108,20 @@ def attend_prompts(
     q: "Tensor",
     k: "Tensor",
     v: "Tensor",
-    lengths: list[int],
+    packed: operations.Packed,
     architecture: Architecture,
     window: int | None,
 ) -> "Tensor":
     """As `operations.attend_prompts`, by torch's variable-length flash attention where it can."""
     a = architecture
     if a.softcap is not None or q.dtype == torch.float32:  # it has neither
-        return operations.attend_prompts(q, k, v, lengths, a, window)
+        return operations.attend_prompts(q, k, v, packed, a, window)
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = torch.tensor([0, *lengths], device=q.device).cumsum(0, dtype=torch.int32)
+    ends, longest = packed.ends, max(packed.lengths)
     back = -1 if window is None else window - 1
     attended: Any = varlen_attn(
-        q, k, v, ends, ends, max(lengths), max(lengths), scale=a.scale, window_size=(back, 0),
+        q, k, v, ends, ends, longest, longest, scale=a.scale, window_size=(back, 0),
         enable_gqa=a.heads != a.kv_heads,
     )  # fmt: skip
     return attended.flatten(1)

@@ -167,12 +167,12 @@ class Decoder:
         ids = torch.tensor([token for prompt, _ in batch for token in prompt], device=device)  # (T,)
         rows = torch.tensor([row for prompt, row in batch for _ in prompt], device=device)
         positions = torch.tensor([index for length in lengths for index in range(length)], device=device)
-        self._model(ids, rows, positions, lengths)
+        self._model(ids, rows, positions, operations.Packed.of(lengths, device))
 
-    def _model(self, ids: "Tensor", rows: "Tensor", positions: "Tensor", lengths: list[int] | None) -> "Tensor":
+    def _model(self, ids: "Tensor", rows: "Tensor", positions: "Tensor", packed: operations.Packed | None) -> "Tensor":
         """The normed hidden states (T, h) after the last layer.
 
-        With `lengths` the tokens are prompts one after another, else one token a row that attends to its whole row.
+        With `packed` the tokens are those of prompts, else one token a row that attends to its whole row.
         """
         ops, weights, a = self.operations, self.weights, self.weights.architecture
         residual = weights.embed(ids)
@@ -183,11 +183,11 @@ class Decoder:
             table = self.tables[a.rotary_tables[number]]
             qkv = layer.qkv(x)
             q = ops.rotate_and_store(qkv, layer, a, table, rows, positions, keys, values)
-            if lengths is None:
+            if packed is None:
                 y = ops.attend(q, keys, values, positions, a, window)
             else:
                 v = qkv.view(len(qkv), -1, a.head_dim)[:, a.heads + a.kv_heads :]
-                y = ops.attend_prompts(q, keys[rows, positions], v.contiguous(), lengths, a, window)
+                y = ops.attend_prompts(q, keys[rows, positions], v.contiguous(), packed, a, window)
             y = layer.output(y)
             if a.post_norms:
                 y = ops.norm(y, layer.attention_norm, a)

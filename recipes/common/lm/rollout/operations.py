@@ -36,6 +36,17 @@ class State(NamedTuple):
         return State(*(tensor[:rows] for tensor in self))
 
 
+class Packed(NamedTuple):
+    """Prompts that stand one after another in tensors of T tokens."""
+
+    lengths: list[int]
+    ends: "Tensor"  # (N + 1,) int32, 0 and where each ends
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> "Packed":
+        return cls(lengths, torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device))
+
+
 def merge(out: "Tensor", weight: "Tensor", up: "Tensor", down: "Tensor", scaling: float) -> None:
     """out = weight + scaling * up @ down, for weight (out, in), up (out, r), down (r, in); summed in 32 bit."""
     step = max(1, MERGED_AT_ONCE // weight.shape[1])
@@ -99,13 +110,13 @@ def attend_prompts(
     q: "Tensor",
     k: "Tensor",
     v: "Tensor",
-    lengths: list[int],
+    packed: Packed,
     architecture: Architecture,
     window: int | None,
 ) -> "Tensor":
-    """The causal attention (T, H D) within each of several prompts, one after another in q, k, v (T, ., D)."""
+    """The causal attention (T, H D) within each of several prompts, in q, k, v (T, ., D)."""
     parts = []
-    for q1, k1, v1 in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+    for q1, k1, v1 in zip(*(x.split(packed.lengths) for x in (q, k, v)), strict=True):
         index = torch.arange(len(q1), device=q.device)
         seen = index <= index[:, None]
         if window:

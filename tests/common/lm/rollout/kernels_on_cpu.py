@@ -68,7 +68,7 @@ def compare(device: str, dtype: torch.dtype, tolerance: float) -> None:
         )
         k, v = random(12, 2, 24), random(12, 2, 24)
         q = random(12, 6, 24)
-        given = [7, 5], a, 3 if window else None
+        given = operations.Packed.of([7, 5], q.device), a, 3 if window else None
         equal(kernels.attend_prompts(q, k, v, *given), operations.attend_prompts(q, k, v, *given))
     attention_kernels.PROGRAMS = 128
     for activation in ("silu", "gelu_tanh"):
