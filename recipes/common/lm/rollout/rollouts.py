@@ -81,6 +81,8 @@ class Rollouts:
         the same completions from the same policy. `advance` is called with the number of completions that are new
         since its last call.
         """
+        if not prompts:
+            return []
         if self.backend != "generate":
             try:
                 return self._decode(prompts, max_new_tokens, temperature, key, advance)

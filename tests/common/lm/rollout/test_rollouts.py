@@ -113,6 +113,11 @@ def test_the_cache_grows_with_longer_prompts_and_more_of_them(model, tokenizer):
     assert sampler.decoder is sampler.weights is None
 
 
+@pytest.mark.parametrize("backend", ["graph", "generate"])
+def test_no_prompts_have_no_completions(model, tokenizer, backend):
+    assert rollouts_of(model, tokenizer, backend=backend).sample([], 4, 1.0) == []
+
+
 def test_several_completions_of_a_prompt_are_a_group(model, tokenizer):
     groups = sample_completions(rollouts_of(model, tokenizer), PROMPTS[:2], 3, 8, 1.0)
     assert [len(group) for group in groups] == [3, 3]
