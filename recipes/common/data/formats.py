@@ -272,7 +272,6 @@ FORMATS: Formats = {
 }
 
 SFT_FORMATS: Formats = {**FORMATS, **DOCUMENT_FORMATS}
-
 PAIR_FORMATS: Formats = {
     "preference": PromptPair,
     "sharegpt-preference": ShareGPTPair,
