@@ -60,7 +60,9 @@ class Args:
     """The folder of the run. By default outputs/dpo-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", "preference", "sharegpt-preference", "dialogue-preference"] = "auto"
+    format: Literal["auto", "preference", "instruction-preference", "sharegpt-preference", "dialogue-preference"] = (
+        "auto"
+    )
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question chosen=better rejected=worse."""
@@ -161,7 +163,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

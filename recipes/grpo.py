@@ -80,8 +80,9 @@ class Args:
 
     # How the data is read.
     format: Literal[
-        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction"
-    ] = "auto"
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
+        "humaneval", "mbpp", "mbpp-text", "verl",
+    ] = "auto"  # fmt: skip
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=problem answer=solution."""
@@ -208,7 +209,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from datasets import Dataset

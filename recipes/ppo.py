@@ -107,7 +107,9 @@ class Args:
     # How the data is read.
     format: Literal[
         "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
-        "preference", "sharegpt-preference", "dialogue-preference", "prompt-rating", "instruction-rating",
+        "humaneval", "mbpp", "mbpp-text", "verl",
+        "preference", "instruction-preference", "sharegpt-preference", "dialogue-preference",
+        "prompt-rating", "instruction-rating",
     ] = "auto"  # fmt: skip
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
@@ -261,7 +263,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it changes what is imported after it
     import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed

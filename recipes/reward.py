@@ -70,8 +70,9 @@ class Args:
 
     # How the data is read.
     format: Literal[
-        "auto", "preference", "sharegpt-preference", "dialogue-preference", "prompt-rating", "instruction-rating"
-    ] = "auto"
+        "auto", "preference", "instruction-preference", "sharegpt-preference", "dialogue-preference",
+        "prompt-rating", "instruction-rating",
+    ] = "auto"  # fmt: skip
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question response=answer score=stars."""
@@ -146,6 +147,7 @@ def main() -> None:
     held_out: list[Pair | Rating] = []
     if eval_data:
         held_out = eval_data.examples
+        data.notes.extend(eval_data.notes)
         if isinstance(held_out[0], Pair) != paired:
             raise InputError(f"--eval-data {args.eval_data}: one of the two sources holds pairs, the other scores")
     elif args.eval_ratio:  # by prompt: another completion of a prompt that was trained on is no test
@@ -170,7 +172,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

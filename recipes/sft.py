@@ -144,7 +144,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name)
+    console = loading(base.name, data.notes)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

@@ -167,6 +167,7 @@ def main() -> None:
         "model": base.name if base else None,
         "chat_template": lengths.chat_template if lengths else None,
         "eval_data": args.eval_data,
+        "notes": faults.notes(),
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "code": environment.describe_code(),
         "seconds": time.monotonic() - started,

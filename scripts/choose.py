@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from common.cli import parse_arguments
 from common.data.documents import DOCUMENT_FORMATS
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
 from common.lm import memory
@@ -149,7 +149,8 @@ def look_at(path: str) -> Data:
     fields = rows[0].fields
     if form := detect(fields, PAIR_FORMATS):
         return Data("pairs", path, f"columns {', '.join(PAIR_FORMATS[form].columns)}", chosen_as_examples(fields))
-    for kind, known in (("scores", RATING_FORMATS), ("demonstrations", FORMATS), ("documents", DOCUMENT_FORMATS)):
+    kinds = {"scores": RATING_FORMATS, "answers": GRADED_FORMATS, "demonstrations": FORMATS}
+    for kind, known in (kinds | {"documents": DOCUMENT_FORMATS}).items():
         if form := detect(fields, known):
             return Data(kind, path, f"columns {', '.join(known[form].columns)}")
     form = detect(fields, PROBLEM_FORMATS)
@@ -175,6 +176,8 @@ def chosen_as_examples(fields: dict[str, Any]) -> tuple[str, ...] | None:
     prompt, chosen = fields.get("prompt"), fields["chosen"]
     if isinstance(chosen, list) and (prompt is None or chosen[: len(prompt)] == prompt):
         return ("--columns", "messages=chosen")  # the whole dialogue
+    if prompt is None and "instruction" in fields and isinstance(chosen, str):
+        return ("--columns", "output=chosen")
     return CHOSEN_ANSWER if prompt is not None else None
 
 

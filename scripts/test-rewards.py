@@ -32,8 +32,9 @@ class Args:
     data: str = str(environment.ROOT / "data_samples" / "arithmetic-train.jsonl")
     """Prompts with gold answers: a file, a folder of files or a hub dataset."""
     format: Literal[
-        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction"
-    ] = "auto"
+        "auto", "prompt-answer", "question-answer", "problem-answer", "problem-solution", "prompt", "instruction",
+        "humaneval", "mbpp", "mbpp-text", "verl",
+    ] = "auto"  # fmt: skip
     """The format of the rows; auto takes it from the columns of the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question answer=solution."""

@@ -26,6 +26,11 @@ def show(console: Console, report: dict[str, Any]) -> None:
         rules.add_row(rule["rule"], Text(rule["verdict"], style=f"bold {colour}"), Text(rule["reason"]))
     console.print(rules)
 
+    if notes := report.get("notes"):
+        console.print("\nNotes", style="italic")
+    for note in notes or ():
+        console.print(note, soft_wrap=True)
+
     if report["findings"]:
         console.print("\nFindings", style="italic")
     for kind, found in report["findings"].items():

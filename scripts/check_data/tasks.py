@@ -1,11 +1,12 @@
-"""What each training method reads: which formats, and by which reader of recipes/common."""
+"""What each training method reads: which formats, and of which kind its examples are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.formats import (
+    GRADED_FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
@@ -14,8 +15,9 @@ from common.data.formats import (
     Formats,
     detect,
 )
-from common.data.read import conversations, pairs, problems, prompts, ratings, unknown_columns
-from common.data.rows import Row
+from common.data.prompts import as_prompt
+from common.data.read import as_examples, unknown_columns
+from common.data.rows import Faults, Row
 from common.errors import InputError
 
 TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
@@ -24,11 +26,17 @@ Example = Conversation | Document | Pair | Prompt | Rating
 
 @dataclass(frozen=True)
 class Task:
-    """A training method: its name, the formats it takes, and what turns rows of them into its examples."""
+    """A training method: its name, and the formats it takes."""
 
     name: TaskName
     formats: Formats
-    read: Callable[..., Iterator[Any]]
+
+    def read(
+        self, rows: Iterable[Row], faults: Faults, row_format: str = "auto", columns: dict[str, str] | None = None
+    ) -> Iterator[Any]:
+        """The rows as examples of the method, as `as_examples` reads them; of PPO, the prompts."""
+        examples = as_examples(rows, faults, self.formats, row_format, columns)
+        return map(as_prompt, examples) if self.name == "ppo" else examples
 
     def format_of(self, first: Row, row_format: str, columns: dict[str, str]) -> str | None:
         """The name of the format that the reader will take the rows for."""
@@ -38,12 +46,13 @@ class Task:
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
 # reward model learns from ratings or from pairs.
 TASKS = (
-    Task("reward", RATING_FORMATS, ratings),
-    Task("dpo", PAIR_FORMATS, pairs),
-    Task("reward", PAIR_FORMATS, pairs),
-    Task("sft", SFT_FORMATS, conversations),
-    Task("grpo", PROBLEM_FORMATS, problems),
-    Task("ppo", PROMPT_FORMATS, prompts),
+    Task("reward", RATING_FORMATS),
+    Task("dpo", PAIR_FORMATS),
+    Task("reward", PAIR_FORMATS),
+    Task("grpo", GRADED_FORMATS),
+    Task("sft", SFT_FORMATS),
+    Task("grpo", PROBLEM_FORMATS),
+    Task("ppo", PROMPT_FORMATS),
 )
 
 

@@ -351,11 +351,99 @@ INSTRUCTION_RATING = [
     for row, score in zip(ALPACA, SCORES, strict=True)
 ]
 
+INSTRUCTION_PREFERENCE = [
+    {"instruction": row["instruction"], "input": row["input"], "chosen": row["output"], "rejected": rejected}
+    for row, rejected in zip(
+        ALPACA,
+        (
+            "She is walking to the market every Saturday.",
+            "It is safer.",
+            "It rains, tomorrow climb mountain.",
+            "哈希表是一种表。",
+            "27, 14, 9, 3",
+        ),
+        strict=True,
+    )
+]
+
+# As in HumanEval: a completion is the rest of the function, and `check` tests the whole.
+HUMANEVAL = [
+    {
+        "task_id": f"sample/{number}",
+        "prompt": f'def {name}({arguments}):\n    """{text}"""\n',
+        "entry_point": name,
+        "canonical_solution": f"    return {body}\n",
+        "test": "def check(candidate):\n"
+        + "".join(f"    assert candidate({given}) == {right}\n" for given, right in cases),
+    }
+    for number, (name, arguments, text, body, cases) in enumerate(
+        [
+            ("add", "a, b", "The sum of two numbers.", "a + b", [("2, 3", "5"), ("-1, 1", "0")]),
+            ("is_even", "n", "Whether a number is even.", "n % 2 == 0", [("4", "True"), ("7", "False")]),
+            ("reverse", "text", "把字符串倒过来。", "text[::-1]", [("'abc'", "'cba'"), ("''", "''")]),
+            ("largest", "numbers", "列表中最大的数。", "max(numbers)", [("[3, 9, 2]", "9"), ("[-5]", "-5")]),
+        ]
+    )
+]
+
+# As in MBPP: the task in words, a program that solves it, and tests.
+MBPP = [
+    {
+        "task_id": number,
+        "text": text,
+        "code": code,
+        "test_setup_code": setup,
+        "test_list": tests,
+    }
+    for number, (text, code, setup, tests) in enumerate(
+        [
+            (
+                "Write a function square(n) that returns the square of a number.",
+                "def square(n):\n    return n * n",
+                "",
+                ["assert square(3) == 9", "assert square(-2) == 4"],
+            ),
+            (
+                "Write a function area(r) for the area of a circle.",
+                "import math\n\ndef area(r):\n    return math.pi * r * r",
+                "import math",
+                ["assert math.isclose(area(1), math.pi)", "assert area(0) == 0"],
+            ),
+            (
+                "写一个函数 count(text, letter)，返回字母在文本中出现的次数。",
+                "def count(text, letter):\n    return text.count(letter)",
+                "",
+                ["assert count('banana', 'a') == 3", "assert count('abc', 'd') == 0"],
+            ),
+            (
+                "写一个函数 unique(items)，去掉列表中重复的元素，保持顺序。",
+                "def unique(items):\n    return list(dict.fromkeys(items))",
+                "",
+                ["assert unique([1, 2, 1]) == [1, 2]", "assert unique([]) == []"],
+            ),
+        ],
+        start=1,
+    )
+]
+
+# As verl has them: the gold answer in `reward_model`.
+VERL = [
+    {
+        "data_source": "sample",
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+        "extra_info": {"split": "train", "index": number},
+    }
+    for number, row in enumerate(PROMPT_ANSWER)
+]
+
 # What carries feedback, one file per format and per way to write it.
 FEEDBACK = {
     "preference": PREFERENCE,
     "preference-messages": PREFERENCE_MESSAGES,
     "sharegpt-preference": SHAREGPT_PREFERENCE,
+    "instruction-preference": INSTRUCTION_PREFERENCE,
     "dialogue-preference": DIALOGUE_PREFERENCE,
     "dialogue-preference-hh": [
         {name: human_assistant(turns) for name, turns in row.items()} for row in DIALOGUE_PREFERENCE
@@ -364,6 +452,10 @@ FEEDBACK = {
     "question-answer": QUESTION_ANSWER,
     "problem-answer": PROBLEM_ANSWER,
     "problem-solution": PROBLEM_SOLUTION,
+    "humaneval": HUMANEVAL,
+    "mbpp": [{("prompt" if name == "text" else name): value for name, value in row.items()} for row in MBPP],
+    "mbpp-text": MBPP,
+    "verl": VERL,
     "prompt": PROMPTS,
     "instruction": INSTRUCTION,
     "prompt-rating": PROMPT_RATING,

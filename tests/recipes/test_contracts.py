@@ -46,7 +46,7 @@ EVERYWHERE = [
     "source = find_source(args.data)",
     "contents(base)",
     "if run is None:\n    return",
-    "console = loading(base.name)",
+    "console = loading(base.name, data.notes)",
     "import unsloth",
     "base = fetch(base)",
     "load_chat_tokenizer(base, args.chat_template_path, args.pad_token)",

@@ -19,7 +19,8 @@ from check_data.duplicates import NearDuplicates, distinct
 from check_data.findings import KINDS, Findings
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
-from common.data.read import conversations
+from common.data.formats import FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows, source_identity
 from common.errors import InputError
 from conftest import ROOT, read_jsonl
@@ -40,15 +41,20 @@ SAMPLES = {
     "sharegpt.jsonl": "sft",
     "dialogue-preference-hh.jsonl": "dpo",
     "dialogue-preference.jsonl": "dpo",
+    "instruction-preference.jsonl": "dpo",
     "preference-messages.jsonl": "dpo",
     "preference.jsonl": "dpo",
     "sharegpt-preference.jsonl": "dpo",
+    "humaneval.jsonl": "grpo",
     "instruction.jsonl": "grpo",
+    "mbpp-text.jsonl": "grpo",
+    "mbpp.jsonl": "grpo",
     "problem-answer.jsonl": "grpo",
     "problem-solution.jsonl": "grpo",
     "prompt-answer.jsonl": "grpo",
     "prompt.jsonl": "grpo",
     "question-answer.jsonl": "grpo",
+    "verl.jsonl": "grpo",
     "instruction-rating.jsonl": "reward",
     "prompt-rating.jsonl": "reward",
 }
@@ -783,7 +789,7 @@ def test_rows_are_read_and_validated_fast(tmp_path):
     path = write(tmp_path / "data.jsonl", ({**alpaca(n % 10), "input": str(n)} for n in range(20_000)))
     started = time.process_time()
     faults = Faults()
-    assert sum(1 for _ in conversations(read_rows(find_source(str(path)), faults), faults)) == 20_000
+    assert sum(1 for _ in as_examples(read_rows(find_source(str(path)), faults), faults, FORMATS)) == 20_000
     assert time.process_time() - started < 1
 
 

@@ -15,7 +15,7 @@ import sys
 import pytest
 from common.data.documents import DOCUMENT_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS
-from common.data.read import column_map, conversations
+from common.data.read import as_examples, column_map
 from common.data.rows import Faults, read_rows
 from common.errors import InputError
 from common.lm.cards import card_names, read_card
@@ -195,7 +195,7 @@ def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
     file.write_text(json.dumps({"question": "Why?", "answer": text}) + "\n")
     seen = choose.look_at(str(file))
     assert (seen.kind, seen.flags) == ("demonstrations", ("--columns", "prompt=question", "completion=answer"))
-    rows = list(conversations(read_rows([file], Faults()), Faults(), columns=column_map(seen.flags[1:])))
+    rows = list(as_examples(read_rows([file], Faults()), Faults(), FORMATS, columns=column_map(seen.flags[1:])))
     assert [turn["content"] for turn in rows[0].messages] == ["Why?", text]
 
 
@@ -210,7 +210,7 @@ def test_sft_reads_the_chosen_answers_with_the_flags_given(name, choose):
     faults = Faults()
     assert stages[0].flags[0] == "--columns"
     columns = column_map(stages[0].flags[1:])
-    rows = list(conversations(read_rows([SAMPLES / name], faults), faults, columns=columns))
+    rows = list(as_examples(read_rows([SAMPLES / name], faults), faults, FORMATS, columns=columns))
     faults.stop()
     for row in rows:
         assert row.messages[-1]["role"] == "assistant"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import distill as module
 import pytest
-from common.data.read import conversations
+from common.data.formats import FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.lm.generate import Completion
 from common.rewards.builtin import format_reward, math_reward
@@ -73,7 +74,7 @@ def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
     assert counts["kept"] == len(rows) > 10
     assert f"make sft MODEL=tiny DATA={output}" in done.stdout
     faults = Faults()
-    assert len(list(conversations(read_rows(find_source(str(output)), faults), faults))) == len(rows)
+    assert len(list(as_examples(read_rows(find_source(str(output)), faults), faults, FORMATS))) == len(rows)
     assert faults.count == 0
     # It is there: nothing is written over it.
     again = run(*words)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import preferences as module
 import pytest
-from common.data.read import pairs
+from common.data.formats import PAIR_FORMATS
+from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.rewards.specification import load, score
 from conftest import ROOT, read_jsonl
@@ -44,7 +45,7 @@ def taken(tmp_path: Path, capsys, *words) -> tuple[list[tuple[str, str, str]], d
 
 def read_pairs(output: Path, printed: str) -> tuple[list[tuple[str, str, str]], dict]:
     faults = Faults()
-    read = list(pairs(read_rows(find_source(str(output)), faults), faults))
+    read = list(as_examples(read_rows(find_source(str(output)), faults), faults, PAIR_FORMATS))
     assert faults.count == 0
     counts = json.loads(Path(f"{output}.counts.json").read_text(encoding="utf-8"))
     assert counts["pairs"] == len(read)

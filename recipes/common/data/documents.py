@@ -34,6 +34,10 @@ class DocumentText(RowFormat):
     columns: ClassVar = ("text",)
     text: Text
 
+    @classmethod
+    def own_columns(cls) -> set[str]:
+        return {"text"}  # what has no turns has no system prompt and no tools
+
     @field_validator("text")
     @classmethod
     def _is_no_conversation(cls, text: str) -> str:

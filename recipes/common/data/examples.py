@@ -1,8 +1,9 @@
 """The kinds of example that the methods learn from, all but one made of chat messages.
 
 A Conversation to imitate, a Pair of completions with a preference, a Prompt whose completions are scored, a Rating of a
-completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools). The
-model's own chat template renders them at the end, so one file serves every model. A Document is raw text instead.
+completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools, their
+arguments as objects). The model's own chat template renders them at the end, so one file serves every model. A Document
+is raw text instead.
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +14,15 @@ from common.data.turns import Turns
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Chat messages to imitate, and the tools offered to the model, if any. `place` is file:line, in every example."""
+    """Chat messages to imitate, and the tools offered to the model, if any. `place` is file:line, in every example.
+
+    `untrained` are the indices of the assistant's turns that carry no loss: the row marks them so, or they are context.
+    """
 
     place: str
     messages: Turns
     tools: Turns | None = None
+    untrained: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Read a data source row by row, with the place of every row.
 
-A source is a file (JSON Lines, a JSON array, CSV, Parquet, text), a folder of such files, or a dataset on the hub. Rows
+A source is a file (JSON Lines, JSON arrays, CSV, Parquet, text), a folder of such files, or a dataset on the hub. Rows
 are streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in
 formats.py.
 """
@@ -8,14 +8,16 @@ formats.py.
 import csv
 import functools
 import hashlib
-import json
+import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data.json_values import as_text, json_type, json_values
 from common.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -26,8 +28,10 @@ Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revis
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SUFFIXES = (*ROWS, ".txt")  # a .txt file is one row, a document
 SHOWN_FAULTS = 20
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half of a character, such as one of the two of an emoji
+MOST_NOTES = 20
+OTHER_NOTES = "other things that are not read"
 COMMIT = re.compile("[0-9a-f]{40}")
+MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti)\(")  # the features of datasets that hold files
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,34 @@ class Row:
 
 
 class Faults:
-    """The errors of a data source, row by row: the first 20 in words, the rest as a number."""
+    """The errors of a data source, row by row: the first 20 in words, the rest as a number.
+
+    And its notes: what rows hold that is not trained as it stands, counted by what it is.
+    """
 
     def __init__(self) -> None:
         self.shown: list[str] = []
         self.count = 0
+        self.noted: dict[str, tuple[int, str]] = {}  # the rows, and the place of the first, by what was noted
 
     def add(self, place: str, message: str) -> None:
         self.count += 1
         if len(self.shown) < SHOWN_FAULTS:
             self.shown.append(f"{place}: {message}")
+
+    def note(self, place: str, what: str) -> None:
+        """Count the row at `place` among those that `what` is true of."""
+        if what not in self.noted and len(self.noted) >= MOST_NOTES:
+            what = OTHER_NOTES
+        rows, first = self.noted.get(what, (0, place))
+        self.noted[what] = (rows + 1, first)
+
+    def notes(self) -> list[str]:
+        """A line for each thing that was noted, with the number of rows and the first of them."""
+        return [
+            f"{what} (in {rows:,} row{'' if rows == 1 else 's'}, the first is {first})"
+            for what, (rows, first) in self.noted.items()
+        ]
 
     def stop(self) -> None:
         """Raise InputError with all faults so far, if there are any."""
@@ -92,7 +114,7 @@ def read_rows(source: Source, faults: Faults) -> Iterator[Row]:
     Raises InputError when a file is not of the kind that its suffix says.
     """
     if isinstance(source, str):
-        yield from _hub_rows(source)
+        yield from _hub_rows(source, faults)
         return
     for file in source:
         if file.stat().st_size == 0:
@@ -102,14 +124,14 @@ def read_rows(source: Source, faults: Faults) -> Iterator[Row]:
             case ".csv":
                 yield from _csv_rows(file, faults)
             case ".parquet":
-                yield from _parquet_rows(file)
+                yield from _parquet_rows(file, faults)
             case ".txt":
-                if (text := _decode(str(file), file.read_bytes(), faults)) is not None:
-                    yield Row(f"{file}:1", {"text": text})
-            case ".json" if _starts_with_bracket(file):
-                yield from _json_array_rows(file, faults)
+                try:
+                    yield Row(f"{file}:1", {"text": as_text(file.read_bytes())})
+                except ValueError as error:
+                    faults.add(str(file), str(error))
             case _:
-                yield from _json_lines_rows(file, faults)
+                yield from _json_rows(file, faults)
 
 
 def source_identity(source: Source) -> str:
@@ -132,85 +154,35 @@ def source_sha256(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _starts_with_bracket(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+def _json_rows(file: Path, faults: Faults) -> Iterator[Row]:
+    for found in json_values(file):
+        place = f"{file}:{found.line}"
+        if found.problem:
+            faults.add(place, found.problem)
+        elif not isinstance(found.value, dict):
+            faults.add(place, f"{json_type(found.value)}, expected a JSON object like {{...}}")
+        else:
+            yield Row(place, found.value)
 
 
-def _decode(place: str, line: bytes, faults: Faults) -> str | None:
+def _csv_line(place: str, line: bytes, faults: Faults) -> str:
     try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        faults.add(place, f"byte {error.start + 1} is {byte:#04x}, which is not UTF-8; save the file as UTF-8")
-        return None
-
-
-def _json_lines_rows(file: Path, faults: Faults) -> Iterator[Row]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            place = f"{file}:{number}"
-            text = _decode(place, line, faults)
-            if text is None or not text.strip():
-                continue
-            try:
-                value = json.loads(text.rstrip())
-            except (ValueError, RecursionError) as error:
-                faults.add(place, f"broken JSON: {_json_reason(error)}; every line must be one JSON object")
-                continue
-            yield from _object_row(place, value, text, faults)
-
-
-def _json_array_rows(file: Path, faults: Faults) -> Iterator[Row]:
-    text = _decode(str(file), file.read_bytes(), faults)
-    if text is None:
-        return
-    decoder, position, line = json.JSONDecoder(), text.index("[") + 1, 1
-    counted = 0  # characters whose newlines are in `line`
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line += text.count("\n", counted, position)
-        counted = position
-        place = f"{file}:{line}"
-        if text[position : position + 1] == "]":
-            return
-        try:
-            start = position
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            where = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else place
-            faults.add(where, f"broken JSON: {_json_reason(error)}; the rest of the array cannot be read")
-            return
-        yield from _object_row(place, value, text[start:position], faults)
-
-
-def _object_row(place: str, value: object, text: str, faults: Faults) -> Iterator[Row]:
-    if not isinstance(value, dict):
-        faults.add(place, f"{_json_type(value)}, expected a JSON object like {{...}}")
-    elif SURROGATE.search(text) and not _is_text(value):
-        faults.add(
-            place, "half of a surrogate pair, such as \\ud83d alone, is not a character; write both halves or neither"
-        )
-    else:
-        yield Row(place, value)
-
-
-def _is_text(value: object) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):  # writing a value may need more stack than reading it
-        return False
-    return True
+        return as_text(line)
+    except ValueError as error:
+        faults.add(place, str(error))
+        return "\n"
 
 
 def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with file.open("rb") as stream:
-        lines = (_decode(f"{file}:{number}", line, faults) or "\n" for number, line in enumerate(stream, start=1))
+        lines = (_csv_line(f"{file}:{number}", line, faults) for number, line in enumerate(stream, start=1))
         reader = csv.DictReader(lines, strict=True)
         first = 2  # the line on which the row begins, not its number: a quoted field may hold newlines
         try:
+            if twice := _twice(reader.fieldnames or ()):
+                faults.add(f"{file}:1", f"two columns have the name {twice!r}; rename one")
+                return
             for fields in reader:
                 place = f"{file}:{first}"
                 first = reader.line_num + 1
@@ -225,30 +197,64 @@ def _csv_rows(file: Path, faults: Faults) -> Iterator[Row]:
             faults.add(f"{file}:{first}", f"broken CSV: {error}; the rest of the file cannot be read")
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path, faults: Faults) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(file)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(f"{file}:{number}", {name: value for name, value in fields.items() if value is not None})
+        if twice := _twice(table.schema_arrow.names):
+            raise InputError(f"{file}: two columns have the name {twice!r}; rename one")
+        batches = (batch.to_pylist(maps_as_pydicts="strict") for batch in table.iter_batches(batch_size=1024))
+        nothing = {field.name for field in table.schema_arrow if pa.types.is_null(field.type)}
+        yield from _arrow_rows(str(file), itertools.chain.from_iterable(batches), nothing, faults)
+    except KeyError as error:  # of a map
+        raise InputError(f"{file}: {error.args[0]}") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # OSError: a damaged page; ValueError: text not in UTF-8
         raise InputError(f"{file}: not a readable Parquet file: {error}") from None
 
 
-def _hub_rows(name: str) -> Iterator[Row]:
+def _arrow_rows(name: str, rows: Iterable[dict[str, Any]], nothing: set[str], faults: Faults) -> Iterator[Row]:
+    """Rows of Arrow, which gives every row all columns and all keys: what a row lacks is null there.
+
+    Nulls inside a column are left out, and noted. A column that is null is kept: it shows which columns there are. The
+    columns `nothing`, of Arrow's type null, hold a value in no row; they are none.
+    """
+    for number, fields in enumerate(rows, start=1):
+        place = f"{name}:{number}"
+        fields = {column: value for column, value in fields.items() if column not in nothing}
+        given = {column: _without_nulls(value) for column, value in fields.items()}
+        if given != fields:
+            faults.note(place, "nulls inside a column, which Parquet has for keys that a row lacks, are left out")
+        yield Row(place, given)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that are null, at all depths."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(below) for key, below in value.items() if below is not None}
+    if isinstance(value, list):
+        return [_without_nulls(below) for below in value]
+    return value
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first of the names that is there twice, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
     builder = _hub_dataset(name)
     try:
         builder.download_and_prepare()
         dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
-    for number, fields in enumerate(dataset, start=1):
-        yield Row(f"{name}:{number}", {key: value for key, value in fields.items() if value is not None})
+    # Images and sounds are refused where the row is read; they are not decoded before, which needs more libraries.
+    media = {column: "not loaded" for column, feature in dataset.features.items() if MEDIA.search(repr(feature))}
+    nothing = {column for column, feature in dataset.features.items() if getattr(feature, "dtype", None) == "null"}
+    rows = (fields | media for fields in dataset.remove_columns(list(media)))
+    yield from _arrow_rows(name, rows, nothing, faults)
 
 
 @functools.cache  # so that the rows and the commit in a run's identity are of the same request
@@ -279,16 +285,3 @@ def _hub_refusal(name: str, error: Exception) -> InputError | MachineError:
         f"{name}: no file or folder of this name, and the hub gave no dataset: {str(error).splitlines()[0]}\n"
         "For a file, give its path; for a dataset, check the name, the network, HF_TOKEN and HF_ENDPOINT."
     )
-
-
-def _json_reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if not isinstance(error, json.JSONDecodeError):
-        return "an integer of thousands of digits"
-    return f"{error.msg.lower()} at column {error.colno}"
-
-
-def _json_type(value: object) -> str:
-    names: dict[type, str] = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

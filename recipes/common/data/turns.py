@@ -1,58 +1,16 @@
-"""The parts of the row formats: texts, chat messages, tool calls, and the turns that they become."""
+"""The parts of the row formats: texts, lists of turns, and the chat messages that they become."""
 
-import json
 import math
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
+
+from common.data.json_values import parse_json
+from common.data.messages import ROLES, Message, Strict, note
 
 Turns = list[dict[str, Any]]
-
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool": "tool",
-}
-
-
-def parse_json(what: str, text: str) -> Any:
-    """Parse JSON inside a text field. Raises ValueError that names `what` it should be and where it breaks."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} must be JSON: {error.msg.lower()} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError(f"{what} must be JSON: it is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"{what} must be JSON: {error}") from None
-
-
-def check_calls(calls: Any) -> list[dict[str, Any]]:
-    """Return `calls`. Raises ValueError unless each has a name and arguments, at the top or under "function"."""
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        function = function if isinstance(function, dict) else {}
-        if not isinstance(function.get("name"), str) or not isinstance(function.get("arguments"), dict | str):
-            raise ValueError('a function call must hold a name and arguments, like {"name": "add", "arguments": {...}}')
-    return calls
 
 
 def _not_blank(text: str) -> str:
@@ -64,122 +22,133 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
-class RowFormat(BaseModel):
-    """A row format; `columns` are those that identify it. Columns that it does not declare are ignored, such as ids."""
-
-    columns: ClassVar[tuple[str, ...]]
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    @classmethod
-    def fits(cls, fields: dict[str, Any]) -> bool:
-        """Does a row of these fields have this format?"""
-        return all(column in fields for column in cls.columns)
+def list_of_json(value: Any) -> Any:
+    """A list, which CSV files and some Parquet files have as JSON text; an empty text is null."""
+    if not isinstance(value, str):
+        return value
+    return parse_json("a list as text", value) if value.strip() else None
 
 
-class TextPart(RowFormat):
-    type: Literal["text"]
-    text: str
+def _pairs(history: list[list[str]] | None) -> list[list[str]] | None:
+    if any(len(pair) != 2 for pair in history or ()):
+        raise ValueError("expected pairs of a prompt and an answer")
+    return history
 
 
-def _text_or_list(value: Any) -> str:
-    return "as list" if isinstance(value, list) else "as text"
+MessageList = Annotated[list[Message], BeforeValidator(list_of_json)]
+
+# Messages as the text of a list: as JSON, and as Python and pandas write them.
+JSON_MESSAGES = re.compile(r'\s*\[\s*\{\s*"')
+PYTHON_MESSAGES = re.compile(rf"\s*\[\s*\{{\s*'(role|from)':\s*'({'|'.join(ROLES)})'")
 
 
-class Message(RowFormat):
-    """A message as the OpenAI API and Hugging Face's chat templates have it."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Annotated[
-        Annotated[str, Tag("as text")] | Annotated[list[TextPart], Tag("as list")], Discriminator(_text_or_list)
-    ] = ""
-    reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _null_is_empty(cls, content: Any) -> Any:
-        return "" if content is None else content
-
-    @field_validator("tool_calls")
-    @classmethod
-    def _calls_functions(cls, calls: Any) -> Any:
-        return calls and check_calls(calls)
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> "Message":
-        if not self.text().strip() and not self.tool_calls and self.role != "system":
-            raise ValueError(f"the turn of the {self.role} is empty; expected text")
-        return self
-
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    def as_dict(self) -> dict[str, Any]:
-        others = ("reasoning_content", "tool_calls", "tool_call_id", "name")
-        given = {name: value for name in others if (value := getattr(self, name)) is not None}
-        return {"role": self.role, "content": self.text(), **given}
+def _messages_of_text(value: Any, info: ValidationInfo) -> Any:
+    """The messages in a text that is a list of messages as JSON, and any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    if PYTHON_MESSAGES.match(value):
+        raise ValueError("is a list of messages as Python writes it; write the list, or that list as JSON text")
+    if not JSON_MESSAGES.match(value):
+        return value
+    try:
+        found = parse_json("messages", value)
+    except ValueError:
+        return value
+    if not all(isinstance(turn, dict) and _is_message(turn) for turn in found):
+        return value
+    note(info, f"{info.field_name}: JSON text is read as the messages that it holds")
+    return found
 
 
-class Turn(RowFormat):
-    """A turn of a ShareGPT conversation, with from/value or role/content."""
-
-    role: str = Field(validation_alias=AliasChoices("from", "role"))
-    value: str = Field(validation_alias=AliasChoices("value", "content"))
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> "Turn":
-        if self.role not in SHAREGPT_ROLES:
-            raise ValueError(f"unknown role {self.role!r}; expected one of {', '.join(SHAREGPT_ROLES)}")
-        if not self.value.strip() and self.role != "system":
-            raise ValueError(f"the turn of {self.role!r} is empty; expected text")
-        if self.is_call():
-            check_calls(parse_json("a function call", self.value))
-        return self
-
-    def is_call(self) -> bool:
-        return self.role in ("function_call", "tool_call")
-
-    def as_dict(self) -> dict[str, Any]:
-        role = SHAREGPT_ROLES[self.role]
-        if not self.is_call():
-            return {"role": role, "content": self.value}
-        calls = json.loads(self.value)
-        calls = calls if isinstance(calls, list) else [calls]
-        return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls]}
-
-
-class Instruction(RowFormat):
-    instruction: Text
-    input: str | None = ""
-    system: str | None = None
-
-    def turns(self) -> list[dict[str, Any]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        return [*system, {"role": "user", "content": prompt}]
+def _is_message(turn: dict[str, Any]) -> bool:
+    """Whether an object can hardly be anything else than a turn."""
+    role = turn.get("role", turn.get("from"))
+    return isinstance(role, str) and role in ROLES and not turn.keys().isdisjoint(("content", "value", "tool_calls"))
 
 
 TextOrMessages = Annotated[
-    Annotated[Text, Tag("as text")] | Annotated[list[Message], Tag("as list")], Discriminator(_text_or_list)
+    Annotated[
+        Annotated[Text, Tag("as text")] | Annotated[list[Message], Tag("as list")],
+        Discriminator(lambda value: "as list" if isinstance(value, list) else "as text"),
+    ],
+    BeforeValidator(_messages_of_text),
 ]
 
 
-def as_turns(role: str, turns: str | list[Message]) -> list[dict[str, Any]]:
+class RowFormat(Strict):
+    """A row format; `columns` are those that identify it. Columns that no format declares are noted, such as ids."""
+
+    columns: ClassVar[tuple[str, ...]]
+    system: str | None = None
+    tools: Any = None
+
+    @classmethod
+    def fits(cls, fields: dict[str, Any]) -> bool:
+        """Whether a row of these fields is of this format: all its columns are there."""
+        return all(column in fields for column in cls.columns)
+
+    @classmethod
+    def own_columns(cls) -> set[str]:
+        """The names of all columns that the format reads."""
+        return {str(field.validation_alias or name) for name, field in cls.model_fields.items()}
+
+    def with_system(self, turns: Turns) -> Turns:
+        """The turns after the row's system prompt. Raises ValueError when they begin with another one."""
+        if not self.system or not self.system.strip():
+            return turns
+        if turns and turns[0]["role"] == "system":
+            if turns[0]["content"] != self.system:
+                raise ValueError("system: the column and the first turn are two different system prompts; remove one")
+            return turns
+        return [{"role": "system", "content": self.system}, *turns]
+
+
+class Instruction(RowFormat):
+    """An instruction with its input, after the turns of `history`, pairs of a prompt and an answer."""
+
+    instruction: Text
+    input: str | None = ""
+    history: Annotated[list[list[Text]] | None, AfterValidator(_pairs), BeforeValidator(list_of_json)] = None
+
+    def turns(self) -> Turns:
+        roles = ("user", "assistant")
+        before = [
+            {"role": role, "content": text}
+            for pair in self.history or ()
+            for role, text in zip(roles, pair, strict=True)
+        ]
+        prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        return [*before, {"role": "user", "content": prompt}]
+
+
+def as_turns(role: str, turns: str | list[Message]) -> Turns:
     """The turns as chat messages; a text is one turn of `role`."""
     if isinstance(turns, str):
         return [{"role": role, "content": turns}]
     return [turn.as_dict() for turn in turns]
 
 
+def take_marks(turns: Turns) -> tuple[Turns, frozenset[int]]:
+    """The turns without their marks, and the indices of the assistant's turns that are marked to carry no loss."""
+    untrained = frozenset(
+        index for index, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("train") is False
+    )
+    return [{key: value for key, value in turn.items() if key != "train"} for turn in turns], untrained
+
+
+def without_prompt(prompt: Turns, completion: Turns) -> Turns:
+    """The completion without the prompt, which some data repeat as its first turns."""
+    repeated = len(completion) > len(prompt) and take_marks(completion[: len(prompt)])[0] == take_marks(prompt)[0]
+    return completion[len(prompt) :] if repeated else completion
+
+
 def check_prompt(prompt: Turns) -> Turns:
-    """Return `prompt`. Raises ValueError unless it ends with a turn of the user or of a tool."""
+    """Return `prompt` without marks: none of it carries loss. Raises ValueError unless a user or a tool has the end."""
     last = prompt[-1]["role"] if prompt else None
     if last not in ("user", "tool"):
         ends = f"ends in a turn of the {last}" if last else "is empty"
         raise ValueError(f"prompt: {ends}; expected it to end in a turn of the user or of a tool")
-    return prompt
+    return take_marks(prompt)[0]
 
 
 def check_completion(name: str, answer: Turns) -> Turns:
@@ -191,21 +160,24 @@ def check_completion(name: str, answer: Turns) -> Turns:
             raise ValueError(f"{name}: holds a turn of the {turn['role']}; expected only what the assistant answers")
     if answer[-1]["role"] != "assistant":
         raise ValueError(f"{name}: ends in a turn of the tool; expected it to end in a turn of the assistant")
-    return answer
+    turns, untrained = take_marks(answer)
+    if untrained:
+        raise ValueError(f"{name}: a turn is marked to carry no loss, which only SFT can do; remove mark or row")
+    return turns
 
 
 def _text_of_number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return value
-    if isinstance(value, float) and not math.isfinite(value):
+    if not math.isfinite(value):
         raise ValueError(f"should be text or a finite number, found {value}")
     return str(value)
 
 
 def _number_of_text(value: Any) -> Any:
-    """The number in a text, as CSV files have it."""
+    """The number in a text, as CSV files have it, or in a decimal of Parquet."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str | Decimal) else value
     except ValueError:
         return value
 

@@ -162,7 +162,7 @@ def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
 
 def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: Faults) -> None:
-    """Add to `faults` each prompt whose completions cannot be scored: a wrong value, or no column that is needed.
+    """Add to `faults` why completions cannot be scored: a wrong value in a prompt's row, or no column that is needed.
 
     A prompt may lack what one reward needs if it has what another does, so one file may hold mathematics and code.
     Raises InputError for a column that no prompt has.
@@ -176,18 +176,22 @@ def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: 
                 f"{reward.place}: needs the column {', '.join(missing)}, which no row has; besides the prompt it "
                 f"has {', '.join(columns) or 'none'}. Map columns with --columns, for example --columns answer=solution"
             )
+    wrong: dict[str, list[str]] = {}  # the places, by what is wrong there
     for prompt in prompts:
         values = {name: column[0] for name, column in columns_of([prompt]).items()}
         usable = [reward for reward in needed if all(values.get(column) is not None for column in reward.needs)]
         if needed and not usable:
             wants = "; ".join(f"{reward.name} needs {' and '.join(reward.needs)}" for reward in needed)
-            faults.add(prompt.place, f"no column to score a completion by: {wants}")
+            wrong.setdefault(f"no column to score a completion by: {wants}", []).append(prompt.place)
         for column, check in {column: check for reward in usable for column, check in reward.needs.items()}.items():
             try:
                 if check:
                     check(values[column])
             except (ValueError, TypeError, InputError) as error:
-                faults.add(prompt.place, f"{column}: {error}")
+                wrong.setdefault(f"{column}: {error}", []).append(prompt.place)
+    for message, places in wrong.items():
+        more = f" (and in {len(places) - 1:,} more rows)" if len(places) > 1 else ""
+        faults.add(places[0], message + more)
 
 
 def _entries(spec: Sequence[str]) -> list[tuple[str, float]]:

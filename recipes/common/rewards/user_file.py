@@ -1,13 +1,16 @@
 """Find a user's reward function in a Python file, and the line of an error in it."""
 
+import asyncio
 import functools
 import importlib.util
 import inspect
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from common.errors import InputError, did_you_mean
@@ -16,7 +19,8 @@ from common.errors import InputError, did_you_mean
 def find_function(source: str) -> tuple[Callable[..., Any], Path]:
     """The function that FILE.py:FUNCTION names, and its file.
 
-    Raises InputError when there is no such file or plain function, or the file cannot be imported.
+    An async function and an object with `__call__`, which TRL takes too, become a function of the same arguments.
+    Raises InputError when there is no such file or function, or the file cannot be imported.
     """
     path, _, name = source.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
@@ -26,19 +30,61 @@ def find_function(source: str) -> tuple[Callable[..., Any], Path]:
         raise InputError(f"--rewards {source}: there is no file {path} (from {Path.cwd()})")
     module = _import(file.resolve())
     function = getattr(module, name, None)
-    if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+    code = _code_of(function)
+    if code is None or function is None:
         functions = [
             name
             for name, value in inspect.getmembers(module, inspect.isfunction)
             if value.__module__ == module.__name__
         ]
         there = hasattr(module, name)
-        what = "is not a plain function" if there else "is not there"
+        what = "is not a function" if there else "is not there"
+        if inspect.isclass(function):
+            what = f"is a class; give an object of it, made in the file: NAME = {name}()"
         hint = "" if there else did_you_mean(name, functions)
         raise InputError(
             f"--rewards {source}: {name} {what}{hint}. The file has {', '.join(functions) or 'no function'}."
         )
-    return function, file
+    if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
+        return function, file
+    return _as_function(function, code, name), file
+
+
+def _code_of(function: Any) -> FunctionType | None:
+    """The Python function that a call of `function` runs; None where it is no function, or one of C."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isclass(function) or not callable(function):
+        return None
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    function = inspect.unwrap(getattr(function, "__func__", function))  # __func__: of a method
+    return function if inspect.isfunction(function) else None
+
+
+def _as_function(function: Callable[..., Any], code: FunctionType, name: str) -> Callable[..., Any]:
+    """A plain function that calls `function` and waits for what it awaits."""
+    loop = functools.cache(_start_loop)  # one for all calls: what the function keeps open belongs to it
+
+    @functools.wraps(code)
+    def call(**given: Any) -> Any:
+        result = function(**given)
+        return asyncio.run_coroutine_threadsafe(_awaited(result), loop()).result() if isawaitable(result) else result
+
+    call.__name__ = name
+    call.__signature__ = inspect.signature(function)  # pyrefly: ignore[missing-attribute]  as documented by inspect
+    return call
+
+
+def _start_loop() -> asyncio.AbstractEventLoop:
+    """A running event loop on a thread of its own, as in TRL: rewards are called on more than one thread."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 def line_of(error: BaseException, file: Path) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TextIO
 
@@ -47,13 +47,16 @@ def console() -> Console:
     return Console(quiet=not is_first_process())
 
 
-def loading(what: str) -> Console:
+def loading(what: str, notes: Iterable[str] = ()) -> Console:
     """Show that `what` is loading, until a bar is shown or the process ends. Returns the console for all other output.
 
     On a terminal it is a spinner; in a log file, and where the libraries show the progress of a download, one line.
+    `notes`, those on the data that a run is to train on, are printed first.
     """
     quiet_loggers()
     _quiet_libraries()
+    for note in notes:
+        console().print(note, highlight=False, markup=False, soft_wrap=True)
     if console().is_terminal and "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ:
         wait_for(f"Loading {what}")
     else:

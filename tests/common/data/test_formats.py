@@ -4,8 +4,17 @@ import json
 
 import pytest
 from common.data.examples import Pair, Prompt, Rating
-from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
-from common.data.read import column_map, conversations, pairs, problems, prompts, ratings
+from common.data.formats import (
+    FORMATS,
+    PAIR_FORMATS,
+    PROBLEM_FORMATS,
+    PROMPT_FORMATS,
+    RATING_FORMATS,
+    SFT_FORMATS,
+    detect,
+)
+from common.data.prompts import as_prompt
+from common.data.read import as_examples, column_map
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
 from conftest import ROOT
@@ -18,7 +27,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 def convert(*rows, **options):
     faults = Faults()
     places = (Row(f"f:{number}", fields) for number, fields in enumerate(rows, start=1))
-    return [item.messages for item in conversations(places, faults, **options)], faults.shown
+    return [item.messages for item in as_examples(places, faults, FORMATS, **options)], faults.shown
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,7 @@ def convert(*rows, **options):
         ({"prompt": "2 + 2?", "completion": "4"}, [ASK, SAY]),
         ({"prompt": [SYSTEM, ASK], "completion": [SAY]}, [SYSTEM, ASK, SAY]),
         ({"prompt": [SYSTEM, ASK], "completion": "4"}, [SYSTEM, ASK, SAY]),
+        ({"prompt": "2 + 2?", "completion": [ASK, SAY]}, [ASK, SAY]),  # the prompt again
         (
             {"text": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n"
                      "<|im_start|>assistant\n4<|im_end|>\n"},
@@ -45,12 +55,37 @@ def test_every_format_becomes_messages(row, messages):
     assert convert(row) == ([messages], [])
 
 
+def test_history_comes_before_the_instruction_and_carries_loss():
+    """As LLaMA-Factory defines it: answers in the history are learned too."""
+    row = {"instruction": "Add.", "input": "2 + 2", "output": "4", "system": "Be brief."}
+    before = [{**ASK, "content": "a"}, {**SAY, "content": "b"}]
+    turns = [SYSTEM, *before, {**ASK, "content": "Add.\n\n2 + 2"}, SAY]
+    for history in ([["a", "b"]], '[["a", "b"]]'):
+        (example,), shown = read(FORMATS, {**row, "history": history})
+        assert (example.messages, example.untrained, shown) == (turns, frozenset(), [])
+    for nothing in (None, [], "", "[]"):
+        assert len(read(FORMATS, {**row, "history": nothing})[0][0].messages) == 3
+    (example,), _ = read(PROBLEM_FORMATS, {"instruction": "c", "history": [["a", "b"]]})
+    assert example.prompt == [*before, {**ASK, "content": "c"}]
+    for wrong in ([["a"]], [["a", "b", "c"]]):
+        assert read(FORMATS, {**row, "history": wrong})[1] == ["f:1: history: expected pairs of a prompt and an answer"]
+    assert read(FORMATS, {**row, "history": [["a", " "]]})[1] == ["f:1: history.0.1: is empty; expected text"]
+
+
+def test_the_assistants_turns_in_a_prompt_are_context():
+    row = {"prompt": [ASK, SAY, ASK], "completion": [SAY]}
+    (example,), _ = read(FORMATS, row)
+    assert (example.messages, example.untrained) == ([ASK, SAY, ASK, SAY], {1})
+    (example,), _ = read(FORMATS, {**row, "prompt": [ASK, {**SAY, "weight": 1}, ASK]})
+    assert (example.messages, example.untrained) == ([ASK, SAY, ASK, SAY], frozenset())
+
+
 def test_a_sharegpt_tool_call_becomes_the_call_and_its_result():
     call = {"name": "add", "arguments": {"a": 2, "b": 2}}
     turns = [("human", "2 + 2?"), ("function_call", json.dumps(call)), ("observation", "4"), ("gpt", "It is 4.")]
     row = {"conversations": [{"from": role, "value": value} for role, value in turns], "tools": '[{"name": "add"}]'}
     faults = Faults()
-    (conversation,) = conversations([Row("f:1", row)], faults)
+    (conversation,) = as_examples([Row("f:1", row)], faults, FORMATS)
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
     assert conversation.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
     assert conversation.tools == [{"name": "add"}]
@@ -78,11 +113,11 @@ def test_a_row_that_does_not_fit_names_its_field(row, says):
     ("turns", "says"),
     [
         ([ASK], "no turn of the assistant"),
-        ([ASK, {"role": "bot", "content": "4"}], "messages.1.role: should be 'system', 'user', 'assistant' or 'tool'"),
+        ([ASK, {"role": "bot", "content": "4"}], "messages.1.role: unknown role 'bot'; expected one of system"),
         ([ASK, {"role": "assistant", "content": ""}], "messages.1: the turn of the assistant is empty"),
         ([ASK, {"role": "assistant", "content": 4}], "messages.1.content: should be a valid string, found 4"),
         ([ASK, {"role": "assistant"}], "messages.1: the turn of the assistant is empty"),
-        ("2 + 2?", "messages: should be a valid list"),
+        ("2 + 2?", "messages: a list as text must be JSON"),
     ],
 )
 def test_a_turn_that_does_not_fit_names_its_place(turns, says):
@@ -123,13 +158,14 @@ def test_no_format_hides_another(known):
         assert detect(dict.fromkeys(form.columns, text), known) == name
 
 
-def read(reader, *rows, **options):
+def read(formats, *rows, **options):
     faults = Faults()
     places = (Row(f"f:{number}", fields) for number, fields in enumerate(rows, start=1))
-    return list(reader(places, faults, **options)), faults.shown
+    return list(as_examples(places, faults, formats, **options)), faults.shown
 
 
 WRONG = {"role": "assistant", "content": "5"}
+CALLED = {"role": "tool", "content": "5"}
 HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
 
 
@@ -143,18 +179,26 @@ HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
         ({"prompt": "2 + 2?", "chosen": [ASK, SAY], "rejected": [ASK, WRONG]}, [ASK]),
         ({"conversations": [HUMAN], "chosen": GPT, "rejected": {**GPT, "value": "5"}}, [ASK]),
         ({"conversations": [HUMAN], "system": "Be brief.", "chosen": "4", "rejected": WRONG}, [SYSTEM, ASK]),
+        ({"instruction": "2 + 2?", "chosen": "4", "rejected": "5"}, [ASK]),
+        ({"instruction": "Add.", "input": "2 + 2", "system": "Be brief.", "chosen": [SAY], "rejected": [WRONG]},
+         [SYSTEM, {**ASK, "content": "Add.\n\n2 + 2"}]),
+        ({"instruction": "2 + 2?", "history": [["a", "5"]], "chosen": "4", "rejected": "5"},
+         [{**ASK, "content": "a"}, WRONG, ASK]),
         ({"chosen": [ASK, SAY], "rejected": [ASK, WRONG]}, [ASK]),
         ({"chosen": [ASK, WRONG, ASK, SAY], "rejected": [ASK, WRONG, ASK, WRONG]}, [ASK, WRONG, ASK]),
+        # Marks, on one side only: of what is shared, nothing carries loss.
+        ({"chosen": [{**ASK, "weight": 0}, {**SAY, "weight": 1}], "rejected": [ASK, WRONG]}, [ASK]),
+        ({"prompt": [{**ASK, "weight": 0}], "chosen": [ASK, SAY], "rejected": [WRONG]}, [ASK]),
         ({"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"}, [ASK]),
     ],
 )  # fmt: skip
 def test_every_pair_format_becomes_prompt_chosen_and_rejected(row, prompt):
-    assert read(pairs, row) == ([Pair("f:1", prompt, [SAY], [WRONG])], [])
+    assert read(PAIR_FORMATS, row) == ([Pair("f:1", prompt, [SAY], [WRONG])], [])
 
 
 def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
     text = "\n\nHuman: Who says\nHuman: hi?\n\nAssistant: A person.\n\nHuman: And?\n\nAssistant: "
-    (pair,), shown = read(pairs, {"chosen": text + "4", "rejected": text + "5"})
+    (pair,), shown = read(PAIR_FORMATS, {"chosen": text + "4", "rejected": text + "5"})
     assert shown == []
     assert pair.prompt == [
         {"role": "user", "content": "Who says\nHuman: hi?"},
@@ -176,6 +220,8 @@ def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
         ({"prompt": [ASK, SAY], "chosen": "b", "rejected": "c"}, "prompt: ends in a turn of the assistant; expected"),
         ({"prompt": [SYSTEM], "chosen": "b", "rejected": "c"}, "prompt: ends in a turn of the system; expected"),
         ({"prompt": "a", "chosen": [ASK, SAY], "rejected": "c"}, "chosen: holds a turn of the user; expected only"),
+        ({"prompt": "a", "chosen": "c", "rejected": [ASK, SAY]}, "rejected: holds a turn of the user; expected only"),
+        ({"prompt": "a", "chosen": "c", "rejected": [SAY, CALLED]}, "rejected: ends in a turn of the tool"),
         ({"prompt": "a", "chosen": "b", "rejected": ["c"]}, "rejected.0: should be a turn, a JSON object with role"),
         ({"prompt": "a", "chosen": 5, "rejected": "c"}, "chosen: should be a valid string, found 5"),
         ({"prompt": "a", "chosen": "b", "rejected": {"c": 1}}, "rejected: should be a valid string, found an object"),
@@ -192,7 +238,7 @@ def test_the_text_of_hh_keeps_what_only_looks_like_a_turn():
     ],
 )  # fmt: skip
 def test_a_pair_that_does_not_fit_says_why(row, says):
-    found, shown = read(pairs, row)
+    found, shown = read(PAIR_FORMATS, row)
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
@@ -212,7 +258,7 @@ def test_a_pair_that_does_not_fit_says_why(row, says):
     ],
 )  # fmt: skip
 def test_every_problem_format_becomes_prompt_answer_and_fields(row, prompt, answer, fields):
-    assert read(problems, row) == ([Prompt("f:1", prompt, answer, fields)], [])
+    assert read(PROBLEM_FORMATS, row) == ([Prompt("f:1", prompt, answer, fields)], [])
 
 
 @pytest.mark.parametrize(
@@ -229,14 +275,14 @@ def test_every_problem_format_becomes_prompt_answer_and_fields(row, prompt, answ
     ],
 )
 def test_a_problem_that_does_not_fit_names_its_field(row, says):
-    found, shown = read(problems, row)
+    found, shown = read(PROBLEM_FORMATS, row)
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
 
 
 def test_a_problem_without_the_answer_that_the_first_has_is_a_fault():
-    _, shown = read(problems, {"prompt": "a", "answer": "b"}, {"prompt": "a"})
+    _, shown = read(PROBLEM_FORMATS, {"prompt": "a", "answer": "b"}, {"prompt": "a"})
     assert shown == ["f:2: this row is prompt, but f:1 is prompt-answer; a source holds one format"]
 
 
@@ -251,7 +297,7 @@ def test_a_problem_without_the_answer_that_the_first_has_is_a_fault():
     ],
 )
 def test_every_rating_format_becomes_prompt_response_and_score(row, prompt):
-    assert read(ratings, row) == ([Rating("f:1", prompt, [SAY], 0.5)], [])
+    assert read(RATING_FORMATS, row) == ([Rating("f:1", prompt, [SAY], 0.5)], [])
 
 
 @pytest.mark.parametrize(
@@ -268,14 +314,14 @@ def test_every_rating_format_becomes_prompt_response_and_score(row, prompt):
     ],
 )
 def test_a_score_is_a_finite_number(score, says):
-    found, shown = read(ratings, {"prompt": "a", "response": "b", "score": score})
+    found, shown = read(RATING_FORMATS, {"prompt": "a", "response": "b", "score": score})
     assert found == []
     assert len(shown) == 1
     assert shown[0].startswith(f"f:1: {says}")
 
 
 def test_a_rated_answer_is_an_answer():
-    _, shown = read(ratings, {"prompt": "a", "response": [ASK], "score": 1})
+    _, shown = read(RATING_FORMATS, {"prompt": "a", "response": [ASK], "score": 1})
     assert shown == ["f:1: response: holds a turn of the user; expected only what the assistant answers"]
 
 
@@ -288,38 +334,40 @@ def test_a_rated_answer_is_an_answer():
     ],
 )
 def test_the_prompts_of_pairs_and_ratings_are_problems_without_an_answer(row):
-    assert read(prompts, row) == ([Prompt("f:1", [ASK])], [])
+    (example,), shown = read(PROMPT_FORMATS, row)
+    assert as_prompt(example) == Prompt("f:1", [ASK])
+    assert shown == []
 
 
 def test_the_prompts_of_problems_keep_answer_and_fields():
     row = {"question": "2 + 2?", "answer": "4", "task": "sum"}
-    assert read(prompts, row) == read(problems, row) == ([Prompt("f:1", [ASK], "4", {"task": "sum"})], [])
+    assert read(PROMPT_FORMATS, row) == read(PROBLEM_FORMATS, row) == ([Prompt("f:1", [ASK], "4", {"task": "sum"})], [])
 
 
 def test_tools_come_along_with_every_kind():
     tools = [{"name": "add"}]
-    for reader, row in (
-        (pairs, {"prompt": "a", "chosen": "b", "rejected": "c"}),
-        (problems, {"prompt": "a"}),
-        (ratings, {"prompt": "a", "response": "b", "score": 1}),
-        (prompts, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    for formats, row in (
+        (PAIR_FORMATS, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        (PROBLEM_FORMATS, {"prompt": "a"}),
+        (RATING_FORMATS, {"prompt": "a", "response": "b", "score": 1}),
+        (PROMPT_FORMATS, {"prompt": "a", "chosen": "b", "rejected": "c"}),
     ):
-        (example,), _ = read(reader, {**row, "tools": json.dumps(tools)})
+        (example,), _ = read(formats, {**row, "tools": json.dumps(tools)})
         assert example.tools == tools
 
 
 def test_columns_are_mapped_for_every_kind():
-    (pair,), _ = read(pairs, {"q": "2 + 2?", "chosen": "4", "rejected": "5"}, columns={"q": "prompt"})
+    (pair,), _ = read(PAIR_FORMATS, {"q": "2 + 2?", "chosen": "4", "rejected": "5"}, columns={"q": "prompt"})
     assert pair.prompt == [ASK]
 
 
 def test_an_unknown_format_by_name_or_by_columns_says_what_is_known():
     with pytest.raises(InputError, match="--format alpaca: unknown here; expected auto or one of preference, "):
-        read(pairs, {}, row_format="alpaca")
+        read(PAIR_FORMATS, {}, row_format="alpaca")
     with pytest.raises(
         InputError, match=r"the columns are promt, chosn .did you mean 'prompt' by 'promt'.*Known: pref"
     ):
-        read(pairs, {"promt": "a", "chosn": "b"})
+        read(PAIR_FORMATS, {"promt": "a", "chosn": "b"})
 
 
 @pytest.mark.parametrize(
@@ -330,7 +378,7 @@ def test_a_function_call_without_its_parts_is_a_fault(call):
     turns = [HUMAN, {"from": "function_call", "value": call}, {"from": "observation", "value": "4"}, GPT]
     found, shown = convert({"conversations": turns})
     assert found == []
-    assert shown[0].startswith("f:1: conversations.1: a function call must")
+    assert shown[0].startswith("f:1: conversations.1.tool_calls: a function call must")
 
 
 def test_a_deep_value_where_text_is_expected_is_named_by_what_it_is():
@@ -347,14 +395,13 @@ SAMPLES = {file.stem: file for file in sorted((ROOT / "data_samples" / "formats"
 
 @pytest.mark.parametrize("form", FEEDBACK)
 def test_there_is_a_sample_of_every_feedback_format_and_it_reads(form):
-    reader = pairs if form in PAIR_FORMATS else ratings if form in RATING_FORMATS else problems
     for name in (form, f"{form}-messages", f"{form}-hh"):
         if name != form and name not in SAMPLES:
             continue
         faults = Faults()
         rows = list(read_rows(find_source(str(SAMPLES[name])), faults))
         assert detect(rows[0].fields, FEEDBACK) == form
-        assert len(list(reader(rows, faults))) == len(rows) >= 4
+        assert len(list(as_examples(rows, faults, FEEDBACK))) == len(rows) >= 4
         assert faults.shown == []
 
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from common.data.examples import Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS
@@ -69,6 +71,49 @@ def test_all_faults_come_at_once(tmp_path):
     assert [line.partition(": ")[0].rpartition(":")[2] for line in str(refused.value).splitlines()] == ["1", "3", "4"]
 
 
+def test_the_format_that_is_given_wins_where_a_row_fits_two(tmp_path):
+    source = write(tmp_path, {"problem": "2 + 2?", "answer": "4", "solution": "It is 4."})
+    data = read_examples(source, PROBLEM_FORMATS, "problem-solution")
+    assert (data.examples[0].answer, data.row_format) == ("It is 4.", "problem-solution")
+    assert read_examples(source, PROBLEM_FORMATS, "problem-answer").examples[0].answer == "4"
+    assert read_examples(source, PROBLEM_FORMATS).row_format == "problem-answer"
+
+
+def test_a_file_with_the_rows_inside_an_object_gets_one_message(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, "data": [{"prompt": "a", "completion": "b"}]}, indent=1))
+    with pytest.raises(InputError, match=r"a\.json:1: unknown format: .*the rows are the list in 'data': save that"):
+        read_examples(find_source(str(tmp_path)), FORMATS)
+
+
+def test_columns_that_are_not_read_are_noted(tmp_path):
+    row = {"prompt": "a", "completion": "b", "source": "web"}
+    data = read_examples(write(tmp_path, row, {**row, "score": 0, "empty": None}), FORMATS)
+    assert data.notes == [
+        f"the column 'source' is not read (in 2 rows, the first is {tmp_path / 'data.jsonl'}:1)",
+        f"the column 'score' is not read (in 1 row, the first is {tmp_path / 'data.jsonl'}:2)",
+    ]
+    assert read_examples(write(tmp_path, {"prompt": "a", "level": 1}), PROBLEM_FORMATS).notes == []  # for the rewards
+
+
+def test_no_column_replaces_another(tmp_path):
+    source = write(tmp_path, {"prompt": "a", "question": "b", "completion": "c"})
+    with pytest.raises(InputError, match="--columns makes prompt of a column, and the rows have another one"):
+        read_examples(source, FORMATS, columns=["prompt=question"])
+    data = read_examples(source, FORMATS, columns=["prompt=question", "unread=prompt"])
+    assert data.examples[0].messages[0]["content"] == "b"
+    with pytest.raises(InputError, match="--columns completion=question: question is named prompt already"):
+        read_examples(source, FORMATS, columns=["prompt=question", "completion=question"])
+
+
+def test_a_parquet_file_whose_first_row_is_null_is_of_its_format(tmp_path):
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"instruction": ["a", "b"], "output": [None, "c"]}), file)
+    with pytest.raises(InputError, match=r"a\.parquet:1: output: should be a valid string, found null$"):
+        read_examples([file], FORMATS)
+    pq.write_table(pa.table({"instruction": ["a", "b"], "system": [None, "s"], "output": ["c", "c"]}), file)
+    assert [len(example.messages) for example in read_examples([file], FORMATS).examples] == [2, 3]
+
+
 def test_a_source_without_rows_is_named(tmp_path):
     (tmp_path / "data.jsonl").write_text("\n\n")
     with pytest.raises(InputError, match=r"data\.jsonl: holds no rows"):
@@ -85,6 +130,7 @@ from common.errors import run_command
 def main():
     data = read_examples(sys.argv[1], FORMATS)
     print(len(data.examples), data.identity)
+    print(*data.notes, file=sys.stderr)
 run_command(main)
 """
 
@@ -96,12 +142,15 @@ def read_from(environment, name):
 
 @pytest.mark.slow
 def test_the_identity_of_a_hub_dataset_is_the_commit_that_was_read(tmp_path):
-    with serve({"org/rows": [{"prompt": "a", "completion": "b"}] * 3}) as hub:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]
+    with serve({"org/rows": [{"prompt": "a", "completion": "b"}] * 3, "org/turns": [{"messages": turns}]}) as hub:
         environment = hub.environment(tmp_path)
         assert read_from(environment, "org/rows").stdout == f"3 org/rows@{FIRST}\n"
         hub.commit = SECOND
         assert read_from(environment, "org/rows").stdout == f"3 org/rows@{SECOND}\n"
         assert read_from(environment, f"org/rows@{FIRST}").stdout == f"3 org/rows@{FIRST}\n"
+        done = read_from(environment, "org/turns")  # the turn of the user has a weight too, which is null
+        assert "keys that a row lacks, are left out (in 1 row, the first is org/turns:1)" in done.stderr
         done = read_from(environment, "org/nothing")
         assert done.returncode == 3
         assert done.stderr.startswith("org/nothing: no file or folder of this name, and the hub gave no dataset: ")

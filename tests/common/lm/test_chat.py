@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from common.data.examples import Conversation, Pair
 from common.data.formats import FORMATS, PAIR_FORMATS, detect
-from common.data.read import conversations, pairs
+from common.data.read import as_examples
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
 from common.lm.chat import (
@@ -185,7 +185,7 @@ def test_the_pad_token_is_never_the_end_token(tokenizer):
 
 def test_ready_rendered_chatml_renders_to_itself(tokenizer):
     text = tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}, *TURNS], tokenize=False)
-    (conversation,) = conversations([Row("f:1", {"text": text})], Faults())
+    (conversation,) = as_examples([Row("f:1", {"text": text})], Faults(), FORMATS)
     assert render(tokenizer, conversation, "<|im_end|>")[0] == text
 
 
@@ -199,7 +199,7 @@ def samples_of(formats):
 @pytest.mark.parametrize("file", samples_of(FORMATS), ids=lambda file: file.name)
 def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer):
     faults = Faults()
-    rows = list(conversations(read_rows(find_source(str(file)), faults), faults))
+    rows = list(as_examples(read_rows(find_source(str(file)), faults), faults, FORMATS))
     examples = list(tokenize(tokenizer, rows, 1000, faults))
     faults.stop()
     assert len(examples) == len(rows) >= 4
@@ -212,7 +212,7 @@ def test_every_sample_of_a_format_reads_and_has_tokens_to_learn(file, tokenizer)
 def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, tokenizer):
     """The prompt ends where the assistant's turn begins; each completion is its text and the end token."""
     faults = Faults()
-    rows = list(pairs(read_rows(find_source(str(file)), faults), faults))
+    rows = list(as_examples(read_rows(find_source(str(file)), faults), faults, PAIR_FORMATS))
     examples = list(tokenize_pairs(tokenizer, rows, 1000, faults))
     faults.stop()
     assert len(examples) == len(rows) >= 4

@@ -308,8 +308,12 @@ def test_a_reward_that_is_not_there(spec, message):
     ("text", "message"),
     [
         ("def rewards(completions): return []", "reward is not there (did you mean rewards?). The file"),
-        ("reward = 3", "reward is not a plain function"),
-        ("async def reward(completions): return []", "reward is not a plain function"),
+        ("reward = 3", "reward is not a function"),
+        ("reward = len", "reward is not a function"),
+        (
+            "class reward:\n    def __call__(self, texts): ...",
+            "reward is a class; give an object of it, made in the file",
+        ),
         ("x = 1\nimport no_such_module_here", ".py:2: importing it raised ModuleNotFoundError"),
         ("x = 1\n\ndef reward(:", ".py:3: invalid syntax"),
     ],
@@ -342,6 +346,55 @@ def test_an_error_in_a_users_function_is_named_with_its_line(body, message, own)
     with pytest.raises(InputError) as refused:
         score([reward], [PROMPT] * 2, ["a", "b"])
     assert message in str(refused.value)
+
+
+CALLABLES = """
+import asyncio, functools
+
+async def later(completions, answer):
+    await asyncio.sleep(0.001)
+    return [float(text_of(c) == a) for c, a in zip(completions, answer)]
+
+def text_of(completion):
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+class Judge:
+    def __call__(self, texts, answer):
+        return [float(text == right) for text, right in zip(texts, answer)]
+    async def soon(self, texts, answer):
+        return self(texts, answer)
+
+judge = Judge()
+method = judge.soon
+part = functools.partial(lambda texts, answer, by: [by * value for value in judge(texts, answer)], by=1.0)
+"""
+
+
+@pytest.mark.parametrize(("name", "line"), [("later", 4), ("judge", 12), ("method", 14), ("part", 19)])
+def test_async_functions_and_callable_objects_are_rewards(name, line, own):
+    """TRL takes them too. They are called on the main thread and off it, and by the arguments that they name."""
+    [reward] = own(CALLABLES, name)
+    assert score([reward], [PROMPT] * 2, ["4", "5"], answer=["4", "4"])[0] == [1.0, 0.0]
+    assert reward.place.endswith(f".py:{line}: {name}")
+    assert "answer" in reward.needs
+    assert contract(reward, [problem(number, str(number)) for number in range(4)], answer_template="{answer}") == []
+
+
+def test_an_error_in_an_async_function_is_named_with_its_line(own):
+    [reward] = own("async def reward(texts):\n    return [1 / 0]\n")
+    with pytest.raises(InputError, match=r"\.py:2: reward raised ZeroDivisionError"):
+        reward([PROMPT], ["a"])
+
+
+def test_tests_that_are_a_text_are_one_fault_for_all_rows():
+    faults = Faults()
+    check_prompts(
+        load(["code"], 100), [problem(number, None, tests="assert f() == 1") for number in range(164)], faults
+    )
+    assert faults.shown == [
+        'data.jsonl:0: tests: expected a list of tests, found text; write ["assert add(1, 2) == 3"] '
+        "(and in 163 more rows)"
+    ]
 
 
 def test_problems_that_cannot_be_scored_are_faults_with_their_place():

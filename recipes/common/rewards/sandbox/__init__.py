@@ -100,7 +100,9 @@ def extract_code(text: str) -> str | None:
 
 
 def parse_tests(tests: Sequence[str]) -> list[UnitTest]:
-    """Each test as the sandbox runs it. Raises InputError where one is not Python, or there is none."""
+    """Each test as the sandbox runs it. Raises InputError for a text, for no test, and for one that is not Python."""
+    if isinstance(tests, str):
+        raise InputError('expected a list of tests, found text; write ["assert add(1, 2) == 3"]')
     if not tests:
         raise InputError("a program without a test cannot be scored; give at least one")
     return [_parse_test(number, test) for number, test in enumerate(tests, start=1)]
