@@ -30,7 +30,7 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Pair, Rating
 from common.data.formats import PAIR_FORMATS, RATING_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out_share
 from common.data.read import read_examples
 from common.data.rows import find_source
 from common.errors import InputError, run_command
@@ -83,7 +83,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a prompt and a completion together; longer ones are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the completions would be truncated."""
+    """Stop when a larger share of the completions would be truncated, or lose a part in the chat template."""
     eval_ratio: float = 0.1
     """Share of the prompts to hold out, with all their completions, for the report."""
     eval_data: str | None = None
@@ -152,7 +152,7 @@ def main() -> None:
             raise InputError(f"--eval-data {args.eval_data}: one of the two sources holds pairs, the other scores")
     elif args.eval_ratio:  # by prompt: another completion of a prompt that was trained on is no test
         prompts = list(dict.fromkeys(repr(row.prompt) for row in rows))
-        drawn = set(hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))[0])
+        drawn = set(hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")[0])
         held_out = [row for row in rows if repr(row.prompt) in drawn]
         rows = [row for row in rows if repr(row.prompt) not in drawn]
     scores = [row.score for row in rows if isinstance(row, Rating)]

@@ -24,11 +24,11 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Document
 from common.data.formats import SFT_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
-from common.lm.chat import Example, check_truncation, tokenize
+from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer, load_text_tokenizer
@@ -64,7 +64,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a row, prompt and completion together; longer rows are truncated at the end, documents are split."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the rows would be truncated."""
+    """Stop when a larger share of the rows would be truncated, or lose a part in the chat template."""
     packing: bool = True
     """Put several documents into each row of a batch. Off on the CPU, where attention cannot keep them apart."""
     eval_ratio: float = 0.0
@@ -170,16 +170,17 @@ def main() -> None:
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
     if raw_text:  # a document is held out whole, and may be several rows
-        parts = (held_out, *hold_out(rows, round(len(rows) * args.eval_ratio), order))
+        parts = (held_out, *hold_out_share(rows, args.eval_ratio, order))
         _, evaluation, training = (list(tokenize_documents(tokenizer, part, args.max_length, faults)) for part in parts)
         faults.stop()
-        console.print(count_documents([*training, *evaluation], args.max_length, end), soft_wrap=True)
+        notes = count_documents([*training, *evaluation], args.max_length, end)
     else:
         examples = list(tokenize(tokenizer, rows, args.max_length, faults))
         faults.stop()
-        if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-            console.print(truncated)
-        evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
+        examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
+        evaluation, training = hold_out_share(examples, args.eval_ratio, order)
+    if notes:
+        console.print(notes, soft_wrap=True)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True

@@ -273,7 +273,7 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
         if stages[0].method != "sft":
             notes.append(
                 "GRPO pays for the form <think>...</think><answer>...</answer> too. No SFT teaches it here: ask for it "
-                "with --system-prompt."
+                "with SYSTEM_PROMPT=..."
             )
     return stages, notes
 

@@ -21,6 +21,7 @@ from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
 from common.lm.hub import MERGE_RECORD, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
+from common.lm.render import render_turns
 from common.run.files import write_folder, write_json
 from common.run.screen import loading
 
@@ -112,7 +113,7 @@ def check_prompts(adapter: Path) -> list[list[dict]]:
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict]) -> list[int]:
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = render_turns(tokenizer, turns, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -61,6 +61,7 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         report["scores"] = {**_distribution(survey.scores), "constant": min(survey.scores) == max(survey.scores)}
     if survey.gold_answers:
         report["gold_answers"] = survey.gold_answers
+        report["gold_words"] = survey.gold_words
     return report
 
 

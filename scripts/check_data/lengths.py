@@ -4,13 +4,13 @@ import sys
 from array import array
 from collections.abc import Iterator
 
-import jinja2
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
 from common.lm.documents import document_ids
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer, load_text_tokenizer
+from common.lm.render import ChatFormat
 
 from check_data.tasks import Example
 
@@ -29,6 +29,7 @@ class Lengths:
     ) -> None:
         load = load_text_tokenizer if raw_text else load_chat_tokenizer
         self.tokenizer, _ = load(fetch(model), chat_template_path)
+        self.chat = None if raw_text else ChatFormat(self.tokenizer)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name
         self.chat_template = chat_template_path or "its own"
@@ -65,10 +66,8 @@ class Lengths:
     def prompt_ids(self, prompt: Prompt, faults: Faults) -> list[int]:
         """The tokens of a prompt, up to where its completion begins; none, and a fault, if the template refuses it."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                prompt.prompt, tools=prompt.tools, tokenize=False, add_generation_prompt=True
-            )
-        except (jinja2.TemplateError, ValueError) as error:
+            text = self.chat.render_prompt(prompt.prompt, prompt.tools).text
+        except ValueError as error:
             faults.add(prompt.place, str(error))
             return []
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -77,4 +76,5 @@ class Lengths:
 def as_conversation(example: Conversation | Rating) -> Conversation:
     if isinstance(example, Conversation):
         return example
-    return Conversation(example.place, example.prompt + example.response, example.tools)
+    context = frozenset(range(len(example.prompt)))  # only the completion is rated
+    return Conversation(example.place, example.prompt + example.response, example.tools, context)

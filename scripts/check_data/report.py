@@ -91,7 +91,8 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("scores", f"{spread(scores)}, mean {scores['mean']:.4g} ± {scores['deviation']:.4g}"))
     if gold_answers := report.get("gold_answers"):
         bad = report["findings"].get("gold-answer", {"rows": 0})["rows"]
-        lines.append(("gold answers", f"{gold_answers:,}, of which the scorer cannot parse {bad:,}"))
+        words = f"{report['gold_words']:,} are words, compared by their wording"
+        lines.append(("gold answers", f"{gold_answers:,}, of which the scorer cannot parse {bad:,}; {words}"))
     sampled = (
         "near duplicates looked for in all rows"
         if report["sampled"] >= report["usable"]

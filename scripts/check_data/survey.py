@@ -68,6 +68,7 @@ class Survey:
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
+        self.gold_words = 0
         self.diversity: dict[str, float | None] = {}
         self.sample: list[Sampled] = []
         self._random = random.Random(42)
@@ -147,7 +148,7 @@ class Survey:
 
         self.gold_answers += 1
         try:
-            gold(answer)
+            self.gold_words += gold(answer).words
         except ValueError as error:
             self.findings.add("gold-answer", place, f"gold answer: {error}")
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
+from common.data.prompts import render_prompts
 from common.data.rows import Faults
 from common.errors import InputError
-from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs, trainable
 from common.lm.documents import tokenize_documents
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
@@ -51,11 +52,24 @@ def read(name: str) -> list[Question] | list[Pair] | list[Conversation] | list[D
 
 
 def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
-    """Pairs, conversations and documents as tokens; questions as they are."""
+    """Pairs, conversations and documents as tokens; questions as they are. Prints a line about rows that are not whole.
+
+    Raises InputError for rows that the model cannot read.
+    """
     if isinstance(rows[0], Question):
-        return rows
-    as_tokens = {Pair: tokenize_pairs, Document: tokenize_documents}.get(type(rows[0]), tokenize)
-    return list(as_tokens(tokenizer, rows, max_length, faults))
+        _, lost = render_prompts(tokenizer, [row.prompt for row in rows])
+        tokens, notes = rows, lost
+    elif isinstance(rows[0], Document):
+        tokens, notes = list(tokenize_documents(tokenizer, rows, max_length, faults)), None
+        faults.stop()
+    else:
+        read = tokenize_pairs if isinstance(rows[0], Pair) else tokenize
+        tokens = list(read(tokenizer, rows, max_length, faults))
+        faults.stop()
+        tokens, notes = trainable(tokens, max_length, 1.0, tokenizer.chat_template)
+    if notes:
+        print(notes)
+    return tokens
 
 
 def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:

@@ -139,6 +139,7 @@ def first_lines(name: str, count: int, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_an_adapter_is_shown_beside_its_base(adapter, tmp_path):
     files = [first_lines(name, 12, tmp_path) for name in ("heldout.jsonl", "preferences.jsonl", "sft.jsonl")]
     words = ["--model", "tiny", "--data", *files, "--samples", 2, "--json"]
@@ -161,6 +162,7 @@ def test_an_adapter_is_shown_beside_its_base(adapter, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_reward_model_is_judged_as_its_run_judged_it(tmp_path):
     held_out = DATA / "scores-heldout.jsonl"
     runs = {

@@ -27,6 +27,27 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
     return taken, [row for index, row in enumerate(rows) if index not in drawn]
 
 
+def hold_out_share(rows: list[T], ratio: float, order: random.Random, what: str = "rows") -> tuple[list[T], list[T]]:
+    """The share --eval-ratio of the rows drawn by `order`, and the rest. Raises InputError as `eval_count`."""
+    return hold_out(rows, eval_count(len(rows), ratio, what), order)
+
+
+def eval_count(rows: int, ratio: float, what: str = "rows") -> int:
+    """How many of the rows --eval-ratio holds out: at least one, unless it is 0.
+
+    Raises InputError when none would be left to train on.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"--eval-ratio {ratio:g}: expected a share of the {what}, at least 0 and less than 1")
+    count = max(1, round(rows * ratio)) if ratio else 0
+    if count >= rows:
+        raise InputError(
+            f"--eval-ratio {ratio:g}: {count} of {rows} {what} would be held out, and none is left to train on; give "
+            "more data, or --eval-ratio 0"
+        )
+    return count
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The data of a stage: its source, the example that each row of it is, and names of its columns, to ours."""

@@ -13,7 +13,7 @@ import numpy as np
 from common.data.examples import Document
 from common.data.rows import Faults
 from common.errors import InputError
-from common.lm.chat import BATCH, Example
+from common.lm.chat import BATCH, Example, IdCheck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def document_end(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The token that ends a document: the tokenizer's end token. Raises InputError when it has none."""
     if tokenizer.eos_token is None:
-        raise InputError("the model's tokenizer has no end token (eos_token), so documents could not be told apart")
+        raise InputError("the model's tokenizer has no end token (eos_token), so nothing would separate documents")
     return str(tokenizer.eos_token)
 
 
@@ -46,14 +46,14 @@ def document_ids(
     end, begin = document_end(tokenizer), document_begin(tokenizer)
     end_id = tokenizer.convert_tokens_to_ids(end)
     special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    documents = iter(documents)
+    documents, check = iter(documents), IdCheck(tokenizer)
     while batch := list(itertools.islice(documents, BATCH)):
         encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)
         for document, ids in zip(batch, encoded["input_ids"], strict=True):
             if found := special.keys() & set(ids):
                 tokens = ", ".join(sorted(special[id] for id in found))
                 faults.add(document.place, f"text: holds {tokens}, special in this model; remove it, or split there")
-            else:
+            elif check.passes(document.place, [*ids, end_id], faults):
                 yield document.place, np.array([*begin, *ids, end_id], dtype=np.int32)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from common.data.examples import Conversation, Document, Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
-from common.data.hold_out import DataSet, hold_out, hold_out_prompts, prompt_key, read_held_out
+from common.data.hold_out import DataSet, eval_count, hold_out, hold_out_prompts, prompt_key, read_held_out
 from common.data.read import column_map, read_examples
 from common.data.rows import find_source
 from common.errors import InputError
@@ -30,6 +30,22 @@ def test_a_count_of_rows_is_drawn_and_the_order_stays():
     taken, rest = hold_out(list("abcdefgh"), 3, random.Random(1))
     assert (len(taken), sorted(taken + rest)) == (3, list("abcdefgh"))
     assert (taken, rest) == (sorted(taken), sorted(rest))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio", "count"), [(3, 0.1, 1), (3, 0.0, 0), (100, 0.1, 10), (2, 0.5, 1), (7, 0.3, 2)]
+)
+def test_a_share_of_the_rows_is_at_least_one(rows, ratio, count):
+    assert eval_count(rows, ratio) == count
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio", "says"),
+    [(1, 0.1, "1 of 1 rows"), (3, 0.9, "3 of 3 rows"), (9, 1.0, "less than 1"), (9, -0.1, "at least 0")],
+)
+def test_a_share_that_leaves_nothing_to_train_on_is_refused_with_the_count(rows, ratio, says):
+    with pytest.raises(InputError, match=rf"^--eval-ratio {ratio:g}.*{says}"):
+        eval_count(rows, ratio)
 
 
 def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(tmp_path, capsys):

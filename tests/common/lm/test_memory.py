@@ -15,9 +15,9 @@ from conftest import ROOT
 SETTINGS = {"load_in_4bit": True, "gradient_checkpointing": True, "max_length": 2048, "per_device_train_batch_size": 4}
 
 # Peaks on one H200 as torch's allocator counts them (max_memory_reserved), which the CUDA context is not part of. SFT:
-# RESULTS.md, torch 2.13. GRPO on the 1.5B: 64 completions of 256 tokens after 128 of prompt, torch 2.11; loaded for
-# longer rows, so here it is 48 of 512, as many tokens; that they were one micro-batch is assumed. GRPO on the 7B and
-# PPO: RESULTS.md, torch 2.11. The last number but one is the completions that were generated at once.
+# docs/results.md, torch 2.13. GRPO on the 1.5B: 64 completions of 256 tokens after 128 of prompt, torch 2.11; loaded
+# for longer rows, so here it is 48 of 512, as many tokens; that they were one micro-batch is assumed. GRPO on the 7B
+# and PPO: docs/results.md, torch 2.11. The last number but one is the completions that were generated at once.
 MEASURED = {
     "7B nf4, checkpointing, full rows": ("qwen2.5-7b", "sft", True, True, 2048, 4, False, 48, 8.33),
     "7B nf4, checkpointing, full rows, packed": ("qwen2.5-7b", "sft", True, True, 2048, 4, True, 48, 7.55),
