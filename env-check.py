@@ -59,7 +59,7 @@ CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory
 
 @dataclass(frozen=True)
 class Args:
-    recipe: Literal["sft", "dpo", "grpo", "ppo", "reward"] | None = None
+    recipe: Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"] | None = None
     """Check this recipe only."""
     model: str | None = None
     """Check that this model card fits; `make models` lists them."""

@@ -39,7 +39,6 @@ GPUs.
 """
 
 import copy
-import json
 import math
 import os
 import random
@@ -60,6 +59,7 @@ from common.data.prompts import as_prompt, distinct, drop_long, with_system_prom
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
+from common.lm.adapter import read_config
 from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
@@ -501,8 +501,7 @@ def target_modules(args: Args, reward_adapter: Path | None) -> list[str]:
     wanted = args.lora_target_modules
     if reward_adapter is None:
         return list(wanted or ATTENTION)
-    config = json.loads((reward_adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    adapted = sorted(config["target_modules"])
+    adapted = sorted(read_config(reward_adapter)["target_modules"])
     if wanted and sorted(wanted) != adapted:
         raise InputError(
             f"--lora-target-modules {' '.join(wanted)}: the reward model adapts {' '.join(adapted)}, and all adapters "

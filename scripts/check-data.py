@@ -49,6 +49,7 @@ Droppable = Literal[
     "unbalanced-tags",
     "repeats-prompt",
     "near-identical",
+    "contradiction",
     "gold-answer",
     "turn-order",
 ]

@@ -47,8 +47,9 @@ def interrupt(way: str, step: int, recipe: str, *flags: str) -> subprocess.Compl
     )
 
 
-def adapter_bytes(folder: Path) -> bytes:
-    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+def adapter_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a run's adapter: two processes that train the same must write the same."""
+    return {file.name: file.read_bytes() for file in (folder / "adapter").iterdir()}
 
 
 @pytest.fixture(scope="session")

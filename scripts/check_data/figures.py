@@ -59,6 +59,8 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         }
     if survey.scores:
         report["scores"] = {**_distribution(survey.scores), "constant": min(survey.scores) == max(survey.scores)}
+    if survey.labels:
+        report["labels"] = {"good": survey.labels[True], "bad": survey.labels[False]}
     if survey.gold_answers:
         report["gold_answers"] = survey.gold_answers
         report["gold_words"] = survey.gold_words

@@ -21,6 +21,7 @@ KINDS = {
     "unbalanced-tags": (QUALITY, "a tag is not closed, or closed and never opened"),
     "repeats-prompt": (QUALITY, "the completion repeats the prompt"),
     "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
+    "contradiction": (QUALITY, "the same completion is marked good and bad"),
     "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
     "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),
     "near-duplicate": (DUPLICATES, "a near duplicate of an earlier row"),

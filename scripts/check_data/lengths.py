@@ -4,10 +4,11 @@ import sys
 from array import array
 from collections.abc import Iterator
 
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
 from common.lm.documents import document_ids
+from common.lm.feedback import tokenize_feedback
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer, load_text_tokenizer
 from common.lm.render import ChatFormat
@@ -59,6 +60,9 @@ class Lengths:
         documents = [example for example in batch if isinstance(example, Document)]
         for place, ids in document_ids(self.tokenizer, documents, self.faults) if documents else ():
             yield place, len(ids)
+        feedback = [example for example in batch if isinstance(example, Feedback)]
+        for row in tokenize_feedback(self.tokenizer, feedback, self.max_length, self.faults) if feedback else ():
+            yield row.place, row.full_length
         conversations = [as_conversation(example) for example in batch if isinstance(example, Conversation | Rating)]
         for row in tokenize(self.tokenizer, conversations, self.max_length, self.faults) if conversations else ():
             yield row.place, row.full_length

@@ -89,6 +89,8 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if scores := report.get("scores"):
         lines.append(("scores", f"{spread(scores)}, mean {scores['mean']:.4g} ± {scores['deviation']:.4g}"))
+    if labels := report.get("labels"):
+        lines.append(("labels", shares(labels)))
     if gold_answers := report.get("gold_answers"):
         bad = report["findings"].get("gold-answer", {"rows": 0})["rows"]
         words = f"{report['gold_words']:,} are words, compared by their wording"

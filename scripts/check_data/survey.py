@@ -8,12 +8,12 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
 
 from check_data import texts
 from check_data.duplicates import NearDuplicates, distinct
@@ -65,6 +65,7 @@ class Survey:
         self.layouts: Counter[str] = Counter()
         self.systems = 0
         self.scores = array("d")
+        self.labels: Counter[bool] = Counter()
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
@@ -91,11 +92,16 @@ class Survey:
             self.findings.add("overlap", place, f"the same prompt as {held_out}")
         is_copy = self._look_for_the_same(place, _identity(example))
         self._look_at_turns(place, _turns(example))
-        if not isinstance(example, Prompt):
+        if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
                 self._look_at_pair(place, completions[0], _text(example.rejected))
+            case Feedback():
+                self.labels[example.label] += 1
+                if first := self._place_of(_identity(replace(example, label=not example.label))):
+                    self.findings.add("contradiction", place, f"the other way round in {first}")
+                    is_copy = True  # of a row that is compared with the others
             case Rating():
                 self.scores.append(example.score)
             case Prompt(answer=str()) if "tests" not in example.fields:  # else it is a program, which the tests grade
@@ -107,9 +113,16 @@ class Survey:
         here = self._files.setdefault(file, len(self._files)) << 40 | int(line)  # an int is the smallest there is
         first = self._seen.setdefault(hash(identity), here)
         if same := first != here:
-            file = next(name for name, index in self._files.items() if index == first >> 40)
-            self.findings.add("duplicate", place, f"the same as {file}:{first & (1 << 40) - 1}")
+            self.findings.add("duplicate", place, f"the same as {self._place_of(identity)}")
         return same
+
+    def _place_of(self, identity: str) -> str | None:
+        """Where that was first."""
+        first = self._seen.get(hash(identity))
+        if first is None:
+            return None
+        file = next(name for name, index in self._files.items() if index == first >> 40)
+        return f"{file}:{first & (1 << 40) - 1}"
 
     def _look_at_turns(self, place: str, turns: list[dict[str, Any]]) -> None:
         roles = [turn["role"] for turn in turns]
@@ -193,6 +206,8 @@ def _completions(example: Example) -> list[str]:
             turns = example.messages
         case Pair():
             turns = example.chosen
+        case Feedback():
+            turns = example.completion
         case Rating():
             turns = example.response
         case Prompt() | Document():
@@ -206,6 +221,8 @@ def _turns(example: Example) -> list[dict[str, Any]]:
             return example.messages
         case Pair():
             return example.prompt + example.chosen
+        case Feedback():
+            return example.prompt + example.completion
         case Rating():
             return example.prompt + example.response
         case Prompt():
@@ -221,6 +238,8 @@ def _identity(example: Example) -> str:
             parts = example.messages
         case Pair():
             parts = [*example.prompt, example.chosen, example.rejected]
+        case Feedback():
+            parts = [*example.prompt, example.completion, example.label]
         case Rating():
             parts = [*example.prompt, example.response, example.score]
         case Prompt():

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Example as Example
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import (
     GRADED_FORMATS,
     PAIR_FORMATS,
@@ -20,8 +21,7 @@ from common.data.read import as_examples, unknown_columns
 from common.data.rows import Faults, Row
 from common.errors import InputError
 
-TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
-Example = Conversation | Document | Pair | Prompt | Rating
+TaskName = Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Task:
 
 
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
-# reward model learns from ratings or from pairs.
+# reward model learns from ratings or from pairs, and KTO from labels or from ratings.
 TASKS = (
     Task("reward", RATING_FORMATS),
     Task("dpo", PAIR_FORMATS),
     Task("reward", PAIR_FORMATS),
+    Task("kto", FEEDBACK_FORMATS),
+    Task("kto", RATING_FORMATS),
     Task("grpo", GRADED_FORMATS),
     Task("sft", SFT_FORMATS),
     Task("grpo", PROBLEM_FORMATS),

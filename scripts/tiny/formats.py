@@ -351,6 +351,19 @@ INSTRUCTION_RATING = [
     for row, score in zip(ALPACA, SCORES, strict=True)
 ]
 
+LABELS = [True, False, True, True, False]
+
+
+def marked(rows: list[dict], name: str) -> list[dict]:
+    """The rows with a column that says whether the last turn is good."""
+    return [{**row, name: label} for row, label in zip(rows, LABELS, strict=False)]
+
+
+ONE_COMPLETION = [
+    {"prompt": row["prompt"], "completion": row["chosen" if label else "rejected"]}
+    for row, label in zip(PREFERENCE, LABELS, strict=False)
+]
+
 INSTRUCTION_PREFERENCE = [
     {"instruction": row["instruction"], "input": row["input"], "chosen": row["output"], "rejected": rejected}
     for row, rejected in zip(
@@ -460,4 +473,12 @@ FEEDBACK = {
     "instruction": INSTRUCTION,
     "prompt-rating": PROMPT_RATING,
     "instruction-rating": INSTRUCTION_RATING,
+    "messages-label": marked(MESSAGES, "label"),
+    "messages-kto-tag": marked(MESSAGES, "kto_tag"),
+    "sharegpt-label": marked(SHAREGPT, "label"),
+    "sharegpt-kto-tag": marked(SHAREGPT, "kto_tag"),
+    "prompt-label": marked(ONE_COMPLETION, "label"),
+    "prompt-kto-tag": marked(ONE_COMPLETION, "kto_tag"),
+    "alpaca-label": marked(ALPACA, "label"),
+    "alpaca-kto-tag": marked(ALPACA, "kto_tag"),
 }

@@ -54,6 +54,11 @@ SAMPLES = {
     "prompt-answer.jsonl": "grpo",
     "prompt.jsonl": "grpo",
     "question-answer.jsonl": "grpo",
+    **{
+        f"{rows}-{label}.jsonl": "kto"
+        for rows in ("messages", "sharegpt", "prompt", "alpaca")
+        for label in ("label", "kto-tag")
+    },
     "verl.jsonl": "grpo",
     "instruction-rating.jsonl": "reward",
     "prompt-rating.jsonl": "reward",
@@ -129,7 +134,7 @@ def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
     assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.8
 
 
-@pytest.mark.parametrize("name", ["sft", "preferences-train", "arithmetic-train"])
+@pytest.mark.parametrize("name", ["sft", "preferences-train", "feedback-train", "arithmetic-train"])
 def test_only_near_duplicates_are_found_in_the_data_of_the_tiny_model(name, check):
     report, _, refusal = check(ROOT / "data_samples" / f"{name}.jsonl")
     assert refusal is None
@@ -268,6 +273,23 @@ def test_gold_answers_that_cannot_be_parsed_are_at_their_lines(check, tmp_path):
     assert lines(report) == {"gold-answer": [2, 5]}
 
 
+def test_feedback_is_counted_and_what_contradicts_itself_is_at_its_line(check, tmp_path):
+    rows = [{"prompt": question, "completion": f"{question} I do not know.", "label": 0} for question in QUESTIONS[:4]]
+    rows += [{"prompt": QUESTIONS[0], "completion": "Light of short waves is scattered most.", "label": True}]
+    refusal_of_a_bad_one = {"prompt": QUESTIONS[5], "completion": "I am sorry, but I cannot help.", "label": False}
+    path = write(tmp_path / "thumbs.jsonl", [*rows, {**rows[4], "label": False}, rows[4], refusal_of_a_bad_one])
+    report, out, refusal = check(path)
+    assert refusal is None
+    assert (report["task"], report["format"], report["labels"]) == ("kto", "prompt-label", {"good": 2, "bad": 6})
+    assert lines(report) == {"contradiction": [6, 7], "duplicate": [7]}  # what a bad completion says is no finding
+    assert report["findings"]["contradiction"]["listed"][0]["message"] == f"the other way round in {path}:5"
+    assert re.search(r"labels +good 25.0%, bad 75.0%", out)
+    report, _, _ = check(write(tmp_path / "good.jsonl", [rows[4]] * 2))
+    assert (report["rules"][0]["verdict"], report["rules"][0]["reason"]) == ("bad", "every completion is good")
+    report, _, _ = check(ROOT / "data_samples" / "formats" / "prompt-rating.jsonl", "--task", "kto")
+    assert (report["task"], report["rows"]) == ("kto", 4)
+
+
 def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp_path):
     def rated(scores):
         rows = [{"prompt": q, "response": a, "score": s} for q, a, s in zip(QUESTIONS, ANSWERS, scores, strict=False)]
@@ -384,6 +406,9 @@ def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
         "Keep it in a paper bag at room temperature, and freeze what you will not eat within two days.",
         "Just buy less of it.",
     ]
+    _, out, _ = check(formats / "messages-label.jsonl", "--model", "tiny", "--show-mask", 1)
+    assert between(out)[1:] == ["Radar.<|im_end|>"]  # its last turn
+    assert "messages-label.jsonl:1 good" in out
     _, out, _ = check(formats / "prompt-answer.jsonl", "--model", "tiny", "--show-mask", 1)
     assert "0 with loss" in out
     assert len(between(out)) == 1  # that of the heading

@@ -14,6 +14,7 @@ import sys
 
 import pytest
 from common.data.documents import DOCUMENT_FORMATS
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS
 from common.data.read import as_examples, column_map
 from common.data.rows import Faults, read_rows
@@ -59,6 +60,7 @@ def commands(answer: dict) -> list[list[str]]:
 STAGES = {
     "demonstrations": "sft",
     "pairs": "dpo",
+    "feedback": "kto",
     "answers": "grpo",
     "scores": "reward ppo",
     "reward-model": "ppo",
@@ -66,8 +68,10 @@ STAGES = {
     "demonstrations documents": "sft sft",
     "demonstrations pairs": "sft dpo",
     "pairs demonstrations": "sft dpo",
+    "demonstrations feedback": "sft kto",
     "demonstrations answers": "sft grpo",
     "pairs answers": "dpo grpo",
+    "feedback answers pairs": "dpo kto grpo",
     "demonstrations scores": "sft reward ppo",
     "demonstrations reward-model": "sft ppo",
     "scores reward-model": "ppo",
@@ -157,6 +161,7 @@ def kind_of(name: str) -> str:
         "demonstrations": FORMATS,
         "documents": DOCUMENT_FORMATS,
         "pairs": PAIR_FORMATS,
+        "feedback": FEEDBACK_FORMATS,
         "scores": RATING_FORMATS,
         "answers": PROBLEM_FORMATS,
     }
@@ -172,6 +177,7 @@ KNOWN = {
     "heldout.jsonl": "answers",
     "preferences.jsonl": "pairs",
     "preferences-train.jsonl": "pairs",
+    "feedback-train.jsonl": "feedback",
 }
 FILES = {f"formats/{file.name}": kind_of(file.name) for file in sorted((SAMPLES / "formats").iterdir())}
 FILES |= {name: kind for name, kind in KNOWN.items() if (SAMPLES / name).exists()}
@@ -315,7 +321,7 @@ def test_the_commands_are_ones_there_are():
                 assert {word.partition("=")[0] for word in words} <= known
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "grpo", "ppo", "reward"])
 def test_the_batches_are_the_recipes_own(method):
     recipe = ROOT / "recipes" / f"{method}.py"
     known = arguments(recipe)
@@ -420,10 +426,10 @@ def test_the_interview(tmp_path):
 
     output, code = interview(b"99\n1, 2\n\nmuch\n24\n")
     assert code == 0, output
-    assert "Please give numbers from 1 to " in output
+    assert "Please give numbers from 1 to 7" in output
     assert "Please give a number, such as 24" in output
     assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
-    output, code = interview(b"3\n", "--model", "tiny", "--gpu-gib", "0")
+    output, code = interview(b"4\n", "--model", "tiny", "--gpu-gib", "0")
     assert code == 0, output
     assert "GRPO, for tiny with no GPU" in output
     assert "Which model?" not in output

@@ -1,13 +1,14 @@
-"""`scripts/merge.py`: the check of a merge, and what it refuses. The arithmetic is in tests/common/lm/test_merge.py."""
+"""`scripts/merge.py`: the check of a merge, and what it refuses. tests/common/lm/test_merge_weights.py has the rest."""
 
 import json
 
 import merge as command
 import pytest
 import torch
-from common.errors import MachineError
+from common.errors import InputError, MachineError
 from conftest import ROOT
-from in_process import refusal
+from in_process import as_it_was, refusal
+from safetensors.torch import save_file
 
 TINY = ROOT / "data_samples" / "tiny"
 
@@ -16,30 +17,22 @@ def path(*logits: list[float]) -> torch.Tensor:
     return torch.tensor(logits).log_softmax(-1)
 
 
-class Tokenizer:
-    def decode(self, tokens: list[int]) -> str:
-        return " ".join(map(str, tokens))
-
-
-def test_a_merge_that_leaves_the_adapters_path_is_refused():
-    """Two prompt tokens, then token 1 and token 0 by the adapter."""
-    old = path([0.0, 0], [0, 2], [3, 0])
-    tokens = [0, 0, 1, 0]
-    same = command.compare([(tokens, 2, old)], [old], Tokenizer())
-    assert same == {"tokens": 2, "mean_difference": 0, "max_difference": 0}
-    near = path([9.0, 0], [0, 2.01], [3, 0])  # the first position is the prompt's
-    assert 0 < command.compare([(tokens, 2, old)], [near], Tokenizer())["max_difference"] < 0.01
-    with pytest.raises(MachineError, match="after '0 0' the next token is '1' with the adapter and '0' merged"):
-        command.compare([(tokens, 2, old)], [path([0.0, 0], [2, 0], [3, 0])], Tokenizer())
-    with pytest.raises(MachineError, match=r"log-probabilities differ by 0\.\d+ nats in the mean"):
-        command.compare([(tokens, 2, old)], [path([0.0, 0], [0, 1], [2, 0])], Tokenizer())
+def test_a_merge_that_does_not_change_what_the_adapter_changes_is_refused():
+    frozen, trained = [path([0.0, 0], [0, 2])], [path([0.0, 1], [3, 0])]
+    assert command.compare(frozen, trained, trained, "float32") == 0
+    near = command.compare(frozen, trained, [trained[0] + 1e-4], "float32")
+    assert 0 < near < 1e-3
+    for wrong in (frozen[0], trained[0] * 1.02, trained[0] * torch.nan):
+        with pytest.raises(MachineError, match=r"differ by \S+ nats from those with the adapter, which itself changes"):
+            command.compare(frozen, trained, [wrong], "float32")
+    assert command.compare(frozen, frozen, frozen, "float32") == 0  # an adapter that changes nothing
 
 
 def adapter(folder, **files: dict):
     folder.mkdir()
-    for name, content in {"adapter_config": {}, **files}.items():
+    for name, content in {"adapter_config": {"peft_type": "LORA"}, **files}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -55,3 +48,82 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, capsys):
     (tmp_path / "merged").mkdir()
     message = refusal(command.main, capsys, "--adapter", mine, "--model", "tiny")
     assert "merged: holds something else; give another folder with --output-dir" in message
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, capsys):
+    mine = adapter(tmp_path / "mine", adapter_config={"peft_type": "LORA", "alora_invocation_tokens": [1]})
+    message = refusal(command.main, capsys, "--adapter", mine, "--model", "tiny")
+    assert "LORA with alora_invocation_tokens cannot be merged" in message
+    (mine / "adapter_model.safetensors").rename(mine / "adapter_model.bin")
+    (mine / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "its weights are a pickle" in refusal(command.main, capsys, "--adapter", mine, "--model", "tiny")
+
+
+@pytest.fixture
+def dora(tmp_path):
+    """A DoRA adapter of tiny after two added tokens, with its tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "lm_head"], use_dora=True, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= 1.02
+    model.save_pretrained(tmp_path / "dora")
+    tokenizer.save_pretrained(tmp_path / "dora")
+    return tmp_path / "dora"
+
+
+def test_the_written_model_is_checked_and_has_the_adapters_tokens(dora, tmp_path, monkeypatch, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ["merge", "--adapter", str(dora), "--model", "tiny", "--output-dir", str(tmp_path / "merged")]
+    monkeypatch.setattr("sys.argv", words)
+    with as_it_was():
+        command.main()
+    assert "The merged model changes the log-probabilities as the adapter does" in capsys.readouterr().out
+    check = json.loads((tmp_path / "merged" / "merge.json").read_text())["check"]
+    assert check["dtype"] == "float32"
+    assert check["error"] < 1e-3 > check["layer_error"]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids("<two>") == 2049
+    assert merged.get_input_embeddings().weight.shape[0] == 2050
+
+
+def test_a_magnitude_that_is_two_percent_off_leaves_no_folder(dora, tmp_path, monkeypatch):
+    """In every layer, by a merge that the check of layers does not see."""
+    from common.lm import merge as weights
+
+    right = weights.merge_weights
+
+    def wrong(model):
+        names = [name for name, layer in model.base_model.model.named_modules() if hasattr(layer, "lora_A")]
+        merged, error = right(model)
+        for name in names:
+            merged.get_submodule(name).weight.data *= 0.98
+        return merged, error
+
+    monkeypatch.setattr(weights, "merge_weights", wrong)
+    monkeypatch.setattr(
+        "sys.argv", ["merge", "--adapter", str(dora), "--model", "tiny", "--output-dir", str(tmp_path / "merged")]
+    )
+    with as_it_was(), pytest.raises(MachineError, match="is not the trained one: its log-probabilities differ by"):
+        command.main()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_whose_tokenizer_has_more_tokens_is_not_used_beside_its_base(dora):
+    from common.lm.hub import find_model
+    from common.lm.load import check_vocabulary
+
+    with pytest.raises(InputError, match=r"with tokens that its base has not \(<one>, <two>\); merge it"):
+        check_vocabulary(find_model("tiny"), dora)

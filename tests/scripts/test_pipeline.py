@@ -205,6 +205,7 @@ def test_a_stop_is_announced_once_and_the_same_command_resumes(warm_server, tmp_
         ("sft reward, ppo", ["sft", "reward", "ppo"]),
         ("reward,ppo", ["reward", "ppo"]),
         ("reward", ["reward"]),
+        ("sft,kto,grpo", ["sft", "kto", "grpo"]),
         ("ppo", ["ppo"]),
         ("sft,reward,ppo,dpo", ["sft", "reward", "ppo", "dpo"]),
     ],
@@ -216,8 +217,8 @@ def test_chains_with_a_sense(text, names):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sft,dop", r"unknown stage 'dop' \(did you mean dpo\?\)\. There are sft, dpo, grpo, reward, ppo\."),
-        ("", "expected one or more of sft, dpo, grpo, reward, ppo, each once"),
+        ("sft,dop", r"unknown stage 'dop' \(did you mean dpo\?\)\. There are sft, dpo, kto, grpo, reward, ppo\."),
+        ("", "expected one or more of sft, dpo, kto, grpo, reward, ppo, each once"),
         ("dpo,dpo", "each once"),
         ("dpo,sft", "put sft first"),
         ("reward,sft", "put sft first"),

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import pytest
 import trl
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, Formats
 from common.data.prompts import as_prompt, render_prompts
 from common.data.read import as_examples
 from common.data.rows import Faults, Row
 from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.feedback import tokenize_feedback
 from common.rewards.tokens import as_tokens
 from conftest import ROOT
 
@@ -113,6 +115,8 @@ def forms(case: Case) -> dict[str, tuple[Formats, dict]]:
         "dpo": (PAIR_FORMATS, {"prompt": prompt, "chosen": answer, "rejected": other}),
         "dpo, rejected": (PAIR_FORMATS, {"prompt": prompt, "chosen": other, "rejected": answer}),
         "dpo, whole dialogues": (PAIR_FORMATS, {"chosen": prompt + answer, "rejected": prompt + other}),
+        "kto": (FEEDBACK_FORMATS, {"prompt": prompt, "completion": answer, "label": True}),
+        "kto, messages": (FEEDBACK_FORMATS, {"messages": prompt + answer, "label": False}),
         "reward": (RATING_FORMATS, {"prompt": prompt, "response": answer, "score": 1.0}),
     }
     tools = {"tools": case.tools} if case.tools else {}
@@ -141,6 +145,9 @@ def read_by(method: str, tokenizer, formats: Formats, row: dict) -> tuple[list[i
     if method.startswith("dpo"):
         (pair,) = tokenize_pairs(tokenizer, [example], 1000, faults)
         return pair.prompt_ids, pair.rejected_ids if "rejected" in method else pair.chosen_ids
+    if method.startswith("kto"):
+        (row,) = tokenize_feedback(tokenizer, [example], 1000, faults)
+        return row.prompt_ids, row.completion_ids
     if method == "reward":
         (tokens,), _ = as_tokens(tokenizer, [example], 1000, 0.0, whole=False)
         return tokens.answers[0][: -tokens.lengths[0]], tokens.answers[0][-tokens.lengths[0] :]

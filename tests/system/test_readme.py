@@ -35,6 +35,7 @@ ELSEWHERE = {
 RECIPES = {
     "sft": "SAMPLE_PROMPTS=0",
     "dpo": "SAMPLE_PROMPTS=0",
+    "kto": "SAMPLE_PROMPTS=0",
     "grpo": "SAMPLE_PROMPTS=0 NUM_GENERATIONS=4 PER_DEVICE_TRAIN_BATCH_SIZE=8 MAX_COMPLETION_LENGTH=32",
     "reward": "",
     "ppo": "SAMPLE_PROMPTS=0 ROLLOUT_BATCH_SIZE=8 PER_DEVICE_TRAIN_BATCH_SIZE=8 CRITIC_WARMUP_STEPS=1 "
@@ -46,7 +47,7 @@ SHORT = {
     "preferences": ["MAX_COMPLETION_LENGTH=64"],
     "slurm": ["DRY=1"],
 }
-SEARCHED_FOR = ["resume", "requeue", "multi-GPU", "hyperparameter", "LoRA", "QLoRA", "DPO", "GRPO", "PPO"]
+SEARCHED_FOR = ["resume", "requeue", "multi-GPU", "hyperparameter", "LoRA", "QLoRA", "DPO", "KTO", "GRPO", "PPO"]
 SEARCHED_FOR += ["reward model"]
 GPU = shutil.which("nvidia-smi") is not None
 
@@ -176,6 +177,7 @@ def reader(tmp_path_factory) -> Path:
         ("my.jsonl", "sft.jsonl", 40),
         ("held-out.jsonl", "sft.jsonl", -8),
         ("pairs.jsonl", "preferences.jsonl", 16),
+        ("thumbs.jsonl", "feedback-train.jsonl", 40),
         ("scores.jsonl", "scores.jsonl", 40),
         ("prompts.jsonl", "compare.jsonl", 4),
     ):

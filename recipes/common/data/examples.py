@@ -1,9 +1,9 @@
 """The kinds of example that the methods learn from, all but one made of chat messages.
 
-A Conversation to imitate, a Pair of completions with a preference, a Prompt whose completions are scored, a Rating of a
-completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools, their
-arguments as objects). The model's own chat template renders them at the end, so one file serves every model. A Document
-is raw text instead.
+A Conversation to imitate, a Pair of completions with a preference, Feedback on a completion, a Prompt whose completions
+are scored, a Rating of a completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an
+assistant calls tools, their arguments as objects). The model's own chat template renders them at the end, so one file
+serves every model. A Document is raw text instead.
 """
 
 from dataclasses import dataclass, field
@@ -37,6 +37,17 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """A prompt, a completion of it (one turn of the assistant), and whether the completion is good."""
+
+    place: str
+    prompt: Turns
+    completion: Turns
+    label: bool
+    tools: Turns | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt whose completions are scored. `answer` is the gold answer; `fields` are the row's other columns."""
 
@@ -64,3 +75,6 @@ class Document:
 
     place: str
     text: str
+
+
+Example = Conversation | Document | Pair | Feedback | Prompt | Rating

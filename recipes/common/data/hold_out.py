@@ -3,11 +3,13 @@
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Example, Prompt
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source, read_rows
@@ -15,7 +17,6 @@ from common.errors import InputError
 from common.run.files import write_jsonl
 
 T = TypeVar("T")
-Example = Conversation | Document | Pair | Prompt | Rating
 
 SHARE, MOST = 0.05, 200  # of the prompts of a data set that are held out: a share, and at most so many
 
@@ -25,6 +26,12 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
     drawn = set(order.sample(range(len(rows)), count))
     taken = [row for index, row in enumerate(rows) if index in drawn]
     return taken, [row for index, row in enumerate(rows) if index not in drawn]
+
+
+def hold_out_by(key: Callable[[T], Any], rows: list[T], count: int, order: random.Random) -> tuple[list[T], list[T]]:
+    """All rows of `count` keys drawn by `order`, and the rest: two completions of a prompt are held out together."""
+    drawn = set(hold_out(list(dict.fromkeys(map(key, rows))), count, order)[0])
+    return [row for row in rows if key(row) in drawn], [row for row in rows if key(row) not in drawn]
 
 
 def hold_out_share(rows: list[T], ratio: float, order: random.Random, what: str = "rows") -> tuple[list[T], list[T]]:
@@ -97,7 +104,7 @@ def prompt_key(example: Example) -> str:
 
 
 def read_held_out(name: str) -> list[Any]:
-    """Pairs, ratings, conversations, documents, or prompts with gold answers, whichever the source's first row is."""
+    """Pairs, feedback, ratings, conversations, documents, or prompts with gold answers, as the first row is."""
     source, faults = find_source(name), Faults()
     first = next(read_rows(source, faults), None)
     faults.stop()
@@ -106,6 +113,8 @@ def read_held_out(name: str) -> list[Any]:
         formats = PAIR_FORMATS
     elif detect(fields, RATING_FORMATS):
         formats = RATING_FORMATS
+    elif detect(fields, FEEDBACK_FORMATS):
+        formats = FEEDBACK_FORMATS
     elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, SFT_FORMATS):
         formats = SFT_FORMATS
     else:

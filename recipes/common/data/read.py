@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.data.documents import DocumentText
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Example, Feedback, Pair, Prompt, Rating
+from common.data.feedback import FeedbackFormat
 from common.data.formats import (
     PAIR_FORMATS,
     PROBLEM_FORMATS,
@@ -51,7 +52,7 @@ class Data:
 
 
 def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
-    """Read and check a whole source. The examples are of one kind of examples.py, as `formats` are.
+    """Read and check a whole source. The examples are of the kind that `formats` are.
 
     Args:
         source: as `find_source` found it.
@@ -146,9 +147,7 @@ def _renamed(row: Row, columns: dict[str, str] | None) -> dict[str, Any]:
     return renamed
 
 
-def _example(
-    place: str, row_format: type[RowFormat], fields: dict[str, Any], notes: set[str]
-) -> Conversation | Document | Pair | Prompt | Rating:
+def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any], notes: set[str]) -> Example:
     own = row_format.own_columns()
     refuse_columns(fields, own, demonstrations=issubclass(row_format, ConversationFormat))
     row = row_format.model_validate(fields, context=notes)
@@ -176,6 +175,10 @@ def _example(
         if tools:
             raise ValueError("functions: there are tools too; remove one")
         tools = [{"type": "function", "function": function} for function in functions]
+    if isinstance(row, FeedbackFormat):
+        prompt, completion = row.feedback()
+        _check_turns(prompt, completion)
+        return Feedback(place, prompt, completion, row.label, tools)
     return _conversation(place, row.messages(), tools, notes)
 
 

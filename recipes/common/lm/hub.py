@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
+from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ def _card_of_merged(directory: Path) -> Card | None:
 
 def _checkpoint(directory: Path) -> Path:
     """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself."""
-    if (directory / "config.json").is_file():
-        return directory
-    adapter = directory / "adapter_config.json"
-    if not adapter.is_file():
+    if not (directory / CONFIG).is_file():
+        if (directory / "config.json").is_file():
+            return directory
         raise InputError(f"{directory} holds no model: it has no config.json. Name a folder saved by save_pretrained.")
-    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", "an unknown base")
+    # Also beside a config.json: transformers would load the adapter, on whatever base its configuration names.
+    base = read_config(directory).get("base_model_name_or_path", "an unknown base")
     raise InputError(
         f"{directory} holds an adapter of {base}, not a model: merge the two (make merge ADAPTER={directory}) and give "
         "the merged folder, or give the base to start again from it."

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError
+from common.lm.adapter import check_base, check_mergeable, check_plain, load_adapter
 from common.lm.chat import set_pad_token
 from common.lm.documents import document_end
-from common.lm.hub import Model, contents, embedding_rows, find_model, load_tokenizer
+from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
 from common.lm.render import end_token, set_chat_template
 from common.run.folder import parent_of
 
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def base_of(model: str | None, adapter: str | None) -> Model:
+def base_of(model: str | None, adapter: str | None, to_merge: bool = False) -> Model:
     """The model to load: `model`, or without it the one that `adapter` was trained on, or tiny.
 
-    Raises InputError when `adapter` is not an adapter, when its base is not known, and when its base is not `model`.
+    Raises InputError when `adapter` is not an adapter, or is one that cannot be used beside its base (`to_merge`:
+    cannot be merged into it), when its base is not known, and when its base is not `model`.
     """
     if adapter is None:
         return find_model(model or "tiny")
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise InputError(f"--adapter {adapter}: no adapter_config.json there; give the adapter folder of a run")
+    (check_mergeable if to_merge else check_plain)(Path(adapter))
     parent = parent_of(Path(adapter))
     name = model or (parent.model if parent else None)
     if name is None:
@@ -94,10 +95,9 @@ def choose_dtype(name: str) -> "torch.dtype":
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":
     """`base`, with `adapter` if given, ready to generate: in 16 or 4 bit on a GPU, in 32 bit on the CPU.
 
-    Raises MachineError for 4 bit without a GPU.
+    Raises InputError where the adapter does not fit `base`, and MachineError for 4 bit without a GPU.
     """
     import torch
-    from peft import PeftModel
     from unsloth import FastLanguageModel
 
     if load_in_4bit and not torch.cuda.is_available():
@@ -109,7 +109,24 @@ def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> 
         load_in_4bit=load_in_4bit,
         use_exact_model_name=True,  # else a hub id is swapped for Unsloth's own 4-bit copy of it
     )
+    check_base(model, base.source)
     if adapter:
-        model = PeftModel.from_pretrained(model, adapter)
+        check_vocabulary(base, Path(adapter))
+        model = load_adapter(model, Path(adapter))
     FastLanguageModel.for_inference(model)
     return model
+
+
+def check_vocabulary(base: Model, adapter: Path) -> None:
+    """Raise InputError where the tokenizer in the folder `adapter` has tokens that the base's has not.
+
+    The commands that use an adapter beside its base read prompts by the base's tokenizer, for both.
+    """
+    if not any((adapter / name).is_file() for name in TOKENIZER_FILES):
+        return
+    own = load_tokenizer(Model(adapter.name, str(adapter.resolve()), None, base.card, local=True)).get_vocab()
+    if added := sorted(own.items() - load_tokenizer(base).get_vocab().items(), key=lambda token: token[1]):
+        raise InputError(
+            f"{adapter}: was trained with tokens that its base has not ({', '.join(token for token, _ in added[:3])}); "
+            f"merge it (make merge ADAPTER={adapter}) and give the merged model"
+        )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 GIB = 2**30
-METHODS = ("sft", "dpo", "grpo", "ppo", "reward")
+METHODS = ("sft", "dpo", "kto", "grpo", "ppo", "reward")
 # nf4: half a byte a weight; per 64 weights a one-byte scale; per 256 such scales a float32 (double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of torch's counts it
@@ -26,10 +26,11 @@ LOSS_ROWS, LOGIT_BYTES = 512, 8
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
 SEQUENCES = {"dpo": 2, "reward": 2}  # a pair is two rows; the reference of DPO is the adapter switched off, no model
 # The recipes' own defaults, in tokens; for GRPO and PPO prompt and completion together.
-MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
+MAX_LENGTH = {"sft": 2048, "dpo": 2048, "kto": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
 COMPLETION_LENGTH = {"grpo": 512, "ppo": 128}
 # Likewise rows (DPO and reward: pairs, GRPO and PPO: completions) of a micro-batch, and micro-batches of a step.
-BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "ppo": (8, 4), "reward": (4, 4)}
+BATCHES = {"sft": (4, 4), "dpo": (2, 4), "kto": (4, 4), "grpo": (4, 4), "ppo": (8, 4), "reward": (4, 4)}
+LEAST_ROWS = {"kto": 2}  # of a micro-batch: with one, KTO has no mismatched completion
 GENERATED = {"grpo": 16, "ppo": 32}  # likewise completions that are generated at once
 SHORTEST = 512  # tokens; a plan does not cut rows below that
 
@@ -198,7 +199,7 @@ def plan(card: Any, method: str, gib: float) -> Plan:
     batch = settings(card, method)["per_device_train_batch_size"]
     step = batch * own.get("gradient_accumulation_steps", BATCHES[method][1])
     lengths = _longest_first(method, own)
-    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= 1]
+    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= LEAST_ROWS.get(method, 1)]
     tries = [(rows, *lengths[0]) for rows in smaller] + [(smaller[-1], *shorter) for shorter in lengths[1:]]
     for rows, max_length, changed in tries:
         if rows != batch:

@@ -5,27 +5,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
+from common.lm.adapter import CONFIG, WEIGHTS, check_plain
 from common.lm.scalar_head import load_head
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-REWARD_FILES = ("adapter_model.safetensors", "head.safetensors")  # its weights, which decide what it scores
+REWARD_FILES = (WEIGHTS, "head.safetensors")  # its weights, which decide what it scores
 
 
 def find_reward_adapter(name: str, base: str) -> Path:
     """The adapter folder of a reward model. `name` is its run's folder or its own, `base` its base's `hub.contents`.
 
-    Raises InputError when there is none, and when it was trained on another base.
+    Raises InputError when there is none, when it is not plain LoRA, and when it was trained on another base.
     """
     folder = Path(name).expanduser()
-    folder = folder if (folder / "adapter_config.json").is_file() else folder / "adapter"
+    folder = folder if (folder / CONFIG).is_file() else folder / "adapter"
     if not (folder / "head.json").is_file():
         raise InputError(
             f"--reward-model {name}: has no adapter with a head.json; give the folder of a run of `make reward`. A "
             f"sequence classifier, which is any model with one output, is a reward function: --rewards model:{name}"
         )
+    check_plain(folder)
     facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
     if facts["base"] != base:
         raise InputError(

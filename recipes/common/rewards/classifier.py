@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.turns import Turns
 from common.errors import InputError
+from common.lm.adapter import check_base
 from common.lm.hub import fetch, find_model, load_tokenizer
 from common.lm.render import render_turns
 from common.rewards.builtin import Scores
@@ -88,6 +89,7 @@ class RewardModel:
             )
         except (OSError, ValueError) as error:
             raise InputError(f"model:{self.name}: cannot be loaded as a sequence classifier: {error}") from error
+        check_base(model, f"model:{self.name}")
         # A language model loads too, but with a head of random numbers.
         if loading["missing_keys"] or model.config.num_labels != 1:
             raise InputError(

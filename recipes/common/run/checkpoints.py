@@ -17,7 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from common.environment import is_first_process
 from common.errors import Stopped
-from common.run.files import PART, put_in_place, write_json
+from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
 from common.run.stopping import Stop
 
@@ -92,6 +92,7 @@ class CheckpointCallback(TrainerCallback):
         folder, name = part.parent, f"checkpoint-{state.global_step}"
         self._find_best(folder, state)
         state.save_to_json(str(part / name / "trainer_state.json"))
+        make_reproducible(part / name)  # before its files are listed
         write_json(part / name / FILES, _sizes(part / name))
         put_in_place(part / name, folder / name)
         self.run.update(step=state.global_step)

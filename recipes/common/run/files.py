@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from common.environment import ROOT
+
+# Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
+SETS = {"target_modules", "exclude_modules", "modules_to_save"}
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
@@ -48,6 +52,25 @@ def make_readable(folder: Path) -> None:
             file.chmod(0o666 & ~umask)
 
 
+def make_reproducible(folder: Path) -> None:
+    """Rewrite what PEFT writes differently in every process and on every machine, in the adapters below a folder.
+
+    Sets, such as the target modules, become sorted lists. A base in a local directory is named by its path in this
+    repository, or outside of it by its name alone.
+    """
+    for file in folder.rglob("adapter_config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+        if base and Path(base).is_absolute():
+            origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name
+            config["base_model_name_or_path"] = str(origin)
+            if (card := file.with_name("README.md")).is_file():
+                card.write_text(card.read_text(encoding="utf-8").replace(base, str(origin)), encoding="utf-8")
+        for name in SETS & config.keys():
+            config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
+        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, renamed to `folder` once the block has ended without an error."""
@@ -59,11 +82,12 @@ def write_folder(folder: Path) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
-    """Replace `folder` by `aside` once all of it is on the disk, with the permissions of `make_readable`.
+    """Replace `folder` by `aside` once all of it is on the disk, readable and reproducible as above.
 
     A power cut, a killed process or a full disk leaves the old or the new one, never a part under the final name.
     """
     make_readable(aside)
+    make_reproducible(aside)
     for path in [*aside.rglob("*"), aside]:
         _sync(path)
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,9 +5,17 @@ import random
 from pathlib import Path
 
 import pytest
-from common.data.examples import Conversation, Document, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
-from common.data.hold_out import DataSet, eval_count, hold_out, hold_out_prompts, prompt_key, read_held_out
+from common.data.hold_out import (
+    DataSet,
+    eval_count,
+    hold_out,
+    hold_out_by,
+    hold_out_prompts,
+    prompt_key,
+    read_held_out,
+)
 from common.data.read import column_map, read_examples
 from common.data.rows import find_source
 from common.errors import InputError
@@ -30,6 +38,15 @@ def test_a_count_of_rows_is_drawn_and_the_order_stays():
     taken, rest = hold_out(list("abcdefgh"), 3, random.Random(1))
     assert (len(taken), sorted(taken + rest)) == (3, list("abcdefgh"))
     assert (taken, rest) == (sorted(taken), sorted(rest))
+
+
+def test_rows_of_one_prompt_are_held_out_together():
+    rows = [(letter, number) for number in range(3) for letter in "abcdef"]
+    taken, rest = hold_out_by(lambda row: row[0], rows, 2, random.Random(1))
+    held = {letter for letter, _ in taken}
+    assert (len(held), len(taken)) == (2, 6)
+    assert not held & {letter for letter, _ in rest}
+    assert sorted(taken + rest) == sorted(rows)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +154,8 @@ def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
         ("preferences.jsonl", Pair),
         ("scores-heldout.jsonl", Rating),
         ("sft.jsonl", Conversation),
+        ("feedback-train.jsonl", Feedback),
+        ("formats/sharegpt-kto-tag.jsonl", Feedback),
         ("heldout.jsonl", Prompt),
         ("formats/alpaca.jsonl", Conversation),
         ("formats/text.jsonl", Document),

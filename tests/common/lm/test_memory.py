@@ -9,7 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 from common.lm.cards import card_names, read_card
-from common.lm.memory import BATCHES, CUDA_CONTEXT, GIB, MAX_LENGTH, METHODS, Memory, estimate, fit, plan, settings
+from common.lm.memory import (
+    BATCHES,
+    CUDA_CONTEXT,
+    GIB,
+    LEAST_ROWS,
+    MAX_LENGTH,
+    METHODS,
+    Memory,
+    estimate,
+    fit,
+    plan,
+    settings,
+)
 from conftest import ROOT
 
 SETTINGS = {"load_in_4bit": True, "gradient_checkpointing": True, "max_length": 2048, "per_device_train_batch_size": 4}
@@ -107,18 +119,19 @@ def test_what_a_method_adds(little):
     parts = {method: in_bytes(estimate(little, method, **short, generation_batch_size=6)) for method in METHODS}
     assert parts["dpo"]["activations"] == 2 * parts["grpo"]["activations"]  # a pair is two rows
     assert parts["reward"]["activations"] == parts["dpo"]["activations"]
+    assert parts["kto"] == parts["dpo"] | {"activations": parts["grpo"]["activations"]}  # a row is one row
     assert parts["reward"]["logits"] == 0  # it has no output layer
     # Keys and values of 6 completions of 1024 tokens: 2 x 4 numbers of 2 bytes, in one layer.
     assert {name: part["kv_cache"] for name, part in parts.items()} == {
-        "sft": 0, "dpo": 0, "reward": 0, "grpo": 6 * 1024 * 16, "ppo": 6 * 1024 * 16,
+        "sft": 0, "dpo": 0, "kto": 0, "reward": 0, "grpo": 6 * 1024 * 16, "ppo": 6 * 1024 * 16,
     }  # fmt: skip
     # Two adapters with gradients and a head of 8 numbers; a third without, and its head; never a second base.
     assert parts["ppo"]["adapter"] == 2.5 * parts["grpo"]["adapter"] + 8 * 8 + 8 * 4
     assert parts["ppo"]["optimizer"] == 2 * parts["grpo"]["optimizer"] + 8 * 2
     assert parts["ppo"]["activations"] == parts["grpo"]["activations"]  # policy and critic learn one after the other
     assert parts["ppo"]["weights"] == parts["dpo"]["weights"] == parts["sft"]["weights"]
-    with pytest.raises(ValueError, match="no method 'kto'"):
-        estimate(little, "kto", **short)
+    with pytest.raises(ValueError, match="no method 'orpo'"):
+        estimate(little, "orpo", **short)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -213,10 +226,13 @@ def test_a_plan_changes_only_what_must_change(model, method):
         assert found.memory == needed
         assert found.fits == (needed.total <= gib)
         if found.max_length < own["max_length"]:  # data is cut only after rows at once could not be fewer
-            assert found.per_device_train_batch_size <= max(own["per_device_train_batch_size"] // 4, 1)
+            assert found.per_device_train_batch_size <= max(
+                own["per_device_train_batch_size"] // 4, LEAST_ROWS.get(method, 1)
+            )
         if before is not None:
             assert found.memory.total <= before
         before = found.memory.total
+        assert method != "kto" or found.per_device_train_batch_size >= 2  # which its recipe needs
 
 
 def test_short_rows_keep_their_checkpoints_on_the_gpu():

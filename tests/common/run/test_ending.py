@@ -99,9 +99,9 @@ def test_the_sample_data_have_held_out_rows_to_evaluate_on(as_make):
 
 def test_where_nothing_is_held_out_two_models_are_compared(as_make):
     beside = ["make compare A=tiny B=run/adapter", "make merge ADAPTER=run/adapter"]
-    for recipe in ("sft", "dpo", "grpo", "ppo"):
+    for recipe in ("sft", "dpo", "kto", "grpo", "ppo"):
         assert ending(Path("run"), recipe, data="my data.jsonl") == beside
-    for recipe in ("dpo", "ppo"):
+    for recipe in ("dpo", "kto", "ppo"):
         assert ending(Path("run"), recipe) == beside
     assert ending(Path("run"), "sft", "model", "my.jsonl") == ["make compare A=tiny B=run/model"]
 

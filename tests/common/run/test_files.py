@@ -1,10 +1,12 @@
 """Files written whole."""
 
+import json
 import os
 import resource
 
 import pytest
-from common.run.files import write_bytes
+from common.environment import ROOT
+from common.run.files import make_reproducible, write_bytes, write_folder
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -24,3 +26,38 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 def test_a_program_can_be_executed_as_soon_as_it_is_there(tmp_path):
     write_bytes(tmp_path / "program", b"#!/bin/sh\n", executable=True)
     assert os.access(tmp_path / "program", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        (str(ROOT / "outputs" / "merged"), "outputs/merged"),
+        ("/somewhere/else/my-model", "my-model"),
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        (None, None),
+    ],
+)
+def test_an_adapters_folder_is_the_same_from_every_process_and_machine(tmp_path, base, named):
+    for order, modules in enumerate((["v_proj", "q_proj"], ["q_proj", "v_proj"])):
+        with write_folder(tmp_path / str(order)) as part:
+            (part / "critic").mkdir()
+            for folder in (part, part / "critic"):
+                config = {"base_model_name_or_path": base, "target_modules": modules, "exclude_modules": None}
+                (folder / "adapter_config.json").write_text(json.dumps(config))
+            (part / "README.md").write_text(f"---\nbase_model: {base}\ntags:\n- base_model:adapter:{base}\n---\n")
+
+    def files(folder):
+        return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    assert files(tmp_path / "0") == files(tmp_path / "1")
+    for folder in (tmp_path / "0", tmp_path / "0" / "critic"):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == named
+        assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert f"base_model: {named}\n" in (tmp_path / "0" / "README.md").read_text()
+
+
+def test_target_modules_that_are_one_pattern_stay_as_they_are(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"target_modules": ".*_proj"}')
+    make_reproducible(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {"target_modules": ".*_proj"}

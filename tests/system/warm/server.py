@@ -24,7 +24,7 @@ def main() -> None:
     import datasets  # noqa: F401
     import tyro  # noqa: F401
     from transformers import Trainer, TrainingArguments  # noqa: F401
-    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401
+    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer  # noqa: F401
 
     import common.cli
     import common.data.read

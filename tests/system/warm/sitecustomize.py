@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 
-IMPORT_UNSLOTH = {"sft", "dpo", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill", "preferences"}
-IMPORT_UNSLOTH |= {"interrupt"}  # which runs one of them
+IMPORT_UNSLOTH = {"sft", "dpo", "kto", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill"}
+IMPORT_UNSLOTH |= {"preferences", "interrupt"}  # which runs one of them
 
 words = sys.orig_argv
 script = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
