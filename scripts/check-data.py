@@ -29,6 +29,7 @@ from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
 from common.cli import parse_arguments
+from common.data.documents import DOCUMENT_FORMATS
 from common.data.read import column_map
 from common.data.rows import Faults, Source, find_source, read_rows, source_identity
 from common.errors import InputError, run_command
@@ -130,7 +131,8 @@ def main() -> None:
     if base:
         from check_data.lengths import Lengths  # imports transformers
 
-        lengths = Lengths(base, args.chat_template_path, limits, faults)
+        raw_text = task.format_of(first, args.format, columns) in DOCUMENT_FORMATS
+        lengths = Lengths(base, args.chat_template_path, limits, faults, raw_text)
 
     if args.show_mask and lengths:
         from check_data import mask

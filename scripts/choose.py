@@ -5,8 +5,9 @@
     make choose HAVE="demonstrations pairs" MODEL=qwen2.5-7b GPU_GIB=24    without a file
 
 The answer: the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
-GPU's memory. Every kind of data has one method: demonstrations SFT, pairs DPO, feedback KTO, checkable answers GRPO,
-scores a reward model and PPO. The row format decides; `make check-data` tells whether the data is any good.
+GPU's memory. Every kind of data has one method: demonstrations and raw text SFT, pairs DPO, feedback KTO, checkable
+answers GRPO, scores a reward model and PPO. The row format decides; `make check-data` tells whether the data is any
+good.
 
 Left out: full-parameter training, several GPUs.
 """
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from common.cli import parse_arguments
+from common.data.documents import DOCUMENT_FORMATS
 from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
@@ -32,7 +34,7 @@ from common.rewards.answers import gold
 from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
-Kind = Literal["demonstrations", "pairs", "feedback", "answers", "scores", "reward-model"]
+Kind = Literal["demonstrations", "pairs", "feedback", "answers", "scores", "reward-model", "documents"]
 KINDS: dict[Kind, str] = {
     "demonstrations": "examples of good answers, to imitate",
     "pairs": "two answers to a prompt, one better than the other",
@@ -40,6 +42,7 @@ KINDS: dict[Kind, str] = {
     "answers": "problems with an answer that can be checked: mathematics, code, a fixed form",
     "scores": "answers with a number that says how good each is",
     "reward-model": "a model that scores answers",
+    "documents": "raw text of a field or a language, to continue pre-training on",
 }
 CAN = {
     "sft": "bring out what the model can do already, in the form and tone of your examples",
@@ -76,7 +79,8 @@ class Args:
     have: tuple[Kind, ...] = ()
     """Your data. demonstrations: examples of good completions; pairs: two completions of a prompt, one better than the
     other; feedback: completions marked good or bad; answers: prompts with an answer that can be checked; scores:
-    completions with a number for how good each is; reward-model: a model that scores completions."""
+    completions with a number for how good each is; reward-model: a model that scores completions; documents: raw
+    text."""
     model: str | None = None
     """A model card's name (`make models`), a local directory or a hub id."""
     base: bool = False
@@ -107,6 +111,7 @@ class Stage:
     fits: bool | None = None  # None where it is not known either
     settings: str = ""
     commands: list[str] = field(default_factory=list)
+    name: str = ""  # of its folder, where that is not the method's
 
 
 def main() -> None:
@@ -156,6 +161,7 @@ def look_at(path: str) -> Data:
         ("feedback", FEEDBACK_FORMATS),
         ("answers", GRADED_FORMATS),
         ("demonstrations", FORMATS),
+        ("documents", DOCUMENT_FORMATS),
     ):
         if form := detect(fields, known):
             return Data(kind, path, f"columns {', '.join(known[form].columns)}")
@@ -241,6 +247,13 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
     paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
     chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER
     stages, notes = [], []
+    if "documents" in have:
+        reason = "raw text teaches words and facts, on every token of it."
+        stages.append(Stage("sft", reason, paths["documents"], name="pretrained"))
+        notes.append(
+            "Raw text teaches no answering, and a chat model forgets some of it: let demonstrations follow. For words "
+            "or a language new to the model, add TRAIN_EMBEDDINGS=yes, which needs more memory."
+        )
     if "demonstrations" in have:
         flags = files["demonstrations"].flags if "demonstrations" in files else ()
         stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags or ())))
@@ -328,7 +341,7 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
     """Put each stage's commands into it; return the one command for all of them, None where there is none."""
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
-        run = f"outputs/{name}-{stage.method}"
+        run = f"outputs/{name}-{stage.name or stage.method}"
         given = {"MODEL": base, "DATA": stage.data, "OUT": run, **as_variables(stage.flags)}
         if stage.method == "ppo":
             given["REWARD"] = reward_model
@@ -340,7 +353,9 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
             base = f"{run}-merged"
             stage.commands.append(make("merge", ADAPTER=f"{run}/adapter", OUT=base))
     methods = [stage.method for stage in stages]
-    if len(stages) < 2 or ("ppo" in methods and "reward" not in methods):  # a reward model that is there has a base
+    if len(stages) < 2 or len(set(methods)) < len(methods):  # a pipeline has each method once
+        return None
+    if "ppo" in methods and "reward" not in methods:  # a reward model that is there has a base
         return None
     given = {PIPELINE_DATA[stage.method]: stage.data for stage in stages}
     if given.get("PPO_DATA") == given.get("REWARD_DATA"):

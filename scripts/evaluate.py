@@ -13,6 +13,7 @@ What is measured follows from the data:
   feedback                 the log-probability of completions marked good and of those marked bad
   conversations            the loss on the assistant's turns; it falls as the model comes to talk like them, and does
                            not tell whether anything is right
+  documents (raw text)     the loss on every token
 A reward model is judged on pairs by its accuracy, on scores by its correlation with them, and on both by how far it
 only counts words.
 
@@ -28,11 +29,11 @@ from typing import Any
 
 from common import environment
 from common.cli import parse_arguments
-from common.data.examples import Conversation, Feedback, Pair
+from common.data.examples import Conversation, Document, Feedback, Pair
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.hub import fetch
-from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference, load_text_tokenizer
 from common.run.files import write_json
 from common.run.screen import loading
 from evaluation import policy, reward_model
@@ -50,8 +51,8 @@ class Args:
     reward_model: str | None = None
     """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
     data: tuple[str, ...] = ()
-    """Questions with answers, preference pairs, feedback, conversations, or scores for a reward model; one file or
-    several. By default sample data of the tiny model."""
+    """Questions with answers, preference pairs, feedback, conversations, raw text, or scores for a reward model; one
+    file or several. By default sample data of the tiny model."""
     answer_pattern: str = r"<think>.+</think><answer>(.+)</answer>"
     """A regular expression for a whole completion; its group is compared with the data's answer. Empty: every
     completion will do, and the answer that it ends in is compared, as by the reward `math`."""
@@ -88,7 +89,8 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
     from common.lm.rollout.rollouts import Rollouts
 
     base = fetch(base)
-    tokenizer, end = load_chat_tokenizer(base)
+    raw_text = all(isinstance(rows[0], Document) for rows in sets.values())
+    tokenizer, end = (load_text_tokenizer if raw_text else load_chat_tokenizer)(base)
     faults = Faults()
     tokens = {name: policy.tokens_of(tokenizer, rows, args.max_length, faults) for name, rows in sets.items()}
     faults.stop()
@@ -100,7 +102,7 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
             return policy.prefer(model, tokenizer, tokens[name], what)
         if isinstance(sets[name][0], Feedback):
             return policy.approve(model, tokenizer, tokens[name], what)
-        if isinstance(sets[name][0], Conversation):
+        if isinstance(sets[name][0], Conversation | Document):
             return policy.imitate(model, tokenizer, tokens[name], what)
         adapter = "default" if args.adapter and who == "adapter" else None
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter=adapter)

@@ -10,7 +10,7 @@ from itertools import takewhile
 from operator import attrgetter
 from typing import Any
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Document
 
 from check_data.tasks import Example
 
@@ -20,7 +20,12 @@ COLUMNS = "fields"  # of a prompt: the row's other columns, which a reward funct
 
 
 def prompt_of(example: Example) -> list[dict[str, Any]]:
-    """The turns before a completion; of a conversation, those before the assistant's first."""
+    """The turns before a completion; of a conversation, those before the assistant's first.
+
+    A document is looked at like a prompt, which has no completion.
+    """
+    if isinstance(example, Document):
+        return [{"role": "user", "content": example.text}]
     if isinstance(example, Conversation):
         return [*takewhile(lambda turn: turn["role"] != "assistant", example.messages)]
     return getattr(example, "prompt", [])
@@ -33,7 +38,9 @@ def completions_of(example: Example) -> list[str]:
 
 
 def turns_of(example: Example) -> list[dict[str, Any]]:
-    """The turns of an example from the first to the last; of a pair with the chosen completion."""
+    """The turns of an example from the first to the last; of a pair with the chosen completion. A document has none."""
+    if isinstance(example, Document):
+        return []
     if isinstance(example, Conversation):
         return example.messages
     return prompt_of(example) + next((getattr(example, name) for name in COMPLETIONS if hasattr(example, name)), [])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from common.data.examples import Feedback, Pair, Prompt, Rating
+from common.data.examples import Document, Feedback, Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.rewards.outliers import FIX, NOTHING, find_outliers
 
@@ -126,7 +126,7 @@ class Survey:
         if held_out:
             self.findings.add("overlap", place, f"the same prompt as {held_out}")
         is_copy = self._look_for_the_same(place, everything := identity(example))
-        if self.estimate:
+        if self.estimate and not isinstance(example, Document):  # a long document becomes several rows
             self.estimate.estimate(example, len(everything))
         self._look_at_turns(place, turns_of(example))
         if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):

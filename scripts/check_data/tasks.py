@@ -7,12 +7,12 @@ from typing import Any, Literal
 from common.data.examples import Example as Example
 from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import (
-    FORMATS,
     GRADED_FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
     RATING_FORMATS,
+    SFT_FORMATS,
     Formats,
     detect,
 )
@@ -62,7 +62,7 @@ TASKS = (
     Task("kto", FEEDBACK_FORMATS),
     Task("kto", RATING_FORMATS),
     Task("grpo", GRADED_FORMATS),
-    Task("sft", FORMATS),
+    Task("sft", SFT_FORMATS),
     Task("grpo", PROBLEM_FORMATS),
     Task("ppo", PROMPT_FORMATS),
 )

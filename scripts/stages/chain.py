@@ -7,7 +7,7 @@ from typing import Any
 
 from common.arguments import read_fields, read_words, values
 from common.data.feedback import LABELLED_OR_RATED, as_feedback
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
 from common.data.hold_out import DataSet
 from common.data.prompts import as_prompt
 from common.data.read import column_map, read_examples
@@ -32,7 +32,7 @@ class Stage:
 
 
 STAGES = {
-    "sft": Stage(FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
+    "sft": Stage(SFT_FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
     "dpo": Stage(PAIR_FORMATS, ("dpo_data",), "preferences-train.jsonl"),
     "kto": Stage(LABELLED_OR_RATED, ("kto_data",), "feedback-train.jsonl"),
     "grpo": Stage(PROBLEM_FORMATS, ("math_data",), "arithmetic-train.jsonl"),

@@ -191,6 +191,22 @@ CHATML = [
     ),
 ]
 
+DOCUMENTS = [
+    {
+        "text": "The heron stands in shallow water and waits. When a fish comes near, it strikes with its bill.\n\n"
+        "Herons nest together in tall trees, often far from the water."
+    },
+    {
+        "text": "Bread needs flour, water, salt and time. Yeast makes it rise: it eats sugar and gives off gas, "
+        "and the gas makes bubbles in the dough."
+    },
+    {
+        "text": "# Tea\n\nGreen and black tea come from one plant. Leaves for black tea are left to turn brown; leaves "
+        "for green tea are heated soon, which keeps them green."
+    },
+    {"text": "苍鹭站在浅水里等待。有鱼游近时，它用长嘴一下子啄住。\n\n苍鹭在高树上成群筑巢。"},
+]
+
 
 def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}

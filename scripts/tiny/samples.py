@@ -32,7 +32,7 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 from compare_prompts import COMPARE
-from formats import ALPACA, CHATML, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
+from formats import ALPACA, CHATML, DOCUMENTS, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
 from sums import arithmetic, draw_problem
 from world import TASKS, Question
 
@@ -223,6 +223,7 @@ def write_formats(folder: Path) -> None:
     ]
     write_jsonl(folder / "prompt-completion-messages.jsonl", turns)
     write_jsonl(folder / "chatml-text.jsonl", CHATML)
+    write_jsonl(folder / "text.jsonl", DOCUMENTS)
     for name, rows in FEEDBACK.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from common.data.feedback import LABELLED_OR_RATED
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS
 from conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -20,7 +20,8 @@ OURS = {
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
-    "time_limit", "rollouts", "rollout_correction", "threshold",
+    "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings",
+    "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
     "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
     "num_ppo_epochs",
@@ -33,7 +34,7 @@ SAME = [
     "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {
-    "sft": FORMATS,
+    "sft": SFT_FORMATS,
     "dpo": PAIR_FORMATS,
     "kto": LABELLED_OR_RATED,
     "grpo": PROBLEM_FORMATS,

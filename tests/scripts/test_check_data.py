@@ -37,6 +37,7 @@ SAMPLES = {
     "alpaca.parquet": "sft",
     "chatml-text.jsonl": "sft",
     "messages.jsonl": "sft",
+    "text.jsonl": "sft",
     "prompt-completion-messages.jsonl": "sft",
     "prompt-completion.jsonl": "sft",
     "sharegpt-tools.jsonl": "sft",
@@ -522,6 +523,12 @@ def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
     _, out, _ = check(formats / "prompt-answer.jsonl", "--model", "tiny", "--show-mask", 1)
     assert "0 with loss" in out
     assert len(between(out)) == 1  # that of the heading
+    _, out, _ = check(formats / "text.jsonl", "--model", "tiny", "--show-mask", 1, "--max-length", 40)
+    document = read_jsonl(formats / "text.jsonl")[0]["text"]  # in several rows, which learn all but its first token
+    learned = "".join(between(out)[1:]).replace("⏎", "\n")
+    assert learned.endswith("<|im_end|>")
+    assert document.endswith(learned.removesuffix("<|im_end|>"))
+    assert len(learned) > len(document)
 
 
 def test_the_mask_is_coloured(tokenizer):

@@ -193,6 +193,7 @@ def reader(tmp_path_factory) -> Path:
     problems = [json.loads(line) for line in (samples / "arithmetic.jsonl").read_text().splitlines()[:8]]
     rows = [{"question": row["prompt"], "answer": f"It is so.\n#### {row['answer']}"} for row in problems]
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(samples / "formats" / "text.jsonl", folder / "texts.jsonl")
     return folder
 
 

@@ -1,9 +1,9 @@
-"""The kinds of example that the methods learn from, all made of chat messages.
+"""The kinds of example that the methods learn from, all but one made of chat messages.
 
 A Conversation to imitate, a Pair of completions with a preference, Feedback on a completion, a Prompt whose completions
 are scored, a Rating of a completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an
 assistant calls tools, their arguments as objects). The model's own chat template renders them at the end, so one file
-serves every model.
+serves every model. A Document is raw text instead.
 """
 
 from dataclasses import dataclass, field
@@ -69,4 +69,12 @@ class Rating:
     tools: Turns | None = None
 
 
-Example = Conversation | Pair | Feedback | Prompt | Rating
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Raw text to continue pre-training on; no chat template touches it."""
+
+    place: str
+    text: str
+
+
+Example = Conversation | Document | Pair | Feedback | Prompt | Rating

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.data.examples import Conversation, Example, Prompt
+from common.data.examples import Conversation, Document, Example, Prompt
 from common.data.feedback import FEEDBACK_FORMATS
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError
@@ -89,7 +89,10 @@ def hold_out_prompts(
 
 
 def prompt_key(example: Example) -> str:
-    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn."""
+    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn; of a
+    document, of its text."""
+    if isinstance(example, Document):
+        return hashlib.sha256(example.text.strip().encode()).hexdigest()
     turns = example.messages if isinstance(example, Conversation) else example.prompt
     texts = []
     for turn in turns:
@@ -101,7 +104,7 @@ def prompt_key(example: Example) -> str:
 
 
 def read_held_out(name: str) -> list[Any]:
-    """Pairs, feedback, ratings, conversations, or prompts with gold answers, whichever the first row is."""
+    """Pairs, feedback, ratings, conversations, documents, or prompts with gold answers, as the first row is."""
     source, faults = find_source(name), Faults()
     first = next(read_rows(source, faults), None)
     faults.stop()
@@ -112,8 +115,8 @@ def read_held_out(name: str) -> list[Any]:
         formats = RATING_FORMATS
     elif detect(fields, FEEDBACK_FORMATS):
         formats = FEEDBACK_FORMATS
-    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, FORMATS):
-        formats = FORMATS
+    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, SFT_FORMATS):
+        formats = SFT_FORMATS
     else:
         formats = PROBLEM_FORMATS
     return read_examples(source, formats).examples

@@ -8,13 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.data.examples import Conversation, Example, Feedback, Pair, Prompt, Rating
+from common.data.documents import DocumentText
+from common.data.examples import Conversation, Document, Example, Feedback, Pair, Prompt, Rating
 from common.data.feedback import FeedbackFormat
 from common.data.formats import (
-    FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     RATING_FORMATS,
+    SFT_FORMATS,
     ConversationFormat,
     Formats,
     RatingFormat,
@@ -31,7 +32,7 @@ from common.errors import InputError, nearest
 
 SHOWN_COLUMNS = 20
 
-METHODS = {"dpo": PAIR_FORMATS, "reward": RATING_FORMATS, "sft": FORMATS, "grpo": PROBLEM_FORMATS}
+METHODS = {"dpo": PAIR_FORMATS, "reward": RATING_FORMATS, "sft": SFT_FORMATS, "grpo": PROBLEM_FORMATS}
 
 MOST_TURNS = 500  # chat templates render a conversation once per answer: a row of 5,000 turns took half a minute
 
@@ -153,6 +154,8 @@ def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any], no
     if not isinstance(row, PromptFormat):  # of a prompt, all other columns are for the reward functions
         unread = [name for name, value in fields.items() if name not in own and not is_empty(value)]
         notes |= {f"the column {name[:60]!r} is not read" for name in unread}
+    if isinstance(row, DocumentText):
+        return Document(place, row.text)
     tools = _tools("tools", row.tools)
     if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()

@@ -1,11 +1,13 @@
-"""Generate completions for chat prompts."""
+"""Generate completions for chat prompts, and continuations of documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Document
+from common.lm.documents import document_prompt
 from common.lm.render import prompt_texts
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Completion:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[Conversation],
+    prompts: Sequence[Conversation | Document],
     end: str,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -38,7 +40,9 @@ def generate(
     `end` is the end token. Prompts are padded on the left, so that the completions of a batch begin in one column.
     Raises InputError with every prompt that the chat template refuses.
     """
-    texts = prompt_texts(tokenizer, prompts)
+    documents = [document_prompt(tokenizer, prompt) for prompt in prompts if isinstance(prompt, Document)]
+    conversations = [prompt for prompt in prompts if isinstance(prompt, Conversation)]
+    texts = documents or prompt_texts(tokenizer, conversations)  # all of one kind
     end_id = tokenizer.convert_tokens_to_ids(end)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

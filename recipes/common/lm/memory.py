@@ -89,14 +89,15 @@ def estimate(
     lora_r: int = 16,
     generation_batch_size: int | None = None,
     packing: bool | None = None,
+    train_embeddings: bool = False,
 ) -> Memory:
     """The peak memory of `method`, one of METHODS, on one GPU.
 
     `max_length` is in tokens, prompt and completion together. `per_device_train_batch_size` counts rows; for DPO and
     reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
     None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
-    rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
-    method.
+    rows as they are; None, where the data is not known, takes the larger of the two. `train_embeddings` trains a copy
+    of embedding and head, as SFT's argument does. Raises ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
@@ -117,9 +118,14 @@ def estimate(
     trained = weights_of_one * (2 if method == "ppo" else 1) + (h if method in ("ppo", "reward") else 0)
     adapter = trained * (4 + 4) + ((weights_of_one + h) * 4 if method == "ppo" else 0)
     optimizer = trained * 2
+    if train_embeddings:  # a float32 copy and its gradient; transformers keeps Adam of an embedding in 32 bit
+        embedding = shape.vocab_size * h
+        head = 0 if shape.tied_embeddings else embedding
+        adapter += (embedding + head) * (4 + 4)
+        optimizer += embedding * 8 + head * 2
 
     packings = (False,) if method != "sft" else (True, False) if packing is None else (packing,)
-    offloaded = max_length >= OFFLOADED_FROM
+    offloaded = max_length >= OFFLOADED_FROM and not train_embeddings  # SFT has plain checkpointing there
     activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, p) for p in packings)
 
     logits = 0 if method == "reward" else min(tokens, LOSS_ROWS) * shape.vocab_size * LOGIT_BYTES

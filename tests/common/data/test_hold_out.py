@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
-from common.data.examples import Conversation, Feedback, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, Formats
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
 from common.data.hold_out import (
     DataSet,
     eval_count,
@@ -127,6 +127,15 @@ def test_every_answer_to_a_held_out_prompt_is_left_out(tmp_path):
     assert prompt_key(example) not in map(prompt_key, kept["reward"].examples)
 
 
+def test_of_raw_text_whole_documents_are_held_out(tmp_path):
+    rows = [{"text": f"Page {n % 30}.", "id": n} for n in range(40)]
+    data = {"sft": data_set(write(tmp_path / "rows.jsonl", rows), SFT_FORMATS)}
+    kept, held_out = hold_out_prompts(data, [], tmp_path)
+    ((one, two),) = held_out.values()
+    assert {one.text, two.text}.isdisjoint(example.text for example in kept["sft"].examples)
+    assert len(kept["sft"].examples) < 39
+
+
 def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
     rows = [{"prompt": f"{n}?", "tests": "assert True"} for n in range(40)]
     data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), PROBLEM_FORMATS)}
@@ -149,6 +158,7 @@ def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
         ("formats/sharegpt-kto-tag.jsonl", Feedback),
         ("heldout.jsonl", Prompt),
         ("formats/alpaca.jsonl", Conversation),
+        ("formats/text.jsonl", Document),
         ("formats/prompt-completion.jsonl", Conversation),
         ("formats/instruction-rating.jsonl", Rating),
         ("formats/question-answer.jsonl", Prompt),

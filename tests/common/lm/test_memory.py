@@ -103,6 +103,17 @@ def test_every_part_by_hand(little):
     assert in_bytes(whole)["activations"] == 1024 * (400 + 416 + 32)
 
 
+@pytest.mark.parametrize(("tied", "copies", "moments"), [(True, 1, 8), (False, 2, 8 + 2)])
+def test_trained_embeddings_add_copies_with_gradients_and_moments(little, tied, copies, moments):
+    little.architecture.tied_embeddings = tied
+    without, with_them = (in_bytes(estimate(little, "sft", **SETTINGS, train_embeddings=on)) for on in (False, True))
+    assert {name: with_them[name] - size for name, size in without.items() if with_them[name] != size} == {
+        "adapter": copies * 800 * 8,  # 100 rows of 8 numbers, in float32
+        "optimizer": 800 * moments,  # Adam of an embedding is in 32 bit, of a head in 8
+        "activations": 4 * 2048 * (1 * 2 * 8 - 4 * 8),  # each layer's input stays on the GPU, in place of two buffers
+    }
+
+
 def test_what_a_method_adds(little):
     short = {**SETTINGS, "max_length": 1024, "per_device_train_batch_size": 1, "lora_r": 2}
     parts = {method: in_bytes(estimate(little, method, **short, generation_batch_size=6)) for method in METHODS}
