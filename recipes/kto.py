@@ -395,7 +395,7 @@ def mismatched(rows: list[TokenFeedback], batch: int) -> list[list[int]]:
 
     It is that of the row before, the batch being a ring: as in TRL, where the completions of a batch stay the same as a
     set. Where that answers the same prompt too, it is the one before, and so on; for a batch of one prompt or one row,
-    which TRL would compare with itself, the search goes on through all rows. Where no row has another prompt, it is the
+    which TRL would compare with itself, it is sought in all rows. Where no row has another prompt, it is the
     row's own.
     """
     found = []

@@ -245,7 +245,7 @@ def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
                 if args.method == "dpo":
                     row = {"prompt": "Continue.", "chosen": digits(2 * length), "rejected": digits(2 * length)}
                 elif args.method == "kto":  # prompts differ, or there would be no mismatched completion
-                    row = {"prompt": f"Go on from {number}.", "completion": digits(2 * length), "label": number % 2}
+                    row = {"prompt": f"Continue {number}.", "completion": digits(2 * length), "label": number % 2}
                 else:
                     row = {"prompt": f"What is {number} + {digits(args.prompt_length)}?", "answer": str(number)}
                 stream.write(json.dumps(row) + "\n")
