@@ -14,7 +14,7 @@ override given := $(foreach name,$(sort $(.VARIABLES)),$(if $(findstring command
 $(foreach name,$(given),$(eval override export $(name) := $$(value $(name))))
 override export RECIPES_GIVEN := $(strip $(given))
 
-train := sft dpo grpo reward ppo merge pipeline
+train := sft dpo kto grpo reward ppo merge pipeline
 data := choose check-data test-rewards distill preferences
 results := evaluate compare benchmark
 machine := check models shell slurm slurm-status image setup

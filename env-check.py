@@ -39,8 +39,8 @@ if find_spec("env_check") is None:  # started directly: start again with our par
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)))
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
-from common.arguments import parse
-from common.errors import CANNOT, DONE, InputError, did_you_mean, run_command
+from common.arguments import name_arguments, parse
+from common.errors import CANNOT, DONE, InputError, did_you_mean, run_command, spell
 from common.lm.memory import METHODS
 from env_check.checks import FAILURE, Facts
 from env_check.children import run_probes
@@ -50,6 +50,7 @@ from env_check.libraries import check_attention, check_libraries, check_torch
 from env_check.machine import check_compiler, check_disk, check_hub, check_shared_memory, check_system
 from env_check.packages import check_packages, check_python
 from env_check.screen import show
+from launch.commands import COMMANDS
 from launch.usage import help_of
 
 CHECKS = (check_system, check_python, check_packages, check_driver, check_gpu, check_health, check_torch)
@@ -58,7 +59,7 @@ CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory
 
 @dataclass(frozen=True)
 class Args:
-    recipe: Literal["sft", "dpo", "grpo", "ppo", "reward"] | None = None
+    recipe: Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"] | None = None
     """Check this recipe only."""
     model: str | None = None
     """Check that this model card fits; `make models` lists them."""
@@ -90,6 +91,9 @@ def main() -> int:
         card = cards[args.model]
         for recipe in (recipe for recipe in recipes if recipe in card.methods):
             checks += check_job(recipe, args.model, card, runs[recipe], facts)
+    for recipe in METHODS:  # the fixes name arguments of the recipes, too
+        name_arguments(COMMANDS[recipe].fields())
+    checks = [line._replace(found=spell(line.found), fix=spell(line.fix)) for line in checks]
     ready = all(line.status != FAILURE for line in checks)
     if args.json:
         print(json.dumps({"ready": ready, "checks": [line._asdict() for line in checks], "runs": runs}, indent=1))

@@ -27,11 +27,11 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation
 from common.data.formats import PAIR_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
-from common.lm.chat import TokenPair, check_truncation, tokenize_pairs
+from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.run.ending import show_ending
@@ -73,7 +73,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a prompt and a completion together; longer ones are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the pairs would be truncated."""
+    """Stop when a larger share of the pairs would be truncated, or lose a part in the chat template."""
     eval_ratio: float = 0.0
     """Share of the pairs to hold out; with it the checkpoint with the lowest held-out loss is kept."""
 
@@ -185,9 +185,10 @@ def main() -> None:
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.chosen[-1]["content"]) for row in held_out]
     examples = list(tokenize_pairs(tokenizer, rows, args.max_length, faults))
     faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
-    evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
+    examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
+    if notes:
+        console.print(notes)
+    evaluation, training = hold_out_share(examples, args.eval_ratio, order)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True

@@ -41,6 +41,7 @@ from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
     Reward,
     check_prompts,
+    describe_words,
     identities,
     load,
     reward_models,
@@ -95,7 +96,7 @@ class Args:
     max_prompt_length: int = 1024
     """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be dropped."""
+    """Stop when a larger share of the prompts would be dropped, or lose a part in the chat template."""
 
     # The rewards.
     rewards: tuple[str, ...] = ("math", "format=0.2")
@@ -196,6 +197,8 @@ def main() -> None:
     check_prompts(rewards, data.examples, faults)
     faults.stop()
     check_functions(rewards, data.examples, args.seed)
+    if worded := describe_words(rewards, data.examples):
+        print(worded)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.
     run = plan_run(

@@ -54,7 +54,7 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Conversation, Prompt
 from common.data.formats import PROMPT_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out_share
 from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
@@ -68,7 +68,15 @@ from common.lm.rollout.correction import rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
-from common.rewards.specification import Reward, check_prompts, identities, load, reward_models, score_completions
+from common.rewards.specification import (
+    Reward,
+    check_prompts,
+    describe_words,
+    identities,
+    load,
+    reward_models,
+    score_completions,
+)
 from common.run.curriculum import PromptSampler
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -123,7 +131,7 @@ class Args:
     max_prompt_length: int = 1024
     """Tokens of a prompt; longer prompts are dropped: a truncated prompt is a different prompt."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the prompts would be dropped."""
+    """Stop when a larger share of the prompts would be dropped, or lose a part in the chat template."""
     eval_ratio: float = 0.05
     """Share of the prompts to hold out; completions of them are scored before and after."""
 
@@ -244,6 +252,8 @@ def main() -> None:
     check_prompts(reward_functions, prompts, faults)
     faults.stop()
     check_functions(reward_functions, prompts, args.seed, may_be_silent=True)  # such as one that looks for a disclaimer
+    if worded := describe_words(reward_functions, prompts):
+        print(worded)
     reward_adapter = find_reward_adapter(args.reward_model, contents(base)) if args.reward_model else None
 
     # 2. The run: a new one, one to resume, or one that is finished. Nothing is written yet.
@@ -285,7 +295,7 @@ def main() -> None:
     )
     if dropped:
         console.print(dropped)
-    held_out, prompts = hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))
+    held_out, prompts = hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")
     steps = number_of_steps(args, len(prompts))
 
     console.print(

@@ -30,12 +30,13 @@ from common import environment
 from common.cli import parse
 from common.data.examples import Pair, Rating
 from common.data.formats import PAIR_FORMATS, RATING_FORMATS
-from common.data.hold_out import hold_out
+from common.data.hold_out import hold_out_share
 from common.data.read import read_examples
 from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.rewards.outliers import check_scores
 from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
@@ -83,7 +84,7 @@ class Args:
     max_length: int = 2048
     """Tokens of a prompt and a completion together; longer ones are truncated at the end."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the completions would be truncated."""
+    """Stop when a larger share of the completions would be truncated, or lose a part in the chat template."""
     eval_ratio: float = 0.1
     """Share of the prompts to hold out, with all their completions, for the report."""
     eval_data: str | None = None
@@ -144,6 +145,7 @@ def main() -> None:
     eval_data = read_examples(eval_source, FORMATS, args.format, args.columns) if eval_source else None
     rows: list[Pair | Rating] = data.examples
     paired = isinstance(rows[0], Pair)
+    outliers = check_scores(args.data, [row for row in rows if isinstance(row, Rating)])
     held_out: list[Pair | Rating] = []
     if eval_data:
         held_out = eval_data.examples
@@ -152,7 +154,7 @@ def main() -> None:
             raise InputError(f"--eval-data {args.eval_data}: one of the two sources holds pairs, the other scores")
     elif args.eval_ratio:  # by prompt: another completion of a prompt that was trained on is no test
         prompts = list(dict.fromkeys(repr(row.prompt) for row in rows))
-        drawn = set(hold_out(prompts, round(len(prompts) * args.eval_ratio), random.Random(args.seed))[0])
+        drawn = set(hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")[0])
         held_out = [row for row in rows if repr(row.prompt) in drawn]
         rows = [row for row in rows if repr(row.prompt) not in drawn]
     scores = [row.score for row in rows if isinstance(row, Rating)]
@@ -172,7 +174,7 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name, data.notes)
+    console = loading(base.name, [*data.notes, *([outliers] if outliers else [])])
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

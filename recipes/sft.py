@@ -4,11 +4,15 @@
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
     make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, each with its own batches
+    make sft MODEL=qwen2.5-7b DATA=texts TRAIN_EMBEDDINGS=yes          continued pre-training on raw text
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
 folder of them or a hub dataset. Only the turns of the assistant carry loss, their end tokens included.
 
-Left out: images, sharding a model over several GPUs, continued pre-training on raw text.
+Raw text, in a column `text` or in .txt files, is for continued pre-training: every token carries loss, each document
+ends with the tokenizer's end token, and one longer than --max-length is split into several rows.
+
+Left out: images, sharding a model over several GPUs.
 """
 
 import os
@@ -18,14 +22,16 @@ from typing import Literal
 
 from common import environment
 from common.cli import parse
-from common.data.formats import FORMATS
-from common.data.hold_out import hold_out
+from common.data.examples import Document
+from common.data.formats import SFT_FORMATS
+from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
-from common.errors import run_command
-from common.lm.chat import Example, check_truncation, tokenize
+from common.errors import InputError, run_command
+from common.lm.chat import Example, tokenize, trainable
+from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, load_chat_tokenizer, load_text_tokenizer
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -47,8 +53,8 @@ class Args:
     """The folder of the run. By default outputs/sft-MODEL-HASH: other settings, another folder."""
 
     # How the data is read.
-    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text"] = "auto"
-    """The format of the rows; auto takes it from the columns of the first row."""
+    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text", "text"] = "auto"
+    """The format of the rows; auto takes it from the first row."""
     columns: tuple[str, ...] = ()
     """Columns under another name: prompt=question completion=answer."""
     chat_template_path: str | None = None
@@ -56,9 +62,9 @@ class Args:
     pad_token: str | None = None
     """The pad token, for a model that has none besides its end token."""
     max_length: int = 2048
-    """Tokens of a row, prompt and completion together; longer rows are truncated at the end."""
+    """Tokens of a row, prompt and completion together; longer rows are truncated at the end, documents are split."""
     max_truncated: float = 0.05
-    """Stop when a larger share of the rows would be truncated."""
+    """Stop when a larger share of the rows would be truncated, or lose a part in the chat template."""
     packing: bool = True
     """Put several documents into each row of a batch. Off on the CPU, where attention cannot keep them apart."""
     eval_ratio: float = 0.0
@@ -78,6 +84,8 @@ class Args:
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
     )
+    train_embeddings: bool = False
+    """Train the input embedding and the output head too, in full: for words or a language new to the model."""
 
     # The optimization.
     per_device_train_batch_size: int = 4
@@ -86,6 +94,8 @@ class Args:
     max_steps: int = -1
     """Stop after so many steps; -1: --num-train-epochs decides."""
     learning_rate: float = 2e-4
+    embedding_learning_rate: float | None = None
+    """That of --train-embeddings; by default a fifth of --learning-rate. Two to ten times smaller is usual."""
     lr_scheduler_type: str = "linear"
     warmup_steps: int = 10
     weight_decay: float = 0.0
@@ -118,7 +128,9 @@ def main() -> None:
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     environment.set_variables(models=[base], sources=[source])
-    data = read_examples(source, FORMATS, args.format, args.columns)
+    data = read_examples(source, SFT_FORMATS, args.format, args.columns)
+    raw_text = isinstance(data.examples[0], Document)
+    check_arguments(args)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.
     run = plan_run(
@@ -141,22 +153,34 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
-    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant.
+    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
+    # are as they are, and carry loss throughout.
     base = fetch(base)
-    tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
+    if raw_text:
+        tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
+    else:
+        tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
     # With fewer than ten rows, none is held out.
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
-    examples = list(tokenize(tokenizer, rows, args.max_length, faults))
-    faults.stop()
-    if truncated := check_truncation(examples, args.max_length, args.max_truncated):
-        console.print(truncated)
-    evaluation, training = hold_out(examples, round(len(examples) * args.eval_ratio), order)
+    if raw_text:  # a document is held out whole, and may be several rows
+        parts = (held_out, *hold_out_share(rows, args.eval_ratio, order))
+        _, evaluation, training = (list(tokenize_documents(tokenizer, part, args.max_length, faults)) for part in parts)
+        faults.stop()
+        notes = count_documents([*training, *evaluation], args.max_length, end)
+    else:
+        examples = list(tokenize(tokenizer, rows, args.max_length, faults))
+        faults.stop()
+        examples, notes = trainable(examples, args.max_length, args.max_truncated, tokenizer.chat_template)
+        evaluation, training = hold_out_share(examples, args.eval_ratio, order)
+    if notes:
+        console.print(notes, soft_wrap=True)
 
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
@@ -168,6 +192,8 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
+            checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -188,7 +214,9 @@ def main() -> None:
                 target_modules=list(args.lora_target_modules),
                 use_gradient_checkpointing=checkpointing,
                 random_state=args.seed,
+                **(embedding_modules(model) if args.train_embeddings else {}),
             )
+            train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         def dataset(examples: list[Example]) -> Dataset:
@@ -208,8 +236,10 @@ def main() -> None:
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
-        class Trainer(NoStepTooMany, SFTTrainer):
-            """SFTTrainer with a fix for resuming."""
+        class Trainer(NoStepTooMany, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with a fix for resuming, and a learning rate of their own for the embeddings."""
+
+            embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
         trainer = Trainer(
             model=model,
@@ -268,10 +298,22 @@ def main() -> None:
         with write_folder(saved) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
+            if args.train_embeddings:
+                run.update(embedding_rows_moved=check_saved(part, model))
         after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)
+
+
+def check_arguments(args: Args) -> None:
+    """Raises InputError for arguments that do not go together."""
+    if args.train_embeddings and not args.use_peft:
+        raise InputError("--train-embeddings: --no-use-peft trains every weight already; leave one of the two out")
+    if args.embedding_learning_rate is not None and not args.train_embeddings:
+        raise InputError("--embedding-learning-rate needs --train-embeddings")
+    if args.embedding_learning_rate is not None and not args.embedding_learning_rate > 0:
+        raise InputError(f"--embedding-learning-rate {args.embedding_learning_rate:g}: expected more than 0")
 
 
 if __name__ == "__main__":

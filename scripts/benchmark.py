@@ -37,7 +37,7 @@ SCORED_LENGTH = 512  # tokens of the completion that `--method score` scores
 @dataclass(frozen=True)
 class Args:
     model: str = "qwen2.5-7b"
-    method: Literal["sft", "dpo", "grpo", "ppo", "score"] = "sft"
+    method: Literal["sft", "dpo", "kto", "grpo", "ppo", "score"] = "sft"
     load_in_4bit: bool = True
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
@@ -244,6 +244,8 @@ def write_rows(file: Path, args: Args, length: int, rows: int) -> None:
             for number in range(rows):
                 if args.method == "dpo":
                     row = {"prompt": "Continue.", "chosen": digits(2 * length), "rejected": digits(2 * length)}
+                elif args.method == "kto":  # prompts differ, or there would be no mismatched completion
+                    row = {"prompt": f"Continue {number}.", "completion": digits(2 * length), "label": number % 2}
                 else:
                     row = {"prompt": f"What is {number} + {digits(args.prompt_length)}?", "answer": str(number)}
                 stream.write(json.dumps(row) + "\n")

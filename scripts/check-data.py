@@ -24,10 +24,12 @@ from typing import Literal
 
 from check_data import cleaned, figures, report
 from check_data.findings import Findings, RecordedFaults
+from check_data.limits import Limits
 from check_data.survey import Prompts, Survey
 from check_data.tasks import Example, TaskName, find_task
 from common import environment
 from common.cli import parse_arguments
+from common.data.documents import DOCUMENT_FORMATS
 from common.data.read import column_map
 from common.data.rows import Faults, Source, find_source, read_rows, source_identity
 from common.errors import InputError, run_command
@@ -47,9 +49,13 @@ Droppable = Literal[
     "empty-thought",
     "unbalanced-tags",
     "repeats-prompt",
+    "outlier",
     "near-identical",
+    "contradiction",
     "gold-answer",
     "turn-order",
+    "long-prompt",
+    "special-token",
 ]
 
 
@@ -71,6 +77,8 @@ class Args:
     """A .jinja file to use instead of the model's own chat template."""
     max_length: int = 2048
     """Longer rows are truncated to this many tokens."""
+    max_prompt_length: int = 1024
+    """For GRPO and PPO: longer prompts are dropped."""
     eval_data: str | None = None
     """Held-out data of the same format: prompts that are in both are found."""
 
@@ -117,12 +125,14 @@ def main() -> None:
         faults.stop()
         raise InputError(f"{args.data}: holds no rows")
     task = find_task(args.task, first, args.format, columns)
+    limits = Limits(task.name, args.max_length, args.max_prompt_length, findings)
     rows = itertools.chain([first], rows)
     lengths = None
     if base:
         from check_data.lengths import Lengths  # imports transformers
 
-        lengths = Lengths(base, args.chat_template_path, args.max_length, faults)
+        raw_text = task.format_of(first, args.format, columns) in DOCUMENT_FORMATS
+        lengths = Lengths(base, args.chat_template_path, limits, faults, raw_text)
 
     if args.show_mask and lengths:
         from check_data import mask
@@ -139,7 +149,7 @@ def main() -> None:
         evaluation = task.read(read_rows(evaluation_source, evaluation_faults), evaluation_faults, args.format, columns)
         prompts = Prompts(evaluation)
         evaluation_faults.stop()
-    survey = Survey(findings, prompts)
+    survey = Survey(findings, prompts, estimate=None if lengths else limits)
     shown: list[Example] = []  # on the page
     reading = time.monotonic()
     with _status() as status:
@@ -155,13 +165,17 @@ def main() -> None:
         if status:
             status.update("near duplicates")
         survey.finish()
+        if survey.scores and task.name == "reward":
+            survey.look_at_scores(args.data, faults)
 
     # 3. The report, and the cleaned file.
+    row_format = task.format_of(first, args.format, columns)
     facts = {
         "data": args.data,
         "identity": source_identity(source),
         "task": task.name,
-        "format": task.format_of(first, args.format, columns),
+        "format": row_format,
+        "other_formats": task.other_formats(first, row_format, columns),
         "model": base.name if base else None,
         "chat_template": lengths.chat_template if lengths else None,
         "eval_data": args.eval_data,
@@ -172,7 +186,7 @@ def main() -> None:
         "rows_per_second": survey.rows / seconds,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    found = figures.figures(survey, findings, lengths, facts)
+    found = figures.figures(survey, findings, lengths, limits, facts)
     console = Console(markup=False, highlight=False)
     report.show(console, found)
     if args.json:

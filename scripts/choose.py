@@ -5,8 +5,9 @@
     make choose HAVE="demonstrations pairs" MODEL=qwen2.5-7b GPU_GIB=24    without a file
 
 The answer: the stages in their order, the commands, what each stage can and cannot do, and whether it fits into the
-GPU's memory. Every kind of data has one method: demonstrations SFT, pairs DPO, checkable answers GRPO, scores a reward
-model and PPO. The row format decides; `make check-data` tells whether the data is any good.
+GPU's memory. Every kind of data has one method: demonstrations and raw text SFT, pairs DPO, feedback KTO, checkable
+answers GRPO, scores a reward model and PPO. The row format decides; `make check-data` tells whether the data is any
+good.
 
 Left out: full-parameter training, several GPUs.
 """
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from common.cli import parse_arguments
+from common.data.documents import DOCUMENT_FORMATS
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
@@ -31,17 +34,20 @@ from common.rewards.answers import gold
 from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
-Kind = Literal["demonstrations", "pairs", "answers", "scores", "reward-model"]
+Kind = Literal["demonstrations", "pairs", "feedback", "answers", "scores", "reward-model", "documents"]
 KINDS: dict[Kind, str] = {
     "demonstrations": "examples of good answers, to imitate",
     "pairs": "two answers to a prompt, one better than the other",
+    "feedback": "single answers marked good or bad, thumbs up and down",
     "answers": "problems with an answer that can be checked: mathematics, code, a fixed form",
     "scores": "answers with a number that says how good each is",
     "reward-model": "a model that scores answers",
+    "documents": "raw text of a field or a language, to continue pre-training on",
 }
 CAN = {
     "sft": "bring out what the model can do already, in the form and tone of your examples",
     "dpo": "bring out the better of the answers that the model gives already",
+    "kto": "bring out what is marked good and push back what is marked bad, with no pairs to make",
     "grpo": "add: every right answer is paid for, however the model found it",
     "reward": "give any answer a score, learned from yours",
     "ppo": "raise the score where nothing can be checked, such as style or helpfulness",
@@ -49,6 +55,7 @@ CAN = {
 CANNOT = {
     "sft": "add a skill; what the model does not know it learns to make up",
     "dpo": "add a skill; an answer that the model never gives stays unlikely",
+    "kto": "add a skill, or learn from good answers alone; an answer that the model never gives stays unlikely",
     "grpo": "start from nothing: where every try is wrong, there is nothing to reward",
     "reward": "know better than its data; what it overrates, PPO will find",
     "ppo": "get better than the reward model, and it takes the most care of all",
@@ -58,6 +65,7 @@ CHOSEN_ANSWER = ("--columns", "completion=chosen")  # a pair's chosen answer rea
 PIPELINE_DATA = {
     "sft": "SFT_DATA",
     "dpo": "DPO_DATA",
+    "kto": "KTO_DATA",
     "grpo": "MATH_DATA",
     "reward": "REWARD_DATA",
     "ppo": "PPO_DATA",
@@ -70,8 +78,9 @@ class Args:
     """Files to look at, instead of --have."""
     have: tuple[Kind, ...] = ()
     """Your data. demonstrations: examples of good completions; pairs: two completions of a prompt, one better than the
-    other; answers: prompts with an answer that can be checked; scores: completions with a number for how good each is;
-    reward-model: a model that scores completions."""
+    other; feedback: completions marked good or bad; answers: prompts with an answer that can be checked; scores:
+    completions with a number for how good each is; reward-model: a model that scores completions; documents: raw
+    text."""
     model: str | None = None
     """A model card's name (`make models`), a local directory or a hub id."""
     base: bool = False
@@ -102,6 +111,7 @@ class Stage:
     fits: bool | None = None  # None where it is not known either
     settings: str = ""
     commands: list[str] = field(default_factory=list)
+    name: str = ""  # of its folder, where that is not the method's
 
 
 def main() -> None:
@@ -146,7 +156,13 @@ def look_at(path: str) -> Data:
     fields = rows[0].fields
     if form := detect(fields, PAIR_FORMATS):
         return Data("pairs", path, f"columns {', '.join(PAIR_FORMATS[form].columns)}", chosen_as_examples(fields))
-    for kind, known in (("scores", RATING_FORMATS), ("answers", GRADED_FORMATS), ("demonstrations", FORMATS)):
+    for kind, known in (
+        ("scores", RATING_FORMATS),
+        ("feedback", FEEDBACK_FORMATS),
+        ("answers", GRADED_FORMATS),
+        ("demonstrations", FORMATS),
+        ("documents", DOCUMENT_FORMATS),
+    ):
         if form := detect(fields, known):
             return Data(kind, path, f"columns {', '.join(known[form].columns)}")
     form = detect(fields, PROBLEM_FORMATS)
@@ -231,6 +247,13 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
     paths = {kind: files[kind].path if kind in files else f"{kind}.jsonl" for kind in (*KINDS, "prompts")}
     chosen = files["pairs"].flags if "pairs" in files else CHOSEN_ANSWER
     stages, notes = [], []
+    if "documents" in have:
+        reason = "raw text teaches words and facts, on every token of it."
+        stages.append(Stage("sft", reason, paths["documents"], name="pretrained"))
+        notes.append(
+            "Raw text teaches no answering, and a chat model forgets some of it: let demonstrations follow. For words "
+            "or a language new to the model, add TRAIN_EMBEDDINGS=yes, which needs more memory."
+        )
     if "demonstrations" in have:
         flags = files["demonstrations"].flags if "demonstrations" in files else ()
         stages.append(Stage("sft", "demonstrations are there to imitate.", paths["demonstrations"], list(flags or ())))
@@ -244,6 +267,8 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
         )
     if "pairs" in have:
         stages.append(Stage("dpo", "pairs say which of two answers is better.", paths["pairs"]))
+    if "feedback" in have:
+        stages.append(Stage("kto", "marks say of each answer whether it is good.", paths["feedback"]))
     if "answers" in have:
         reason = "an answer that can be checked is a reward that is hard to fool."
         stages.append(Stage("grpo", reason, paths["answers"]))
@@ -254,15 +279,15 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
         stages.append(Stage("ppo", "where nothing can be checked, a reward model is the judge.", prompts))
     if not stages:
         raise InputError(
-            "prompts alone teach nothing: they need good answers, pairs, answers to check against, scores, or a model "
-            "that scores (--have reward-model)"
+            "prompts alone teach nothing: they need good answers, pairs, feedback, answers to check against, scores or "
+            "a model that scores (--have reward-model)"
         )
     if "answers" in have:
         notes.append("GRPO needs a model that is right now and then: see its pass@8 first, make evaluate SAMPLES=8.")
         if stages[0].method != "sft":
             notes.append(
                 "GRPO pays for the form <think>...</think><answer>...</answer> too. No SFT teaches it here: ask for it "
-                "with --system-prompt."
+                "with SYSTEM_PROMPT=..."
             )
     return stages, notes
 
@@ -316,7 +341,7 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
     """Put each stage's commands into it; return the one command for all of them, None where there is none."""
     base, reward_model = model, "my-reward-model"
     for number, stage in enumerate(stages):
-        run = f"outputs/{name}-{stage.method}"
+        run = f"outputs/{name}-{stage.name or stage.method}"
         given = {"MODEL": base, "DATA": stage.data, "OUT": run, **as_variables(stage.flags)}
         if stage.method == "ppo":
             given["REWARD"] = reward_model
@@ -328,7 +353,9 @@ def write_commands(stages: list[Stage], model: str, name: str) -> str | None:
             base = f"{run}-merged"
             stage.commands.append(make("merge", ADAPTER=f"{run}/adapter", OUT=base))
     methods = [stage.method for stage in stages]
-    if len(stages) < 2 or ("ppo" in methods and "reward" not in methods):  # a reward model that is there has a base
+    if len(stages) < 2 or len(set(methods)) < len(methods):  # a pipeline has each method once
+        return None
+    if "ppo" in methods and "reward" not in methods:  # a reward model that is there has a base
         return None
     given = {PIPELINE_DATA[stage.method]: stage.data for stage in stages}
     if given.get("PPO_DATA") == given.get("REWARD_DATA"):

@@ -26,7 +26,7 @@ from common import environment
 from common.cli import parse_arguments
 from common.data.examples import Prompt
 from common.data.formats import PROBLEM_FORMATS
-from common.data.prompts import distinct
+from common.data.prompts import distinct, render_prompts
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
@@ -98,6 +98,8 @@ def main() -> None:
     check_models(rewards, prompts, args.seed)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base)
+    if lost := render_prompts(tokenizer, prompts)[1]:
+        print(lost)
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
     rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter="default" if args.adapter else None)
     sampled = sample_completions(rollouts, prompts, args.num_generations, args.max_completion_length, args.temperature)

@@ -10,8 +10,10 @@ What is measured follows from the data:
                            the format, ends by itself and is right; greedy, and with --samples N also sampled, for
                            pass@1 (the mean over all samples) and pass@N (at least one right)
   preference pairs         how often the chosen answer is likelier than the rejected one
+  feedback                 the log-probability of completions marked good and of those marked bad
   conversations            the loss on the assistant's turns; it falls as the model comes to talk like them, and does
                            not tell whether anything is right
+  documents (raw text)     the loss on every token
 A reward model is judged on pairs by its accuracy, on scores by its correlation with them, and on both by how far it
 only counts words.
 
@@ -27,11 +29,11 @@ from typing import Any
 
 from common import environment
 from common.cli import parse_arguments
-from common.data.examples import Conversation, Pair
+from common.data.examples import Conversation, Document, Feedback, Pair
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.hub import fetch
-from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.lm.load import base_of, load_chat_tokenizer, load_for_inference, load_text_tokenizer
 from common.run.files import write_json
 from common.run.screen import loading
 from evaluation import policy, reward_model
@@ -49,8 +51,8 @@ class Args:
     reward_model: str | None = None
     """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
     data: tuple[str, ...] = ()
-    """Questions with answers, preference pairs, conversations, or scores for a reward model; one file or several. By
-    default sample data of the tiny model."""
+    """Questions with answers, preference pairs, feedback, conversations, raw text, or scores for a reward model; one
+    file or several. By default sample data of the tiny model."""
     answer_pattern: str = r"<think>.+</think><answer>(.+)</answer>"
     """A regular expression for a whole completion; its group is compared with the data's answer. Empty: every
     completion will do, and the answer that it ends in is compared, as by the reward `math`."""
@@ -87,7 +89,8 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
     from common.lm.rollout.rollouts import Rollouts
 
     base = fetch(base)
-    tokenizer, end = load_chat_tokenizer(base)
+    raw_text = all(isinstance(rows[0], Document) for rows in sets.values())
+    tokenizer, end = (load_text_tokenizer if raw_text else load_chat_tokenizer)(base)
     faults = Faults()
     tokens = {name: policy.tokens_of(tokenizer, rows, args.max_length, faults) for name, rows in sets.items()}
     faults.stop()
@@ -97,7 +100,9 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
         what = f"{who} on {Path(name).name}"
         if isinstance(sets[name][0], Pair):
             return policy.prefer(model, tokenizer, tokens[name], what)
-        if isinstance(sets[name][0], Conversation):
+        if isinstance(sets[name][0], Feedback):
+            return policy.approve(model, tokenizer, tokens[name], what)
+        if isinstance(sets[name][0], Conversation | Document):
             return policy.imitate(model, tokenizer, tokens[name], what)
         adapter = "default" if args.adapter and who == "adapter" else None
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter=adapter)
@@ -119,7 +124,12 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
             of_base = measure(name, "base")
         before, change = figures(of_base), differences(measured, of_base, args.seed)
         results[name] |= {"base": {"figures": before, **of_base.rows}, "differences": change}
-        console.print(comparison_table(f"{base.name} and {args.adapter}: {title}", before, found, change))
+        title = f"{base.name} and {args.adapter}: {title}"
+        if isinstance(sets[name][0], Feedback):  # over good and bad together it would say nothing
+            for task in list(found)[1:]:
+                console.print(comparison_table(f"{title}, {task}", before, found, change, task))
+            continue
+        console.print(comparison_table(title, before, found, change))
         if len(found) > 1:
             console.print(table("By task, base -> adapter", found, before))
     return results

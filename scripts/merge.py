@@ -26,6 +26,7 @@ from common.errors import InputError, MachineError, run_command
 from common.lm.adapter import WEIGHTS, check_base
 from common.lm.hub import MERGE_RECORD, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
+from common.lm.render import render_turns
 from common.run.files import write_folder, write_json
 from common.run.screen import loading
 from env_check.machine import MEMORY_LIMITS, read
@@ -178,7 +179,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict]) -> list[
     """The tokens of a prompt, as a chat where the tokenizer has a template for one."""
     if not tokenizer.chat_template:
         return tokenizer(turns[-1]["content"])["input_ids"][-PROMPT_TOKENS:]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = render_turns(tokenizer, turns, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"][-PROMPT_TOKENS:]
 
 

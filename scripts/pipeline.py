@@ -1,4 +1,4 @@
-"""Train stage after stage, SFT, DPO, GRPO, a reward model and PPO, and report what each of them gained.
+"""Train stage after stage, SFT, DPO, KTO, GRPO, a reward model and PPO, and report what each of them gained.
 
     make pipeline                                                     sft,dpo,grpo: the tiny model on sample data
     make pipeline STAGES=sft,reward,ppo MODEL=qwen2.5-7b SFT_DATA=chats.jsonl REWARD_DATA=scores.jsonl
@@ -36,7 +36,7 @@ from stages.chain import SAMPLES, split, stage_data, stage_names, stage_of, stag
 from stages.report import write_report
 from stages.steps import Plan, StepFailed, run_stage, start_from
 
-DATA = ("sft_data", "dpo_data", "math_data", "reward_data", "ppo_data")  # the arguments that name data
+DATA = ("sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data")  # the arguments that name data
 SAMPLES_HELD_OUT = ("heldout.jsonl", "preferences.jsonl", "arithmetic.jsonl")
 RATINGS_HELD_OUT = "scores-heldout.jsonl"
 # The user's own data has no answer pattern that is known, and its answers may be longer than 64 tokens.
@@ -55,6 +55,8 @@ class Args:
     """Conversations to imitate. Where no data is given at all, every stage has its sample data."""
     dpo_data: str | None = None
     """Preference pairs."""
+    kto_data: str | None = None
+    """Completions that are marked good or bad, or scores with --kto-args="--threshold 4"."""
     math_data: str | None = None
     """Prompts with gold answers, for GRPO; and for PPO without a reward model, where it has no --ppo-data."""
     reward_data: str | None = None
@@ -70,6 +72,8 @@ class Args:
     """More arguments for recipes/sft.py, all in one: --sft-args="--max-steps 50"."""
     dpo_args: str = ""
     """More arguments for recipes/dpo.py."""
+    kto_args: str = ""
+    """More arguments for recipes/kto.py."""
     grpo_args: str = ""
     """More arguments for recipes/grpo.py."""
     reward_args: str = ""

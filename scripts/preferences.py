@@ -30,7 +30,7 @@ from common import environment
 from common.cli import parse_arguments
 from common.data.examples import Prompt
 from common.data.formats import PROMPT_FORMATS, RATING_FORMATS, detect
-from common.data.prompts import as_prompt, distinct
+from common.data.prompts import as_prompt, distinct, render_prompts
 from common.data.read import column_map, read_examples
 from common.data.rows import Faults, Source, find_source, read_rows, source_name
 from common.data.turns import Turns
@@ -285,6 +285,8 @@ def sample(
     check_models(rewards, prompts, args.seed)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base)
+    if lost := render_prompts(tokenizer, prompts)[1]:
+        print(lost)
     loaded = load_for_inference(base, adapter, args.load_in_4bit)
     rollouts = Rollouts(loaded, tokenizer, end, seed=args.seed, adapter="default" if adapter else None)
     sampled = sample_completions(rollouts, prompts, count, args.max_completion_length, args.temperature)

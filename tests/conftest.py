@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,14 @@ os.environ["RUNTIME"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def run_recipe(recipe: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run recipes/RECIPE.py in a process of its own, output and errors caught."""
+def run_recipe(
+    recipe: str, *flags: str, cwd: Path = ROOT, seconds: float = 550, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run recipes/RECIPE.py in a process of its own, output and errors caught; `seconds` fit a busy machine."""
     command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *map(str, flags)]
+    environment = {**os.environ, **environment}
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=seconds
     )
 
 
@@ -86,6 +90,24 @@ def unsloth_first(tmp_path):
         "sys.meta_path.insert(0, Watch())\n"
     )
     return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def warm_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment in which a command that imports unsloth is a child of a process that has: see system/warm."""
+    folder, address = ROOT / "tests" / "system" / "warm", tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, folder / "server.py", address], stdout=subprocess.PIPE, text=True) as server:
+        assert "ready\n" in iter(server.stdout.readline, ""), "the server has ended"
+        yield {"PYTHONPATH": str(folder), "WARM_SERVER": str(address)}
+        server.terminate()
+
+
+@pytest.fixture
+def warm(warm_server, monkeypatch) -> dict[str, str]:
+    """All that this test starts runs in that environment; what fixtures of the session start does not."""
+    for name, value in warm_server.items():
+        monkeypatch.setenv(name, value)
+    return warm_server
 
 
 def shared(tmp_path_factory) -> Path:

@@ -13,6 +13,7 @@ ALIASES = {
     "critic_learning_rate": "critic_lr value_lr",
     "data": "dataset datasets dataset_name dataset_path dataset_dir train_file train_data data_path data_files source "
     "prompts",
+    "desirable_weight": "kto_chosen_weight lambda_d",
     "dtype": "bf16 fp16 torch_dtype precision",
     "epsilon": "clip_range clip_ratio clip_eps eps_clip cliprange",
     "eval_ratio": "val_size val_set_size test_size eval_split validation_split",
@@ -55,6 +56,7 @@ ALIASES = {
     "stages": "pipeline",
     "system_prompt": "system default_system",
     "time_limit": "time max_time",
+    "undesirable_weight": "kto_rejected_weight lambda_u",
     "warmup_steps": "warmup warmup_ratio num_warmup_steps",
     "weight_decay": "wd l2",
 }  # fmt: skip

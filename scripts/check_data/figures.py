@@ -8,6 +8,7 @@ import numpy as np
 
 from check_data.findings import KINDS, Findings
 from check_data.lengths import Lengths
+from check_data.limits import Limits
 from check_data.rules import rules
 from check_data.survey import NGRAM_ROWS, Survey
 
@@ -15,9 +16,11 @@ BINS = 40
 LONGEST_SHOWN = 2  # times the 99th percentile: else one very long row makes a histogram of one bar
 
 
-def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: dict[str, Any]) -> dict[str, Any]:
+def figures(
+    survey: Survey, findings: Findings, lengths: Lengths | None, limits: Limits, facts: dict[str, Any]
+) -> dict[str, Any]:
     """Everything in the report, ready for JSON. `facts` are the command's: data, task, format, time."""
-    refused = lengths.refused if lengths else 0  # rows without a fault that the model could learn nothing from
+    refused = survey.refused + (lengths.refused if lengths else 0)  # rows that are read, and refused nonetheless
     usable = survey.rows - refused
     read = usable + findings.rows["fault"]
     unit, counts = ("tokens", lengths.tokens) if lengths else ("characters", survey.characters)
@@ -44,13 +47,12 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         "sampled": len(survey.sample),
         "ngram_rows": min(len(survey.sample), NGRAM_ROWS),
     }
+    rows = limits.rows
     if lengths:
-        report["truncated"] = {
-            "max_length": lengths.max_length,
-            "rows": lengths.cut,
-            "share": lengths.cut / max(len(lengths.tokens), 1),
-            "places": lengths.cut_places,
-        }
+        report["truncated"] = {"max_length": rows.limit, **rows.as_dict()}
+    else:
+        report["truncated_estimate"] = {"max_length": rows.limit, **rows.as_dict()}
+    report["long_prompts"] = {"limit": limits.prompts.limit, **limits.prompts.as_dict(), "estimated": not lengths}
     if pairs := sum(survey.longer.values()):
         report["pairs"] = {
             **{f"{side} longer": count / pairs for side, count in survey.longer.items() if side != "same"},
@@ -59,8 +61,11 @@ def figures(survey: Survey, findings: Findings, lengths: Lengths | None, facts: 
         }
     if survey.scores:
         report["scores"] = {**_distribution(survey.scores), "constant": min(survey.scores) == max(survey.scores)}
+    if survey.labels:
+        report["labels"] = {"good": survey.labels[True], "bad": survey.labels[False]}
     if survey.gold_answers:
         report["gold_answers"] = survey.gold_answers
+        report["gold_words"] = survey.gold_words
     return report
 
 

@@ -15,12 +15,16 @@ QUALITY, DIVERSITY, ONE_FORMAT, DUPLICATES = (
 )
 KINDS = {
     "fault": (ONE_FORMAT, "cannot be used"),
+    "long-prompt": (ONE_FORMAT, "its prompt is longer than the limit; a recipe drops such rows, and stops at too many"),
+    "special-token": (ONE_FORMAT, "a text holds a special token, which the model reads as a control signal"),
     "turn-order": (ONE_FORMAT, "turns of user and assistant do not alternate"),
     "refusal": (QUALITY, "the completion is a refusal"),
     "empty-thought": (QUALITY, "the thought is empty"),
     "unbalanced-tags": (QUALITY, "a tag is not closed, or closed and never opened"),
     "repeats-prompt": (QUALITY, "the completion repeats the prompt"),
+    "outlier": (QUALITY, "the score is far outside the others"),
     "near-identical": (QUALITY, "chosen and rejected are nearly the same"),
+    "contradiction": (QUALITY, "the same completion is marked good and bad"),
     "gold-answer": (QUALITY, "the scorer cannot parse the gold answer"),
     "duplicate": (DUPLICATES, "an exact duplicate of an earlier row"),
     "near-duplicate": (DUPLICATES, "a near duplicate of an earlier row"),
@@ -40,14 +44,15 @@ class Findings:
         self.by_place: dict[str, list[tuple[str, str]]] | None = defaultdict(list) if keep_all else None
         self._last: dict[str, str] = {}
 
-    def add(self, kind: str, place: str, message: str | None = None) -> None:
+    def add(self, kind: str, place: str, message: str | None = None, reason_to_drop: bool = True) -> None:
+        """Record a finding. Without `reason_to_drop` the row stays in the cleaned file, whatever kinds are dropped."""
         message = message or KINDS[kind][1]
         if self._last.get(kind) != place:
             self.rows[kind] += 1
             self._last[kind] = place
         if len(self.listed[kind]) < LISTED:
             self.listed[kind].append((place, message))
-        if self.by_place is not None:
+        if self.by_place is not None and reason_to_drop:
             self.by_place[place].append((kind, message))
 
 

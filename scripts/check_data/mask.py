@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.data.examples import Pair, Prompt
+from common.data.examples import Document, Feedback, Pair, Prompt
 from common.data.rows import Faults
 from common.lm.chat import tokenize, tokenize_pairs
+from common.lm.documents import tokenize_documents
+from common.lm.feedback import tokenize_feedback
 from rich.console import Console
 from rich.text import Text
 
@@ -56,6 +58,15 @@ def masked_rows(lengths: Lengths, examples: Iterable[Example], faults: Faults) -
                         tokens = read_tokens(tokenizer, pair.prompt_ids + completion, mask)
                         full_length = pair.full_length if len(tokens) == longest else len(tokens)
                         yield MaskedRow(example.place, label, tokens, full_length)
+            case Document():  # split, and not truncated
+                for row in tokenize_documents(tokenizer, [example], longest, faults):
+                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist())
+                    yield MaskedRow(example.place, "raw text", tokens, len(tokens))
+            case Feedback():
+                for row in tokenize_feedback(tokenizer, [example], longest, faults):
+                    mask = [0] * len(row.prompt_ids) + [1] * len(row.completion_ids)
+                    tokens = read_tokens(tokenizer, row.prompt_ids + row.completion_ids, mask)
+                    yield MaskedRow(example.place, "good" if row.label else "bad", tokens, row.full_length)
             case _:
                 for row in tokenize(tokenizer, [as_conversation(example)], longest, faults):
                     tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from common.errors import spell
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
         ),
         soft_wrap=True,
     )
+    if others := report["other_formats"]:
+        which = spell(f"--format {report['format']}"), " or ".join(spell(f"--format {name}") for name in others)
+        console.print(f"Read by {which[0]}; the first row also has the columns of {which[1]}", soft_wrap=True)
     rules = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for rule in report["rules"]:
         colour = COLOURS[rule["verdict"]]
@@ -52,6 +56,13 @@ def rows(count: int) -> str:
     return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
+def _share(found: dict[str, Any]) -> str:
+    """How many rows, their share, and the places of the first."""
+    return f"{rows(found['rows'])}, {found['share']:.1%}" + (
+        f": {', '.join(found['places'])}" if found["places"] else ""
+    )
+
+
 def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures as (name, text)."""
     usable = max(report["usable"], 1)
@@ -68,9 +79,12 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("usable rows", f"{report['usable']:,} of {report['rows']:,}")]
     if report["length"]:
         lines.append((f"length in {report['length']['unit']}", spread(report["length"])))
-    if cut := report.get("truncated"):
-        where = f": {', '.join(cut['places'])}" if cut["places"] else ""
-        lines.append((f"longer than {cut['max_length']}", f"{rows(cut['rows'])}, {cut['share']:.1%}{where}"))
+    if cut := report.get("truncated") or report["truncated_estimate"]:
+        estimated = ", estimated" if "truncated_estimate" in report else ""
+        lines.append((f"longer than {cut['max_length']} tokens{estimated}", _share(cut)))
+    if (long := report["long_prompts"])["rows"]:
+        estimated = ", estimated" if long["estimated"] else ""
+        lines.append((f"prompts longer than {long['limit']} tokens{estimated}", _share(long)))
     lines += [
         ("turns a row", shares(report["turns"])),
         ("languages", shares(report["languages"])),
@@ -89,9 +103,12 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if scores := report.get("scores"):
         lines.append(("scores", f"{spread(scores)}, mean {scores['mean']:.4g} ± {scores['deviation']:.4g}"))
+    if labels := report.get("labels"):
+        lines.append(("labels", shares(labels)))
     if gold_answers := report.get("gold_answers"):
         bad = report["findings"].get("gold-answer", {"rows": 0})["rows"]
-        lines.append(("gold answers", f"{gold_answers:,}, of which the scorer cannot parse {bad:,}"))
+        words = f"{report['gold_words']:,} are words, compared by their wording"
+        lines.append(("gold answers", f"{gold_answers:,}, of which the scorer cannot parse {bad:,}; {words}"))
     sampled = (
         "near duplicates looked for in all rows"
         if report["sampled"] >= report["usable"]

@@ -39,12 +39,16 @@ def _quality(survey: Survey, findings: Findings, read: int) -> tuple[str, str]:
     if survey.scores and min(survey.scores) == max(survey.scores):
         verdict = BAD
         reason += f"{'; ' if reason else ''}every score is {survey.scores[0]:g}"
+    if len(survey.labels) == 1:
+        verdict = BAD
+        reason += f"{'; ' if reason else ''}every completion is {'good' if True in survey.labels else 'bad'}"
     return verdict, reason or "nothing found"
 
 
 def _diversity(survey: Survey) -> tuple[str, str]:
     share = survey.distinct_prompts()
-    several_completions = survey.scores or any(survey.longer.values())  # to one prompt, as in most such data
+    # To one prompt, as in most such data.
+    several_completions = survey.scores or survey.labels or any(survey.longer.values())
     reason = f"{share:.1%} distinct prompts"
     if bigrams := survey.diversity.get("distinct 2-grams"):
         reason += f", {bigrams:.1%} distinct 2-grams"

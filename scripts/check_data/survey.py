@@ -8,34 +8,66 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Document, Feedback, Pair, Prompt, Rating
+from common.data.rows import Faults
+from common.rewards.outliers import FIX, NOTHING, find_outliers
 
 from check_data import texts
-from check_data.duplicates import NearDuplicates, distinct
+from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import Findings
+from check_data.limits import Limits
+from check_data.parts import completions_of, identity, other_parts, prompt_of, text_of, turns_of, whole_text
 from check_data.tasks import Example
 
 SAMPLE_ROWS = 20_000
 NGRAM_ROWS = 5_000
-CLIP = 1_000  # characters of a prompt and of a completion in the sample
+CLIP = 1_000  # characters of a completion whose n-grams are counted
+LONG = 4_000  # characters of a row from which the sample holds the hashes of its shingles in its place
 LANGUAGE = 200  # characters of a prompt and of a completion that tell the language
 NEARLY_IDENTICAL = 0.05  # the share of the longer completion in which a pair differs
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The beginning of a row's prompt and completion."""
+class Drawn(NamedTuple):
+    """A row that is drawn for the sample."""
 
-    place: str
-    prompt: str
-    completion: str
+    example: Example
     is_copy: bool  # an exact duplicate of an earlier row
     overlaps: bool  # its prompt is one of the evaluation data
+
+    @property
+    def place(self) -> str:
+        return self.example.place
+
+    @property
+    def beginning(self) -> str:
+        """Of the completion, or of the prompt where there is none."""
+        return ("\n".join(completions_of(self.example)) or text_of(prompt_of(self.example)))[:CLIP]
+
+    def sampled(self, with_prompt: bool) -> "Sampled":
+        text = whole_text(self.example)
+        prompt = Shingles.of(text_of(prompt_of(self.example))) if with_prompt else None
+        parts = other_parts(self.example)
+        return Sampled(
+            self.place, Shingles.of(text), hash(text), prompt, self.beginning, parts, self.is_copy, self.overlaps
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row of the sample: what its likeness to others is judged by."""
+
+    place: str
+    text: Shingles  # of all that it says
+    text_hash: int
+    prompt: Shingles | None  # where it is compared with the evaluation data's
+    beginning: str
+    parts: dict[str, int]  # what it is graded and read with, by name
+    is_copy: bool
+    overlaps: bool
 
 
 class Prompts:
@@ -45,18 +77,19 @@ class Prompts:
         self.places: dict[int, str] = {}
         self.similar = NearDuplicates()
         for count, example in enumerate(examples):
-            prompt = _text(_prompt(example))
+            prompt = text_of(prompt_of(example))
             self.places.setdefault(hash(texts.normalized(prompt)), example.place)
             if count < SAMPLE_ROWS:
-                self.similar.find_or_keep(example.place, prompt[:CLIP])
+                self.similar.find_or_keep(example.place, prompt)
 
 
 class Survey:
     """What is known of the data so far. `add` takes the next example, `finish` compares those of the sample."""
 
-    def __init__(self, findings: Findings, evaluation: Prompts | None = None) -> None:
+    def __init__(self, findings: Findings, evaluation: Prompts | None = None, estimate: Limits | None = None) -> None:
         self.findings = findings
         self.evaluation = evaluation
+        self.estimate = estimate  # of lengths, where no model says them
         self.rows = 0
         self.characters = array("I")
         self.prompt_hashes = array("q")
@@ -65,11 +98,15 @@ class Survey:
         self.layouts: Counter[str] = Counter()
         self.systems = 0
         self.scores = array("d")
+        self.score_places = array("q")
+        self.refused = 0  # rows that a recipe refuses next to the others
+        self.labels: Counter[bool] = Counter()
         self.longer = Counter({"chosen": 0, "rejected": 0, "same": 0})
         self.pair_characters = [0, 0]
         self.gold_answers = 0
+        self.gold_words = 0
         self.diversity: dict[str, float | None] = {}
-        self.sample: list[Sampled] = []
+        self.sample: list[Drawn | Sampled] = []
         self._random = random.Random(42)
         self._files: dict[str, int] = {}
         self._seen: dict[int, int] = {}
@@ -77,8 +114,8 @@ class Survey:
     def add(self, example: Example) -> None:
         """Count an example, and look at it alone and next to those before it."""
         self.rows += 1
-        place, prompt, completions = example.place, _prompt(example), _completions(example)
-        prompt_text, completion_text = _text(prompt), "\n".join(completions)
+        place, prompt, completions = example.place, prompt_of(example), completions_of(example)
+        prompt_text, completion_text = text_of(prompt), "\n".join(completions)
         self.characters.append(min(len(prompt_text) + len(completion_text), 2**32 - 1))
         self.languages[texts.language(f"{prompt_text[:LANGUAGE]} {completion_text[:LANGUAGE]}")] += 1
         self.systems += bool(prompt) and prompt[0]["role"] == "system"
@@ -88,27 +125,64 @@ class Survey:
         held_out = self.evaluation.places.get(prompt_hash) if self.evaluation else None
         if held_out:
             self.findings.add("overlap", place, f"the same prompt as {held_out}")
-        is_copy = self._look_for_the_same(place, _identity(example))
-        self._look_at_turns(place, _turns(example))
-        if not isinstance(example, Prompt):
+        is_copy = self._look_for_the_same(place, everything := identity(example))
+        if self.estimate and not isinstance(example, Document):  # a long document becomes several rows
+            self.estimate.estimate(example, len(everything))
+        self._look_at_turns(place, turns_of(example))
+        if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
-                self._look_at_pair(place, completions[0], _text(example.rejected))
+                self._look_at_pair(place, completions[0], text_of(example.rejected))
+            case Feedback():
+                self.labels[example.label] += 1
+                if (first := self._seen.get(hash(identity(replace(example, label=not example.label))))) is not None:
+                    self.findings.add("contradiction", place, f"the other way round in {self._place(first)}")
+                    is_copy = True  # of a row that is compared with the others
             case Rating():
                 self.scores.append(example.score)
+                self.score_places.append(self._here(place))
             case Prompt(answer=str()) if "tests" not in example.fields:  # else it is a program, which the tests grade
                 self._look_at_gold_answer(place, example.answer)
-        self._draw(Sampled(place, prompt_text[:CLIP], completion_text[:CLIP], is_copy, held_out is not None))
+        if (index := self._drawn()) is not None:
+            row = Drawn(example, is_copy, held_out is not None)
+            # A short row waits as it is, as another may be drawn in its place; a long one would take memory.
+            self.sample[index : index + 1] = [
+                row if len(everything) <= LONG else row.sampled(self.evaluation is not None)
+            ]
 
     def _look_for_the_same(self, place: str, identity: str) -> bool:
-        file, _, line = place.rpartition(":")
-        here = self._files.setdefault(file, len(self._files)) << 40 | int(line)  # an int is the smallest there is
+        here = self._here(place)
         first = self._seen.setdefault(hash(identity), here)
         if same := first != here:
-            file = next(name for name, index in self._files.items() if index == first >> 40)
-            self.findings.add("duplicate", place, f"the same as {file}:{first & (1 << 40) - 1}")
+            self.findings.add("duplicate", place, f"the same as {self._place(first)}")
         return same
+
+    def _here(self, place: str) -> int:
+        """A place as a number, the smallest there is."""
+        file, _, line = place.rpartition(":")
+        return self._files.setdefault(file, len(self._files)) << 40 | int(line)
+
+    def _place(self, number: int) -> str:
+        file = next(name for name, index in self._files.items() if index == number >> 40)
+        return f"{file}:{number & (1 << 40) - 1}"
+
+    def look_at_scores(self, data: str, faults: Faults) -> None:
+        """Name the scores far outside the others; they are faults where they leave a reward model nothing to learn."""
+        if len(self.scores) < 2:
+            return
+        found = find_outliers(self.scores)
+        places = [self._place(self.score_places[index]) for index in found.indices]
+        named = [(place, f"score {self.scores[index]:g}") for place, index in zip(places, found.indices, strict=True)]
+        if found.reason and len(set(np.delete(self.scores, found.indices))) < 2:  # the fault of no row
+            which = f": {', '.join(f'{place} ({score})' for place, score in named)}" if named else ""
+            Faults.add(faults, data, f"{found.reason}; {NOTHING}{which}")
+            return
+        for place, score in named:
+            self.findings.add("outlier", place, f"{score} is far outside the others")
+            if found.reason:
+                faults.add(place, f"{score}: {found.reason}; {NOTHING}. {FIX}")
+                self.refused += 1
 
     def _look_at_turns(self, place: str, turns: list[dict[str, Any]]) -> None:
         roles = [turn["role"] for turn in turns]
@@ -147,83 +221,55 @@ class Survey:
 
         self.gold_answers += 1
         try:
-            gold(answer)
+            self.gold_words += gold(answer).words
         except ValueError as error:
             self.findings.add("gold-answer", place, f"gold answer: {error}")
 
-    def _draw(self, row: Sampled) -> None:
+    def _drawn(self) -> int | None:
+        """Where in the sample the row belongs; None if it is not drawn. Every row has the same chance (algorithm R)."""
         if len(self.sample) < SAMPLE_ROWS:
-            self.sample.append(row)
-        elif (index := self._random.randrange(self.rows)) < SAMPLE_ROWS:  # algorithm R: every row has the same chance
-            self.sample[index] = row
+            return len(self.sample)
+        index = self._random.randrange(self.rows)
+        return index if index < SAMPLE_ROWS else None
 
     def finish(self) -> None:
         """Look for near duplicates, in the sample and of the evaluation data, and for repeated n-grams."""
-        kept = NearDuplicates()
-        for row in self.sample:
-            if row.is_copy:
+        similar = NearDuplicates()
+        kept: dict[str, Sampled] = {}
+        for drawn in self.sample:
+            if drawn.is_copy:
                 continue
-            if near := kept.find_or_keep(row.place, f"{row.prompt}\n{row.completion}"):
-                self.findings.add("near-duplicate", row.place, f"{near[1]:.0%} the same as {near[0]}")
-            if self.evaluation and not row.overlaps and (near := self.evaluation.similar.find(row.prompt)):
-                self.findings.add("overlap", row.place, f"its prompt is {near[1]:.0%} the same as {near[0]}")
+            row = drawn if isinstance(drawn, Sampled) else drawn.sampled(self.evaluation is not None)
+            if near := similar.find_or_keep(row.place, row.text):
+                self._add_near_duplicate(row, kept[near[0]], near[1])
+            else:
+                kept[row.place] = row
+            if (
+                self.evaluation
+                and row.prompt
+                and not row.overlaps
+                and (near := self.evaluation.similar.find(row.prompt))
+            ):
+                self.findings.add("overlap", row.place, f"its prompt is {_percent(near[1])} the same as {near[0]}")
         some = self._random.sample(self.sample, min(NGRAM_ROWS, len(self.sample)))
-        completions = [row.completion or row.prompt for row in some]
+        completions = [row.beginning for row in some]
         self.diversity = {f"distinct {n}-grams": distinct(completions, n) for n in (1, 2, 3)}
+
+    def _add_near_duplicate(self, row: Sampled, other: Sampled, similarity: float) -> None:
+        """Name a near duplicate. One that is graded or read in another way is no reason to drop the row."""
+        names = [name for name in row.parts | other.parts if row.parts.get(name) != other.parts.get(name)]
+        alike = "the same text" if row.text_hash == other.text_hash else f"{_percent(similarity)} the same"
+        but = f", with another {' and '.join(names)}," if names else ""
+        self.findings.add("near-duplicate", row.place, f"{alike}{but} as {other.place}", reason_to_drop=not names)
 
     def distinct_prompts(self) -> float:
         """The share of distinct prompts, whatever their spaces and case."""
         return len(np.unique(np.frombuffer(self.prompt_hashes, dtype=np.int64))) / max(self.rows, 1)
 
 
-def _prompt(example: Example) -> list[dict[str, Any]]:
-    if isinstance(example, Conversation):
-        return [*takewhile(lambda turn: turn["role"] != "assistant", example.messages)]
-    return example.prompt
-
-
-def _completions(example: Example) -> list[str]:
-    """The completions that an example teaches; of a pair the chosen one. A prompt teaches none by itself."""
-    match example:
-        case Conversation():
-            turns = example.messages
-        case Pair():
-            turns = example.chosen
-        case Rating():
-            turns = example.response
-        case Prompt():
-            return []
-    return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
-
-
-def _turns(example: Example) -> list[dict[str, Any]]:
-    match example:
-        case Conversation():
-            return example.messages
-        case Pair():
-            return example.prompt + example.chosen
-        case Rating():
-            return example.prompt + example.response
-        case Prompt():
-            return example.prompt
-
-
-def _identity(example: Example) -> str:
-    """All that makes an example what it is, as one text."""
-    match example:
-        case Conversation():
-            parts = example.messages
-        case Pair():
-            parts = [*example.prompt, example.chosen, example.rejected]
-        case Rating():
-            parts = [*example.prompt, example.response, example.score]
-        case Prompt():
-            parts = [*example.prompt, example.answer]
-    return repr(parts)
-
-
-def _text(turns: list[dict[str, Any]]) -> str:
-    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+def _percent(similarity: float) -> str:
+    """A similarity as whole percent, rounded down, so that what differs is not called 100 % the same."""
+    return f"{int(similarity * 100)}%" if similarity < 1 else "nearly 100%"
 
 
 def _brief(text: str) -> str:

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Example as Example
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import (
-    FORMATS,
     GRADED_FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     PROMPT_FORMATS,
     RATING_FORMATS,
+    SFT_FORMATS,
     Formats,
     detect,
 )
@@ -20,8 +21,7 @@ from common.data.read import as_examples, unknown_columns
 from common.data.rows import Faults, Row
 from common.errors import InputError
 
-TaskName = Literal["sft", "dpo", "grpo", "ppo", "reward"]
-Example = Conversation | Pair | Prompt | Rating
+TaskName = Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,27 @@ class Task:
         """The name of the format that the reader will take the rows for."""
         return detect(_mapped(first, columns), self.formats) if row_format == "auto" else row_format
 
+    def other_formats(self, first: Row, chosen: str | None, columns: dict[str, str]) -> list[str]:
+        """The other formats whose columns the first row has, if they read a column that the chosen one does not."""
+        fields = _mapped(first, columns)
+        read = set(self.formats[chosen].columns) if chosen in self.formats else set()
+        return [
+            name
+            for name, row_format in self.formats.items()
+            if row_format.fits(fields) and not set(row_format.columns) <= read
+        ]
+
 
 # In this order a task is found for data whose task is not named: those whose formats ask for the most columns first. A
-# reward model learns from ratings or from pairs.
+# reward model learns from ratings or from pairs, and KTO from labels or from ratings.
 TASKS = (
     Task("reward", RATING_FORMATS),
     Task("dpo", PAIR_FORMATS),
     Task("reward", PAIR_FORMATS),
+    Task("kto", FEEDBACK_FORMATS),
+    Task("kto", RATING_FORMATS),
     Task("grpo", GRADED_FORMATS),
-    Task("sft", FORMATS),
+    Task("sft", SFT_FORMATS),
     Task("grpo", PROBLEM_FORMATS),
     Task("ppo", PROMPT_FORMATS),
 )

@@ -3,23 +3,12 @@
 import re
 from collections.abc import Callable
 
+from check_data.refusals import refuses as refuses
+
 # Tags by which training data gives a completion parts. Others (HTML, code) may stay open for good reasons.
 TAG_NAMES = "think|thinking|thought|reasoning|answer|solution|scratchpad|reflection|tool_call|tool_response"
 MARK = re.compile(rf"</?(?:{TAG_NAMES})>|\\boxed\{{|^####", re.MULTILINE)
 EMPTY_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*</\1>")
-_CANNOT = r"(?:can(?:no|\W?)t|am (?:not able|unable)|won\W?t)"
-REFUSAL = re.compile(
-    r"\s*(?:<(think|thinking|thought|reasoning)>.*?</\1>\s*)?(?:<answer>\s*)?"
-    rf"(?:(?:i\W?m|i am) (?:very |so |really )?sorry,? (?:but )?(?:i )?{_CANNOT}"
-    rf"|(?:i apologi[sz]e|sorry),? (?:but )?i {_CANNOT}"
-    rf"|i {_CANNOT} (?:to )?(?:be able to )?"
-    r"(?:help|assist|comply|fulfil|provide|answer|do that|create|generate|discuss|engage)"
-    r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
-    r"|(?:很)?(?:抱歉|对不起|不好意思)[，,。！! ]*(?:但)?(?:是)?我?(?:无法|不能|没办法|没有办法)"
-    r"|我(?:无法|不能)(?:提供|协助|帮助|回答|满足|完成)"
-    r"|作为(?:一个|一名)?(?:人工智能|ai|语言模型|大型语言模型))",
-    re.IGNORECASE | re.DOTALL,
-)
 HAN, KANA_OR_HANGUL = re.compile(r"[\u3400-\u9fff]"), re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")
 _SINGLE = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts that put no spaces between words
 TOKEN = re.compile(rf"[{_SINGLE}]|[^\W_{_SINGLE}]+|[^\w\s]")  # a word, a character of those scripts, or a sign
@@ -73,10 +62,6 @@ def unbalanced(found: list[str]) -> str | None:
         elif mark.startswith("<"):
             still_open.append(mark[1:-1])
     return f"<{still_open[-1]}>" if still_open else None
-
-
-def refuses(text: str) -> bool:
-    return REFUSAL.match(text) is not None
 
 
 def repeats(prompt: str, completion: str) -> bool:

@@ -4,7 +4,8 @@ import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Prompt
+from common.data.prompts import render_prompts
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer, load_for_inference
 from common.run.progress import bar
@@ -38,6 +39,8 @@ def complete(
 
     model = fetch(model)
     tokenizer, end = load_chat_tokenizer(model)
+    if lost := render_prompts(tokenizer, [Prompt(one.place, one.messages, tools=one.tools) for one in prompts])[1]:
+        print(lost)
     loaded = load_for_inference(model, adapter, sampling.load_in_4bit)
     rollouts = Rollouts(loaded, tokenizer, end, seed=sampling.seed, adapter="default" if adapter else None)
     with bar(f"completions of {who}", len(prompts)) as advance:

@@ -70,11 +70,11 @@ def judge(name: str, good: bool, found: str, wanted: str, fix: str, otherwise: s
 
 
 def judge_probe(
-    name: str, result: Result, found: str, wanted: str, fix: str, otherwise: str = FAILURE
+    name: str, result: Result, found: str, wanted: str, fix: str, otherwise: str = FAILURE, if_slow: str = TRY_AGAIN
 ) -> Iterator[Check]:
     """The line of a probe; none where there was nothing to try. A slow one is a warning, whatever its library."""
     if result.slow:
-        yield Check(name, WARNING, result.slow, wanted, TRY_AGAIN)
+        yield Check(name, WARNING, result.slow, wanted, if_slow)
     elif result.error or found:
         yield judge(name, not result.error, result.error or found, wanted, fix, otherwise)
 

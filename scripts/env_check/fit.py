@@ -55,9 +55,9 @@ def check_job(recipe: str, model: str, card: Any, lines: list[dict[str, Any]], f
         found = f"{card.parameters / 1e6:,.0f} M parameters on a CPU, {'minutes' if line['fits'] else 'days'}"
         yield judge(name, line["fits"], found, "", f"use a machine with an NVIDIA GPU; here {smaller}")
     elif line["fits"]:
-        flags = ("--" if line["load_in_4bit"] else "--no-") + "load-in-4bit"
-        flags += " --" + ("" if line["gradient_checkpointing"] else "no-") + "gradient-checkpointing"
-        yield Check(name, OK, f"{line['gib']} GiB with {flags}", f"<= {facts.free_gib:.1f} GiB, what is free")
+        settings = ("load_in_4bit", "gradient_checkpointing")
+        chosen = " ".join(f"{setting.upper()}={'yes' if line[setting] else 'no'}" for setting in settings)
+        yield Check(name, OK, f"{line['gib']} GiB with {chosen}", f"<= {facts.free_gib:.1f} GiB, what is free")
     else:
         need = memory.least(card, recipe, **memory.settings(card, recipe)).total
         plan = memory.plan(card, recipe, facts.free_gib)

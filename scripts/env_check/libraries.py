@@ -3,8 +3,11 @@
 import sys
 from collections.abc import Iterator
 
-from env_check.checks import FAILURE, OK, WARNING, Check, Facts, judge_probe
+from env_check.checks import FAILURE, OK, TRY_AGAIN, WARNING, Check, Facts, judge_probe
 from env_check.packages import fix_packages
+
+# GPUs whose direct copies go wrong give wrong numbers, an error, or most often no answer at all.
+NO_PEERS = "keep NCCL from direct copies: export NCCL_P2P_DISABLE=1; `scripts/run exec unsloth doctor --gpus` says more"
 
 
 def check_torch(facts: Facts) -> Iterator[Check]:
@@ -23,11 +26,12 @@ def check_libraries(facts: Facts) -> Iterator[Check]:
         ("torchao", "torchao import", WARNING, fix_packages()),
         ("torchvision", "torchvision call", FAILURE, fix_packages()),
         ("vllm", "vllm import", WARNING, "make setup VARIANT=cuda-vllm; without it GRPO samples more slowly"),
-        ("nccl", "several GPUs", WARNING, "unsloth doctor --gpus says more; try export NCCL_P2P_DISABLE=1"),
+        ("nccl", "several GPUs", WARNING, NO_PEERS),
     )
     for probe, name, status, fix in lines:
         result = facts.result(probe)
-        yield from judge_probe(name, result, result.value, "", fix, status)
+        if_slow = f"{TRY_AGAIN}; if it is idle, {fix}" if probe == "nccl" else TRY_AGAIN
+        yield from judge_probe(name, result, result.value, "", fix, status, if_slow)
 
 
 def check_attention(facts: Facts) -> Iterator[Check]:

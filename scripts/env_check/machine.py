@@ -98,7 +98,7 @@ def check_disk(facts: Facts) -> Iterator[Check]:
     except OSError:
         temporary = os.environ.get("TMPDIR", "/tmp")
     folders = (
-        ("outputs", os.path.abspath("outputs"), 10, "write runs to another disk, --output-dir /another/disk/run"),
+        ("outputs", os.path.abspath("outputs"), 10, "write runs to another disk, --output-dir=/another/disk/run"),
         ("hub cache", hub_cache(), 20, "move it, export HF_HOME=/another/disk"),
         ("temporary", temporary, 1, "move it, export TMPDIR=/another/disk"),
     )

@@ -8,6 +8,7 @@ the process broken: children.py starts a new one for the rest.
 """
 
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -116,29 +117,29 @@ def torchvision() -> str:
 
 
 def nccl() -> str | None:
-    """Copies between every two GPUs, and a sum over all of them."""
+    """A sum over all GPUs, and unless NCCL_P2P_DISABLE is set, copies between every two of them."""
     import torch
 
     count = torch.cuda.device_count()
     if count < 2:
         return None
-    peers = True
-    for one in range(count):
-        for other in set(range(count)) - {one}:
-            source = torch.arange(2**20, dtype=torch.float32, device=one)
-            target = torch.full_like(source, -1.0, device=other)  # an IOMMU can drop a copy that CUDA calls done
-            target.copy_(source)
-            torch.cuda.synchronize(one)
-            torch.cuda.synchronize(other)
-            if not torch.equal(target.cpu(), source.cpu()):
-                raise RuntimeError(f"a copy from GPU {one} to GPU {other} arrives wrong")
-            peers = peers and torch.cuda.can_device_access_peer(one, other)
+    peers, by_host = True, os.environ.get("NCCL_P2P_DISABLE") == "1"  # each process trains on one GPU: NCCL copies
+    for one, other in [] if by_host else itertools.permutations(range(count), 2):
+        source = torch.arange(2**20, dtype=torch.float32, device=one)
+        target = torch.full_like(source, -1.0, device=other)  # an IOMMU can drop a copy that CUDA calls done
+        target.copy_(source)
+        torch.cuda.synchronize(one)
+        torch.cuda.synchronize(other)
+        if not torch.equal(target.cpu(), source.cpu()):
+            raise RuntimeError(f"a copy from GPU {one} to GPU {other} arrives wrong")
+        peers = peers and torch.cuda.can_device_access_peer(one, other)
     shares = [torch.full((1024,), index + 1.0, device=index) for index in range(count)]
     torch.cuda.nccl.all_reduce(shares)
     if any((share != count * (count + 1) / 2).any().item() for share in shares):
         raise RuntimeError(f"an all-reduce over {count} GPUs sums wrongly")
     version = ".".join(map(str, torch.cuda.nccl.version()))
     access = "peer access" if peers else "no peer access, so through the memory of the host"
+    access = "no peer access (NCCL_P2P_DISABLE=1)" if by_host else access
     return f"NCCL {version}, all-reduce over {count} GPUs, {access}"
 
 

@@ -5,8 +5,6 @@ import platform
 import sys
 from typing import Any
 
-from common.errors import spell
-
 from env_check.checks import FAILURE, GIB, OK, WARNING, Check, Facts
 from env_check.packages import installed
 
@@ -32,9 +30,9 @@ def show(checks: list[Check], runs: dict[str, list[dict[str, Any]]], facts: Fact
         if line.status in colours:
             mark = f"\033[{colours[line.status]}m{mark}\033[0m"
         text = f"{line.found:{found_width}}  {line.wanted}" if line.wanted else line.found
-        print(spell(f"{mark} {line.name:{name_width}}  {text}"))
+        print(f"{mark} {line.name:{name_width}}  {text}")
         if line.fix:
-            print(spell(f"{'':8} {'':{name_width}}  -> {line.fix}"))
+            print(f"{'':8} {'':{name_width}}  -> {line.fix}")
     failed = [line.name for line in checks if line.status == FAILURE]
     warnings = sum(line.status == WARNING for line in checks)
     print(f"\n{'Not ready: ' + ', '.join(failed) if failed else 'Ready'}; warnings: {warnings}.")

@@ -88,18 +88,18 @@ def table(title: str, model: Figures, base: Figures | None = None) -> "Table":
     return rows
 
 
-def comparison_table(title: str, base: Figures, tuned: Figures, change: Figures) -> "Table":
-    """Of all rows, the figures of base and adapter, and their difference."""
+def comparison_table(title: str, base: Figures, tuned: Figures, change: Figures, task: str = ALL) -> "Table":
+    """Of the rows of a task, the figures of base and adapter, and their difference."""
     from rich.table import Column, Table
 
     headings = ("", "base", "adapter", "difference", "95 % interval")
     rows = Table(*(Column(heading, no_wrap=bool(heading)) for heading in headings), title=title)
-    for name, found in change[ALL].items():
+    for name, found in change[task].items():
         low, high = found["interval"]
         rows.add_row(
             name,
-            shown(name, base[ALL][name]),
-            shown(name, tuned[ALL][name]),
+            shown(name, base[task][name]),
+            shown(name, tuned[task][name]),
             "no difference" if low <= 0 <= high else shown(name, found["difference"], "+"),
             f"{shown(name, low, '+')} to {shown(name, high, '+')}",
         )

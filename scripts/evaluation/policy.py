@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
 from common.data.hold_out import read_held_out
+from common.data.prompts import render_prompts
 from common.data.rows import Faults
 from common.errors import InputError
-from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs
+from common.lm.chat import Example, TokenPair, tokenize, tokenize_pairs, trainable
+from common.lm.documents import tokenize_documents
+from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
 
@@ -30,8 +33,8 @@ class Question:
     gold: Gold
 
 
-def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
-    """Pairs, conversations, or questions whose gold answer can be compared with."""
+def read(name: str) -> list[Question] | list[Pair] | list[Feedback] | list[Conversation] | list[Document]:
+    """Pairs, feedback, conversations, documents, or questions whose gold answer can be compared with."""
     faults, examples = Faults(), read_held_out(name)
     if isinstance(examples[0], Rating):
         raise InputError(f"{name}: scores judge a reward model, not a policy; give one with --reward-model")
@@ -50,10 +53,25 @@ def read(name: str) -> list[Question] | list[Pair] | list[Conversation]:
 
 
 def tokens_of(tokenizer: Any, rows: list[Any], max_length: int, faults: Faults) -> list[Any]:
-    """Pairs and conversations as tokens; questions as they are."""
+    """Pairs, feedback, conversations and documents as tokens; questions as they are. Prints a line about rows that are
+    not whole.
+
+    Raises InputError for rows that the model cannot read.
+    """
     if isinstance(rows[0], Question):
-        return rows
-    return list((tokenize_pairs if isinstance(rows[0], Pair) else tokenize)(tokenizer, rows, max_length, faults))
+        _, lost = render_prompts(tokenizer, [row.prompt for row in rows])
+        tokens, notes = rows, lost
+    elif isinstance(rows[0], Document):
+        tokens, notes = list(tokenize_documents(tokenizer, rows, max_length, faults)), None
+        faults.stop()
+    else:
+        readers = {Pair: tokenize_pairs, Feedback: tokenize_feedback, Conversation: tokenize}
+        tokens = list(readers[type(rows[0])](tokenizer, rows, max_length, faults))
+        faults.stop()
+        tokens, notes = trainable(tokens, max_length, 1.0, tokenizer.chat_template)
+    if notes:
+        print(notes)
+    return tokens
 
 
 def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Measured:
@@ -73,8 +91,24 @@ def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Mea
     )
 
 
+def approve(model: Any, tokenizer: Any, rows: list[TokenFeedback], what: str) -> Measured:
+    """How likely the good completions are, and the bad ones; beside its base, what an adapter learned of each."""
+    scored = score(model, tokenizer, [(row.prompt_ids, row.completion_ids) for row in rows], what)
+    log_probs = [float(one.log_probs.sum()) for one in scored]
+    return Measured(
+        {"log-probability (nats)": log_probs},
+        {
+            "log_probs": [
+                {"place": row.place, "good": row.label, "log_prob": log_prob}
+                for row, log_prob in zip(rows, log_probs, strict=True)
+            ]
+        },
+        tasks=["good" if row.label else "bad" for row in rows],
+    )
+
+
 def imitate(model: Any, tokenizer: Any, examples: list[Example], what: str) -> Measured:
-    """The loss on the assistant's turns, a mean by token, as SFT has it."""
+    """The loss on the assistant's turns, or on a document; a mean by token, as SFT has it."""
     rows = [(example.input_ids[:1].tolist(), example.input_ids[1:].tolist()) for example in examples]
     losses, counts = [], []
     for example, scored in zip(examples, score(model, tokenizer, rows, what), strict=True):

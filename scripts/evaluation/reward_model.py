@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common import environment
 from common.data.examples import Pair, Rating
 from common.data.hold_out import read_held_out
+from common.data.turns import Turns
 from common.errors import InputError
 from common.lm.hub import Model, fetch, find_model
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
@@ -92,25 +93,26 @@ class Judge:
             self.model = RewardModel(trained.name)
 
     def tokens_of(self, rows: Sequence[Pair | Rating], max_length: int) -> tuple[list[Tokens], str | None]:
-        """The rows as tokens, and a line that names the truncated ones."""
+        """The rows as tokens, and lines about those that are not whole."""
         return as_tokens(self.tokenizer, rows, max_length, max_truncated=1.0, whole=self.folder is None)
 
     def report(self, rows: Sequence[Pair | Rating], tokens: list[Tokens], what: str) -> tuple[Report, list[dict]]:
         """The report, and what it is computed from."""
         outputs: list[float] = []
-        prompts = [row.prompt for row in rows for _ in answers_of(row)]
-        answers = [answer for row in rows for answer in answers_of(row)]
+        usable = {row.place for row in tokens}
+        read = [(row, answer) for row in rows if row.place in usable for answer in answers_of(row)]
         ids = [answer for row in tokens for answer in row.answers]
-        with bar(what, len(answers)) as advance:
-            for first in range(0, len(answers), BATCH):
+        with bar(what, len(read)) as advance:
+            for first in range(0, len(read), BATCH):
                 batch = slice(first, first + BATCH)
-                outputs += self._score(ids[batch], prompts[batch], answers[batch])
+                outputs += self._score(ids[batch], read[batch])
                 advance(len(ids[batch]))
         return report_on(tokens, outputs, self.facts), held_out_rows(tokens, outputs)
 
-    def _score(self, ids: list[list[int]], prompts: list[Any], answers: list[Any]) -> list[float]:
+    def _score(self, ids: list[list[int]], read: list[tuple[Pair | Rating, Turns]]) -> list[float]:
         if not self.folder:
-            return self.model(prompts, answers)
+            prompts, answers = [row.prompt for row, _ in read], [answer for _, answer in read]
+            return self.model(prompts, answers, tools=[row.tools for row, _ in read])
         from common.lm.scalar_head import score_last
 
         return score_last(self.model, self.head, [(row, []) for row in ids], self.tokenizer.pad_token_id, BATCH)

@@ -98,6 +98,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Train": {
         "sft": recipe("supervised fine-tuning: imitate examples of good completions", "sft", several=True),
         "dpo": recipe("preference optimization: prefer chosen completions over rejected", "dpo"),
+        "kto": recipe("learn from completions that are marked good or bad", "kto"),
         "grpo": recipe("reinforce what reward functions can check, such as mathematics", "grpo"),
         "reward": recipe("train a reward model, from scores or pairs", "reward"),
         "ppo": recipe("reinforce what a reward model scores high", "ppo"),

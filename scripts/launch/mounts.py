@@ -23,13 +23,14 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 # --- which arguments are paths? Every text argument of every command is in one of these; a test looks. --------------
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
-READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "math_data", "reward_data", "ppo_data", "chat_template_path"}
+READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
+READ |= {"chat_template_path"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
 PATHS = READ | WRITTEN | WRITTEN_IN_PLACE | READ_OR_MADE
 REWARDS = {"rewards"}  # names, and paths as in model:PATH=0.5 and FILE.py:FUNCTION=0.5
-COMMAND_LINES = {"sft_args", "dpo_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}  # of a stage, as one word
+COMMAND_LINES = {"sft_args", "dpo_args", "kto_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}  # of a stage
 NO_PATH = {"format", "columns", "pad_token", "system_prompt", "lr_scheduler_type", "optim", "time_limit", "report_to"}
 NO_PATH |= {
     "lora_target_modules",

@@ -10,6 +10,8 @@ from common.errors import InputError, MachineError, did_you_mean
 from install import environment as installed
 
 RUNTIMES = ("docker", "podman", "apptainer", "local")
+# Settings that are of no use in .venv: whoever gives one wants a container.
+FOR_CONTAINERS = ("IMAGE", "DOCKER_ARGS", "DOCKER_LIMITS", "DOCKER")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,11 @@ class Image:
 
 
 class NoImage(MachineError):
-    """No container can be started; the message says what is missing."""
+    """No container can be started; the message says what is missing, and `short` does so in a few words."""
+
+    def __init__(self, message: str, short: str) -> None:
+        super().__init__(message)
+        self.short = short
 
 
 class NoEngine(NoImage):
@@ -36,15 +42,24 @@ def choose() -> tuple[str, Image | None, str]:
         raise InputError(f"RUNTIME={wanted}: unknown{did_you_mean(wanted, RUNTIMES)}. There are {', '.join(RUNTIMES)}.")
     if wanted == "apptainer":
         return wanted, apptainer_image(), ""
-    if wanted == "local" or not (wanted or shutil.which(program("docker"))):
-        return "local", None, ""
+    if wanted == "local":
+        return wanted, None, ""
     runtime = wanted or "docker"
     try:
         return runtime, find_image(runtime), ""
     except NoImage as missing:
         if wanted:
             raise
-        return "local", None, f"In .venv: {missing}" if isinstance(missing, NoEngine) else ""
+        return "local", None, fallback_note(missing)
+
+
+def fallback_note(missing: NoImage) -> str:
+    """What the user should know of a run in .venv in place of a container: nothing, unless it changes what they get."""
+    if setting := next((name for name in FOR_CONTAINERS if os.environ.get(name)), ""):
+        return f"In .venv, without {setting}: {missing.short}; RUNTIME=docker would stop here."
+    if isinstance(missing, NoEngine) and not installed.made_variant():
+        return f"In .venv, still to be made: {missing.short}; RUNTIME=docker says why."
+    return ""
 
 
 def program(runtime: str) -> str:
@@ -68,15 +83,16 @@ def find_image(runtime: str) -> Image:
     engine, variant = program(runtime), wanted_variant()
     name = image_name(variant)
     if not shutil.which(engine):
-        raise NoImage(f"there is no {engine} here.")
+        raise NoImage(f"there is no {engine} here.", f"there is no {engine}")
     labels = '{{.Id}} {{index .Config.Labels "recipes.lock"}}'
     command = [engine, "image", "inspect", "--format", labels, name]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         if "no such" in reason.lower() or "not known" in reason:
-            raise NoImage(f"{engine} has no image {name}; `make image VARIANT={variant}` builds it.")
-        raise NoEngine(f"{engine} does not answer: {reason}")
+            message = f"{engine} has no image {name}"
+            raise NoImage(f"{message}; `make image VARIANT={variant}` builds it.", message)
+        raise NoEngine(f"{engine} does not answer: {reason}", f"{engine} does not answer")
     digest, _, lock = done.stdout.strip().partition(" ")
     digest = digest if ":" in digest else "sha256:" + digest  # podman leaves it out
     made_from = re.search(r"docker/(.+)\.lock$", lock)

@@ -36,7 +36,7 @@ from common.errors import SPELLING, InputError, MachineError, did_you_mean, run_
 from common.run.files import write_json
 from common.run.stopping import seconds
 
-RECIPES = ("sft", "dpo", "grpo", "reward", "ppo")
+RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
@@ -48,7 +48,7 @@ WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a
 class Args:
     time: str
     """The time limit of one job, hours:minutes:seconds; it stops before and is requeued until the run is done."""
-    recipe: Literal["sft", "dpo", "grpo", "reward", "ppo"] | None = None
+    recipe: Literal["sft", "dpo", "kto", "grpo", "reward", "ppo"] | None = None
     """The recipe to submit; or give --stages."""
     stages: str | None = None
     """Stages of the pipeline, each a job that waits for the one before: sft,dpo,grpo."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.arguments import read_fields, read_words, values
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, Formats
+from common.data.feedback import LABELLED_OR_RATED, as_feedback
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
 from common.data.hold_out import DataSet
 from common.data.prompts import as_prompt
 from common.data.read import column_map, read_examples
@@ -31,8 +32,9 @@ class Stage:
 
 
 STAGES = {
-    "sft": Stage(FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
+    "sft": Stage(SFT_FORMATS, ("sft_data",), "sft.jsonl", ("use_peft",)),
     "dpo": Stage(PAIR_FORMATS, ("dpo_data",), "preferences-train.jsonl"),
+    "kto": Stage(LABELLED_OR_RATED, ("kto_data",), "feedback-train.jsonl"),
     "grpo": Stage(PROBLEM_FORMATS, ("math_data",), "arithmetic-train.jsonl"),
     "reward": Stage({**PAIR_FORMATS, **RATING_FORMATS}, ("reward_data",), "scores.jsonl", ("stand_alone",)),
     "ppo": Stage(PROMPT_FORMATS, ("ppo_data", "math_data"), "arithmetic-train.jsonl"),
@@ -111,6 +113,8 @@ def stage_data(name: str, stage: Stage, given: dict[str, list[Any]], sources: di
     columns = given.get("columns", [])
     row_format = given.get("format", ["auto"])[0]
     examples = read_examples(find_source(source), stage.formats, row_format, columns).examples
-    if name == "ppo":  # its completions are its own, whatever the data has
+    if name == "kto":
+        examples = as_feedback(examples, next(iter(given.get("threshold", [])), None))
+    elif name == "ppo":  # its completions are its own, whatever the data has
         examples = [as_prompt(example) for example in examples]
     return DataSet(source, examples, column_map(columns))

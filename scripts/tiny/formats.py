@@ -191,6 +191,22 @@ CHATML = [
     ),
 ]
 
+DOCUMENTS = [
+    {
+        "text": "The heron stands in shallow water and waits. When a fish comes near, it strikes with its bill.\n\n"
+        "Herons nest together in tall trees, often far from the water."
+    },
+    {
+        "text": "Bread needs flour, water, salt and time. Yeast makes it rise: it eats sugar and gives off gas, "
+        "and the gas makes bubbles in the dough."
+    },
+    {
+        "text": "# Tea\n\nGreen and black tea come from one plant. Leaves for black tea are left to turn brown; leaves "
+        "for green tea are heated soon, which keeps them green."
+    },
+    {"text": "苍鹭站在浅水里等待。有鱼游近时，它用长嘴一下子啄住。\n\n苍鹭在高树上成群筑巢。"},
+]
+
 
 def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}
@@ -335,6 +351,19 @@ INSTRUCTION_RATING = [
     for row, score in zip(ALPACA, SCORES, strict=True)
 ]
 
+LABELS = [True, False, True, True, False]
+
+
+def marked(rows: list[dict], name: str) -> list[dict]:
+    """The rows with a column that says whether the last turn is good."""
+    return [{**row, name: label} for row, label in zip(rows, LABELS, strict=False)]
+
+
+ONE_COMPLETION = [
+    {"prompt": row["prompt"], "completion": row["chosen" if label else "rejected"]}
+    for row, label in zip(PREFERENCE, LABELS, strict=False)
+]
+
 INSTRUCTION_PREFERENCE = [
     {"instruction": row["instruction"], "input": row["input"], "chosen": row["output"], "rejected": rejected}
     for row, rejected in zip(
@@ -444,4 +473,12 @@ FEEDBACK = {
     "instruction": INSTRUCTION,
     "prompt-rating": PROMPT_RATING,
     "instruction-rating": INSTRUCTION_RATING,
+    "messages-label": marked(MESSAGES, "label"),
+    "messages-kto-tag": marked(MESSAGES, "kto_tag"),
+    "sharegpt-label": marked(SHAREGPT, "label"),
+    "sharegpt-kto-tag": marked(SHAREGPT, "kto_tag"),
+    "prompt-label": marked(ONE_COMPLETION, "label"),
+    "prompt-kto-tag": marked(ONE_COMPLETION, "kto_tag"),
+    "alpaca-label": marked(ALPACA, "label"),
+    "alpaca-kto-tag": marked(ALPACA, "kto_tag"),
 }

@@ -17,6 +17,10 @@ from pathlib import Path
 from random import Random
 
 import torch
+from common.data.examples import Conversation
+from common.data.rows import Faults
+from common.lm.chat import tokenize
+from common.lm.render import render_turns
 from peft import LoraConfig, get_peft_model
 from samples import LANGUAGES, draw, hedging, plain
 from sums import Problem
@@ -53,7 +57,7 @@ class Student:
 
     def render(self, prompt: str) -> str:
         turns = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return render_turns(self.tokenizer, turns, add_generation_prompt=True)
 
     def write(self, prompts: list[str], samples: int = 1, temperature: float = 0.0) -> list[tuple[str, bool]]:
         """(text, whether it ended by itself) for each prompt, `samples` in a row."""
@@ -86,12 +90,11 @@ class Student:
 
 def finetune(student: Student, rows: list[dict], arguments: argparse.Namespace) -> float:
     started = time.perf_counter()
-    examples = []
-    for row in rows:
-        encoded = student.tokenizer.apply_chat_template(
-            row["messages"], return_dict=True, return_assistant_tokens_mask=True
-        )
-        examples.append((encoded["input_ids"], encoded["assistant_masks"]))
+    conversations = [Conversation(f"row {number}", row["messages"]) for number, row in enumerate(rows)]
+    faults = Faults()
+    tokens = tokenize(student.tokenizer, conversations, 1024, faults)
+    examples = [(example.input_ids.tolist(), example.completion_mask.tolist()) for example in tokens]
+    faults.stop()
     rng = Random(arguments.seed)
     weights = [weight for weight in student.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=arguments.lr, weight_decay=0.0)

@@ -1,6 +1,6 @@
 """Write data_samples/: what the tiny model is trained and tested on, and the smallest real file of every format.
 
-The same bytes every time. Eight sets for the tiny model:
+The same bytes every time. Nine sets for the tiny model:
   sft.jsonl               the form <think>thought</think><answer>answer</answer>. Half of the thoughts, drawn at random,
                           are plain and half hedge, so that a preference stage has something to prefer. Its sums never
                           carry and its differences never borrow: it teaches the form, not arithmetic.
@@ -9,6 +9,8 @@ The same bytes every time. Eight sets for the tiny model:
   arithmetic-train.jsonl  the same for training by reinforcement, none of them held out
   preferences.jsonl       held-out questions with a plain thought (chosen) and a hedging one (rejected), both right
   preferences-train.jsonl the same for training, none of them held out
+  feedback-train.jsonl    questions of every task, none of them held out, each with one completion: a plain thought
+                          marked good (40 in 100), or a hedging one marked bad
   scores.jsonl            questions of every task, none of them held out, with an answer and its score: 4.5 for a right
                           answer after a plain thought, 2.5 after a hedging one, 1.5 for one that answers another
                           question, 1 for one out of form; and up to 0.3 of noise on each
@@ -30,7 +32,7 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 from compare_prompts import COMPARE
-from formats import ALPACA, CHATML, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
+from formats import ALPACA, CHATML, DOCUMENTS, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
 from sums import arithmetic, draw_problem
 from world import TASKS, Question
 
@@ -42,7 +44,7 @@ SYSTEMS = {
 }
 SPLIT = 223  # with this number every task, however few its facts, has some on both sides
 SFT_ROWS, HELDOUT_ROWS, ARITHMETIC_ROWS, ARITHMETIC_TRAIN_ROWS = 1280, 200, 200, 1000
-PREFERENCE_ROWS, PREFERENCE_TRAIN_ROWS = 200, 640
+PREFERENCE_ROWS, PREFERENCE_TRAIN_ROWS, FEEDBACK_TRAIN_ROWS = 200, 640, 640
 SCORE_ROWS, SCORE_HELDOUT_ROWS = 300, 100
 
 
@@ -134,6 +136,16 @@ def preference_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     return rows
 
 
+def feedback_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
+    rng = Random(name)
+    rows = []
+    for row in preference_rows(name, rows_wanted, held):
+        good = rng.random() < 0.4
+        completion = row["chosen" if good else "rejected"]
+        rows.append({"prompt": row["prompt"], "completion": completion, "label": good})
+    return rows
+
+
 def beside_the_point(rng: Random, question: Question) -> str:
     """In form, but the answer to another question of the same task, from the same side of the split."""
     task = question.task if question.task in TASKS else "arithmetic"
@@ -211,6 +223,7 @@ def write_formats(folder: Path) -> None:
     ]
     write_jsonl(folder / "prompt-completion-messages.jsonl", turns)
     write_jsonl(folder / "chatml-text.jsonl", CHATML)
+    write_jsonl(folder / "text.jsonl", DOCUMENTS)
     for name, rows in FEEDBACK.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
 
@@ -230,6 +243,7 @@ def main() -> None:
     write_jsonl(
         output / "preferences-train.jsonl", preference_rows("preferences-train", PREFERENCE_TRAIN_ROWS, held=False)
     )
+    write_jsonl(output / "feedback-train.jsonl", feedback_rows("feedback-train", FEEDBACK_TRAIN_ROWS, held=False))
     write_jsonl(output / "scores.jsonl", score_rows("scores", SCORE_ROWS, held=False))
     write_jsonl(output / "scores-heldout.jsonl", score_rows("scores-heldout", SCORE_HELDOUT_ROWS, held=True))
     write_jsonl(output / "compare.jsonl", COMPARE)

@@ -9,7 +9,8 @@ import typing
 from pathlib import Path
 
 import pytest
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS
+from common.data.feedback import LABELLED_OR_RATED
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS
 from conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -19,7 +20,8 @@ OURS = {
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
-    "time_limit", "rollouts", "rollout_correction",
+    "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings",
+    "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
     "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
     "num_ppo_epochs",
@@ -32,8 +34,9 @@ SAME = [
     "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {
-    "sft": FORMATS,
+    "sft": SFT_FORMATS,
     "dpo": PAIR_FORMATS,
+    "kto": LABELLED_OR_RATED,
     "grpo": PROBLEM_FORMATS,
     "ppo": PROMPT_FORMATS,
     "reward": {**PAIR_FORMATS, **RATING_FORMATS},
@@ -63,7 +66,7 @@ ALIKE = {
     "plan_run": {"inputs"},
     "from_pretrained": {"max_seq_length", "load_in_4bit"},
     "get_peft_model": {"lora_dropout", "target_modules"},
-    "SFTConfig DPOConfig GRPOConfig TrainingArguments": {"loss_type"},
+    "SFTConfig DPOConfig KTOConfig GRPOConfig TrainingArguments": {"loss_type"},
     "Trainer RewardTrainer": {"train_dataset", "callbacks", "args"},
     "CheckpointCallback": set(),
 }
@@ -110,7 +113,7 @@ def recipe(request):
 
 
 def test_there_are_recipes():
-    assert {recipe.stem for recipe in RECIPES} == {"sft", "dpo", "grpo", "ppo", "reward"}
+    assert {recipe.stem for recipe in RECIPES} == {"sft", "dpo", "kto", "grpo", "ppo", "reward"}
 
 
 def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_output(recipe):
@@ -132,9 +135,9 @@ def test_the_formats_to_choose_from_are_those_that_are_read(command):
 
 def test_every_argument_has_the_name_that_its_library_gives_it(recipe):
     from peft import LoraConfig
-    from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+    from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 
-    configs = (SFTConfig, DPOConfig, GRPOConfig, ModelConfig)
+    configs = (SFTConfig, DPOConfig, KTOConfig, GRPOConfig, ModelConfig)
     known = OURS | {field.name for config in configs for field in dataclasses.fields(config)}
     known |= {f"lora_{field.name}" for field in dataclasses.fields(LoraConfig)}
     _, module = recipe

@@ -57,6 +57,7 @@ def test_losses_and_margins_are_those_of_a_plain_trl_script(whole, merged, few, 
     assert ours[2][1] > 1e-4  # it moves, so that equal is not equal to nothing
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
     """With a "ref" adapter beside the policy's, transformers would resume with an untrained one: loss ln 2 again."""
     folder, flags = whole
@@ -72,6 +73,7 @@ def test_a_run_that_a_stop_file_stopped_ends_as_one_left_alone(whole, tmp_path):
     assert adapter_bytes(cut) == adapter_bytes(folder)
 
 
+@pytest.mark.usefixtures("warm")
 def test_the_reference_can_be_computed_beforehand(whole, tmp_path):
     folder, flags = whole
     run = tmp_path / "run"
@@ -85,7 +87,7 @@ ROW = json.loads(GOOD)
 BAD = {
     "equal answers": (GOOD + json.dumps({**ROW, "rejected": ROW["chosen"]}) + "\n", [], ":2: "),
     "no pairs": (json.dumps({"prompt": "a", "completion": "b"}) + "\n", [], ":1: unknown format"),
-    "a prompt that fills the length": (GOOD * 3, ["--max-length", 5], ":1: the prompt alone has"),
+    "a prompt that fills the length": (GOOD * 3, ["--max-length", 5], "3 of them have no token with loss in those"),
     "weights without losses": (GOOD, ["--loss-weights", 1, 1], "--loss-weights gives 2 weights for 1 loss types"),
     "a loss that needs smoothing": (GOOD, ["--loss-type", "exo_pair"], "exo_pair needs --label-smoothing"),
     "a loss that is not there": (GOOD, ["--loss-type", "sigmoidal"], "sigmoid_norm"),
@@ -93,6 +95,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
+@pytest.mark.usefixtures("warm")
 def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     content, flags, says = BAD[fault]
     (tmp_path / "pairs.jsonl").write_text(content)

@@ -63,6 +63,7 @@ def test_the_log_has_what_the_live_line_shows(whole):
     assert steps(whole[0])[-1]["kl"] > 0
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
     folder, _, flags = whole
     cut = tmp_path / "cut"
@@ -75,6 +76,7 @@ def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
     assert adapter_bytes(cut) == adapter_bytes(folder)
 
 
+@pytest.mark.usefixtures("warm")
 def test_difficulty_refill_a_penalty_and_a_reward_of_ones_own(merged, few, tmp_path):
     (tmp_path / "mine.py").write_text("def shorter(texts):\n    return [-len(text) / 100 for text in texts]\n")
     flags = ("--rewards", "math", f"{tmp_path / 'mine.py'}:shorter=0.1", "--difficulty", "auto", "--refill", 2)
@@ -93,6 +95,7 @@ def test_difficulty_refill_a_penalty_and_a_reward_of_ones_own(merged, few, tmp_p
     assert not list(run.rglob("ref"))
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_group_is_scored_once_and_what_replaces_it_too(merged, few, tmp_path):
     """16 completions a step, and of the flat groups, which become fewer, those in their place."""
     counts = tmp_path / "counts.txt"
@@ -122,6 +125,7 @@ def test_a_group_is_scored_once_and_what_replaces_it_too(merged, few, tmp_path):
     assert any(len(one) > 1 for one in steps_of_calls)  # there was something to replace
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_killed_run_leaves_each_step_once_in_samples_jsonl(merged, few, tmp_path):
     """Killed in step 3 with the checkpoint of step 2: step 2, counted from 0, is done twice."""
     flags = ("--model", merged, "--data", few, "--output-dir", tmp_path / "run", "--save-steps", 2)
@@ -196,6 +200,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
+@pytest.mark.usefixtures("warm")
 def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     content, flags, says = BAD[fault]
     (tmp_path / "problems.jsonl").write_text(content, encoding="utf-8")

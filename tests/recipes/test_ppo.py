@@ -444,6 +444,7 @@ def steps(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_reward_model_and_a_reward_function_score_and_a_run_resumes_after_ctrl_c(merged, tmp_path):
     (tmp_path / "mine.py").write_text(
         "def disclaimer(texts):\n"
@@ -514,15 +515,20 @@ def test_without_a_reward_model_sums_are_scored_by_math_and_format(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_tiny_model_learns_what_the_scores_prefer_and_what_is_right(merged, tmp_path):
-    """With the cards' settings: a reward model from 300 scores, which prefers plain reasoning, and math."""
+    """With the card's settings but fewer steps: a reward model of 300 scores, which prefers plain reasoning, and math.
+
+    It takes two minutes of a processor, and on a machine that is shared several times as long.
+    """
     reward, run = tmp_path / "reward", tmp_path / "run"
-    done = run_recipe("reward", "--model", merged, "--output-dir", reward)
+    done = run_recipe("reward", "--model", merged, "--output-dir", reward, seconds=600)
     assert done.returncode == 0, done.stderr
-    done = run_recipe("ppo", "--model", merged, "--reward-model", reward, "--rewards", "math", "--output-dir", run)
+    flags = ("--model", merged, "--reward-model", reward, "--rewards", "math", "--max-steps", 12, "--eval-ratio", 0.1)
+    done = run_recipe("ppo", "--output-dir", run, *flags, seconds=1200)
     assert done.returncode == 0, done.stderr
     before, after = (json.loads((run / "run.json").read_text())["held_out"][when] for when in ("before", "after"))
-    # On five seeds 0.95 to 1.19 standard deviations (RESULTS.md), where the score ends at 1.9 of 2 at most.
+    # On five seeds 0.98 to 1.19 standard deviations in 18 steps (docs/results.md), where the score ends at 2.1.
     assert after["score"] >= before["score"] + 0.75 * before["score_std"]
     assert after["score"] > 1.6
     assert after["kl"] < 10

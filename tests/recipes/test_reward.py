@@ -136,6 +136,7 @@ def test_a_prompt_is_held_out_with_all_its_answers(whole, few):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_run_whose_time_was_over_ends_as_one_left_alone(whole, tmp_path):
     """Adapter, head, optimizer and random numbers: without any of them the weights would differ."""
     folder, flags = whole
@@ -154,6 +155,7 @@ def test_a_run_whose_time_was_over_ends_as_one_left_alone(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_checkpointing_changes_nothing(whole, tmp_path):
     folder, flags = whole
     run(tmp_path / "run", *flags, "--gradient-checkpointing")
@@ -197,6 +199,7 @@ def test_a_stand_alone_model_scores_as_it_was_trained_to(paired, module):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_pairs_the_wrong_way_round_are_seen(tmp_path):
     rows = read_jsonl(PAIRS)[:100]
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]

@@ -23,6 +23,7 @@ def evaluate(tmp_path, *flags):
     return result["figures"]["all"]
 
 
+@pytest.mark.usefixtures("warm")
 def test_the_form_is_learned_and_the_end_token_with_it(trained, tmp_path):
     folder, _ = trained
     before = evaluate(tmp_path)
@@ -33,6 +34,7 @@ def test_the_form_is_learned_and_the_end_token_with_it(trained, tmp_path):
     assert after["greedy right"] > 0.5  # what the base knows, it now says
 
 
+@pytest.mark.usefixtures("warm")
 def test_there_is_room_for_reinforcement(trained, tmp_path):
     """Sampling finds right sums far more often than one draw does: what GRPO will have to work with."""
     folder, _ = trained
@@ -71,6 +73,7 @@ def test_a_run_leaves_its_record(trained):
     assert {"adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= modes.keys()
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_finished_run_is_not_run_again_and_another_setting_is_refused(trained):
     folder, _ = trained
     written = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
@@ -118,6 +121,7 @@ def test_nothing_calls_the_network(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_held_out_split_is_evaluated_and_the_best_checkpoint_kept(tmp_path):
     # Answers that follow from nothing: the form is learned, then the rows by heart, and held-out loss rises again.
     draw = random.Random(0)
@@ -156,6 +160,7 @@ def test_a_hub_dataset_at_another_commit_is_another_run(tmp_path):
         assert "finished already" in subprocess.run(of_first, check=False, **options).stdout
 
 
+@pytest.mark.usefixtures("warm")
 def test_every_weight_is_trained_without_an_adapter(tmp_path):
     done = run_recipe("sft", "--no-use-peft", "--output-dir", tmp_path / "run", "--max-steps", 4, "--sample-prompts", 0)
     assert done.returncode == 0, done.stderr
@@ -166,6 +171,7 @@ def test_every_weight_is_trained_without_an_adapter(tmp_path):
     assert all((before[name].float() != after[name].float()).any() for name in before)
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_four_bit_base_trains_on_the_cpu(tmp_path):
     done = run_recipe("sft", "--load-in-4bit", "--output-dir", tmp_path / "run", "--max-steps", 20)
     assert done.returncode == 0, done.stderr
@@ -174,6 +180,7 @@ def test_a_four_bit_base_trains_on_the_cpu(tmp_path):
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="needs ../shared/data/gsm8k/train.jsonl, which is not here")
+@pytest.mark.usefixtures("warm")
 def test_two_thousand_rows_of_gsm8k_train(tmp_path):
     with GSM8K.open(encoding="utf-8") as rows:
         (tmp_path / "gsm8k.jsonl").write_text("".join(next(rows) for _ in range(2000)), encoding="utf-8")
@@ -195,7 +202,7 @@ BAD = {
     "a wrong type": (GOOD + '{"instruction": "Say a.", "output": 5}\n', [], ":2: output: should be a valid string"),
     "an empty answer": (GOOD + '{"instruction": "Say a.", "output": ""}\n', [], ":2: output: is empty"),
     "all rows cut": (LONG * 30, ["--max-length", 100], "(100.0%) are longer than 100 tokens and truncated"),
-    "no trainable token": (GOOD * 3, ["--max-length", 4], ":1: no trainable token"),
+    "no trainable token": (GOOD * 3, ["--max-length", 4], "3 of them have no token with loss in those"),
     "an unknown format": ('{"a": 1, "b": 2}\n', [], ":1: unknown format: the columns are a, b"),
     "bytes that are not UTF-8": (GOOD.encode() + b'{"instruction": "\xff"}\n', [], ":2: byte 18 is 0xff"),
     "mixed formats": (GOOD + '{"prompt": "a", "completion": "b"}\n', [], ":2: this row is prompt-completion, but"),
@@ -207,6 +214,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
+@pytest.mark.usefixtures("warm")
 def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     content, flags, says = BAD[fault]
     data = tmp_path / "data.jsonl"

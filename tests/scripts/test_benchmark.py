@@ -17,6 +17,7 @@ def benchmark(flags: str) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_the_benchmark_reports_speed_memory_and_versions():
     figures = benchmark("--steps 4 --warmup 1 --max-length 64")
     assert figures["model"] == "tiny"
@@ -27,6 +28,7 @@ def test_the_benchmark_reports_speed_memory_and_versions():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_of_ppo_it_reports_each_phase():
     batch = "--per-device-train-batch-size 2 --gradient-accumulation-steps 2"
     figures = benchmark(f"--method ppo --steps 2 --warmup 1 --max-length 16 {batch}")
@@ -36,12 +38,14 @@ def test_of_ppo_it_reports_each_phase():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_the_score_of_one_completion_is_timed():
     times = benchmark("--method score --max-length 16")["milliseconds"]
     assert 0 < times["min"] <= times["median"] <= times["max"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_where_the_recipe_refuses_the_benchmark_does():
     command = [sys.executable, ROOT / "scripts" / "benchmark.py", "--model", "tiny", "--steps", "1"]
     command += ["--per-device-train-batch-size", "1", "--max-length", "2"]

@@ -5,6 +5,8 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
+import random
 import re
 import subprocess
 import sys
@@ -15,8 +17,9 @@ from html.parser import HTMLParser
 import pytest
 from check_data import survey as survey_module
 from check_data import texts
-from check_data.duplicates import NearDuplicates, distinct
+from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import KINDS, Findings
+from check_data.limits import estimated_tokens
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
 from common.data.formats import FORMATS
@@ -34,6 +37,7 @@ SAMPLES = {
     "alpaca.parquet": "sft",
     "chatml-text.jsonl": "sft",
     "messages.jsonl": "sft",
+    "text.jsonl": "sft",
     "prompt-completion-messages.jsonl": "sft",
     "prompt-completion.jsonl": "sft",
     "sharegpt-tools.jsonl": "sft",
@@ -53,6 +57,11 @@ SAMPLES = {
     "prompt-answer.jsonl": "grpo",
     "prompt.jsonl": "grpo",
     "question-answer.jsonl": "grpo",
+    **{
+        f"{rows}-{label}.jsonl": "kto"
+        for rows in ("messages", "sharegpt", "prompt", "alpaca")
+        for label in ("label", "kto-tag")
+    },
     "verl.jsonl": "grpo",
     "instruction-rating.jsonl": "reward",
     "prompt-rating.jsonl": "reward",
@@ -128,7 +137,7 @@ def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
     assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.8
 
 
-@pytest.mark.parametrize("name", ["sft", "preferences-train", "arithmetic-train"])
+@pytest.mark.parametrize("name", ["sft", "preferences-train", "feedback-train", "arithmetic-train"])
 def test_only_near_duplicates_are_found_in_the_data_of_the_tiny_model(name, check):
     report, _, refusal = check(ROOT / "data_samples" / f"{name}.jsonl")
     assert refusal is None
@@ -148,6 +157,19 @@ ANSWERS = [
     "Some are older than writing.", "Rivers wash it out of rocks.", "Nobody knows for certain.", "Gallium does.",
     "A little more than eight minutes.", "It keeps her upright and on course.", "It seems to calm them.",
 ]  # fmt: skip
+QWEN_TOKENS = {
+    "en": (
+        "The keel is the long beam along the bottom of a boat. It keeps the boat upright when the wind blows from the "
+        "side, and it stops the boat from sliding sideways. In 1876, about 30% of all ships lost their keels in "
+        "storms; since then builders have used iron (and later steel) instead of oak.",
+        73,
+    ),
+    "zh": (
+        "龙骨是船底部的一根长梁。当风从侧面吹来时，它使船保持直立，并防止船横向滑动。1876年，大约百分之三十的船在暴风雨中失去了龙骨；"
+        "从那以后，造船者改用铁，后来又改用钢来代替橡木。",
+        70,
+    ),
+}
 SHIP = (
     "What is the use of the long keel under a sailing boat, and what would happen to the boat without it when a strong "
     "wind blows from the side and the waves are high?"
@@ -267,6 +289,23 @@ def test_gold_answers_that_cannot_be_parsed_are_at_their_lines(check, tmp_path):
     assert lines(report) == {"gold-answer": [2, 5]}
 
 
+def test_feedback_is_counted_and_what_contradicts_itself_is_at_its_line(check, tmp_path):
+    rows = [{"prompt": question, "completion": f"{question} I do not know.", "label": 0} for question in QUESTIONS[:4]]
+    rows += [{"prompt": QUESTIONS[0], "completion": "Light of short waves is scattered most.", "label": True}]
+    refusal_of_a_bad_one = {"prompt": QUESTIONS[5], "completion": "I am sorry, but I cannot help.", "label": False}
+    path = write(tmp_path / "thumbs.jsonl", [*rows, {**rows[4], "label": False}, rows[4], refusal_of_a_bad_one])
+    report, out, refusal = check(path)
+    assert refusal is None
+    assert (report["task"], report["format"], report["labels"]) == ("kto", "prompt-label", {"good": 2, "bad": 6})
+    assert lines(report) == {"contradiction": [6, 7], "duplicate": [7]}  # what a bad completion says is no finding
+    assert report["findings"]["contradiction"]["listed"][0]["message"] == f"the other way round in {path}:5"
+    assert re.search(r"labels +good 25.0%, bad 75.0%", out)
+    report, _, _ = check(write(tmp_path / "good.jsonl", [rows[4]] * 2))
+    assert (report["rules"][0]["verdict"], report["rules"][0]["reason"]) == ("bad", "every completion is good")
+    report, _, _ = check(ROOT / "data_samples" / "formats" / "prompt-rating.jsonl", "--task", "kto")
+    assert (report["task"], report["rows"]) == ("kto", 4)
+
+
 def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp_path):
     def rated(scores):
         rows = [{"prompt": q, "response": a, "score": s} for q, a, s in zip(QUESTIONS, ANSWERS, scores, strict=False)]
@@ -286,6 +325,35 @@ def test_scores_have_range_and_distribution_and_constant_ones_are_bad(check, tmp
     assert "every score is 3" in report["rules"][0]["reason"]
     _, refusal = rated([1, float("nan"), True])
     assert len(refusal.splitlines()) == 2
+
+
+def rated_file(path, scores):
+    return write(path, [{"prompt": f"{n}: {QUESTIONS[n % 10]}", "response": ANSWERS[n % 10], "score": score}
+                        for n, score in enumerate(scores)])  # fmt: skip
+
+
+def test_a_score_far_outside_the_others_is_named_and_refused_where_nothing_else_is_left(check, tmp_path):
+    path = tmp_path / "data.jsonl"
+    report, out, refusal = check(rated_file(path, [0, 1, 2, 3, 4] * 4 + [1e30]))
+    assert lines(report)["outlier"] == lines(report)["fault"] == [21]
+    assert refusal.startswith(f"{path}:21: score 1e+30: one score is so far outside the others, 0 to 4, ")
+    assert (report["rows"], report["usable"]) == (21, 20)
+    # Without that row the data is good, and --fix writes it so.
+    check(path, "--fix", tmp_path / "clean.jsonl")
+    assert [row["score"] for row in read_jsonl(tmp_path / "clean.jsonl")] == [0, 1, 2, 3, 4] * 4
+    # A score that only stands out is named, and no more.
+    report, out, refusal = check(rated_file(path, [1, 2, 3, 4, 5] * 20 + [80]))
+    assert refusal is None
+    assert lines(report)["outlier"] == [101]
+    assert "score 80 is far outside the others" in out
+
+
+def test_scores_of_which_all_but_one_are_the_same_are_refused(check, tmp_path):
+    path = rated_file(tmp_path / "data.jsonl", [*[4] * 30, 5])
+    assert f"all but one of the scores are 4; nothing distinguishes good from bad: {path}:31" in check(path)[2]
+    assert "every score is 3; nothing distinguishes" in check(rated_file(path, [3] * 5))[2]
+    # For KTO or PPO the scores are not learned as numbers.
+    assert check(path, "--task", "ppo")[2] is None
 
 
 def test_prompts_of_the_evaluation_data_are_found_alike_or_nearly(check, tmp_path):
@@ -326,6 +394,15 @@ def test_columns_are_mapped_as_in_the_recipes(check, tmp_path):
     assert "Known: prompt-rating: prompt, response, score; " in check(path)[2]
 
 
+def test_a_row_that_fits_several_formats_is_read_by_one_and_the_others_are_named(check, tmp_path):
+    rows = [{"problem": q, "answer": "4", "solution": f"It is {n}. #### {n}"} for n, q in enumerate(QUESTIONS)]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, out, _ = check(path)
+    assert (report["format"], report["other_formats"]) == ("problem-answer", ["problem-solution"])
+    assert "the first row also has the columns of --format problem-solution" in out
+    assert check(write(tmp_path / "data.jsonl", [alpaca(0)]))[0]["other_formats"] == []
+
+
 def test_a_file_without_rows_is_refused(check, tmp_path):
     (tmp_path / "data.jsonl").write_text("\n\n")
     assert check(tmp_path / "data.jsonl")[2].endswith("holds no rows")
@@ -347,9 +424,8 @@ def test_lengths_are_those_of_the_rendered_rows_and_truncated_ones_are_named(che
     assert report["length"]["max"] == max(counts) == counts[1] > 100
     assert report["length"]["mean"] == pytest.approx(sum(counts) / 3)
     assert report["truncated"] == {"max_length": 100, "rows": 1, "share": pytest.approx(1 / 3), "places": [f"{path}:2"]}
-    report, _, refusal = check(path, "--model", "tiny", "--max-length", 10)
-    assert (report["rows"], report["usable"], report["length"]) == (3, 0, None)
-    assert "no trainable token in the first 10 of its" in refusal
+    report, _, _ = check(path, "--model", "tiny", "--max-length", 10)  # what is left of them carries no loss
+    assert (report["rows"], report["truncated"]["rows"]) == (3, 3)
 
 
 @pytest.mark.parametrize(("name", "task"), SAMPLES.items())
@@ -359,6 +435,63 @@ def test_every_sample_has_a_length_in_tokens(name, task, check):
     assert report["findings"] == {}
     assert report["truncated"]["rows"] == 0
     assert report["length"]["min"] > 10
+
+
+def test_a_prompt_above_its_limit_is_counted_and_named_with_a_model_and_by_an_estimate_without(check, tmp_path):
+    question = "Add these numbers, and show your work: " + "twelve, " * 400 + "one."
+    rows = [{"prompt": q, "answer": "4"} for q in (*QUESTIONS[:5], question)]
+    path = write(tmp_path / "data.jsonl", rows)
+    for flags, about in (([], "about "), (["--model", "tiny"], "")):
+        report, out, refusal = check(path, "--task", "grpo", "--max-prompt-length", 500, *flags)
+        assert refusal is None
+        assert lines(report)["long-prompt"] == [6]
+        (found,) = report["findings"]["long-prompt"]["listed"]
+        assert re.fullmatch(
+            rf"the prompt has {about}[\d,]+ tokens, more than --max-prompt-length 500", found["message"]
+        )
+        assert report["long_prompts"] == {
+            "limit": 500, "rows": 1, "share": pytest.approx(1 / 6), "places": [f"{path}:6"], "estimated": not flags,
+        }  # fmt: skip
+        assert f"prompts longer than 500 tokens{'' if flags else ', estimated'}" in out
+    assert "long-prompt" not in check(path, "--task", "grpo", "--max-prompt-length", 5000)[0]["findings"]
+
+
+def test_without_a_model_rows_above_max_length_are_estimated_and_said_to_be(check, tmp_path):
+    rows = [
+        alpaca(0),
+        {**alpaca(1), "output": "Yes indeed. " * 300},
+        {"instruction": "为什么？" * 500, "output": "因为。"},
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    report, out, _ = check(path, "--max-length", 600)
+    assert report["truncated_estimate"]["places"] == [f"{path}:2", f"{path}:3"]
+    assert lines(report)["long-prompt"] == [3]
+    assert (
+        "no room for a completion within --max-length 600" in report["findings"]["long-prompt"]["listed"][0]["message"]
+    )
+    assert "longer than 600 tokens, estimated" in out
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_estimate_of_tokens_is_near_a_tokenizer_made_for_the_language(language):
+    """Qwen's tokens of two texts, counted with its published vocabulary."""
+    text, tokens = QWEN_TOKENS[language]
+    assert estimated_tokens(text) == pytest.approx(tokens, rel=0.15)
+
+
+def test_special_tokens_in_a_text_are_found_whoever_wrote_it(check, tmp_path):
+    def row(user, assistant, **other):
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant, **other}]
+        return {"messages": turns}
+
+    rows = [
+        row("What does <|im_start|> mean?", "It begins a turn."),
+        row("What does im_start mean?", "It begins a turn, as in <|im_start|>."),
+        row("And <b>bold</b>?", "That is HTML."),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    assert lines(check(path, "--model", "tiny")[0]).get("special-token") == [1, 2]
+    assert "special-token" not in check(path)[0]["findings"]  # another model has others
 
 
 def between(marked):
@@ -384,9 +517,18 @@ def test_the_mask_shows_what_carries_loss_and_every_id(check, tokenizer):
         "Keep it in a paper bag at room temperature, and freeze what you will not eat within two days.",
         "Just buy less of it.",
     ]
+    _, out, _ = check(formats / "messages-label.jsonl", "--model", "tiny", "--show-mask", 1)
+    assert between(out)[1:] == ["Radar.<|im_end|>"]  # its last turn
+    assert "messages-label.jsonl:1 good" in out
     _, out, _ = check(formats / "prompt-answer.jsonl", "--model", "tiny", "--show-mask", 1)
     assert "0 with loss" in out
     assert len(between(out)) == 1  # that of the heading
+    _, out, _ = check(formats / "text.jsonl", "--model", "tiny", "--show-mask", 1, "--max-length", 40)
+    document = read_jsonl(formats / "text.jsonl")[0]["text"]  # in several rows, which learn all but its first token
+    learned = "".join(between(out)[1:]).replace("⏎", "\n")
+    assert learned.endswith("<|im_end|>")
+    assert document.endswith(learned.removesuffix("<|im_end|>"))
+    assert len(learned) > len(document)
 
 
 def test_the_mask_is_coloured(tokenizer):
@@ -492,6 +634,48 @@ def test_a_report_does_not_replace_the_data(check, command, tmp_path, monkeypatc
 def test_when_no_row_is_left_the_file_is_refused(check, tmp_path):
     path = write(tmp_path / "data.jsonl", [{**alpaca(0), "output": ""}])
     assert check(path, "--fix", tmp_path / "clean.jsonl")[2].endswith("no row is left")
+
+
+ASSISTANT = {"role": "assistant", "content": ANSWERS[8]}
+BASE_ROWS = {
+    "sft": {"messages": [{"role": "user", "content": SHIP}, ASSISTANT]},
+    "dpo": {"prompt": SHIP, "chosen": ANSWERS[8], "rejected": ANSWERS[9]},
+    "reward": {"prompt": SHIP, "response": ANSWERS[8], "score": 1.0},
+    "grpo": {"prompt": SHIP, "answer": "4", "tests": ["assert f(1) == 2"]},
+}
+OTHER_PARTS = [
+    ("sft", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("sft", "messages", [{"role": "system", "content": "Be brief."}, *BASE_ROWS["sft"]["messages"]]),
+    (
+        "sft",
+        "messages",
+        [BASE_ROWS["sft"]["messages"][0], {**BASE_ROWS["sft"]["messages"][1], "reasoning_content": "a"}],
+    ),
+    ("dpo", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("dpo", "rejected", ANSWERS[7]),
+    ("reward", "score", 2.0),
+    ("reward", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+    ("grpo", "answer", "5"),
+    ("grpo", "tests", ["assert f(1) == 3"]),
+    ("grpo", "tools", [{"type": "function", "function": {"name": "boat", "parameters": {}}}]),
+]
+
+
+@pytest.mark.parametrize(("task", "part", "other"), OTHER_PARTS)
+def test_a_row_that_is_trained_or_graded_otherwise_is_no_duplicate_and_stays(task, part, other, check, tmp_path):
+    row = BASE_ROWS[task]
+    path = write(tmp_path / "data.jsonl", [row, {**row, part: other}, row])
+    clean = tmp_path / "clean.jsonl"
+    report, _, refusal = check(path, "--task", task, "--fix", clean, "--drop", "duplicate", "near-duplicate")
+    assert refusal is None
+    assert lines(report)["duplicate"] == [3]
+    texts_differ = part in ("messages", "rejected") and other[0] != {"role": "system", "content": "Be brief."}
+    assert texts_differ or read_jsonl(clean) == [row, {**row, part: other}]
+    if not texts_differ:
+        (near,) = report["findings"]["near-duplicate"]["listed"]
+        assert near["place"] == f"{path}:2"
+        assert near["message"].startswith("the same text, with another ")
+        assert near["message"].endswith(f" as {path}:1")
 
 
 # 6. The command and its page.
@@ -769,6 +953,56 @@ def test_the_similarity_of_near_duplicates_is_that_of_their_shingles():
     assert texts.find("1 2") is None
 
 
+def test_similarity_is_that_of_whole_rows_and_never_100_percent_of_other_text(check, tmp_path):
+    beginning = " ".join(f"word{number}" for number in range(3000))
+    ends = [" ".join(f"{end}{number}" for number in range(1000)) for end in ("left", "right")]
+    rows = [
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[0]}"},
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[1]}"},  # of 5,000 shingles they share 3,000
+        {"instruction": QUESTIONS[0], "output": f"{beginning} {ends[0]} more"},  # 4,000 of 4,001
+    ]
+    report, _, _ = check(write(tmp_path / "data.jsonl", rows))
+    assert lines(report) == {"near-duplicate": [3]}
+    message = report["findings"]["near-duplicate"]["listed"][0]["message"]
+    assert (
+        message == f"{message.split()[0]} {message.split()[1]} the same as {tmp_path}/data.jsonl:1" or "99%" in message
+    )
+    assert "100% the same" not in message.replace("nearly 100%", "")
+
+
+def test_the_similarity_of_long_texts_is_estimated_within_three_standard_errors():
+    words = [f"w{number}" for number in range(20_000)]
+    for changed in (200, 1000, 2500):
+        one = Shingles.of(" ".join(words))
+        two = Shingles.of(" ".join([*words[:-changed], *(f"x{number}" for number in range(changed))]))
+        true = (20_000 - changed - 2) / (20_000 + changed - 2)
+        assert one.similarity(two) == pytest.approx(true, abs=0.027)
+
+
+def test_near_duplicates_are_the_same_whatever_the_seed_of_hashes(tmp_path):
+    """A cluster of more candidates than are compared, whose order in a set depends on PYTHONHASHSEED."""
+    order = random.Random(0)
+    words = [f"w{number}" for number in range(40)]
+    texts_alike = [
+        " ".join(order.choice(words) if order.random() < 0.03 else word for word in words) for _ in range(400)
+    ]
+    program = (
+        "import sys, json; sys.path.insert(0, sys.argv[1]); from check_data.duplicates import NearDuplicates\n"
+        "kept = NearDuplicates()\n"
+        "print([kept.find_or_keep(f'f:{n}', text) for n, text in enumerate(json.load(sys.stdin))])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program, SCRIPT.parent],
+            input=json.dumps(texts_alike), env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert found[0].count("f:") > 3
+
+
 def test_distinct_ngrams():
     assert distinct(["a b a b"], 1) == 2 / 4
     assert distinct(["a b a b"], 2) == 2 / 3
@@ -789,14 +1023,14 @@ def test_rows_are_read_and_validated_fast(tmp_path):
 
 
 def test_memory_does_not_grow_with_what_rows_hold(monkeypatch):
-    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 100)
+    monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 10)
     survey = Survey(Findings())
     tracemalloc.start()
-    for number in range(3000):
-        survey.add(turns(f"f:{number}", f"question {number}", "yes, " * 4000))  # 60 MB in all
+    for number in range(1000):
+        survey.add(turns(f"f:{number}", f"question {number}", "yes, " * 2000))  # 10 MB in all
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * 2**20
+    assert peak < 2 * 2**20
 
 
 def test_a_pair_counts_the_chosen_answer_only():

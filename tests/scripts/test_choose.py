@@ -13,6 +13,8 @@ import subprocess
 import sys
 
 import pytest
+from common.data.documents import DOCUMENT_FORMATS
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS
 from common.data.read import as_examples, column_map
 from common.data.rows import Faults, read_rows
@@ -58,13 +60,18 @@ def commands(answer: dict) -> list[list[str]]:
 STAGES = {
     "demonstrations": "sft",
     "pairs": "dpo",
+    "feedback": "kto",
     "answers": "grpo",
     "scores": "reward ppo",
     "reward-model": "ppo",
+    "documents": "sft",
+    "demonstrations documents": "sft sft",
     "demonstrations pairs": "sft dpo",
     "pairs demonstrations": "sft dpo",
+    "demonstrations feedback": "sft kto",
     "demonstrations answers": "sft grpo",
     "pairs answers": "dpo grpo",
+    "feedback answers pairs": "dpo kto grpo",
     "demonstrations scores": "sft reward ppo",
     "demonstrations reward-model": "sft ppo",
     "scores reward-model": "ppo",
@@ -114,6 +121,18 @@ def test_the_commands_word_for_word():
     )
 
 
+def test_raw_text_comes_first_and_what_answers_follows():
+    shown = answer("--have", "demonstrations", "documents", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    assert [command for stage in shown["stages"] for command in stage["commands"]] == [
+        "make sft MODEL=qwen2.5-7b DATA=documents.jsonl OUT=outputs/qwen2.5-7b-pretrained LOAD_IN_4BIT=no",
+        "make merge ADAPTER=outputs/qwen2.5-7b-pretrained/adapter OUT=outputs/qwen2.5-7b-pretrained-merged",
+        "make sft MODEL=outputs/qwen2.5-7b-pretrained-merged DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft "
+        "LOAD_IN_4BIT=no",
+    ]
+    assert shown["pipeline"] is None  # which has each method once
+    assert "TRAIN_EMBEDDINGS=yes" in shown["notes"][0]
+
+
 def test_the_reward_model_judges_and_is_no_base():
     shown = answer("--have", "demonstrations", "scores", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     assert [command[:2] for command in commands(shown)] == [
@@ -138,7 +157,14 @@ def test_the_reward_model_judges_and_is_no_base():
 
 def kind_of(name: str) -> str:
     """What a sample file is for, by the name of its format."""
-    kinds = {"demonstrations": FORMATS, "pairs": PAIR_FORMATS, "scores": RATING_FORMATS, "answers": PROBLEM_FORMATS}
+    kinds = {
+        "demonstrations": FORMATS,
+        "documents": DOCUMENT_FORMATS,
+        "pairs": PAIR_FORMATS,
+        "feedback": FEEDBACK_FORMATS,
+        "scores": RATING_FORMATS,
+        "answers": PROBLEM_FORMATS,
+    }
     named = [(form, kind) for kind, forms in kinds.items() for form in forms if name.startswith(form)]
     form, kind = max(named, key=lambda pair: len(pair[0]))  # prompt-pair begins with prompt
     return "prompts" if form in ("prompt", "instruction") else kind
@@ -151,6 +177,7 @@ KNOWN = {
     "heldout.jsonl": "answers",
     "preferences.jsonl": "pairs",
     "preferences-train.jsonl": "pairs",
+    "feedback-train.jsonl": "feedback",
 }
 FILES = {f"formats/{file.name}": kind_of(file.name) for file in sorted((SAMPLES / "formats").iterdir())}
 FILES |= {name: kind for name, kind in KNOWN.items() if (SAMPLES / name).exists()}
@@ -294,7 +321,7 @@ def test_the_commands_are_ones_there_are():
                 assert {word.partition("=")[0] for word in words} <= known
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo", "reward"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "grpo", "ppo", "reward"])
 def test_the_batches_are_the_recipes_own(method):
     recipe = ROOT / "recipes" / f"{method}.py"
     known = arguments(recipe)
@@ -397,12 +424,12 @@ def test_the_interview(tmp_path):
         os.close(theirs)
         return output, process.returncode
 
-    output, code = interview(b"7\n1, 2\n\nmuch\n24\n")
+    output, code = interview(b"99\n1, 2\n\nmuch\n24\n")
     assert code == 0, output
-    assert "Please give numbers from 1 to 5" in output
+    assert "Please give numbers from 1 to 7" in output
     assert "Please give a number, such as 24" in output
     assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
-    output, code = interview(b"3\n", "--model", "tiny", "--gpu-gib", "0")
+    output, code = interview(b"4\n", "--model", "tiny", "--gpu-gib", "0")
     assert code == 0, output
     assert "GRPO, for tiny with no GPU" in output
     assert "Which model?" not in output

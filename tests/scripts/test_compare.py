@@ -313,6 +313,7 @@ def few(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_two_models_are_compared_by_rules_and_a_judge(adapter, few, tmp_path):
     """The judge gives 4 to the longer answer and 2 to the other; no rule is overruled, no name and no key is seen."""
 
@@ -360,6 +361,7 @@ def test_two_models_are_compared_by_rules_and_a_judge(adapter, few, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_checkpoint_that_cannot_judge_is_refused(few, tmp_path):
     words = ("--a", "tiny", "--b", "tiny", "--prompts", few, "--max-new-tokens", 4, "--judge", "tiny")
     done = compare(*words, "--output-dir", tmp_path / "out")

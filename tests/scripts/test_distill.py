@@ -50,6 +50,7 @@ def test_the_diverse_share_the_fewest_trigrams_with_those_kept():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
     lines = ARITHMETIC.read_text(encoding="utf-8").splitlines(keepends=True)[:40]
     problems = tmp_path / "problems.jsonl"
@@ -83,6 +84,7 @@ def test_what_the_model_gets_right_becomes_data_for_sft(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_nothing_accepted_writes_nothing(tmp_path):
     """The untrained base gets nothing right in the form: what it writes must not become data."""
     problems = tmp_path / "problems.jsonl"

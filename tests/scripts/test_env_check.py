@@ -19,7 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from common import arguments, errors
 from common.errors import MachineError
 from conftest import ROOT
 from env_check import children, fit, gpus, libraries, machine, packages, probes, screen
@@ -51,11 +53,12 @@ def command(monkeypatch):
     return module
 
 
-def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **errors: str):
-    """Facts of a machine whose torch sees `gpus`; `errors` are those of probes."""
+def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **errors: str | Result):
+    """Facts of a machine whose torch sees `gpus`; `errors` are those of probes, or their results."""
     about = {"version": "2.13.0", "cuda": cuda, "cudnn": 91900, "threads": 2, "gpus": list(gpus), "why": "no reason"}
     results = {"torch": Result(about)}
-    results |= {probe.replace("_", " "): Result(error=error) for probe, error in errors.items()}
+    for probe, error in errors.items():
+        results[probe.replace("_", " ")] = error if isinstance(error, Result) else Result(error=error)
     return Facts(Result(list(cards)), results)
 
 
@@ -350,6 +353,30 @@ def test_a_slow_library_is_a_warning_and_never_to_be_installed_again(probe, comm
     assert "Ready; warnings: " in output
     assert "make setup" not in output
     assert "pip" not in output
+
+
+def test_gpus_whose_direct_copies_hang_or_arrive_wrong_get_nccls_setting_and_with_it_are_fine(monkeypatch):
+    class Tensor(np.ndarray):
+        copy_ = cpu = lambda self, *source: self  # the copy is lost
+
+    def make(maker):
+        return lambda *values, device, **more: maker(*values, **more).view(Tensor)
+
+    nccl = SimpleNamespace(all_reduce=lambda shares: [share.fill(3) for share in shares], version=lambda: (2, 28, 9))
+    cuda = SimpleNamespace(device_count=lambda: 2, synchronize=lambda index: None, nccl=nccl)
+    makers = {name: make(getattr(np, name)) for name in ("arange", "full", "full_like")}
+    two = SimpleNamespace(cuda=cuda, float32=np.float32, equal=np.array_equal, **makers)
+    monkeypatch.setitem(sys.modules, "torch", two)
+    monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
+    with pytest.raises(RuntimeError, match="a copy from GPU 0 to GPU 1 arrives wrong") as wrong:
+        probes.nccl()
+    for result in (Result(error=str(wrong.value)), Result(slow="slow: took more than 240 s here")):
+        line = one(libraries.check_libraries(torch_facts(H200, H200, nccl=result)), "several GPUs")
+        assert (line.status, line.found) == ("warning", result.error or result.slow)
+        assert "export NCCL_P2P_DISABLE=1" in line.fix
+        assert line.fix.startswith("try again when the machine is idle; ") == bool(result.slow)
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    assert probes.nccl() == "NCCL 2.28.9, all-reduce over 2 GPUs, no peer access (NCCL_P2P_DISABLE=1)"
 
 
 def test_a_torch_that_does_not_load_ends_its_group_and_is_a_failure(tmp_path):
@@ -794,7 +821,7 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
         assert not all(line["fits"] for line in lines.values()) or gib == 139
     line = one(job("sft", "qwen2.5-7b", torch_facts(H200)), "sft qwen2.5-7b")
     assert line.status == "ok"
-    assert "--no-load-in-4bit" in line.found
+    assert "GiB with LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=" in line.found
     small = torch_facts({**H200, "free": 8 * GIB})
     line = one(job("sft", "qwen2.5-72b", small), "sft qwen2.5-72b")
     assert line.status == "failure"
@@ -876,6 +903,24 @@ def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypat
     monkeypatch.setattr(sys, "argv", ["env-check.py", "--recipe", "sft", "--model", "tiny", "--json"])
     assert command.main() == 0
     assert list(json.loads(capsys.readouterr().out)["runs"]) == ["sft"]
+
+
+@pytest.mark.parametrize("way", ["make", ""])
+def test_a_fix_names_arguments_of_recipes_as_the_user_does(way, command, monkeypatch, capsys):
+    facts, known = torch_facts(H200, bitsandbytes="RuntimeError: its native library is missing"), {}
+    monkeypatch.setattr(errors, "SPELLING", way)
+    for module in (arguments, errors):
+        monkeypatch.setattr(module, "ARGUMENTS", known)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr(command, "run_probes", lambda: facts.results)
+    monkeypatch.setattr(command, "query_driver", Result)
+    for words in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["env-check.py", *words])
+        assert command.main() == 3
+        output = capsys.readouterr().out
+        for flags, variables in (("--no-load-in-4bit", "LOAD_IN_4BIT=no"), ("--output-dir=/ano", "OUT=/ano")):
+            assert (variables if way else flags) in output
+            assert (flags if way else variables) not in output
 
 
 def test_ctrl_c_ends_it_and_its_children(tmp_path):

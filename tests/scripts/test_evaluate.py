@@ -102,6 +102,28 @@ def test_the_loss_on_conversations_is_that_of_the_assistants_turns(tokenizer):
     assert figures(measured)["all"] == {"rows": 2, "loss (nats)": pytest.approx(total / count, abs=1e-4)}
 
 
+def test_feedback_is_measured_by_the_log_probability_of_its_completion(tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows = policy.read(str(DATA / "feedback-train.jsonl"))[:4]
+    assert [row.label for row in rows] == [False, False, False, True]
+    tokens = policy.tokens_of(tokenizer, rows, 512, Faults())
+    model = AutoModelForCausalLM.from_pretrained(DATA / "tiny", dtype=torch.float32).eval()
+    expected = []
+    for row in rows:
+        turns = [*row.prompt, *row.completion]
+        prompt = tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(turns, return_dict=False)[:-1]  # without the line feed after the end token
+        labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])
+        with torch.no_grad():
+            loss = float(model(input_ids=torch.tensor([ids]), labels=labels).loss)
+        expected.append(-loss * (len(ids) - len(prompt)))
+    found = figures(policy.approve(model, tokenizer, tokens, "tiny"))
+    assert found["good"] == {"rows": 1, "log-probability (nats)": pytest.approx(expected[3], abs=1e-3)}
+    assert found["bad"] == {"rows": 3, "log-probability (nats)": pytest.approx(sum(expected[:3]) / 3, abs=1e-3)}
+
+
 def test_without_a_pattern_the_end_of_a_completion_counts():
     assert policy.is_right("", "48 + 24 = 72\n#### 72", gold("72"))
     assert not policy.is_right("", "48 + 24 = 72\n#### 71", gold("72"))
@@ -139,8 +161,12 @@ def first_lines(name: str, count: int, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_an_adapter_is_shown_beside_its_base(adapter, tmp_path):
-    files = [first_lines(name, 12, tmp_path) for name in ("heldout.jsonl", "preferences.jsonl", "sft.jsonl")]
+    files = [
+        first_lines(name, 12, tmp_path)
+        for name in ("heldout.jsonl", "preferences.jsonl", "sft.jsonl", "feedback-train.jsonl")
+    ]
     words = ["--model", "tiny", "--data", *files, "--samples", 2, "--json"]
     evaluate(*words, tmp_path / "base.json")
     printed = evaluate(*words, tmp_path / "both.json", "--adapter", adapter)
@@ -156,11 +182,21 @@ def test_an_adapter_is_shown_beside_its_base(adapter, tmp_path):
     loss = both[str(files[2])]["differences"]["all"]["loss (nats)"]
     assert loss["interval"][0] > 0  # random numbers harm
     assert both[str(files[0])]["completions"] != base[str(files[0])]["completions"]
-    for words in ("base", "adapter", "difference", "95 % interval", "12 rows", "By task, base -> adapter"):
+    assert both[str(files[3])]["figures"].keys() == {"all", "good", "bad"}
+    for words in (
+        "feedback-train.jsonl, good",
+        "base",
+        "adapter",
+        "difference",
+        "95 % interval",
+        "12 rows",
+        "By task, base -> adapter",
+    ):
         assert words in printed
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_reward_model_is_judged_as_its_run_judged_it(tmp_path):
     held_out = DATA / "scores-heldout.jsonl"
     runs = {

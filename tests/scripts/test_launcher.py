@@ -65,15 +65,54 @@ def test_docker_without_the_image_matters_only_where_docker_is_wanted(checkout):
     assert done.stderr == "docker has no image recipes:cpu; `make image VARIANT=cpu` builds it.\n"
 
 
-def test_docker_that_does_not_answer_is_one_line(checkout):
+NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+
+
+def test_docker_without_a_daemon_is_no_news_unless_a_container_is_wanted(checkout):
     checkout.make_venv()
-    checkout.engine("docker", "Cannot connect to the Docker daemon")
-    done = checkout.run("sft")
-    assert done.returncode == 0
-    assert done.stderr == "In .venv: docker does not answer: Cannot connect to the Docker daemon\n"
+    checkout.engine("docker", NO_DAEMON)
+    for done in (checkout.run("sft"), checkout.make("sft"), checkout.run("sft", RUNTIME="local", IMAGE="mine:1")):
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_docker_without_a_daemon_is_an_error_where_docker_is_wanted(checkout):
+    checkout.make_venv()
+    checkout.engine("docker", NO_DAEMON)
     done = checkout.run("sft", RUNTIME="docker")
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "docker does not answer: Cannot connect to the Docker daemon\n"
+    assert done.stderr == f"docker does not answer: {NO_DAEMON}\n"
+
+
+def test_before_there_is_a_venv_one_line_says_why_one_is_made(checkout):
+    checkout.engine("docker", NO_DAEMON)
+    done = checkout.run("check")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "In .venv, still to be made: docker does not answer; RUNTIME=docker says why.\n",
+    )
+    (checkout.bin / "docker").unlink()
+    assert checkout.run("check").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "answer", "why"),
+    [
+        ("IMAGE", "mine:1", NO_DAEMON, "docker does not answer"),
+        ("IMAGE", "mine:1", "Error: No such image: mine:1", "docker has no image mine:1"),
+        ("IMAGE", "mine:1", None, "there is no docker"),
+        ("DOCKER_ARGS", "--network none", NO_DAEMON, "docker does not answer"),
+        ("DOCKER", "nerdctl", None, "there is no nerdctl"),
+    ],
+)
+def test_a_setting_of_containers_is_not_ignored_in_silence(setting, value, answer, why, checkout):
+    checkout.make_venv()
+    checkout.engine("docker", answer)
+    if answer is None:
+        (checkout.bin / "docker").unlink()
+    for done in (checkout.make("sft", f"{setting}={value}"), checkout.run("sft", **{setting: value})):
+        assert given(done) == []
+        assert done.stderr == f"In .venv, without {setting}: {why}; RUNTIME=docker would stop here.\n"
+        assert len(done.stderr) <= 90
 
 
 def test_local_is_local_though_the_image_is_there(checkout):

@@ -305,7 +305,7 @@ def test_the_flags_of_trl_are_ours(checkout):
 def test_every_alias_is_of_an_argument_that_there_is():
     fields = {field.name for command in COMMANDS.values() for field in command.fields()}
     assert set(ALIASES) <= fields
-    for recipe in ("sft", "dpo", "grpo", "ppo", "reward"):
+    for recipe in ("sft", "dpo", "kto", "grpo", "ppo", "reward"):
         own = {field.name for field in COMMANDS[recipe].fields()}
         words = [word for name in own & set(ALIASES) for word in ALIASES[name].split() if word not in own]
         assert len(words) == len(set(words)), [word for word in words if words.count(word) > 1]
@@ -477,7 +477,7 @@ def test_slurm_takes_its_arguments_and_those_of_the_recipe(checkout, run):
     [
         ([], "slurm needs RECIPE=..., for example RECIPE=sft, or STAGES=sft,dpo,grpo"),
         (["PIPELINE=sft,dpo"], "PIPELINE is STAGES here"),
-        (["RECIPE=sfd"], "RECIPE=sfd: unknown (did you mean sft?). There are sft, dpo, grpo, reward, ppo."),
+        (["RECIPE=sfd"], "RECIPE=sfd: unknown (did you mean sft?). There are sft, dpo, kto, grpo, reward, ppo."),
         (["RECIPE=sft"], "slurm needs TIME=..., for example TIME=4:00:00"),
         (["RECIPE=sft", "TIME=1:00:00", "EPOCHS=3"], "EPOCHS is NUM_TRAIN_EPOCHS here. See `make help-slurm`."),
         (["RECIPE=sft", "TIME=1:00:00", "MAX_LENGTH=x"], "MAX_LENGTH=x: expected a whole number."),

@@ -24,10 +24,11 @@ STEPS = ("--sft-args=--max-steps 25 --sample-prompts 1", "--dpo-args=--max-steps
 
 def pipeline(root: Path, *words, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, root / "scripts" / "pipeline.py", *map(str, words)]
+    path = os.pathsep.join(filter(None, [str(root / "recipes"), environment.pop("PYTHONPATH", "")]))
     return subprocess.run(
         command,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root / "recipes"), **environment},
+        env={**os.environ, **environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -44,7 +45,7 @@ def ran(done: subprocess.CompletedProcess) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory):
+def staged(tmp_path_factory, warm_server):
     folder = tmp_path_factory.mktemp("pipeline")
     files = []
     for name in ("heldout.jsonl", "preferences.jsonl"):
@@ -52,7 +53,7 @@ def staged(tmp_path_factory):
         files.append(folder / name)
         files[-1].write_text("".join(lines[:24]), encoding="utf-8")
     words = ["--stages", "sft,dpo", "--output-dir", folder / "run", "--eval-data", *files, *STEPS]
-    done = pipeline(ROOT, *words)
+    done = pipeline(ROOT, *words, **warm_server)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", words, done
 
@@ -95,24 +96,24 @@ def test_the_report_has_every_stage_and_its_change(staged):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again_and_what_is_missing_is(staged):
+def test_what_is_done_is_not_done_again_and_what_is_missing_is(staged, warm_server):
     folder, words, _ = staged
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*-*/**/*")}
-    again = pipeline(ROOT, *words)
+    again = pipeline(ROOT, *words, **warm_server)
     assert again.returncode == 0, again.stderr
     assert ran(again) == []
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*-*/**/*")} == written
     (dpo,) = folder.glob("dpo-*")
     before = base_sha256(dpo / "merged")
     shutil.rmtree(dpo / "merged")
-    again = pipeline(ROOT, *words)
+    again = pipeline(ROOT, *words, **warm_server)
     assert again.returncode == 0, again.stderr
     assert ran(again) == ["dpo: merge"]
     assert base_sha256(dpo / "merged") == before
 
 
 @pytest.mark.slow
-def test_an_adapter_of_another_parent_is_refused(staged, tmp_path):
+def test_an_adapter_of_another_parent_is_refused(staged, warm_server, tmp_path):
     folder, words, _ = staged
     (sft,), (dpo,) = folder.glob("sft-*"), folder.glob("dpo-*")
     # The adapter of the DPO stage, and the model before SFT, by hand.
@@ -127,13 +128,13 @@ def test_an_adapter_of_another_parent_is_refused(staged, tmp_path):
     shutil.rmtree(planted / dpo.name)
     shutil.copytree(sft, planted / dpo.name, ignore=shutil.ignore_patterns("merged"))
     words = [planted if word == folder else word for word in words]
-    done = pipeline(ROOT, *words)
+    done = pipeline(ROOT, *words, **warm_server)
     assert done.returncode == 2, done.stdout
     assert "dpo: merge failed with exit code 2" in done.stderr
     assert "an adapter fits its own base only" in done.stderr
     # And once merged onto that base.
     shutil.copytree(sft / "merged", planted / dpo.name / "merged")
-    done = pipeline(ROOT, *words)
+    done = pipeline(ROOT, *words, **warm_server)
     assert done.returncode == 2
     assert "merged into" in done.stderr
 
@@ -142,10 +143,10 @@ def test_an_adapter_of_another_parent_is_refused(staged, tmp_path):
 
 
 @pytest.mark.slow
-def test_ppo_starts_from_the_base_of_its_reward_model_and_is_scored_by_it(tmp_path):
+def test_ppo_starts_from_the_base_of_its_reward_model_and_is_scored_by_it(warm_server, tmp_path):
     few = "--max-steps {} --per-device-train-batch-size 16 --rollout-batch-size 16 --critic-warmup-steps 1"
     words = ("--stages", "reward,ppo", "--reward-args=--max-steps 20", f"--ppo-args={few.format(3)} --sample-prompts 1")
-    done = pipeline(ROOT, *words, "--output-dir", tmp_path, "--eval-args=--max-new-tokens 8")
+    done = pipeline(ROOT, *words, "--output-dir", tmp_path, "--eval-args=--max-new-tokens 8", **warm_server)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ran(done) == ["start: evaluate", "reward: train", "reward: evaluate", *whole("ppo")]
     (reward,), (ppo,) = tmp_path.glob("reward-*"), tmp_path.glob("ppo-*")
@@ -164,7 +165,7 @@ def test_ppo_starts_from_the_base_of_its_reward_model_and_is_scored_by_it(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_stop_is_announced_once_and_the_same_command_resumes(tmp_path):
+def test_a_stop_is_announced_once_and_the_same_command_resumes(warm_server, tmp_path):
     """Ctrl-C reaches the pipeline and the recipe, as every process of a terminal."""
     words = [
         "--stages",
@@ -189,7 +190,7 @@ def test_a_stop_is_announced_once_and_the_same_command_resumes(tmp_path):
     assert lines[-1].startswith("Stopped by SIGINT in sft: train, after step ")
     assert lines[-1].endswith(" of 40; the same command resumes from there.")
     assert sum("Stopped by" in line for line in lines) == 1
-    done = pipeline(ROOT, *words)
+    done = pipeline(ROOT, *words, **warm_server)
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["sft: train", "sft: merge", "sft: evaluate"]
 
@@ -204,6 +205,7 @@ def test_a_stop_is_announced_once_and_the_same_command_resumes(tmp_path):
         ("sft reward, ppo", ["sft", "reward", "ppo"]),
         ("reward,ppo", ["reward", "ppo"]),
         ("reward", ["reward"]),
+        ("sft,kto,grpo", ["sft", "kto", "grpo"]),
         ("ppo", ["ppo"]),
         ("sft,reward,ppo,dpo", ["sft", "reward", "ppo", "dpo"]),
     ],
@@ -215,8 +217,8 @@ def test_chains_with_a_sense(text, names):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sft,dop", r"unknown stage 'dop' \(did you mean dpo\?\)\. There are sft, dpo, grpo, reward, ppo\."),
-        ("", "expected one or more of sft, dpo, grpo, reward, ppo, each once"),
+        ("sft,dop", r"unknown stage 'dop' \(did you mean dpo\?\)\. There are sft, dpo, kto, grpo, reward, ppo\."),
+        ("", "expected one or more of sft, dpo, kto, grpo, reward, ppo, each once"),
         ("dpo,dpo", "each once"),
         ("dpo,sft", "put sft first"),
         ("reward,sft", "put sft first"),

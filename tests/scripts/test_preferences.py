@@ -144,6 +144,7 @@ def judge(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_one_model_ranked_by_a_judge_and_a_reward(trained, problems, judge, tmp_path):
     rewards = ("math=2", f"model:{judge}")
     words = ["--adapter", trained[0] / "adapter", "--data", problems, "--max-completion-length", 64]
@@ -163,6 +164,7 @@ def test_one_model_ranked_by_a_judge_and_a_reward(trained, problems, judge, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_strong_model_against_a_weak_one(trained, problems, tmp_path):
     """The trained model says what the base does not; with a reward, only where it is right and the base is not."""
     strong = tmp_path / "merged"

@@ -12,11 +12,13 @@ pytestmark = [
 ]
 
 
-def first_step(folder, *flags):
-    """Loss and gradient norm of one optimizer step over the first 128 rows of the sample data."""
-    rows = (ROOT / "data_samples" / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+def first_step(folder, *flags, raw_text=False):
+    """Loss and gradient norm of one optimizer step over the first 128 rows of the sample data, or their answers."""
+    rows = (ROOT / "data_samples" / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:128]
+    if raw_text:
+        rows = [json.dumps({"text": json.loads(row)["messages"][-1]["content"]}) + "\n" for row in rows]
     folder.mkdir()
-    (folder / "rows.jsonl").write_text("".join(rows[:128]), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
     done = run_recipe(
         *("sft", "--model", "tiny", "--data", folder / "rows.jsonl", "--output-dir", folder / "run"),
         *("--max-steps", 1, "--warmup-steps", 0, "--sample-prompts", 0, *flags),
@@ -25,20 +27,51 @@ def first_step(folder, *flags):
     return next(row for row in read_jsonl(folder / "run" / "metrics.jsonl") if "loss" in row)
 
 
+@pytest.mark.parametrize("raw_text", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_packed_and_an_unpacked_run_see_the_same_loss(tmp_path, dtype):
+def test_a_packed_and_an_unpacked_run_see_the_same_loss(tmp_path, dtype, raw_text):
     """One step over the same 128 rows, in few packed rows or in 128 padded ones: same mean loss, same gradient."""
     precision = ("--dtype", dtype)
     unpacked = first_step(
         tmp_path / "unpacked",
         *("--no-packing", "--per-device-train-batch-size", 32, "--gradient-accumulation-steps", 4, *precision),
+        raw_text=raw_text,
     )
     packed = first_step(
         tmp_path / "packed",
         *("--packing", "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 16, *precision),
+        raw_text=raw_text,
     )
     assert packed["loss"] == pytest.approx(unpacked["loss"], rel=5e-3 if dtype == "bfloat16" else 1e-4)
     assert packed["grad_norm"] == pytest.approx(unpacked["grad_norm"], rel=5e-2 if dtype == "bfloat16" else 1e-3)
+
+
+@pytest.mark.parametrize("flags", [("--load-in-4bit", "--gradient-checkpointing"), ("--dtype", "float16")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_train_in_float32_and_stay_tied_as_they_were(tmp_path, tied, flags):
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    base = ROOT / "data_samples" / "tiny"
+    if not tied:
+        config = AutoConfig.from_pretrained(base, tie_word_embeddings=False)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "untied")
+        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "untied")
+        base = tmp_path / "untied"
+    files = sorted(base.iterdir())
+    steps = ("--max-steps", 20, "--logging-steps", 1, "--learning-rate", 5e-3)
+    done = run_recipe("sft", "--model", base, "--output-dir", tmp_path / "run", "--train-embeddings", *steps, *flags)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] * 0.8
+    moved = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["embedding_rows_moved"]
+    assert moved["embed_tokens"] == (2048 if tied else pytest.approx(1000, abs=990))
+    assert moved.get("lm_head", 2048) == 2048
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    ends = [weight for name, weight in adapter.items() if "embed_tokens" in name or "lm_head" in name]
+    assert all(weight.dtype == torch.float32 for weight in ends)
+    assert all(torch.equal(ends[0], weight) for weight in ends) == tied
+    assert sorted(base.iterdir()) == files  # nothing is written beside the base
 
 
 def test_tiny_learns_its_form_on_a_gpu_too(tmp_path):

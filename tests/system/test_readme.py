@@ -13,8 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +35,11 @@ ELSEWHERE = {
 RECIPES = {
     "sft": "SAMPLE_PROMPTS=0",
     "dpo": "SAMPLE_PROMPTS=0",
+    "kto": "SAMPLE_PROMPTS=0",
     "grpo": "SAMPLE_PROMPTS=0 NUM_GENERATIONS=4 PER_DEVICE_TRAIN_BATCH_SIZE=8 MAX_COMPLETION_LENGTH=32",
     "reward": "",
     "ppo": "SAMPLE_PROMPTS=0 ROLLOUT_BATCH_SIZE=8 PER_DEVICE_TRAIN_BATCH_SIZE=8 CRITIC_WARMUP_STEPS=1 "
-    "MAX_COMPLETION_LENGTH=32",
+    "MAX_COMPLETION_LENGTH=32 EVAL_RATIO=0.01",
 }
 SHORT = {
     **{recipe: f"{words} MAX_STEPS=2".split() for recipe, words in RECIPES.items()},
@@ -48,7 +47,7 @@ SHORT = {
     "preferences": ["MAX_COMPLETION_LENGTH=64"],
     "slurm": ["DRY=1"],
 }
-SEARCHED_FOR = ["resume", "requeue", "multi-GPU", "hyperparameter", "LoRA", "QLoRA", "DPO", "GRPO", "PPO"]
+SEARCHED_FOR = ["resume", "requeue", "multi-GPU", "hyperparameter", "LoRA", "QLoRA", "DPO", "KTO", "GRPO", "PPO"]
 SEARCHED_FOR += ["reward model"]
 GPU = shutil.which("nvidia-smi") is not None
 
@@ -178,6 +177,7 @@ def reader(tmp_path_factory) -> Path:
         ("my.jsonl", "sft.jsonl", 40),
         ("held-out.jsonl", "sft.jsonl", -8),
         ("pairs.jsonl", "preferences.jsonl", 16),
+        ("thumbs.jsonl", "feedback-train.jsonl", 40),
         ("scores.jsonl", "scores.jsonl", 40),
         ("prompts.jsonl", "compare.jsonl", 4),
     ):
@@ -193,6 +193,7 @@ def reader(tmp_path_factory) -> Path:
     problems = [json.loads(line) for line in (samples / "arithmetic.jsonl").read_text().splitlines()[:8]]
     rows = [{"question": row["prompt"], "answer": f"It is so.\n#### {row['answer']}"} for row in problems]
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(samples / "formats" / "text.jsonl", folder / "texts.jsonl")
     return folder
 
 
@@ -213,7 +214,7 @@ def checkout(page, reader, tmp_path) -> Path:
 
 
 @pytest.fixture
-def prepared(page, checkout, request) -> Path:
+def prepared(page, checkout, warm, request) -> Path:
     """The checkout, with the runs of README and the reward model where the page uses and does not make them."""
     texts = [command.text for command in commands(page)]
     made = {name for text in texts for name in re.findall(r"OUT=(outputs/[\w.-]+)", text)}
@@ -233,16 +234,6 @@ def prepared(page, checkout, request) -> Path:
     return checkout
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The environment by which a command runs in a child of a process that has imported unsloth."""
-    folder, address = ROOT / "tests" / "system" / "warm", tmp_path_factory.mktemp("warm") / "socket"
-    with subprocess.Popen([sys.executable, folder / "server.py", address], stdout=subprocess.PIPE, text=True) as server:
-        assert "ready\n" in iter(server.stdout.readline, ""), "the server has ended"
-        yield {"PYTHONPATH": str(folder), "WARM_SERVER": str(address)}
-        server.terminate()
-
-
 def shortened(command: Command) -> list[str]:
     """The words to run in place of the command's: a small model for two steps, where it trains."""
     program, target, *words = command.words
@@ -259,8 +250,8 @@ def shortened(command: Command) -> list[str]:
     return [program, target, *(word for word in words if word.split("=")[0] not in given), *short]
 
 
-def run(words: list[str], checkout: Path, warm: dict[str, str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **warm, "WANDB_MODE": "offline", "WANDB_DIR": str(checkout)}
+def run(words: list[str], checkout: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(checkout)}
     return subprocess.run(
         words, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
@@ -269,15 +260,15 @@ def run(words: list[str], checkout: Path, warm: dict[str, str]) -> subprocess.Co
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_the_commands_of_a_page_run(page, prepared, warm):
+def test_the_commands_of_a_page_run(page, prepared):
     failed = []
     for command in commands(page):
         if elsewhere(command):
             words = [command.words[0], "-n", *command.words[1:]]
-            done = run(words, prepared, warm) if words[0] == "make" else None
+            done = run(words, prepared) if words[0] == "make" else None
         else:
             words = shortened(command)
-            done = run(words, prepared, warm)
+            done = run(words, prepared)
         if done is None:
             continue
         lacks_gpu = "check" in words[:2] and "MODEL=qwen2.5-7b" in words and not GPU and "Error 3" in done.stderr
@@ -294,3 +285,30 @@ def unwritten(command: Command, words: list[str], checkout: Path) -> list[str]:
         return []
     named = [word.partition("=")[2] for word in words if re.match("(OUT|HTML|JSON|FIX)=", word)]
     return [file for file in named if not (checkout / file).exists()]
+
+
+# Runs that end differently: by the recipe, by what is saved, and by whose data it is.
+ENDINGS = [[recipe] for recipe in RECIPES] + [["sft", "DATA=my.jsonl"], ["sft", "USE_PEFT=no"]]
+ENDINGS += [["reward", "STAND_ALONE=yes"], ["reward", "DATA=my stars.jsonl", "COLUMNS=score=stars"]]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("page", ["README.md"])
+def test_the_commands_that_a_run_ends_with_run_when_pasted(checkout):
+    rows = (checkout / "scores.jsonl").read_text(encoding="utf-8").replace('"score":', '"stars":')
+    (checkout / "my stars.jsonl").write_text(rows, encoding="utf-8")
+    pasted: dict[tuple[str, ...], str] = {}  # one of those that differ in names of folders only
+    for number, words in enumerate(ENDINGS):
+        done = run(["make", *words, f"OUT=outputs/run {number}", *SHORT[words[0]]], checkout)
+        assert done.returncode == 0, done.stderr
+        proposed = done.stdout.partition("\nNext:\n")[2].splitlines()
+        assert 1 <= len(proposed) <= 2, done.stdout
+        for line in proposed:
+            pasted.setdefault(tuple(word.partition("=")[0] for word in shlex.split(line)), line.strip())
+    assert {kind[1] for kind in pasted} == {"evaluate", "compare", "merge", "ppo"}
+    short = {**SHORT, "compare": ["MAX_NEW_TOKENS=32"], "evaluate": ["MAX_NEW_TOKENS=16"]}
+    for line in pasted.values():
+        _, target, *_ = words = shlex.split(line)
+        done = run([*words, *short.get(target, [])], checkout)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

@@ -1,8 +1,9 @@
-"""The four kinds of example that the methods learn from, all made of chat messages.
+"""The kinds of example that the methods learn from, all but one made of chat messages.
 
-A Conversation to imitate, a Pair of completions with a preference, a Prompt whose completions are scored, a Rating of a
-completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an assistant calls tools,
-their arguments as objects). The model's own chat template renders them at the end, so one file serves every model.
+A Conversation to imitate, a Pair of completions with a preference, Feedback on a completion, a Prompt whose completions
+are scored, a Rating of a completion. Messages have the usual shape ({"role", "content"}, and "tool_calls" where an
+assistant calls tools, their arguments as objects). The model's own chat template renders them at the end, so one file
+serves every model. A Document is raw text instead.
 """
 
 from dataclasses import dataclass, field
@@ -36,6 +37,17 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """A prompt, a completion of it (one turn of the assistant), and whether the completion is good."""
+
+    place: str
+    prompt: Turns
+    completion: Turns
+    label: bool
+    tools: Turns | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt whose completions are scored. `answer` is the gold answer; `fields` are the row's other columns."""
 
@@ -55,3 +67,14 @@ class Rating:
     response: Turns
     score: float
     tools: Turns | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Raw text to continue pre-training on; no chat template touches it."""
+
+    place: str
+    text: str
+
+
+Example = Conversation | Document | Pair | Feedback | Prompt | Rating

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from common.data.documents import DOCUMENT_FORMATS, is_chatml
 from common.data.messages import Message
 from common.data.pairs import DialoguePair, InstructionPair, PromptPair, ShareGPTPair
 from common.data.problems import (
@@ -86,6 +87,10 @@ class ChatMLText(ConversationFormat):
     columns: ClassVar = ("text",)
     text: Text
 
+    @classmethod
+    def fits(cls, fields: dict[str, Any]) -> bool:
+        return super().fits(fields) and is_chatml(fields["text"])
+
     def conversation(self) -> Turns:
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", self.text, flags=re.DOTALL)
         rest = re.sub(r"<\|im_start\|>\w+\n.*?<\|im_end\|>\s*", "", self.text, flags=re.DOTALL)
@@ -136,6 +141,7 @@ FORMATS: Formats = {
     "chatml-text": ChatMLText,
 }
 
+SFT_FORMATS: Formats = {**FORMATS, **DOCUMENT_FORMATS}
 PAIR_FORMATS: Formats = {
     "preference": PromptPair,
     "instruction-preference": InstructionPair,
@@ -170,5 +176,5 @@ PROMPT_FORMATS: Formats = {**PAIR_FORMATS, **RATING_FORMATS, **PROBLEM_FORMATS}
 
 
 def detect(fields: dict[str, Any], formats: Formats = FORMATS) -> str | None:
-    """The name of the first of the `formats` whose columns are all in `fields`, or None."""
+    """The name of the first of the `formats` that a row of these fields fits, or None."""
     return next((name for name, row in formats.items() if row.fits(fields)), None)

@@ -3,19 +3,20 @@
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
+from common.data.examples import Conversation, Document, Example, Prompt
+from common.data.feedback import FEEDBACK_FORMATS
+from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, detect
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError
 from common.run.files import write_jsonl
 
 T = TypeVar("T")
-Example = Conversation | Pair | Prompt | Rating
 
 SHARE, MOST = 0.05, 200  # of the prompts of a data set that are held out: a share, and at most so many
 
@@ -25,6 +26,33 @@ def hold_out(rows: list[T], count: int, order: random.Random) -> tuple[list[T], 
     drawn = set(order.sample(range(len(rows)), count))
     taken = [row for index, row in enumerate(rows) if index in drawn]
     return taken, [row for index, row in enumerate(rows) if index not in drawn]
+
+
+def hold_out_by(key: Callable[[T], Any], rows: list[T], count: int, order: random.Random) -> tuple[list[T], list[T]]:
+    """All rows of `count` keys drawn by `order`, and the rest: two completions of a prompt are held out together."""
+    drawn = set(hold_out(list(dict.fromkeys(map(key, rows))), count, order)[0])
+    return [row for row in rows if key(row) in drawn], [row for row in rows if key(row) not in drawn]
+
+
+def hold_out_share(rows: list[T], ratio: float, order: random.Random, what: str = "rows") -> tuple[list[T], list[T]]:
+    """The share --eval-ratio of the rows drawn by `order`, and the rest. Raises InputError as `eval_count`."""
+    return hold_out(rows, eval_count(len(rows), ratio, what), order)
+
+
+def eval_count(rows: int, ratio: float, what: str = "rows") -> int:
+    """How many of the rows --eval-ratio holds out: at least one, unless it is 0.
+
+    Raises InputError when none would be left to train on.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"--eval-ratio {ratio:g}: expected a share of the {what}, at least 0 and less than 1")
+    count = max(1, round(rows * ratio)) if ratio else 0
+    if count >= rows:
+        raise InputError(
+            f"--eval-ratio {ratio:g}: {count} of {rows} {what} would be held out, and none is left to train on; give "
+            "more data, or --eval-ratio 0"
+        )
+    return count
 
 
 @dataclass(frozen=True)
@@ -61,7 +89,10 @@ def hold_out_prompts(
 
 
 def prompt_key(example: Example) -> str:
-    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn."""
+    """A hash of the user's turns in a prompt; of a conversation, of those before the assistant's first turn; of a
+    document, of its text."""
+    if isinstance(example, Document):
+        return hashlib.sha256(example.text.strip().encode()).hexdigest()
     turns = example.messages if isinstance(example, Conversation) else example.prompt
     texts = []
     for turn in turns:
@@ -73,7 +104,7 @@ def prompt_key(example: Example) -> str:
 
 
 def read_held_out(name: str) -> list[Any]:
-    """Pairs, ratings, conversations, or prompts with gold answers, whichever the first row of the source is."""
+    """Pairs, feedback, ratings, conversations, documents, or prompts with gold answers, as the first row is."""
     source, faults = find_source(name), Faults()
     first = next(read_rows(source, faults), None)
     faults.stop()
@@ -82,8 +113,10 @@ def read_held_out(name: str) -> list[Any]:
         formats = PAIR_FORMATS
     elif detect(fields, RATING_FORMATS):
         formats = RATING_FORMATS
-    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, FORMATS):
-        formats = FORMATS
+    elif detect(fields, FEEDBACK_FORMATS):
+        formats = FEEDBACK_FORMATS
+    elif detect(fields, PROBLEM_FORMATS) in (None, "prompt", "instruction") and detect(fields, SFT_FORMATS):
+        formats = SFT_FORMATS
     else:
         formats = PROBLEM_FORMATS
     return read_examples(source, formats).examples

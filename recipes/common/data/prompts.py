@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import jinja2
-
 from common.data.examples import Pair, Prompt, Rating
 from common.data.rows import Faults
 from common.errors import InputError
+from common.lm.chat import IdCheck
+from common.lm.pieces import describe, some
+from common.lm.render import ChatFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,30 +43,43 @@ def drop_long(
 
     Tokens are those that the model reads, tools and generation prompt included. A longer prompt is dropped and not
     truncated: a truncated prompt is a different prompt. Raises InputError when more than the share `max_truncated` is
-    too long, and with every prompt that the chat template refuses.
+    too long, and as `render_prompts`.
     """
-    faults, texts = Faults(), []
-    for prompt in prompts:
-        try:
-            texts.append(
-                tokenizer.apply_chat_template(
-                    prompt.prompt, tools=prompt.tools, tokenize=False, add_generation_prompt=True
-                )
-            )
-        except (jinja2.TemplateError, ValueError) as error:
-            faults.add(prompt.place, str(error))
+    texts, lost = render_prompts(tokenizer, prompts, max_truncated)
+    faults, check = Faults(), IdCheck(tokenizer)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        check.passes(prompt.place, ids, faults)
     faults.stop()
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    lengths = [len(ids) for ids in encoded]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_length]
     dropped = [prompt.place for prompt, length in zip(prompts, lengths, strict=True) if length > max_prompt_length]
     if not dropped:
-        return kept, None
+        return kept, lost
     share = len(dropped) / len(prompts)
-    places = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
     line = f"{len(dropped)} of {len(prompts)} prompts ({share:.1%}) are longer than {max_prompt_length} tokens"
-    if share > max_truncated:
+    if share > max_truncated or not kept:
         raise InputError(
-            f"{line}: {places}\nThat is more than --max-truncated {max_truncated:g} allows. The longest has "
+            f"{line}: {some(dropped)}\nThat is more than --max-truncated {max_truncated:g} allows. The longest has "
             f"{max(lengths)} tokens: raise --max-prompt-length, shorten the prompts, or allow it."
         )
-    return kept, f"{line} and were dropped: {places}"
+    return kept, "\n".join(filter(None, [f"{line} and were dropped: {some(dropped)}", lost]))
+
+
+def render_prompts(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], max_truncated: float = 1.0
+) -> tuple[list[str], str | None]:
+    """The prompts as the model reads them, tools and generation prompt included; and lines about what is lost, or None.
+
+    Raises InputError with every prompt that the chat template refuses, and when it drops a part of more than the share
+    `max_truncated` of them.
+    """
+    chat, faults, rendered = ChatFormat(tokenizer), Faults(), []
+    for prompt in prompts:
+        try:
+            rendered.append((prompt.place, chat.render_prompt(prompt.prompt, prompt.tools)))
+        except ValueError as error:
+            faults.add(prompt.place, str(error))
+    faults.stop()
+    lost = describe([(place, one.lost) for place, one in rendered], tokenizer.chat_template, max_truncated)
+    return [one.text for _, one in rendered], lost

@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.data.examples import Conversation, Pair, Prompt, Rating
+from common.data.documents import DocumentText
+from common.data.examples import Conversation, Document, Example, Feedback, Pair, Prompt, Rating
+from common.data.feedback import FeedbackFormat
 from common.data.formats import (
-    FORMATS,
     PAIR_FORMATS,
     PROBLEM_FORMATS,
     RATING_FORMATS,
+    SFT_FORMATS,
     ConversationFormat,
     Formats,
     RatingFormat,
@@ -30,7 +32,7 @@ from common.errors import InputError, nearest
 
 SHOWN_COLUMNS = 20
 
-METHODS = {"dpo": PAIR_FORMATS, "reward": RATING_FORMATS, "sft": FORMATS, "grpo": PROBLEM_FORMATS}
+METHODS = {"dpo": PAIR_FORMATS, "reward": RATING_FORMATS, "sft": SFT_FORMATS, "grpo": PROBLEM_FORMATS}
 
 MOST_TURNS = 500  # chat templates render a conversation once per answer: a row of 5,000 turns took half a minute
 
@@ -50,7 +52,7 @@ class Data:
 
 
 def read_examples(source: Source, formats: Formats, row_format: str = "auto", columns: Iterable[str] = ()) -> Data:
-    """Read and check a whole source. The examples are Conversation, Pair, Prompt or Rating, as `formats` are.
+    """Read and check a whole source. The examples are of the kind that `formats` are.
 
     Args:
         source: as `find_source` found it.
@@ -145,15 +147,15 @@ def _renamed(row: Row, columns: dict[str, str] | None) -> dict[str, Any]:
     return renamed
 
 
-def _example(
-    place: str, row_format: type[RowFormat], fields: dict[str, Any], notes: set[str]
-) -> Conversation | Pair | Prompt | Rating:
+def _example(place: str, row_format: type[RowFormat], fields: dict[str, Any], notes: set[str]) -> Example:
     own = row_format.own_columns()
     refuse_columns(fields, own, demonstrations=issubclass(row_format, ConversationFormat))
     row = row_format.model_validate(fields, context=notes)
     if not isinstance(row, PromptFormat):  # of a prompt, all other columns are for the reward functions
         unread = [name for name, value in fields.items() if name not in own and not is_empty(value)]
         notes |= {f"the column {name[:60]!r} is not read" for name in unread}
+    if isinstance(row, DocumentText):
+        return Document(place, row.text)
     tools = _tools("tools", row.tools)
     if isinstance(row, PairFormat):
         prompt, chosen, rejected = row.pair()
@@ -173,6 +175,10 @@ def _example(
         if tools:
             raise ValueError("functions: there are tools too; remove one")
         tools = [{"type": "function", "function": function} for function in functions]
+    if isinstance(row, FeedbackFormat):
+        prompt, completion = row.feedback()
+        _check_turns(prompt, completion)
+        return Feedback(place, prompt, completion, row.label, tools)
     return _conversation(place, row.messages(), tools, notes)
 
 

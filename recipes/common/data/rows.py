@@ -1,7 +1,8 @@
 """Read a data source row by row, with the place of every row.
 
-A source is a file (JSON Lines, JSON arrays, CSV, Parquet), a folder of such files, or a dataset on the hub. Rows are
-streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in formats.py.
+A source is a file (JSON Lines, JSON arrays, CSV, Parquet, text), a folder of such files, or a dataset on the hub. Rows
+are streamed. A place is `file:line`; every error about a row begins with it. What a row must hold is decided in
+formats.py.
 """
 
 import csv
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revision
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SUFFIXES = (*ROWS, ".txt")  # a .txt file is one row, a document
 SHOWN_FAULTS = 20
 MOST_NOTES = 20
 OTHER_NOTES = "other things that are not read"
@@ -86,6 +88,8 @@ def find_source(data: str) -> Source:
     path = Path(data).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        # Beside files of rows, a text file is a licence or a note.
+        files = [file for file in files if file.suffix.lower() in ROWS] or files
         if not files:
             raise InputError(f"{data}: this folder holds no data file; expected one of {', '.join(SUFFIXES)}")
         return files
@@ -121,6 +125,11 @@ def read_rows(source: Source, faults: Faults) -> Iterator[Row]:
                 yield from _csv_rows(file, faults)
             case ".parquet":
                 yield from _parquet_rows(file, faults)
+            case ".txt":
+                try:
+                    yield Row(f"{file}:1", {"text": as_text(file.read_bytes())})
+                except ValueError as error:
+                    faults.add(str(file), str(error))
             case _:
                 yield from _json_rows(file, faults)
 

@@ -17,7 +17,7 @@ CARDS = Path(__file__).parents[2] / "models"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-Method = Literal["sft", "dpo", "grpo", "ppo", "reward"]
+Method = Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"]
 
 Settings = dict[str, object]  # each has the type of the recipe's argument of that name
 
@@ -57,6 +57,7 @@ class Card(Facts):
     architecture: Architecture
     sft: Settings = {}
     dpo: Settings = {}
+    kto: Settings = {}
     grpo: Settings = {}
     ppo: Settings = {}
     reward: Settings = {}

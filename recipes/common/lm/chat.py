@@ -1,4 +1,4 @@
-"""Render conversations with a model's own chat template, and mark the tokens that carry loss.
+"""Token ids of conversations and preference pairs, and the mask of the tokens that carry loss.
 
 A token carries loss when it belongs to a turn of the assistant. The end token does too: it teaches the model to stop.
 Everything else is context: system and user turns, tool results, the template's headers. The loss mask is made from the
@@ -7,20 +7,37 @@ rendered text alone, so it works with every template, with or without generation
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import jinja2
 import numpy as np
 
 from common.data.examples import Conversation, Pair
 from common.data.rows import Faults
 from common.errors import InputError
+from common.lm.pieces import describe, some
+from common.lm.render import ChatFormat, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # conversations tokenized at once; a fast tokenizer then uses all cores
+
+
+class Tokenized(Protocol):
+    """What `trainable` needs to know of a row in tokens."""
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def full_length(self) -> int: ...
+    @property
+    def lost(self) -> tuple[str, ...]: ...
+    @property
+    def teaches(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Tokenized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +48,12 @@ class Example:
     input_ids: np.ndarray  # (T,) int32
     completion_mask: np.ndarray  # (T,) int8
     full_length: int  # T before truncation
+    lost: tuple[str, ...] = ()  # what the chat template drops of the row
+
+    @property
+    def teaches(self) -> bool:
+        """Is a token with loss left after truncation?"""
+        return bool(self.completion_mask.any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,55 +65,34 @@ class TokenPair:
     chosen_ids: list[int]  # (C,)
     rejected_ids: list[int]  # (R,)
     full_length: int  # P + max(C, R) before truncation
+    lost: tuple[str, ...] = ()  # what the chat template drops of the row
+
+    @property
+    def teaches(self) -> bool:
+        """Is a token of the completions left after truncation?"""
+        return bool(self.chosen_ids)
 
 
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template_file: str | None, model_name: str) -> None:
-    """Use the template in `template_file`, if given. Raises InputError when the tokenizer then has none."""
-    if template_file:
-        try:
-            tokenizer.chat_template = Path(template_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat-template-path {template_file}: {error}") from None
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{model_name} has no chat template, so it cannot read conversations. Take its instruct variant, or "
-            "give a template with --chat-template-path FILE.jinja"
-        )
-
-
-def end_token(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The special token that the chat template writes at the end of an assistant's turn, such as <|im_end|>.
-
-    Raises InputError when there is none: a model trained without one never stops.
-    """
-    answer = "an answer"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}], tokenize=False
-    )
-    after = text[text.rindex(answer) + len(answer) :]
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    ends = [token for token in special if after.lstrip().startswith(token)]
-    if not ends:
-        raise InputError(
-            f"the chat template writes {after!r} after an answer, which does not begin with a special token, so the "
-            "model would not learn to stop; give a template that ends the assistant's turn with --chat-template-path"
-        )
-    return max(ends, key=len)
-
-
-def set_pad_token(tokenizer: "PreTrainedTokenizerBase", wanted: str | None, end: str) -> None:
+def set_pad_token(
+    tokenizer: "PreTrainedTokenizerBase", wanted: str | None, end: str, embedding_rows: int | None = None
+) -> None:
     """Set a pad token that is not the end token; otherwise the end would count as padding and not be learned.
 
-    Takes `wanted`, else the tokenizer's own, else a token of its vocabulary made for padding, or the unknown token.
-    Raises InputError when there is none.
+    Takes `wanted`, else the tokenizer's own, else a token of its vocabulary made for padding, or the unknown token; of
+    those that the embedding has a row for. Raises InputError when there is none.
     """
     vocabulary = tokenizer.get_vocab()
     if wanted is not None and wanted not in vocabulary:
         raise InputError(f"--pad-token {wanted}: not in this model's vocabulary")
+    if wanted is not None and embedding_rows and vocabulary[wanted] >= embedding_rows:
+        raise InputError(
+            f"--pad-token {wanted}: its id is {vocabulary[wanted]}, and the model's embedding has {embedding_rows} "
+            "rows: the token was added without resizing the model; give another one"
+        )
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     spare = [token for token in added if "pad" in token.lower()] + ["<|endoftext|>", tokenizer.unk_token]
     for token in [wanted] if wanted else [tokenizer.pad_token, *spare]:
-        if token in vocabulary and token != end:
+        if token in vocabulary and token != end and vocabulary[token] < (embedding_rows or len(tokenizer)):
             tokenizer.pad_token = token
             return
     raise InputError(f"no pad token: the model has only {end}, its end token; give another one with --pad-token")
@@ -101,22 +103,22 @@ def tokenize(
 ) -> Iterator[Example]:
     """Render, tokenize and mask conversations, truncated to the first `max_length` tokens.
 
-    A conversation that the template refuses, or that has no token with loss within `max_length`, is a fault.
+    A conversation that the template refuses, or that has no turn with loss, is a fault. One that has none within
+    `max_length` has an empty mask: `trainable` counts it.
     """
-    end = end_token(tokenizer)
-    batch: list[tuple[str, str, list[tuple[int, int]]]] = []
-    for conversation in conversations:
-        try:
-            text, spans = render(tokenizer, conversation, end)
-        except (jinja2.TemplateError, ValueError) as error:
-            faults.add(conversation.place, str(error))
-            continue
-        batch.append((conversation.place, text, spans))
-        if len(batch) == BATCH:
-            yield from _tokenize_batch(tokenizer, batch, max_length, faults)
-            batch = []
-    if batch:
-        yield from _tokenize_batch(tokenizer, batch, max_length, faults)
+    chat, check = ChatFormat(tokenizer), IdCheck(tokenizer)
+    rendered_rows = _rendered(chat, conversations, faults)
+    while batch := list(islice(rendered_rows, BATCH)):
+        ids = _encode(tokenizer, [_parts(rendered) for _, rendered in batch])
+        for (place, rendered), parts in zip(batch, ids, strict=True):
+            input_ids = np.concatenate([np.array(part, dtype=np.int32) for part in parts])
+            carries_loss = [np.full(len(part), index % 2, dtype=np.int8) for index, part in enumerate(parts)]
+            mask = np.concatenate(carries_loss)
+            if not mask.any():
+                faults.add(place, "no trainable token: no answer carries loss, so the row would teach nothing")
+            elif check.passes(place, input_ids, faults):
+                length = len(input_ids)
+                yield Example(place, input_ids[:max_length], mask[:max_length], length, rendered.lost)
 
 
 def tokenize_pairs(
@@ -124,136 +126,135 @@ def tokenize_pairs(
 ) -> Iterator[TokenPair]:
     """Render and tokenize preference pairs, both sides truncated to the first `max_length` tokens.
 
-    A pair is a fault when the template refuses it or renders its prompt in two ways, and when its prompt fills
-    `max_length`.
+    A pair is a fault when the template refuses it or renders its prompt in two ways, and when both completions are the
+    same in tokens. One whose prompt fills `max_length` has empty completions: `trainable` counts it.
     """
-    end = end_token(tokenizer)
+    chat, check = ChatFormat(tokenizer), IdCheck(tokenizer)
     for pair in pairs:
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
             faults.add(
                 pair.place, "chosen and rejected differ before their last turn; move what they share to the prompt"
             )
             continue
-        try:
-            texts, starts = [], []
-            for answer in (pair.chosen, pair.rejected):
-                text, spans = render(tokenizer, Conversation(pair.place, [*pair.prompt, *answer], pair.tools), end)
-                texts.append(text[: spans[-1][1]])
-                starts.append(spans[-1][0])
-        except (jinja2.TemplateError, ValueError) as error:
-            faults.add(pair.place, str(error))
+        context = frozenset(range(len(pair.prompt)))
+        answers = [
+            Conversation(pair.place, [*pair.prompt, *answer], pair.tools, context)
+            for answer in (pair.chosen, pair.rejected)
+        ]
+        sides = [rendered for _, rendered in _rendered(chat, answers, faults)]
+        if len(sides) < 2:
             continue
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        prompts, completions = [], []
-        for input_ids, offsets, start in zip(encoded["input_ids"], encoded["offset_mapping"], starts, strict=True):
-            first = next(index for index, (begin, _) in enumerate(offsets) if begin >= start)
-            prompts.append(input_ids[:first])
-            completions.append(input_ids[first:])
-        if prompts[0] != prompts[1]:
+        if not pair.prompt:
+            faults.add(pair.place, "the pair has no prompt")
+            continue
+        (prompt, chosen), (other, rejected) = _encode(tokenizer, [_parts(side)[:2] for side in sides])
+        if prompt != other:
             faults.add(pair.place, "the chat template renders the prompt of chosen and that of rejected differently")
             continue
-        prompt, (chosen, rejected) = prompts[0], completions
-        if len(prompt) >= max_length:
-            faults.add(
-                pair.place,
-                f"the prompt alone has {len(prompt)} tokens, so no completion is within {max_length}: the row would "
-                "teach nothing; shorten it or raise --max-length",
-            )
-            continue
-        room = max_length - len(prompt)
-        longest = len(prompt) + max(len(chosen), len(rejected))
-        yield TokenPair(pair.place, prompt, chosen[:room], rejected[:room], longest)
+        room, longest = max(0, max_length - len(prompt)), len(prompt) + max(len(chosen), len(rejected))
+        if room and chosen[:room] == rejected[:room]:
+            within = f"in the first {max_length} tokens" if chosen != rejected else "in tokens"
+            faults.add(pair.place, f"chosen and rejected are the same {within}: the pair would teach nothing")
+        elif check.passes(pair.place, [*prompt, *chosen, *rejected], faults):
+            lost = tuple(sorted({*sides[0].lost, *sides[1].lost}))
+            yield TokenPair(pair.place, prompt, chosen[:room], rejected[:room], longest, lost)
 
 
-def render(
-    tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, end: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as the model sees it, and the (start, stop) spans of characters that carry loss.
+def trainable(
+    examples: Sequence[T], max_length: int, max_share: float, template: str | None
+) -> tuple[list[T], str | None]:
+    """The examples that teach something, and lines that count and name those that are not trained as they are; or None.
 
-    A span begins where the template's generation prompt ends, which is where generation begins at inference, and ends
-    with the end token. Some templates render a prompt differently from the same turns in the whole conversation
-    (DeepSeek-R1 opens a thought in the prompt and drops thoughts from the history); there a span begins at the first
-    character that differs.
-
-    Raises ValueError when a turn holds the end token itself or cannot be found, jinja2.TemplateError when the template
-    refuses the turns.
+    Those are truncated to `max_length`, have no token with loss left then, and are dropped, or lose a part in the chat
+    `template`. Raises InputError where more than `max_share` of the rows is truncated, or loses a part.
     """
-    messages, tools = conversation.messages, conversation.tools
-    for message in messages:
-        if end in message["content"]:
-            raise ValueError(f"a turn of the {message['role']} contains {end}, which would end it early; remove it")
-
-    def rendered(turns: int, generation_prompt: bool) -> str:
-        return tokenizer.apply_chat_template(
-            messages[:turns], tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+    kept, lines = [example for example in examples if example.teaches], []
+    if truncated := [example for example in examples if example.full_length > max_length]:
+        share, places = len(truncated) / len(examples), some([example.place for example in truncated])
+        lines.append(
+            f"{len(truncated)} of {len(examples)} rows ({share:.1%}) are longer than {max_length} tokens and "
+            f"truncated: {places}"
         )
-
-    text = rendered(len(messages), False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant" or index == 0:
-            continue
-        start = _common_prefix(rendered(index, True), text)
-        stop = text.find(end, start)
-        if stop < 0 or start < (spans[-1][1] if spans else 0):
-            raise ValueError(f"turn {index + 1}, of the assistant, cannot be found in what the chat template renders")
-        spans.append((start, stop + len(end)))
-    return text, spans
-
-
-def _common_prefix(one: str, other: str) -> int:
-    if other.startswith(one):
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _tokenize_batch(
-    tokenizer: "PreTrainedTokenizerBase",
-    batch: list[tuple[str, str, list[tuple[int, int]]]],
-    max_length: int,
-    faults: Faults,
-) -> Iterator[Example]:
-    # The template has written all special tokens already, the one at the beginning of the text too.
-    encoded = tokenizer([text for _, text, _ in batch], add_special_tokens=False, return_offsets_mapping=True)
-    for (place, _, spans), input_ids, offsets in zip(
-        batch, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        # A token belongs to a span if it begins in it. A token that begins before it, because the last character of
-        # the prompt and the first of the completion were merged, is context: at inference the prompt ends before it.
-        mask = np.zeros(len(input_ids), dtype=np.int8)
-        token = 0
-        for start, stop in spans:
-            while token < len(offsets) and offsets[token][0] < start:
-                token += 1
-            while token < len(offsets) and offsets[token][0] < stop:
-                mask[token] = 1
-                token += 1
-        mask = mask[:max_length]
-        if not mask.any():
-            within = f" in the first {max_length} of its {len(input_ids)}" if len(input_ids) > max_length else ""
-            faults.add(
-                place, f"no trainable token{within}: the row would teach nothing; shorten it or raise --max-length"
+        if dropped := [example.place for example in examples if not example.teaches]:
+            lines.append(f"{len(dropped)} of them have no token with loss in those, and are dropped: {some(dropped)}")
+        if share > max_share or not kept:
+            longest = max(example.full_length for example in truncated)
+            raise InputError(
+                "\n".join(lines) + f"\nThat is more than --max-truncated {max_share:g} allows. The longest has "
+                f"{longest} tokens: raise --max-length, shorten the rows, or allow it."
             )
-            continue
-        yield Example(place, np.array(input_ids[:max_length], dtype=np.int32), mask, len(input_ids))
+    if lost := describe([(example.place, example.lost) for example in examples], template, max_share):
+        lines.append(lost)
+    return kept, "\n".join(lines) or None
 
 
-def check_truncation(examples: Sequence[Example | TokenPair], max_length: int, max_share: float) -> str | None:
-    """A line that counts and names the truncated rows, or None. Raises InputError above `max_share` of the rows."""
-    truncated = [example for example in examples if example.full_length > max_length]
-    if not truncated:
-        return None
-    longest = max(example.full_length for example in truncated)
-    places = ", ".join(example.place for example in truncated[:5]) + (", ..." if len(truncated) > 5 else "")
-    share = len(truncated) / len(examples)
-    line = (
-        f"{len(truncated)} of {len(examples)} rows ({share:.1%}) are longer than {max_length} tokens and truncated: "
-        f"{places}"
-    )
-    if share > max_share:
-        raise InputError(
-            f"{line}\nThat is more than --max-truncated {max_share:g} allows. The longest has {longest} tokens: raise "
-            "--max-length, shorten the rows, or allow it."
+class IdCheck:
+    """Refuses token ids that the embedding has no row for; all pass where `load_chat_tokenizer` did not learn them."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self.rows: int | None = getattr(tokenizer, "embedding_rows", None)
+
+    def passes(self, place: str, ids: Sequence[int] | np.ndarray, faults: Faults) -> bool:
+        """Have all ids a row? A fault if not."""
+        largest = int(np.max(ids, initial=0))
+        if self.rows is None or largest < self.rows:
+            return True
+        faults.add(
+            place,
+            f"{self.tokenizer.convert_ids_to_tokens(largest)} has the id {largest}, and the model's embedding has "
+            f"{self.rows} rows: the token was added without resizing the model; take it out of the row",
         )
-    return line
+        return False
+
+
+def _rendered(
+    chat: ChatFormat, conversations: Iterable[Conversation], faults: Faults
+) -> Iterator[tuple[str, Rendered]]:
+    for conversation in conversations:
+        try:
+            yield conversation.place, chat.render(conversation)
+        except ValueError as error:
+            faults.add(conversation.place, str(error))
+
+
+def _parts(rendered: Rendered) -> list[str]:
+    """The text cut at its spans: context, completion, context, ..., completion, context."""
+    cuts = [0, *(cut for span in rendered.spans for cut in span), len(rendered.text)]
+    return [rendered.text[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[str]]) -> list[list[list[int]]]:
+    """The token ids of each part of each row.
+
+    Prompt and completion are tokenized separately, as at inference: together, the end of one and the beginning of the
+    other could be one token. The template has written all special tokens already, the one at the beginning too.
+    """
+    if _marks_beginnings(tokenizer):
+        return _encode_whole(tokenizer, rows)
+    flat = iter(tokenizer([part for parts in rows for part in parts], add_special_tokens=False)["input_ids"])
+    return [[next(flat) for _ in parts] for parts in rows]
+
+
+def _marks_beginnings(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Does the tokenizer write a mark, that of a space, where a text begins? SentencePiece's may."""
+    alone, after = tokenizer(["a", "\na"], add_special_tokens=False)["input_ids"]
+    return after[-len(alone) :] != alone
+
+
+def _encode_whole(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[str]]) -> list[list[list[int]]]:
+    """The same, of texts tokenized whole: a part would begin with a mark that it does not have in the text.
+
+    A token belongs to the part in which it begins. One that began in the prompt is context, whatever it ends with.
+    """
+    encoded = tokenizer(["".join(parts) for parts in rows], add_special_tokens=False, return_offsets_mapping=True)
+    found = []
+    for parts, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        stops, token, own = np.cumsum([len(part) for part in parts]).tolist(), 0, []
+        for stop in stops:
+            first = token
+            while token < len(ids) and offsets[token][0] < stop:
+                token += 1
+            own.append(ids[first:token])
+        found.append(own)
+    return found

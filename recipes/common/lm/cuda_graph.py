@@ -26,10 +26,10 @@ class Recording(NamedTuple):
 class RecordedPass:
     """`last_hidden` for scoring on a GPU: the kernels of each shape are recorded once, as a CUDA graph, then replayed.
 
-    A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them (RESULTS.md has
-    the times). A recording uses the adapter that was active when its shape was first seen, and reads the weights from
-    their addresses: they may change in place, but not move. Batches of more than RECORDED_TOKENS, and all batches on a
-    CPU, go to `last_hidden`; so does everything after the first pass that cannot be recorded, with a warning.
+    A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them, see
+    docs/results.md. A recording uses the adapter that was active when its shape was first seen, and reads the weights
+    from their addresses: they may change in place, but not move. Batches of more than RECORDED_TOKENS, and all batches
+    on a CPU, go to `last_hidden`; so does everything after the first pass that cannot be recorded, with a warning.
     """
 
     def __init__(self, model: "PeftModel") -> None:

@@ -1,11 +1,14 @@
-"""Generate completions for chat prompts."""
+"""Generate completions for chat prompts, and continuations of documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Document
+from common.lm.documents import document_prompt
+from common.lm.render import prompt_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +29,7 @@ class Completion:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[Conversation],
+    prompts: Sequence[Conversation | Document],
     end: str,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -35,7 +38,11 @@ def generate(
     """One completion of each prompt: greedy at temperature 0, else sampled without top-k and top-p.
 
     `end` is the end token. Prompts are padded on the left, so that the completions of a batch begin in one column.
+    Raises InputError with every prompt that the chat template refuses.
     """
+    documents = [document_prompt(tokenizer, prompt) for prompt in prompts if isinstance(prompt, Document)]
+    conversations = [prompt for prompt in prompts if isinstance(prompt, Conversation)]
+    texts = documents or prompt_texts(tokenizer, conversations)  # all of one kind
     end_id = tokenizer.convert_tokens_to_ids(end)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -44,13 +51,8 @@ def generate(
     )
     completions = []
     for first in range(0, len(prompts), batch_size):
-        texts = [
-            tokenizer.apply_chat_template(
-                prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts[first : first + batch_size]
-        ]
-        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
+        batch = texts[first : first + batch_size]
+        inputs = tokenizer(batch, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(
             model.device
         )  # (B, P)
         tokens = model.generate(

@@ -114,6 +114,22 @@ def fetch(model: Model) -> Model:
     return replace(model, source=folder, revision=None, local=True)
 
 
+def embedding_rows(model: Model) -> int | None:
+    """How many token ids the model has an embedding for, by its config or else its card; None where neither is here."""
+    file: str | Path | None = Path(model.source, "config.json")
+    if not model.local:
+        from huggingface_hub import try_to_load_from_cache  # late, as above
+
+        cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+        file = cached if isinstance(cached, str) else None
+    if file and Path(file).is_file():
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        if isinstance(rows, int):
+            return rows
+    return model.card.architecture.vocab_size if model.card else None
+
+
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The tokenizer of `model`, from its directory or the hub.
 

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError
 from common.lm.adapter import check_base, check_mergeable, check_plain, load_adapter
-from common.lm.chat import end_token, set_chat_template, set_pad_token
-from common.lm.hub import TOKENIZER_FILES, Model, contents, find_model, load_tokenizer
+from common.lm.chat import set_pad_token
+from common.lm.documents import document_end
+from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
+from common.lm.render import end_token, set_chat_template
 from common.run.folder import parent_of
 
 if TYPE_CHECKING:
@@ -42,13 +44,40 @@ def load_chat_tokenizer(
     """The tokenizer of `base` with a chat template and a pad token, and the token that ends a completion.
 
     The pad token is `pad_token`, else the model card's, else one that is not the end token. Raises InputError when
-    there is no chat template, no end token in it, or no pad token.
+    there is no chat template, no end token in it, or no pad token, and when the embedding has no row for the end token.
     """
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, chat_template_path, base.name)
     end = end_token(tokenizer)
-    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end)
+    _set_ends(base, tokenizer, end, pad_token, "give another template with --chat-template-path")
     return tokenizer, end
+
+
+def load_text_tokenizer(
+    base: Model, chat_template_path: str | None = None, pad_token: str | None = None
+) -> tuple["PreTrainedTokenizerBase", str]:
+    """The tokenizer of `base` for documents, and the token that ends one; it needs no chat template.
+
+    Otherwise as `load_chat_tokenizer`. Raises InputError when there is no end token or no pad token.
+    """
+    tokenizer = load_tokenizer(base)
+    if chat_template_path:
+        set_chat_template(tokenizer, chat_template_path, base.name)
+    end = document_end(tokenizer)
+    _set_ends(base, tokenizer, end, pad_token, "give its tokenizer another end token")
+    return tokenizer, end
+
+
+def _set_ends(base: Model, tokenizer: "PreTrainedTokenizerBase", end: str, pad_token: str | None, other: str) -> None:
+    """Set the pad token. Raises InputError where the embedding has no row for it or for the end token."""
+    rows, end_id = embedding_rows(base), tokenizer.convert_tokens_to_ids(end)
+    if rows and end_id >= rows:
+        raise InputError(
+            f"{base.name}: its end token {end} has the id {end_id}, and its embedding has {rows} rows: the token was "
+            f"added without resizing the model; resize it, or {other}"
+        )
+    set_pad_token(tokenizer, pad_token or (base.card.pad_token if base.card else None), end, rows)
+    tokenizer.embedding_rows = rows  # for IdCheck
 
 
 def choose_dtype(name: str) -> "torch.dtype":

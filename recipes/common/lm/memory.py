@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 GIB = 2**30
-METHODS = ("sft", "dpo", "grpo", "ppo", "reward")
+METHODS = ("sft", "dpo", "kto", "grpo", "ppo", "reward")
 # nf4: half a byte a weight; per 64 weights a one-byte scale; per 256 such scales a float32 (double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of torch's counts it
@@ -26,10 +26,11 @@ LOSS_ROWS, LOGIT_BYTES = 512, 8
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
 SEQUENCES = {"dpo": 2, "reward": 2}  # a pair is two rows; the reference of DPO is the adapter switched off, no model
 # The recipes' own defaults, in tokens; for GRPO and PPO prompt and completion together.
-MAX_LENGTH = {"sft": 2048, "dpo": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
+MAX_LENGTH = {"sft": 2048, "dpo": 2048, "kto": 2048, "grpo": 1536, "ppo": 1152, "reward": 2048}
 COMPLETION_LENGTH = {"grpo": 512, "ppo": 128}
 # Likewise rows (DPO and reward: pairs, GRPO and PPO: completions) of a micro-batch, and micro-batches of a step.
-BATCHES = {"sft": (4, 4), "dpo": (2, 4), "grpo": (4, 4), "ppo": (8, 4), "reward": (4, 4)}
+BATCHES = {"sft": (4, 4), "dpo": (2, 4), "kto": (4, 4), "grpo": (4, 4), "ppo": (8, 4), "reward": (4, 4)}
+LEAST_ROWS = {"kto": 2}  # of a micro-batch: with one, KTO has no mismatched completion
 GENERATED = {"grpo": 16, "ppo": 32}  # likewise completions that are generated at once
 SHORTEST = 512  # tokens; a plan does not cut rows below that
 
@@ -88,14 +89,15 @@ def estimate(
     lora_r: int = 16,
     generation_batch_size: int | None = None,
     packing: bool | None = None,
+    train_embeddings: bool = False,
 ) -> Memory:
     """The peak memory of `method`, one of METHODS, on one GPU.
 
     `max_length` is in tokens, prompt and completion together. `per_device_train_batch_size` counts rows; for DPO and
     reward pairs, for GRPO and PPO completions. `generation_batch_size` completions are generated at once (GRPO, PPO);
     None takes the recipe's default. `packing` matters to SFT alone, whose recipe packs short documents and leaves full
-    rows as they are; None, where the data is not known, takes the larger of the two. Raises ValueError for another
-    method.
+    rows as they are; None, where the data is not known, takes the larger of the two. `train_embeddings` trains a copy
+    of embedding and head, as SFT's argument does. Raises ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
@@ -116,9 +118,14 @@ def estimate(
     trained = weights_of_one * (2 if method == "ppo" else 1) + (h if method in ("ppo", "reward") else 0)
     adapter = trained * (4 + 4) + ((weights_of_one + h) * 4 if method == "ppo" else 0)
     optimizer = trained * 2
+    if train_embeddings:  # a float32 copy and its gradient; transformers keeps Adam of an embedding in 32 bit
+        embedding = shape.vocab_size * h
+        head = 0 if shape.tied_embeddings else embedding
+        adapter += (embedding + head) * (4 + 4)
+        optimizer += embedding * 8 + head * 2
 
     packings = (False,) if method != "sft" else (True, False) if packing is None else (packing,)
-    offloaded = max_length >= OFFLOADED_FROM
+    offloaded = max_length >= OFFLOADED_FROM and not train_embeddings  # SFT has plain checkpointing there
     activations = tokens * max(_bytes_a_token(shape, gradient_checkpointing, offloaded, p) for p in packings)
 
     logits = 0 if method == "reward" else min(tokens, LOSS_ROWS) * shape.vocab_size * LOGIT_BYTES
@@ -192,7 +199,7 @@ def plan(card: Any, method: str, gib: float) -> Plan:
     batch = settings(card, method)["per_device_train_batch_size"]
     step = batch * own.get("gradient_accumulation_steps", BATCHES[method][1])
     lengths = _longest_first(method, own)
-    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= 1]
+    smaller = [rows for rows in (batch, batch // 2, batch // 4) if rows >= LEAST_ROWS.get(method, 1)]
     tries = [(rows, *lengths[0]) for rows in smaller] + [(smaller[-1], *shorter) for shorter in lengths[1:]]
     for rows, max_length, changed in tries:
         if rows != batch:

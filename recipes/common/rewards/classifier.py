@@ -4,9 +4,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from common.data.turns import Turns
 from common.errors import InputError
 from common.lm.adapter import check_base
 from common.lm.hub import fetch, find_model, load_tokenizer
+from common.lm.render import render_turns
 from common.rewards.builtin import Scores
 
 if TYPE_CHECKING:
@@ -39,12 +41,25 @@ class RewardModel:
                 self._loaded = self._load()
         return self._loaded
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
-        """The model's score of each prompt with its completion: any number, higher is better. Raises as `prepare`."""
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        tools: Sequence[Turns | None] | None = None,
+        **_: Any,
+    ) -> Scores:
+        """The model's score of each prompt with its completion: any number, higher is better.
+
+        Raises as `prepare`, and InputError for a prompt that the model's chat template refuses.
+        """
         import torch
 
         model, tokenizer = self.prepare()
-        texts = [self._text(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+        tools = tools or [None] * len(prompts)
+        try:
+            texts = [self._text(tokenizer, *row) for row in zip(prompts, completions, tools, strict=True)]
+        except ValueError as error:
+            raise InputError(f"model:{self.name}: {error}") from None
         scores: Scores = []
         with torch.inference_mode():
             for first in range(0, len(texts), BATCH):
@@ -88,7 +103,7 @@ class RewardModel:
         return model.to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
     @staticmethod
-    def _text(tokenizer: "PreTrainedTokenizerBase", prompt: Any, completion: Any) -> str:
+    def _text(tokenizer: "PreTrainedTokenizerBase", prompt: Any, completion: Any, tools: Turns | None) -> str:
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        return tokenizer.apply_chat_template([*before, *after], tokenize=False)
+        return render_turns(tokenizer, [*before, *after], tools)

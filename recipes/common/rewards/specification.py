@@ -154,9 +154,14 @@ def score_completions(
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """The columns that reward functions get: a list by name, with None where a row has no value.
 
-    `answer` is there if any prompt has a gold answer.
+    `answer` is there if any prompt has a gold answer, and `tools` if any has tools.
     """
-    rows = [prompt.fields | ({} if prompt.answer is None else {"answer": prompt.answer}) for prompt in prompts]
+    rows = [
+        prompt.fields
+        | ({} if prompt.answer is None else {"answer": prompt.answer})
+        | ({"tools": prompt.tools} if prompt.tools else {})
+        for prompt in prompts
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -192,6 +197,23 @@ def check_prompts(rewards: Sequence[Reward], prompts: Iterable[Prompt], faults: 
     for message, places in wrong.items():
         more = f" (and in {len(places) - 1:,} more rows)" if len(places) > 1 else ""
         faults.add(places[0], message + more)
+
+
+def describe_words(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> str:
+    """A line about the gold answers in words, which `math` compares by their wording; empty where there are none.
+
+    Call it after check_prompts, which finds the gold answers that nothing can be compared with.
+    """
+    if not any(reward.needs.get("answer") is gold for reward in rewards):
+        return ""
+    answered = [prompt for prompt in prompts if prompt.answer is not None]
+    worded = [prompt for prompt in answered if gold(str(prompt.answer)).words]
+    if not worded:
+        return ""
+    return (
+        f"{len(worded)} of {len(answered)} gold answers are words: math compares their wording. The first is "
+        f"{gold(str(worded[0].answer)).text!r}, {worded[0].place}"
+    )
 
 
 def _entries(spec: Sequence[str]) -> list[tuple[str, float]]:

@@ -4,10 +4,13 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from common import errors
+from common.arguments import SHORT
 from common.environment import ROOT
 from common.run.folder import Run
 from common.run.progress import duration
@@ -38,27 +41,50 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
 
 
 def next_commands(run: Run, saved: Path) -> list[str]:
-    """The commands that make sense after a run, with its folders; none in a pipeline, which runs them itself."""
+    """One or two commands that make sense after a run and run as they stand; none in a pipeline, which runs them."""
     if "PIPELINE_STAGE" in os.environ:
         return []
-    recipe, arguments = run.record["recipe"], run.record["arguments"]
-    model, data = (arguments[name]["value"] for name in ("model", "data"))
-    own_data = not Path(data).absolute().is_relative_to(ROOT / "data_samples")
-    if recipe == "reward" and saved.name == "adapter":
-        return [make("ppo", MODEL=model, REWARD=run.folder, DATA=data if own_data else None)]
+    recipe = run.record["recipe"]
+    given = {name: argument["value"] for name, argument in run.record["arguments"].items()}
+    is_sample = Path(given["data"]).absolute().is_relative_to(ROOT / "data_samples")
     if recipe == "reward":
-        return [make("test-rewards", REWARDS=f"model:{saved}", DATA=data if own_data else None)]
-    held_out = "your-held-out.jsonl" if own_data else None  # to be replaced; evaluate has some for the sample data
-    evaluate = make("evaluate", **{"ADAPTER" if saved.name == "adapter" else "MODEL": saved, "DATA": held_out})
-    if saved.name == "model":
-        return [evaluate, make("compare", A=model, B=saved)]
-    return [evaluate if recipe in ("sft", "grpo") else make("compare", A=model, B=saved), make("merge", ADAPTER=saved)]
+        ppo: dict[str, Any] = {"model": given["model"]}
+        ppo |= {"reward_model": run.folder} if saved.name == "adapter" else {"rewards": [f"model:{saved}"]}
+        if not is_sample:  # PPO reads the same rows, for their prompts
+            ppo |= {name: given.get(name) for name in ("data", "format", "columns") if given.get(name) != "auto"}
+        judged_by = given.get("eval_data")
+        can_judge = [command("evaluate", reward_model=run.folder, data=judged_by)] if is_sample or judged_by else []
+        return [*can_judge, command("ppo", **ppo)]
+    argument = "adapter" if saved.name == "adapter" else "model"
+    evaluate, compare = command("evaluate", **{argument: saved}), command("compare", a=given["model"], b=saved)
+    # The rows that evaluate has by itself are held out of the sample data; of the user's own it knows none.
+    first = evaluate if is_sample and recipe in ("sft", "grpo") else compare
+    second = command("merge", adapter=saved) if saved.name == "adapter" else compare
+    return list(dict.fromkeys([first, second]))
 
 
-def make(target: str, **variables: object) -> str:
+def command(name: str, **arguments: Any) -> str:
+    """A command with those of the arguments that have a value, quoted for a shell: by make in its folder, else in full.
+
+    An argument of several values is a list or a tuple.
+    """
+    given = {argument: value for argument, value in arguments.items() if value}
+    if errors.SPELLING == "make" or Path.cwd() == ROOT:
+        return make(name, **{SHORT.get(argument, argument.upper()): value for argument, value in given.items()})
+    words = [str(ROOT / "scripts" / "run"), name]
+    for argument, value in given.items():
+        words += ["--" + argument.replace("_", "-"), *(value if isinstance(value, list | tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def make(target: str, **variables: Any) -> str:
     """A make command that gives those variables which are not None, quoted for a shell."""
-    words = [f"{name}={value}" for name, value in variables.items() if value is not None]
-    return " ".join(["make", target, *(shlex.quote(word) for word in words)])
+    values = {
+        name: shlex.join(value) if isinstance(value, list | tuple) else value
+        for name, value in variables.items()
+        if value is not None
+    }
+    return shlex.join(["make", target, *(f"{name}={value}" for name, value in values.items())])
 
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:

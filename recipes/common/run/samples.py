@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,32 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Document
 from common.run.files import write_json, write_jsonl
+
+BEGINNING, CONTINUATION = 400, 2000  # characters of a document in a sample, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out prompt, and the completion that the data has for it."""
+    """A held-out prompt, or the beginning of a held-out document, and how the data continues it."""
 
-    prompt: Conversation
+    prompt: Conversation | Document
     reference: str
 
 
-def as_samples(rows: list[Conversation]) -> list[Sample]:
-    """The prompt of each conversation, all before the assistant's first turn; rows without a turn of the user go."""
+def as_samples(rows: Sequence[Conversation | Document]) -> list[Sample]:
+    """The prompt of each conversation, all before the assistant's first turn; rows without a turn of the user go.
+
+    Of a document its first half, a few hundred characters at most, up to a space.
+    """
     samples = []
     for row in rows:
+        if isinstance(row, Document):
+            half = row.text[: min(len(row.text) // 2, BEGINNING)]
+            begin = half.rsplit(maxsplit=1)[0] if len(half.split()) > 1 else half
+            samples.append(Sample(Document(row.place, begin), row.text[len(begin) :][:CONTINUATION]))
+            continue
         first = [*itertools.takewhile(lambda message: message["role"] != "assistant", row.messages)]
         if any(message["role"] == "user" for message in first):
             reference = row.messages[len(first)]["content"]
@@ -37,12 +47,14 @@ def show(console: Console, file: Path, samples: list[Sample], before: list[str],
     """Print the completions before and after training side by side, and write them to `file` as JSON."""
     headings = ("prompt", "before", "after", "in the data")
     columns = [Column(heading, overflow="fold") for heading in headings]  # a long word is folded and not clipped
-    table = Table(*columns, title="Held-out prompts", show_lines=True)
+    documents = any(isinstance(sample.prompt, Document) for sample in samples)
+    table = Table(*columns, title="Held-out documents" if documents else "Held-out prompts", show_lines=True)
     entries: list[dict[str, Any]] = []
     for sample, old, new in zip(samples, before, after, strict=True):
-        question = sample.prompt.messages[-1]["content"]
+        prompt = sample.prompt.text if isinstance(sample.prompt, Document) else sample.prompt.messages
+        question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         table.add_row(*(_clipped(text) for text in (question, old, new, sample.reference)))
-        entries.append({"prompt": sample.prompt.messages, "before": old, "after": new, "reference": sample.reference})
+        entries.append({"prompt": prompt, "before": old, "after": new, "reference": sample.reference})
     write_json(file, entries)
     if samples:
         console.print(table, markup=False)

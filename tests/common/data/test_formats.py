@@ -4,7 +4,15 @@ import json
 
 import pytest
 from common.data.examples import Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, detect
+from common.data.formats import (
+    FORMATS,
+    PAIR_FORMATS,
+    PROBLEM_FORMATS,
+    PROMPT_FORMATS,
+    RATING_FORMATS,
+    SFT_FORMATS,
+    detect,
+)
 from common.data.prompts import as_prompt
 from common.data.read import as_examples, column_map
 from common.data.rows import Faults, Row, find_source, read_rows
@@ -118,8 +126,8 @@ def test_a_turn_that_does_not_fit_names_its_place(turns, says):
     assert shown[0].startswith(f"f:1: {says}")
 
 
-def test_text_that_is_not_chatml_is_refused():
-    _, shown = convert({"text": "Once upon a time"})
+def test_text_around_the_turns_of_chatml_is_refused():
+    _, shown = convert({"text": "Once upon a time\n<|im_start|>user\n2 + 2?<|im_end|>\n"})
     assert "not ChatML from end to end: 'Once upon a time'" in shown[0]
 
 
@@ -142,11 +150,12 @@ def test_a_forced_format_refuses_another():
     assert shown == ["f:1: this row is messages, but --format is alpaca; a source holds one format"]
 
 
-@pytest.mark.parametrize("known", [FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS])
+@pytest.mark.parametrize("known", [SFT_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS])
 def test_no_format_hides_another(known):
     """A row with exactly the columns of a format is of that format, whatever others stand before it."""
     for name, form in known.items():
-        assert detect(dict.fromkeys(form.columns, "x"), known) == name
+        text = "<|im_start|>" if name == "chatml-text" else "x"  # which text is, what it holds tells
+        assert detect(dict.fromkeys(form.columns, text), known) == name
 
 
 def read(formats, *rows, **options):

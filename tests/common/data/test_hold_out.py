@@ -5,9 +5,17 @@ import random
 from pathlib import Path
 
 import pytest
-from common.data.examples import Conversation, Pair, Prompt, Rating
-from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, Formats
-from common.data.hold_out import DataSet, hold_out, hold_out_prompts, prompt_key, read_held_out
+from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
+from common.data.formats import FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
+from common.data.hold_out import (
+    DataSet,
+    eval_count,
+    hold_out,
+    hold_out_by,
+    hold_out_prompts,
+    prompt_key,
+    read_held_out,
+)
 from common.data.read import column_map, read_examples
 from common.data.rows import find_source
 from common.errors import InputError
@@ -30,6 +38,31 @@ def test_a_count_of_rows_is_drawn_and_the_order_stays():
     taken, rest = hold_out(list("abcdefgh"), 3, random.Random(1))
     assert (len(taken), sorted(taken + rest)) == (3, list("abcdefgh"))
     assert (taken, rest) == (sorted(taken), sorted(rest))
+
+
+def test_rows_of_one_prompt_are_held_out_together():
+    rows = [(letter, number) for number in range(3) for letter in "abcdef"]
+    taken, rest = hold_out_by(lambda row: row[0], rows, 2, random.Random(1))
+    held = {letter for letter, _ in taken}
+    assert (len(held), len(taken)) == (2, 6)
+    assert not held & {letter for letter, _ in rest}
+    assert sorted(taken + rest) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio", "count"), [(3, 0.1, 1), (3, 0.0, 0), (100, 0.1, 10), (2, 0.5, 1), (7, 0.3, 2)]
+)
+def test_a_share_of_the_rows_is_at_least_one(rows, ratio, count):
+    assert eval_count(rows, ratio) == count
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio", "says"),
+    [(1, 0.1, "1 of 1 rows"), (3, 0.9, "3 of 3 rows"), (9, 1.0, "less than 1"), (9, -0.1, "at least 0")],
+)
+def test_a_share_that_leaves_nothing_to_train_on_is_refused_with_the_count(rows, ratio, says):
+    with pytest.raises(InputError, match=rf"^--eval-ratio {ratio:g}.*{says}"):
+        eval_count(rows, ratio)
 
 
 def test_a_twentieth_of_the_prompts_is_held_out_of_all_stages(tmp_path, capsys):
@@ -94,6 +127,15 @@ def test_every_answer_to_a_held_out_prompt_is_left_out(tmp_path):
     assert prompt_key(example) not in map(prompt_key, kept["reward"].examples)
 
 
+def test_of_raw_text_whole_documents_are_held_out(tmp_path):
+    rows = [{"text": f"Page {n % 30}.", "id": n} for n in range(40)]
+    data = {"sft": data_set(write(tmp_path / "rows.jsonl", rows), SFT_FORMATS)}
+    kept, held_out = hold_out_prompts(data, [], tmp_path)
+    ((one, two),) = held_out.values()
+    assert {one.text, two.text}.isdisjoint(example.text for example in kept["sft"].examples)
+    assert len(kept["sft"].examples) < 39
+
+
 def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
     rows = [{"prompt": f"{n}?", "tests": "assert True"} for n in range(40)]
     data = {"grpo": data_set(write(tmp_path / "rows.jsonl", rows), PROBLEM_FORMATS)}
@@ -112,8 +154,11 @@ def test_rows_without_an_answer_are_not_held_out(tmp_path, capsys):
         ("preferences.jsonl", Pair),
         ("scores-heldout.jsonl", Rating),
         ("sft.jsonl", Conversation),
+        ("feedback-train.jsonl", Feedback),
+        ("formats/sharegpt-kto-tag.jsonl", Feedback),
         ("heldout.jsonl", Prompt),
         ("formats/alpaca.jsonl", Conversation),
+        ("formats/text.jsonl", Document),
         ("formats/prompt-completion.jsonl", Conversation),
         ("formats/instruction-rating.jsonl", Rating),
         ("formats/question-answer.jsonl", Prompt),

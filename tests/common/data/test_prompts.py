@@ -39,10 +39,35 @@ def test_the_tools_of_a_prompt_count(tokenizer):
 
 def test_a_prompt_that_the_template_refuses_is_a_fault(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = "{{ raise_exception('no system message here') if messages[0].role == 'system' }}"
+    refusal = "{{ raise_exception('no system message here') if messages[0].role == 'system' }}"
+    tokenizer.chat_template = refusal + "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
     prompts = with_system_prompt([prompt(1), prompt(2)], "Be brief.")
-    with pytest.raises(InputError, match=r"(?s)^f:1: no system message here.*f:2: "):
+    with pytest.raises(InputError, match=r"(?s)^f:1: .*no system message here; .*--system-prompt.*f:2: "):
         drop_long(tokenizer, prompts, 100, max_truncated=0.0)
+
+
+def test_what_the_template_drops_of_a_prompt_is_counted_and_above_the_share_refused(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<|im_end|>{% endfor %}"
+    prompts = [prompt(1, tools=TOOLS), prompt(2)]
+    kept, line = drop_long(tokenizer, prompts, 1000, max_truncated=0.5)
+    assert (kept, line) == (prompts, "1 of 2 rows (50.0%): the chat template drops the tools: f:1")
+    with pytest.raises(InputError, match="That is more than --max-truncated 0 allows"):
+        drop_long(tokenizer, prompts, 1000, max_truncated=0.0)
+
+
+def test_a_prompt_with_the_end_token_in_it_is_a_fault_and_with_another_special_token_is_named(tokenizer):
+    with pytest.raises(InputError, match=r"^f:1: a turn of the user contains <\|im_end\|>"):
+        drop_long(tokenizer, [prompt(1, "a<|im_end|>b")], 1000, max_truncated=1.0)
+    assert "special tokens" in drop_long(tokenizer, [prompt(1, "a<|im_start|>b")], 1000, max_truncated=0.0)[1]
+
+
+def test_a_prompt_with_a_token_that_the_embedding_lacks_is_a_fault(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.embedding_rows = len(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(InputError, match=r"^f:2: <new> has the id 2048, and the model's embedding has 2048 rows"):
+        drop_long(tokenizer, [prompt(1), prompt(2, "a <new> b")], 1000, max_truncated=1.0)
 
 
 def test_a_system_prompt_comes_first_and_nothing_else_changes():

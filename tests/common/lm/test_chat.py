@@ -1,6 +1,6 @@
 """Which tokens carry loss: against TRL's own training templates, and at the edges where masks go wrong."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,28 +9,11 @@ from common.data.formats import FORMATS, PAIR_FORMATS, detect
 from common.data.read import as_examples
 from common.data.rows import Faults, Row, find_source, read_rows
 from common.errors import InputError
-from common.lm.chat import (
-    check_truncation,
-    end_token,
-    render,
-    set_chat_template,
-    set_pad_token,
-    tokenize,
-    tokenize_pairs,
-)
+from common.lm.chat import set_pad_token, tokenize, tokenize_pairs, trainable
+from common.lm.render import ChatFormat, end_token, set_chat_template
 from conftest import ROOT
+from references.chat_families import FAMILIES
 
-# The special tokens each family's template writes; the tokenizer below learns them.
-FAMILIES = {
-    "qwen2_5": ("<|im_end|>", ["<|im_start|>", "<|im_end|>"]),
-    "qwen3": ("<|im_end|>", ["<|im_start|>", "<|im_end|>"]),
-    "llama3": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
-    "gemma": ("<end_of_turn>", ["<start_of_turn>", "<end_of_turn>"]),
-    "gemma3": ("<end_of_turn>", ["<start_of_turn>", "<end_of_turn>"]),
-    "phi3": ("<|end|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
-    "phi3_5": ("<|end|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
-    "deepseek_r1_distill": ("<｜end▁of▁sentence｜>", ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]),
-}
 TURNS = [
     {"role": "user", "content": "What is 2 + 2?"},
     {"role": "assistant", "content": "Four.\n\nIt is even."},
@@ -39,22 +22,11 @@ TURNS = [
 ]
 
 
-def template(name: str) -> str:
-    import trl
-
-    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-
-
 @pytest.fixture
 def family(request, tokenizer):
-    import copy
-
-    end, special = FAMILIES[request.param]
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": special})
-    tokenizer.bos_token = "<|endoftext|>"
-    tokenizer.chat_template = template(request.param)
-    return request.param, tokenizer, end
+    """A chat format's name, a tokenizer that knows it, and its end token."""
+    family = FAMILIES[request.param]
+    return request.param, family.tokenizer(tokenizer), family.end
 
 
 def only(examples):
@@ -64,13 +36,18 @@ def only(examples):
     return example
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "qwen3"], indirect=True)
+TRAINING = {"qwen2.5": "qwen2_5", "gemma-2": "gemma", "gemma-3": "gemma3", "phi-3.5": "phi3_5"}
+TRAINING |= {"deepseek-r1": "deepseek_r1_distill"}
+
+
+@pytest.mark.parametrize("family", TRAINING, indirect=True)
 def test_the_mask_is_that_of_trls_training_template(family):
     """But for the turn's header and the line break after its end, which TRL trains and no model ever has to write."""
     name, tokenizer, _ = family
     example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", TURNS)], 1000, faults))
+    training = replace(FAMILIES[name], template=f"{TRAINING[name]}_training").chat_template()
     reference = tokenizer.apply_chat_template(
-        TURNS, chat_template=template(f"{name}_training"), return_assistant_tokens_mask=True, return_dict=True
+        TURNS, chat_template=training, return_assistant_tokens_mask=True, return_dict=True
     )
     assert example.input_ids.tolist() == reference["input_ids"]
     ours, theirs = example.completion_mask == 1, np.array(reference["assistant_masks"]) == 1
@@ -85,9 +62,11 @@ def test_the_trained_tokens_are_the_answers_and_their_end(family):
     assert end_token(tokenizer) == end
     example = only(lambda faults: tokenize(tokenizer, [Conversation("f:1", TURNS)], 1000, faults))
     trained = tokenizer.decode(example.input_ids[example.completion_mask == 1])
-    # Qwen3's template opens its last answer with an empty thought, which is then part of the answer.
-    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
-    assert trained == f"Four.\n\nIt is even.{end}{thought}五。{end}"
+    # Qwen3's template opens its last answer with an empty thought, which is then part of the answer; TRL's for training
+    # opens each with one.
+    thought = "<think>\n\n</think>\n\n" if name.startswith("qwen3") else ""
+    first = thought if name == "qwen3-training" else ""
+    assert trained == f"{first}Four.\n\nIt is even.{end}{thought}五。{end}"
 
 
 def test_a_tool_call_is_trained_and_its_result_is_not(tokenizer):
@@ -120,18 +99,28 @@ def test_truncation_is_counted_named_and_above_its_share_refused(tokenizer):
     examples = list(tokenize(tokenizer, rows, 60, faults))
     faults.stop()
     assert len(examples[6].input_ids) == 60 < examples[6].full_length
-    line = check_truncation(examples, 60, max_share=0.1)
+    kept, line = trainable(examples, 60, 0.1, None)
+    assert kept == examples
     assert line == "1 of 10 rows (10.0%) are longer than 60 tokens and truncated: f:7"
     with pytest.raises(InputError, match=r"f:7\nThat is more than --max-truncated 0\.05 allows"):
-        check_truncation(examples, 60, max_share=0.05)
-    assert check_truncation(examples[:6], 60, max_share=0.0) is None
+        trainable(examples, 60, 0.05, None)
+    assert trainable(examples[:6], 60, 0.0, None) == (examples[:6], None)
 
 
-def test_a_row_whose_completion_is_truncated_away_is_a_fault(tokenizer):
-    faults = Faults()
+def test_a_row_whose_completion_is_truncated_away_is_dropped_and_counts_as_truncated(tokenizer):
     rows = [Conversation("f:1", TURNS[:2]), Conversation("f:2", [{**TURNS[0], "content": "word " * 100}, TURNS[1]])]
-    assert [example.place for example in tokenize(tokenizer, rows, 100, faults)] == ["f:1"]
-    assert faults.shown[0].startswith("f:2: no trainable token in the first 100 of its ")
+    pairs = [Pair(row.place, row.messages[:1], row.messages[1:], [{**TURNS[1], "content": "5"}]) for row in rows]
+    for read, examples in ((tokenize, rows), (tokenize_pairs, pairs)):
+        faults = Faults()
+        tokens = list(read(tokenizer, examples, 100, faults))
+        faults.stop()
+        kept, lines = trainable(tokens, 100, 0.5, None)
+        assert [example.place for example in kept] == ["f:1"]
+        assert lines.splitlines()[1] == "1 of them have no token with loss in those, and are dropped: f:2"
+        with pytest.raises(InputError, match=r"are dropped: f:2\nThat is more than --max-truncated 0\.4 allows"):
+            trainable(tokens, 100, 0.4, None)
+        with pytest.raises(InputError, match="raise --max-length"):  # whatever share is allowed: nothing is left
+            trainable(tokens[1:], 100, 1.0, None)
 
 
 def test_an_answer_before_any_question_has_nothing_to_be_trained_on(tokenizer):
@@ -147,12 +136,13 @@ def test_a_turn_with_the_end_token_in_it_is_a_fault(tokenizer):
     assert "a turn of the user contains <|im_end|>" in faults.shown[0]
 
 
-@pytest.mark.parametrize("family", ["gemma"], indirect=True)
+@pytest.mark.parametrize("family", ["gemma-2"], indirect=True)
 def test_what_the_template_refuses_is_a_fault_with_its_reason(family):
     _, tokenizer, _ = family
     faults = Faults()
     assert not list(tokenize(tokenizer, [Conversation("f:1", [TURNS[0], TURNS[0], TURNS[1]])], 1000, faults))
-    assert faults.shown[0].startswith("f:1: Conversation roles must alternate")
+    assert faults.shown[0].startswith("f:1: the chat template refuses it: Conversation roles must alternate")
+    assert "make one turn of neighbouring ones" in faults.shown[0]
 
 
 def test_a_model_without_a_template_or_without_an_end_is_refused(tokenizer, tmp_path):
@@ -186,12 +176,16 @@ def test_the_pad_token_is_never_the_end_token(tokenizer):
 def test_ready_rendered_chatml_renders_to_itself(tokenizer):
     text = tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}, *TURNS], tokenize=False)
     (conversation,) = as_examples([Row("f:1", {"text": text})], Faults(), FORMATS)
-    assert render(tokenizer, conversation, "<|im_end|>")[0] == text
+    assert ChatFormat(tokenizer).render(conversation).text == text
 
 
 def samples_of(formats):
-    """The files of data_samples/formats that hold one of these formats; pairs of ShareGPT are no conversations."""
-    rows = {file: next(read_rows([file], Faults())) for file in sorted((ROOT / "data_samples" / "formats").iterdir())}
+    """The files of data_samples/formats that hold one of these formats.
+
+    Pairs of ShareGPT are no conversations, and MBPP's problems, in a column `text`, no rendered ChatML.
+    """
+    files = [file for file in sorted((ROOT / "data_samples" / "formats").iterdir()) if file.name != "mbpp-text.jsonl"]
+    rows = {file: next(read_rows([file], Faults())) for file in files}
     kinds = {file: PAIR_FORMATS if detect(row.fields, PAIR_FORMATS) else FORMATS for file, row in rows.items()}
     return [file for file, row in rows.items() if kinds[file] is formats and detect(row.fields, formats)]
 
@@ -224,7 +218,7 @@ def test_every_sample_of_pairs_is_a_prompt_and_two_answers_in_tokens(file, token
 
 def test_there_is_a_sample_of_every_format():
     assert len(samples_of(FORMATS)) == 10
-    assert len(samples_of(PAIR_FORMATS)) == 5
+    assert len(samples_of(PAIR_FORMATS)) == 6
 
 
 def test_a_pair_is_cut_at_the_end_of_its_answers(tokenizer):

@@ -9,15 +9,27 @@ from types import SimpleNamespace
 
 import pytest
 from common.lm.cards import card_names, read_card
-from common.lm.memory import BATCHES, CUDA_CONTEXT, GIB, MAX_LENGTH, METHODS, Memory, estimate, fit, plan, settings
+from common.lm.memory import (
+    BATCHES,
+    CUDA_CONTEXT,
+    GIB,
+    LEAST_ROWS,
+    MAX_LENGTH,
+    METHODS,
+    Memory,
+    estimate,
+    fit,
+    plan,
+    settings,
+)
 from conftest import ROOT
 
 SETTINGS = {"load_in_4bit": True, "gradient_checkpointing": True, "max_length": 2048, "per_device_train_batch_size": 4}
 
 # Peaks on one H200 as torch's allocator counts them (max_memory_reserved), which the CUDA context is not part of. SFT:
-# RESULTS.md, torch 2.13. GRPO on the 1.5B: 64 completions of 256 tokens after 128 of prompt, torch 2.11; loaded for
-# longer rows, so here it is 48 of 512, as many tokens; that they were one micro-batch is assumed. GRPO on the 7B and
-# PPO: RESULTS.md, torch 2.11. The last number but one is the completions that were generated at once.
+# docs/results.md, torch 2.13. GRPO on the 1.5B: 64 completions of 256 tokens after 128 of prompt, torch 2.11; loaded
+# for longer rows, so here it is 48 of 512, as many tokens; that they were one micro-batch is assumed. GRPO on the 7B
+# and PPO: docs/results.md, torch 2.11. The last number but one is the completions that were generated at once.
 MEASURED = {
     "7B nf4, checkpointing, full rows": ("qwen2.5-7b", "sft", True, True, 2048, 4, False, 48, 8.33),
     "7B nf4, checkpointing, full rows, packed": ("qwen2.5-7b", "sft", True, True, 2048, 4, True, 48, 7.55),
@@ -91,23 +103,35 @@ def test_every_part_by_hand(little):
     assert in_bytes(whole)["activations"] == 1024 * (400 + 416 + 32)
 
 
+@pytest.mark.parametrize(("tied", "copies", "moments"), [(True, 1, 8), (False, 2, 8 + 2)])
+def test_trained_embeddings_add_copies_with_gradients_and_moments(little, tied, copies, moments):
+    little.architecture.tied_embeddings = tied
+    without, with_them = (in_bytes(estimate(little, "sft", **SETTINGS, train_embeddings=on)) for on in (False, True))
+    assert {name: with_them[name] - size for name, size in without.items() if with_them[name] != size} == {
+        "adapter": copies * 800 * 8,  # 100 rows of 8 numbers, in float32
+        "optimizer": 800 * moments,  # Adam of an embedding is in 32 bit, of a head in 8
+        "activations": 4 * 2048 * (1 * 2 * 8 - 4 * 8),  # each layer's input stays on the GPU, in place of two buffers
+    }
+
+
 def test_what_a_method_adds(little):
     short = {**SETTINGS, "max_length": 1024, "per_device_train_batch_size": 1, "lora_r": 2}
     parts = {method: in_bytes(estimate(little, method, **short, generation_batch_size=6)) for method in METHODS}
     assert parts["dpo"]["activations"] == 2 * parts["grpo"]["activations"]  # a pair is two rows
     assert parts["reward"]["activations"] == parts["dpo"]["activations"]
+    assert parts["kto"] == parts["dpo"] | {"activations": parts["grpo"]["activations"]}  # a row is one row
     assert parts["reward"]["logits"] == 0  # it has no output layer
     # Keys and values of 6 completions of 1024 tokens: 2 x 4 numbers of 2 bytes, in one layer.
     assert {name: part["kv_cache"] for name, part in parts.items()} == {
-        "sft": 0, "dpo": 0, "reward": 0, "grpo": 6 * 1024 * 16, "ppo": 6 * 1024 * 16,
+        "sft": 0, "dpo": 0, "kto": 0, "reward": 0, "grpo": 6 * 1024 * 16, "ppo": 6 * 1024 * 16,
     }  # fmt: skip
     # Two adapters with gradients and a head of 8 numbers; a third without, and its head; never a second base.
     assert parts["ppo"]["adapter"] == 2.5 * parts["grpo"]["adapter"] + 8 * 8 + 8 * 4
     assert parts["ppo"]["optimizer"] == 2 * parts["grpo"]["optimizer"] + 8 * 2
     assert parts["ppo"]["activations"] == parts["grpo"]["activations"]  # policy and critic learn one after the other
     assert parts["ppo"]["weights"] == parts["dpo"]["weights"] == parts["sft"]["weights"]
-    with pytest.raises(ValueError, match="no method 'kto'"):
-        estimate(little, "kto", **short)
+    with pytest.raises(ValueError, match="no method 'orpo'"):
+        estimate(little, "orpo", **short)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -202,10 +226,13 @@ def test_a_plan_changes_only_what_must_change(model, method):
         assert found.memory == needed
         assert found.fits == (needed.total <= gib)
         if found.max_length < own["max_length"]:  # data is cut only after rows at once could not be fewer
-            assert found.per_device_train_batch_size <= max(own["per_device_train_batch_size"] // 4, 1)
+            assert found.per_device_train_batch_size <= max(
+                own["per_device_train_batch_size"] // 4, LEAST_ROWS.get(method, 1)
+            )
         if before is not None:
             assert found.memory.total <= before
         before = found.memory.total
+        assert method != "kto" or found.per_device_train_batch_size >= 2  # which its recipe needs
 
 
 def test_short_rows_keep_their_checkpoints_on_the_gpu():

@@ -183,7 +183,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_argument(cards):
 
 
 def test_a_method_the_card_is_not_offered_for_is_refused():
-    with pytest.raises(InputError, match=r"qwen2.5-72b is not offered for ppo, only for sft, dpo, grpo, reward"):
+    with pytest.raises(InputError, match=r"qwen2.5-72b is not offered for ppo, only for sft, dpo, kto, grpo, reward"):
         method_settings(read_card("qwen2.5-72b"), "ppo", [])
 
 
@@ -461,7 +461,7 @@ def test_list_piped_is_one_whole_line_per_card(copy):
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
     assert lines.keys() == set(card_names())
     assert lines["qwen2.5-72b"].split() == [
-        *("qwen2.5-72b", "72.7", "B", "32768", "Qwen", "no", "sft", "dpo", "grpo", "reward"),
+        *("qwen2.5-72b", "72.7", "B", "32768", "Qwen", "no", "sft", "dpo", "kto", "grpo", "reward"),
         "Qwen/Qwen2.5-72B-Instruct",
     ]
     for name, line in lines.items():

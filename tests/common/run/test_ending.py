@@ -6,13 +6,24 @@ import shlex
 from pathlib import Path
 
 import pytest
+from common import errors
+from common.arguments import check
 from common.environment import ROOT
 from common.run.ending import first_and_last, next_commands, show_ending
 from common.run.folder import Run
+from launch import variables
 from launch.commands import COMMANDS
 from rich.console import Console
 
 SAMPLE = str(ROOT / "data_samples" / "sft.jsonl")
+RECIPES = [name for name, command in COMMANDS.items() if command.recipe]
+
+
+@pytest.fixture
+def as_make(monkeypatch, tmp_path):
+    """A run that make started, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errors, "SPELLING", "make")
 
 
 def finished(folder: Path, recipe: str, data: str = SAMPLE, model: str = "tiny", key: str = "loss") -> Run:
@@ -37,8 +48,7 @@ def shown(run: Run, saved: Path) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_a_run_ends_with_its_time_first_and_last_loss_and_the_next_commands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_run_ends_with_its_time_first_and_last_loss_and_the_next_commands(as_make):
     folder = Path("outputs/sft-tiny-1a2b3c4d")
     assert shown(finished(folder, "sft"), folder / "adapter") == [
         "Done in 0:02:31, loss 5.467 at the first step, 0.03303 at the last",
@@ -70,41 +80,70 @@ def test_a_long_folder_is_on_one_line_whatever_the_width(tmp_path):
     assert f"Adapter in {saved}" in shown(finished(tmp_path, "sft"), saved)
 
 
-def all_endings(folder: Path) -> dict[str, list[str]]:
-    ends = {}
-    for recipe in ("sft", "dpo", "grpo", "ppo", "reward"):
-        for saved in ("adapter", *(["model"] if recipe in ("sft", "reward") else [])):
-            for data in (SAMPLE, "my data.jsonl"):
-                ends[recipe, saved, data] = next_commands(finished(folder, recipe, data), folder / saved)
-    return ends
+def ending(folder: Path, recipe: str, saved: str = "adapter", data: str = SAMPLE, **more: object) -> list[str]:
+    run = finished(folder, recipe, data)
+    run.record["arguments"] |= {name: {"value": value, "from": "you"} for name, value in more.items()}
+    return next_commands(run, folder / saved)
 
 
-def test_every_ending_has_one_or_two_commands_that_exist_with_variables_that_exist(tmp_path):
-    """By the launcher's commands, and by the arguments of the recipe or script behind each."""
-    other_names = {"reward": "reward_model"}
-    for commands in all_endings(tmp_path).values():
-        assert 1 <= len(commands) <= 2
-        for command in commands:
-            make, target, *variables = shlex.split(command)
-            assert make == "make"
-            known = {field.name for field in COMMANDS[target].fields()}
-            for variable in variables:
-                name = variable.partition("=")[0].lower()
-                assert other_names.get(name, name) in known, command
+def test_the_sample_data_have_held_out_rows_to_evaluate_on(as_make):
+    for recipe in ("sft", "grpo"):
+        assert ending(Path("run"), recipe) == ["make evaluate ADAPTER=run/adapter", "make merge ADAPTER=run/adapter"]
+    assert ending(Path("run"), "sft", "model") == ["make evaluate MODEL=run/model", "make compare A=tiny B=run/model"]
+    assert ending(Path("run"), "reward") == ["make evaluate REWARD=run", "make ppo MODEL=tiny REWARD=run"]
+    assert ending(Path("run"), "reward", "model") == [
+        "make evaluate REWARD=run",
+        "make ppo MODEL=tiny REWARDS=model:run/model",
+    ]
 
 
-def test_a_reward_model_goes_to_ppo_with_its_model_and_its_data(tmp_path):
-    ends = all_endings(tmp_path)
-    assert ends["reward", "adapter", SAMPLE] == [f"make ppo MODEL=tiny REWARD={tmp_path}"]
-    assert ends["reward", "adapter", "my data.jsonl"] == [f"make ppo MODEL=tiny REWARD={tmp_path} 'DATA=my data.jsonl'"]
-    assert ends["reward", "model", SAMPLE] == [f"make test-rewards REWARDS=model:{tmp_path}/model"]
+def test_where_nothing_is_held_out_two_models_are_compared(as_make):
+    beside = ["make compare A=tiny B=run/adapter", "make merge ADAPTER=run/adapter"]
+    for recipe in ("sft", "dpo", "kto", "grpo", "ppo"):
+        assert ending(Path("run"), recipe, data="my data.jsonl") == beside
+    for recipe in ("dpo", "kto", "ppo"):
+        assert ending(Path("run"), recipe) == beside
+    assert ending(Path("run"), "sft", "model", "my.jsonl") == ["make compare A=tiny B=run/model"]
 
 
-def test_with_data_of_ones_own_evaluate_needs_held_out_data_of_ones_own(tmp_path):
-    ends = all_endings(tmp_path)
-    evaluate = f"make evaluate ADAPTER={tmp_path}/adapter"
-    assert ends["grpo", "adapter", SAMPLE][0] == evaluate
-    assert ends["grpo", "adapter", "my data.jsonl"][0] == f"{evaluate} DATA=your-held-out.jsonl"
+def test_a_reward_model_of_own_data_goes_to_ppo_with_that_data_as_it_was_read(as_make):
+    more = {"format": "prompt-rating", "columns": ["score=my stars", "prompt=question"]}
+    assert ending(Path("run"), "reward", data="my data.jsonl", eval_data="held-out.jsonl", **more) == [
+        "make evaluate REWARD=run DATA=held-out.jsonl",
+        "make ppo MODEL=tiny REWARD=run 'DATA=my data.jsonl' FORMAT=prompt-rating "
+        """'COLUMNS='"'"'score=my stars'"'"' prompt=question'""",
+    ]
+    assert ending(Path("run"), "reward", data="my.jsonl", format="auto", eval_data=None) == [
+        "make ppo MODEL=tiny REWARD=run DATA=my.jsonl"
+    ]
+
+
+def test_outside_of_the_repository_commands_are_given_in_full(tmp_path, monkeypatch):
+    """There is no Makefile to run: make would find no rule."""
+    monkeypatch.chdir(tmp_path)
+    (ppo,) = ending(Path("run"), "reward", "model", "my data.jsonl", columns=("score=my stars",))
+    assert ppo.startswith(f"{ROOT}/scripts/run ppo --model tiny --rewards model:run/model --data 'my data.jsonl' ")
+    assert ppo.endswith(" --columns 'score=my stars'")
+    monkeypatch.setattr(errors, "SPELLING", "make")
+    assert ending(Path("run"), "ppo")[0] == "make compare A=tiny B=run/adapter"
+
+
+@pytest.mark.parametrize("by_make", [True, False])
+def test_every_ending_is_one_or_two_commands_that_the_launcher_takes(by_make, tmp_path, monkeypatch):
+    """tests/system/test_readme.py runs them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errors, "SPELLING", "make" if by_make else "")
+    for recipe, saved in [(recipe, "adapter") for recipe in RECIPES] + [("sft", "model"), ("reward", "model")]:
+        for data in (SAMPLE, "my data.jsonl"):
+            commands = ending(Path("run"), recipe, saved, data, columns=["prompt=my question"])
+            assert 1 <= len(commands) <= 2
+            for one in commands:
+                _, name, *words = shlex.split(one)
+                fields = COMMANDS[name].fields()
+                if by_make:
+                    given = dict(word.split("=", 1) for word in words)
+                    words = variables.arguments(name, COMMANDS[name], fields, given)
+                check(fields, words, name)
 
 
 def test_in_a_pipeline_no_command_is_proposed(tmp_path, monkeypatch):

@@ -555,6 +555,7 @@ def test_a_full_disk_is_seen_through_the_words_of_a_library(tmp_path, library):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_stopped_killed_and_damaged_a_run_ends_as_one_that_was_left_alone(tmp_path):
     """At a constant rate, where a step too many would be seen."""
     flags = ("--max-steps", 8, "--save-steps", 2, "--sample-prompts", 2, "--sample-tokens", 8, "--logging-steps", 1)

@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 
-from common import environment
+from common import environment, errors
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     import datasets  # noqa: F401
     import tyro  # noqa: F401
     from transformers import Trainer, TrainingArguments  # noqa: F401
-    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401
+    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer  # noqa: F401
 
     import common.cli
     import common.data.read
@@ -47,7 +47,7 @@ def main() -> None:
                 for file in files:
                     os.close(file)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                client.sendall(bytes([code & 0xFF]))
+                client.sendall(code.to_bytes(2, signed=True))
     run(job, files)
 
 
@@ -58,6 +58,7 @@ def run(job: dict, files: list[int]) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
+    errors.SPELLING = os.environ.pop("RECIPES_SPELLING", "")  # as its module does when it is imported
     sys.argv = job["words"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     code = 0

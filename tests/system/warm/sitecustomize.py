@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 
-IMPORT_UNSLOTH = {"sft", "dpo", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill", "preferences"}
+IMPORT_UNSLOTH = {"sft", "dpo", "kto", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill"}
+IMPORT_UNSLOTH |= {"preferences", "interrupt"}  # which runs one of them
 
 words = sys.orig_argv
 script = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
@@ -18,5 +19,8 @@ if script and os.path.basename(words[script])[:-3] in IMPORT_UNSLOTH and "--help
         socket.send_fds(server, [b"+"], [0, 1, 2])
         job = {"words": words[script:], "folder": os.getcwd(), "environment": dict(os.environ)}
         server.sendall(json.dumps(job).encode() + b"\n")
-        code = server.recv(1)
-    os._exit(code[0] if code else 1)
+        answer = server.recv(2)
+    code = int.from_bytes(answer, signed=True) if answer else 1  # as Popen has it: negative where a signal ended it
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from common.data.examples import Conversation, Prompt
 from common.lm.generate import Completion, generate
+from common.lm.render import prompt_texts
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.run.progress import bar
 from common.run.screen import console
@@ -226,12 +227,9 @@ def as_conversation(prompt: Prompt | Conversation) -> Conversation:
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt | Conversation]) -> list[list[int]]:
-    """The tokens of each prompt, generation prompt included."""
+    """The tokens of each prompt, generation prompt included. Raises InputError as `prompt_texts`."""
     distinct = {id(prompt): as_conversation(prompt) for prompt in prompts}  # a group is the same prompt several times
-    texts = [
-        tokenizer.apply_chat_template(one.messages, tools=one.tools, tokenize=False, add_generation_prompt=True)
-        for one in distinct.values()
-    ]
+    texts = prompt_texts(tokenizer, list(distinct.values()))
     ids = dict(zip(distinct, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
     return [ids[id(prompt)] for prompt in prompts]
 

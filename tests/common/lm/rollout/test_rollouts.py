@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from common.data.examples import Conversation, Prompt
-from common.lm.chat import end_token
 from common.lm.generate import generate
 from common.lm.log_probs import Scored, score_tokens
+from common.lm.render import end_token
 from common.lm.rollout import rollouts as module
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.rollout.rollouts import Rollouts, sample_completions

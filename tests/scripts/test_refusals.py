@@ -1,0 +1,63 @@
+"""Refusals are told from answers in at least 95 % of texts labelled by hand, English and Chinese.
+
+    make test ARGS="-n 0 -s tests/scripts/test_refusals.py"         prints the precision and recall of docs/data.md
+
+The texts of refusals.jsonl are written after what public data holds. Of those that are no refusals most look like one:
+apologies after which the answer follows, "as an AI", refusals in a story, a letter, a quotation or code.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+from check_data.refusals import OPENING, refuses
+from conftest import read_jsonl
+
+ROWS = read_jsonl(Path(__file__).with_name("refusals.jsonl"))
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_at_least_95_percent_of_the_labelled_texts_are_told_right(language):
+    rows = [row for row in ROWS if row["language"] == language]
+    found = [refuses(row["text"]) for row in rows]
+    right = sum(one == row["refusal"] for one, row in zip(found, rows, strict=True))
+    both = sum(one and row["refusal"] for one, row in zip(found, rows, strict=True))
+    precision, recall = both / sum(found), both / sum(row["refusal"] for row in rows)
+    share = right / len(rows)
+    print(
+        f"{LANGUAGES[language]}: {len(rows)} texts, right {share:.1%}, precision {precision:.1%}, recall {recall:.1%}"
+    )
+    assert len(rows) >= 100
+    assert 0.4 < sum(row["refusal"] for row in rows) / len(rows) < 0.6
+    assert min(share, precision, recall) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("As an AI assistant, I'd be happy to help", False),
+        ("作为一名人工智能助手，我会尽力帮您。", False),
+        ("I'm sorry, but I can't give the exact number. However, it is about 40.", False),
+        ("I'm sorry, but I can't give the exact number.", True),
+        ('"I can\'t help you," said the fox.', False),
+        ("I can't help you.", True),
+        ("抱歉，我无法给出准确的数字，但大约是四十。", False),
+        ("抱歉，我无法给出准确的数字。", True),
+    ],
+)
+def test_what_follows_or_frames_a_refusal_decides(text, refusal):
+    assert refuses(text) is refusal
+
+
+def test_a_refusal_far_into_a_text_is_part_of_an_answer():
+    assert not refuses("The law is old. " * (OPENING // 10) + "I can't help with that.")
+
+
+@pytest.mark.parametrize(
+    "text", ["I can't " * 5000, "i " * 5000 + "not", "我" + "不" * 5000, "i'm sorry, " * 3000 + "no"]
+)
+def test_no_text_takes_long(text):
+    started = time.process_time()
+    refuses(text)
+    assert time.process_time() - started < 0.1
