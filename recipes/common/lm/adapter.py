@@ -98,7 +98,7 @@ def check_plain(folder: Path) -> None:
         used += [name for name in NOT_MERGEABLE if config.get(name)]
         if isinstance(initial := config.get("init_lora_weights"), str) and initial.startswith(FROM_THE_BASE):
             used.append(f"init_lora_weights={initial}")
-        used += sorted(set(config.get("modules_to_save") or ()) - {"embed_tokens", "lm_head"})
+        used += sorted(saved_whole(config) - {"embed_tokens", "lm_head"})
         if any("lora_embedding_" in name or name.startswith(f"{PREFIX}lm_head.lora_") for name in shapes(folder)):
             used.append("LoRA on the embedding or the head")
     if kind != "LORA" or used:
@@ -107,6 +107,11 @@ def check_plain(folder: Path) -> None:
             f"{folder}: an adapter {what} cannot be used beside its base; merge it (make merge ADAPTER={folder}) and "
             "give the merged model"
         )
+
+
+def saved_whole(config: dict[str, Any]) -> set[str]:
+    """The last names of the modules that an adapter holds whole: PEFT writes some as model.embed_tokens, too."""
+    return {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
 
 
 def _check_weights(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from common.errors import InputError, MachineError
-from common.lm.adapter import PREFIX, load_adapter, read_config, shapes
+from common.lm.adapter import PREFIX, load_adapter, read_config, saved_whole, shapes
 from common.lm.hub import Model
 from common.run.files import write_json
 
@@ -133,7 +133,7 @@ def resize_vocabulary(model: "PreTrainedModel", folder: Path, tokens: int | None
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
-    found, saved = shapes(folder), read_config(folder).get("modules_to_save") or ()
+    found, saved = shapes(folder), saved_whole(read_config(folder))
 
     def tensors(module: torch.nn.Module | None) -> dict[str, tuple[int, ...]]:
         start = f"{PREFIX}{names[module]}." if module else "-"

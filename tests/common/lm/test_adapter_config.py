@@ -34,7 +34,14 @@ def refused(check, folder) -> str:
 
 
 def test_plain_lora_passes_every_check(folder):
-    for settings in ({}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 8}}, {"layers_to_transform": [0]}):
+    embeddings = {"modules_to_save": ["embed_tokens", "model.embed_tokens", "lm_head"], "ensure_weight_tying": True}
+    for settings in (
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 8}},
+        {"layers_to_transform": [0]},
+        embeddings,
+    ):
         check_mergeable(write(folder, **settings))
         check_plain(folder)
 
