@@ -98,7 +98,8 @@ def check_plain(folder: Path) -> None:
         used += [name for name in NOT_MERGEABLE if config.get(name)]
         if isinstance(initial := config.get("init_lora_weights"), str) and initial.startswith(FROM_THE_BASE):
             used.append(f"init_lora_weights={initial}")
-        used += sorted(set(config.get("modules_to_save") or ()) - {"embed_tokens", "lm_head"})
+        saved = config.get("modules_to_save") or ()  # PEFT adds model.embed_tokens where the head is tied to it
+        used += sorted(name for name in saved if name.split(".")[-1] not in ("embed_tokens", "lm_head"))
         if any("lora_embedding_" in name or name.startswith(f"{PREFIX}lm_head.lora_") for name in shapes(folder)):
             used.append("LoRA on the embedding or the head")
     if kind != "LORA" or used:
