@@ -59,6 +59,7 @@ def _merge_layer(name: str, layer: "BaseTunerLayer") -> float:
         trained = layer(inputs) if inputs is not None else None
         frozen = base(inputs) if inputs is not None else None
         layer.merge(safe_merge=False)
+        base = layer.get_base_layer()  # tuned norms change places with the base's
         merged = base(inputs) if inputs is not None else None
     for key, value in base.named_parameters():
         value.data = value.data.to(dtypes[key])

@@ -79,7 +79,7 @@ def lora(**settings):
 def check(base, trained, tokens=VOCABULARY):
     check_mergeable(trained.folder)
     merged, error = merge_weights(put_on(load(base), trained.folder, tokens))
-    torch.testing.assert_close(log_probs(merged), trained.log_probs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(log_probs(merged), trained.log_probs, rtol=1e-5, atol=1e-4)
     assert error < 1e-4
     return merged
 
@@ -114,10 +114,9 @@ EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied"])
-@pytest.mark.parametrize("settings", EMBEDDINGS.values(), ids=EMBEDDINGS.keys())
-def test_a_changed_embedding_or_head_does_not_change_the_other(bases, tmp_path, kind, settings):
-    merged = check(bases[kind], train(bases[kind], tmp_path / "adapter", lora(**settings)))
+@pytest.mark.parametrize(("kind", "name"), [*(("tied", name) for name in EMBEDDINGS), ("untied", "one and the other")])
+def test_a_changed_embedding_or_head_does_not_change_the_other(bases, tmp_path, kind, name):
+    merged = check(bases[kind], train(bases[kind], tmp_path / "adapter", lora(**EMBEDDINGS[name])))
     assert not merged.config.tie_word_embeddings
     merged.save_pretrained(tmp_path / "merged")
     torch.testing.assert_close(log_probs(load(tmp_path / "merged")), log_probs(merged))
@@ -141,12 +140,11 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied"])
-@pytest.mark.parametrize("settings", ADDED.values(), ids=ADDED.keys())
-def test_tokens_that_were_added_are_merged_too(bases, tmp_path, monkeypatch, kind, settings):
+@pytest.mark.parametrize(("kind", "name"), [*(("tied", name) for name in ADDED), ("untied", "LoRA on both")])
+def test_tokens_that_were_added_are_merged_too(bases, tmp_path, monkeypatch, kind, name):
     monkeypatch.setattr(f"{__name__}.IDS", torch.tensor([[5, VOCABULARY, 7, VOCABULARY + 1]]))
     more = VOCABULARY + 2
-    merged = check(bases[kind], train(bases[kind], tmp_path, lora(**settings), more), more)
+    merged = check(bases[kind], train(bases[kind], tmp_path, lora(**ADDED[name]), more), more)
     assert merged.config.vocab_size == more
 
 
@@ -169,7 +167,7 @@ KINDS = {
     "ADALORA": {"total_step": 10},
     "FOURIERFT": {"n_frequency": 100},
     "IA3": {"feedforward_modules": ["down_proj"]},
-    "LN_TUNING": {"target_modules": ["input_layernorm", "norm"]},
+    "LN_TUNING": {"target_modules": ["input_layernorm", "norm", "q_proj"]},
     "LORA": {"use_rslora": True},
     "MISS": {"r": 8},
     "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": [5, 90]},
@@ -249,7 +247,9 @@ def test_the_sum_is_in_32_bit_and_rounded_once(model):
 
 
 def test_a_weight_that_float16_cannot_hold_is_refused(model):
-    model.half().get_base_model().get_submodule(LAYER).lora_B["default"].weight.data.fill_(6e4)
+    layer = model.half().get_base_model().get_submodule(LAYER)
+    layer.lora_A["default"].weight.data.fill_(1)
+    layer.lora_B["default"].weight.data.fill_(6e4)
     with pytest.raises(MachineError, match=rf"{LAYER}.weight is too large for torch.float16"):
         merge_weights(model)
 
