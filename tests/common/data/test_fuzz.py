@@ -202,6 +202,7 @@ def main(count: int, seed: int) -> int:
             lengths.add(examples)
         survey.finish()
         facts = {"data": str(path), "identity": "", "task": task.name, "format": "", "eval_data": None}
+        facts |= {"other_formats": [], "notes": faults.notes()}
         facts |= {"model": "tiny", "chat_template": "its own", "date": "today", "code": code}
         facts |= {"seconds": 1.0, "rows_per_second": 1.0}
         found = figures.figures(survey, findings, lengths, limits, {**facts, "peak_mib": 1.0})
