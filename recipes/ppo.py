@@ -420,11 +420,7 @@ def main() -> None:
         samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in shown]
         show(console, run.folder / "samples.json", samples, before, after)
         if scores_before and scores_after:
-            old, new = scores_before, scores_after
-            console.print(
-                f"{len(held_out)} held-out prompts: score {old['score']:.3f} +- {old['score_std']:.3f} -> "
-                f"{new['score']:.3f} +- {new['score_std']:.3f}, {new['kl']:.2f} nats from the reference policy"
-            )
+            console.print(held_out_line(len(held_out), scores_before, scores_after))
         show_ending(console, run, saved)
 
 
@@ -594,6 +590,14 @@ def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
     completions = ppo.rollouts.sample(prompts, ppo.args.sample_tokens, temperature=0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
+
+
+def held_out_line(count: int, before: dict[str, float], after: dict[str, float]) -> str:
+    """What the policy scores on the held-out prompts, before and after training."""
+    return (
+        f"{count} held-out prompts: score {before['score']:.3f} +- {before['score_std']:.3f} -> "
+        f"{after['score']:.3f} +- {after['score_std']:.3f}, {after['kl']:.2f} nats from the reference policy"
+    )
 
 
 def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iterator[dict[str, Any]]:

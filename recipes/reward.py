@@ -174,7 +174,9 @@ def main() -> None:
     if run is None:
         return
 
-    console = loading(base.name, [*data.notes, *([outliers] if outliers else [])])
+    console = loading(base.name, data.notes)
+    if outliers:
+        console.print(outliers, highlight=False, soft_wrap=True)
     import unsloth  # noqa: F401, I001  first, and slow: it patches what is imported after it
     import torch
     from datasets import Dataset

@@ -5,6 +5,7 @@
     make benchmark MODEL=qwen2.5-7b ARGS="--method grpo --steps 10 --warmup 2"
     make benchmark MODEL=qwen2-1.5b ARGS="--method ppo --steps 10 --warmup 2"
     make benchmark MODEL=qwen2.5-7b ARGS="--method score"          one completion scored by a reward model
+    make benchmark MODEL=qwen2-1.5b ARGS="--method rollout"        completions sampled from a policy
 
 The checkpoint is made from the card's architecture, so nothing is downloaded: weights decide neither speed nor memory.
 Rows (for DPO a prompt with each of its completions, for GRPO and PPO a completion) are `--max-length` tokens, none
@@ -37,17 +38,17 @@ SCORED_LENGTH = 512  # tokens of the completion that `--method score` scores
 @dataclass(frozen=True)
 class Args:
     model: str = "qwen2.5-7b"
-    method: Literal["sft", "dpo", "kto", "grpo", "ppo", "score"] = "sft"
+    method: Literal["sft", "dpo", "kto", "grpo", "ppo", "score", "rollout"] = "sft"
     load_in_4bit: bool = True
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
-    """By default the recipe's: 4 rows, 2 pairs, 4 completions (GRPO), 8 (PPO)."""
+    """By default the recipe's: 4 rows, 2 pairs, 4 completions (GRPO), 8 (PPO), 64 (rollout)."""
     gradient_accumulation_steps: int | None = None
     """By default the recipe's, 4."""
     max_length: int | None = None
-    """By default the recipe's: 2048, of a completion 512 (GRPO) or 128 (PPO)."""
+    """By default the recipe's: 2048, of a completion 512 (GRPO), 128 (PPO) or 256 (rollout)."""
     num_generations: int = 4
-    """Completions of each prompt (GRPO)."""
+    """Completions of each prompt (GRPO, rollout)."""
     rollouts: Literal["auto", "graph", "generate"] = "auto"
     """How GRPO and PPO sample."""
     prompt_length: int = 100
@@ -67,7 +68,7 @@ def main() -> None:
     batch, accumulation = BATCHES.get(args.method, (1, 1))
     batch = args.per_device_train_batch_size or batch
     accumulation = args.gradient_accumulation_steps or accumulation
-    length = args.max_length or {**MAX_LENGTH, **COMPLETION_LENGTH, "score": SCORED_LENGTH}[args.method]
+    length = args.max_length or {**MAX_LENGTH, **COMPLETION_LENGTH, "score": SCORED_LENGTH, "rollout": 256}[args.method]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(args.checkpoint or Path(scratch, args.model))
         if not (checkpoint / "config.json").exists():
@@ -78,6 +79,10 @@ def main() -> None:
         reward = Path(scratch, "reward")
         if args.method in ("ppo", "score"):
             train_reward(checkpoint, reward, on_off)
+        if args.method == "rollout":
+            figures = time_rollouts(checkpoint, args, args.per_device_train_batch_size or 64, length)
+            print(json.dumps({"model": args.model, "method": "rollout", **figures}))
+            return
         if args.method == "score":
             figures = time_scoring(checkpoint, reward, args.load_in_4bit, length)
             print(json.dumps({"model": args.model, "method": "score", **figures}))
@@ -227,6 +232,50 @@ def time_scoring(checkpoint: Path, reward: Path, load_in_4bit: bool, length: int
         "tokens": length,
         "milliseconds": {"median": median(measured), "min": measured[0], "max": measured[-1]},
         "memory_gib": memory_gib(),
+    }
+
+
+def time_rollouts(checkpoint: Path, args: Args, rows: int, length: int) -> dict[str, Any]:
+    """Tokens a second of `rows` completions of `length` tokens each, adapter merged and prompts computed anew; 5 times.
+
+    No completion ends before `length`: what ends a completion is no token.
+    """
+    import torch
+    from common.lm.rollout.decoder import Decoder
+    from common.lm.rollout.rows import Request
+    from common.lm.rollout.weights import PolicyWeights
+    from common.run.metrics import memory_gib
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, device_map=device)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    weights = PolicyWeights(get_peft_model(base, LoraConfig(r=16, target_modules=modules)), "default")
+    decoder = Decoder(weights, rows, args.prompt_length + length)
+    vocabulary = weights.config.vocab_size
+    prompts = [tuple((7 * row + column) % vocabulary for column in range(args.prompt_length)) for row in range(rows)]
+    requests = [Request(prompts[row // args.num_generations], row, length) for row in range(rows)]
+    seconds, refreshes = [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        weights.refresh()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        refreshed = time.perf_counter()
+        decoder.decode(requests, -1, 1.0)
+        refreshes.append(refreshed - start)
+        seconds.append(time.perf_counter() - start)
+    speeds = sorted(rows * length / one for one in seconds[1:])
+    return {
+        "weights": str(dtype).removeprefix("torch."),
+        "rows": f"{rows}, groups of {args.num_generations}, {args.prompt_length} + {length} tokens",
+        "tokens_per_second": {"median": round(median(speeds)), "min": round(speeds[0]), "max": round(speeds[-1])},
+        "refresh_milliseconds": round(1000 * median(refreshes[1:]), 2),
+        "memory_gib": memory_gib(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "versions": {"torch": torch.__version__},
     }
 
 

@@ -10,7 +10,8 @@ What is measured follows from the data:
                            the format, ends by itself and is right; greedy, and with --samples N also sampled, for
                            pass@1 (the mean over all samples) and pass@N (at least one right)
   preference pairs         how often the chosen answer is likelier than the rejected one
-  feedback                 the log-probability of completions marked good and of those marked bad
+  feedback                 the log-probability of completions marked good and of those marked bad; signed
+                           by the label, it rises where either moves the right way
   conversations            the loss on the assistant's turns; it falls as the model comes to talk like them, and does
                            not tell whether anything is right
   documents (raw text)     the loss on every token

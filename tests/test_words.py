@@ -21,6 +21,8 @@ RETIRED = {
 ALLOWED = {
     ("CONTRIBUTING.md", "every"): "the glossary lists them",
     ("tests/test_words.py", "every"): "this list",
+    ("scripts/check_data/refusals.py", r"said"): "patterns that find words of other people's texts",
+    ("scripts/check_data/refusals.py", r"asked"): "patterns that find words of other people's texts",
     ("scripts/tiny/corpus.py", r"said"): "stories, on which the tiny model was trained",
 }
 TEXT = (".py", ".md", ".toml", ".sh", ".yml", ".yaml", ".in", ".txt")

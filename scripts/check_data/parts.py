@@ -47,7 +47,7 @@ def turns_of(example: Example) -> list[dict[str, Any]]:
 
 
 def text_of(turns: list[dict[str, Any]]) -> str:
-    """What is said in the turns; a system prompt, which all rows may share, is not."""
+    """The text of the turns, without a system prompt, which all rows may share."""
     return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
 
 
@@ -63,9 +63,9 @@ def _fields(kind: type) -> Any:
 
 
 def whole_text(example: Example) -> str:
-    """Everything that is said in an example from its first word to its last, thoughts and calls included."""
-    said = [getattr(example, name) for name in TEXTS if hasattr(example, name)]
-    return "\n".join(leaf for value in said for leaf in leaves(_without_system(value)))
+    """All text of an example from its first word to its last, thoughts and calls included."""
+    values = [getattr(example, name) for name in TEXTS if hasattr(example, name)]
+    return "\n".join(leaf for value in values for leaf in leaves(_without_system(value)))
 
 
 def other_parts(example: Example) -> dict[str, int]:

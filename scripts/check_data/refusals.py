@@ -468,9 +468,9 @@ def _answers(rest: str, chinese: bool, is_ability: bool) -> bool:
         return False
     if LIST_OR_CODE.search(rest):
         return True
-    said = 0  # characters of sentences that are neither of the refusal nor an offer
+    other = 0  # characters of sentences that are neither of the refusal nor an offer
     for sentence in SENTENCE.finditer(rest[SENTENCE.match(rest).end() :]):  # type: ignore[union-attr]
         if answer.search(sentence[0]):
             return True
-        said += 0 if more_help.match(sentence[0].lstrip()) else len(sentence[0]) * (3 if chinese else 1)
-    return said >= ANSWERED
+        other += 0 if more_help.match(sentence[0].lstrip()) else len(sentence[0]) * (3 if chinese else 1)
+    return other >= ANSWERED

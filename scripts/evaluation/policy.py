@@ -92,11 +92,17 @@ def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Mea
 
 
 def approve(model: Any, tokenizer: Any, rows: list[TokenFeedback], what: str) -> Measured:
-    """How likely the good completions are, and the bad ones; beside its base, what an adapter learned of each."""
+    """How likely the good completions are, and the bad ones; beside its base, what an adapter learned of each.
+
+    With its sign turned for the bad ones, the log-probability rises where either side moves the right way.
+    """
     scored = score(model, tokenizer, [(row.prompt_ids, row.completion_ids) for row in rows], what)
     log_probs = [float(one.log_probs.sum()) for one in scored]
     return Measured(
-        {"log-probability (nats)": log_probs},
+        {
+            "log-probability (nats)": log_probs,
+            "signed by label (nats)": [one if row.label else -one for row, one in zip(rows, log_probs, strict=True)],
+        },
         {
             "log_probs": [
                 {"place": row.place, "good": row.label, "log_prob": log_prob}

@@ -82,7 +82,7 @@ def setting(tmp_path):
         args=args,
         model=model,
         tokenizer=SimpleNamespace(pad_token_id=PAD),
-        end="",
+        rollouts=SimpleNamespace(figures={}, sample=lambda *_: completions()),
         reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=None,
         reward_backbone=RecordedPass(model),
@@ -339,11 +339,10 @@ def test_while_the_critic_warms_up_the_policy_stays(setting):
     assert not all(torch.equal(old, new) for old, new in zip(before, parts.policy.parameters, strict=True))
 
 
-def test_a_step_runs_the_phases_in_order_and_changes_what_goes_from_step_to_step(setting, monkeypatch):
+def test_a_step_runs_the_phases_in_order_and_changes_what_goes_from_step_to_step(setting):
     parts, _, _ = setting
     parts.args = replace(parts.args, normalize_scores=True, critic_warmup_steps=1)
     parts.kl_controller = ppo.KLController(KL_COEF, target=1e-6, horizon=40)
-    monkeypatch.setattr(ppo, "complete", lambda parts, prompts, length, temperature: completions())
     rollout, scores, stats = ppo.ppo_step(parts, 0)
     assert rollout.completions == completions()
     assert scores.total == SCORES
@@ -411,9 +410,8 @@ def test_metrics_with_a_name_of_trls_are_trls_quantities(setting):
     assert critic["loss/value_avg"] == pytest.approx(sum(errors) / 2 / sum(length for _, length in LENGTHS), rel=1e-3)
 
 
-def test_a_checkpoint_restores_everything(setting, tmp_path, monkeypatch):
+def test_a_checkpoint_restores_everything(setting, tmp_path):
     parts, _, _ = setting
-    monkeypatch.setattr(ppo, "complete", lambda parts, prompts, length, temperature: completions())
     ppo.ppo_step(parts, 0)
     parts.kl_controller.coef = 0.123
     parts.score_moments.update([1.0, 5.0])

@@ -456,7 +456,7 @@ def test_a_prompt_above_its_limit_is_counted_and_named_with_a_model_and_by_an_es
     assert "long-prompt" not in check(path, "--task", "grpo", "--max-prompt-length", 5000)[0]["findings"]
 
 
-def test_without_a_model_rows_above_max_length_are_estimated_and_said_to_be(check, tmp_path):
+def test_without_a_model_rows_above_max_length_are_estimated_and_called_so(check, tmp_path):
     rows = [
         alpaca(0),
         {**alpaca(1), "output": "Yes indeed. " * 300},

@@ -120,8 +120,11 @@ def test_feedback_is_measured_by_the_log_probability_of_its_completion(tokenizer
             loss = float(model(input_ids=torch.tensor([ids]), labels=labels).loss)
         expected.append(-loss * (len(ids) - len(prompt)))
     found = figures(policy.approve(model, tokenizer, tokens, "tiny"))
-    assert found["good"] == {"rows": 1, "log-probability (nats)": pytest.approx(expected[3], abs=1e-3)}
-    assert found["bad"] == {"rows": 3, "log-probability (nats)": pytest.approx(sum(expected[:3]) / 3, abs=1e-3)}
+    assert (found["good"]["rows"], found["bad"]["rows"]) == (1, 3)
+    good, bad = expected[3], sum(expected[:3])
+    assert found["good"]["log-probability (nats)"] == pytest.approx(good, abs=1e-3)
+    assert found["bad"]["log-probability (nats)"] == pytest.approx(bad / 3, abs=1e-3)
+    assert found["all"]["signed by label (nats)"] == pytest.approx((good - bad) / 4, abs=1e-3)
 
 
 def test_without_a_pattern_the_end_of_a_completion_counts():

@@ -1,4 +1,4 @@
-"""Refusals are told from answers in at least 95 % of texts labelled by hand, English and Chinese.
+"""Refusals are distinguished from answers in at least 95 % of texts labelled by hand, English and Chinese.
 
     make test ARGS="-n 0 -s tests/scripts/test_refusals.py"         prints the precision and recall of docs/data.md
 
@@ -18,7 +18,7 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_at_least_95_percent_of_the_labelled_texts_are_told_right(language):
+def test_at_least_95_percent_of_the_labelled_texts_are_judged_right(language):
     rows = [row for row in ROWS if row["language"] == language]
     found = [refuses(row["text"]) for row in rows]
     right = sum(one == row["refusal"] for one, row in zip(found, rows, strict=True))
@@ -40,7 +40,7 @@ def test_at_least_95_percent_of_the_labelled_texts_are_told_right(language):
         ("作为一名人工智能助手，我会尽力帮您。", False),
         ("I'm sorry, but I can't give the exact number. However, it is about 40.", False),
         ("I'm sorry, but I can't give the exact number.", True),
-        ('"I can\'t help you," said the fox.', False),
+        ('"I can\'t help you," whispered the fox.', False),
         ("I can't help you.", True),
         ("抱歉，我无法给出准确的数字，但大约是四十。", False),
         ("抱歉，我无法给出准确的数字。", True),

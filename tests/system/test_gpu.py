@@ -1,5 +1,6 @@
 """What only a GPU can show. Run by `make test ARGS="-m gpu"` on a machine that has one; skipped by name elsewhere."""
 
+import importlib.util
 import json
 
 import pytest
@@ -189,3 +190,43 @@ def test_grpo_learns(merged, tmp_path):
     assert done.returncode == 0, done.stderr
     rewards = [row["reward"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
     assert rewards[-1] > rewards[0]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernels_that_sample_agree_with_plain_torch(dtype, tolerance):
+    spec = importlib.util.spec_from_file_location(
+        "kernels_on_cpu", ROOT / "tests" / "common" / "lm" / "rollout" / "kernels_on_cpu.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.compare("cuda", dtype, tolerance)
+
+
+def test_recorded_steps_sample_what_generate_does_and_see_a_changed_adapter(adapted):
+    """Greedy tokens in 32 bit, with rows that leave the batch; then another adapter, merged by the recorded graph."""
+    from common.lm.rollout.decoder import Decoder
+    from common.lm.rollout.rows import Request
+    from common.lm.rollout.weights import PolicyWeights
+
+    model = adapted.float().eval()
+    weights = PolicyWeights(model, "default")
+    decoder = Decoder(weights, 8, 64)
+    prompts = [(5, 6, 7), (9, 10, 11, 12), (3,), (9, 10, 11, 12)] * 4
+
+    def expected(prompt, count):
+        ids = torch.tensor([prompt], device="cuda")
+        tokens = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        return tokens[0, len(prompt) :].tolist()
+
+    for change in (0.0, 0.3):
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.data += change
+        weights.refresh()
+        decoded = decoder.decode([Request(prompt, 0, 5 + row) for row, prompt in enumerate(prompts)], -1, 0.0)
+        assert [one.tokens for one in decoded] == [expected(prompt, 5 + row) for row, prompt in enumerate(prompts)]
+    assert decoder.graphs
+    assert weights.graph is not None

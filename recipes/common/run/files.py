@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.environment import ROOT
-
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
@@ -58,6 +56,8 @@ def make_reproducible(folder: Path) -> None:
     Sets, such as the target modules, become sorted lists. A base in a local directory is named by its path in this
     repository, or outside of it by its name alone.
     """
+    from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
+
     for file in folder.rglob("adapter_config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")

@@ -178,6 +178,7 @@ def main(count: int, seed: int) -> int:
     from check_data import cleaned, figures, page, report
     from check_data.findings import Findings, RecordedFaults
     from check_data.lengths import Lengths
+    from check_data.limits import Limits
     from check_data.survey import Survey
     from check_data.tasks import TASKS
     from common import environment
@@ -190,19 +191,21 @@ def main(count: int, seed: int) -> int:
         """Read, survey, report and clean one file; how many rows of it are usable."""
         findings = Findings(keep_all=True)
         faults = RecordedFaults(findings)
-        survey = Survey(findings)
+        limits = Limits(task.name, 256, 256, findings)
+        survey = Survey(findings, estimate=None if lengths else limits)
         examples = []
         for example in task.read(read_rows([path], faults), faults):
             survey.add(example)
             examples.append(example)
         if lengths and examples:
-            lengths.faults = faults
+            lengths.faults, lengths.limits = faults, limits
             lengths.add(examples)
         survey.finish()
         facts = {"data": str(path), "identity": "", "task": task.name, "format": "", "eval_data": None}
+        facts |= {"other_formats": [], "notes": faults.notes()}
         facts |= {"model": "tiny", "chat_template": "its own", "date": "today", "code": code}
         facts |= {"seconds": 1.0, "rows_per_second": 1.0}
-        found = figures.figures(survey, findings, lengths, {**facts, "peak_mib": 1.0})
+        found = figures.figures(survey, findings, lengths, limits, {**facts, "peak_mib": 1.0})
         report.show(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100), found)
         if lengths:
             page.write(path.with_suffix(".html"), found, lengths, examples[:5])
@@ -212,7 +215,7 @@ def main(count: int, seed: int) -> int:
         return survey.rows
 
     files = sorted((ROOT / "data_samples" / "formats").iterdir())
-    lengths = Lengths(find_model("tiny"), None, 256, Faults())
+    lengths = Lengths(find_model("tiny"), None, Limits("sft", 256, 256, Findings()), Faults())
     code = environment.describe_code()
     signal.signal(signal.SIGPROF, too_slow)
     signal.signal(signal.SIGALRM, too_slow)

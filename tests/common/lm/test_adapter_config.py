@@ -84,7 +84,7 @@ def test_what_is_used_beside_its_base_is_plain_lora_and_the_rest_is_to_be_merged
     assert f"make merge ADAPTER={folder}" in message
 
 
-def test_lora_on_the_head_is_told_from_the_tensors(folder):
+def test_lora_on_the_head_is_recognized_by_its_tensors(folder):
     save_file({A: torch.zeros(4, 32), B: torch.zeros(96, 4)}, folder / "adapter_model.safetensors")
     assert "LoRA on the embedding or the head" in refused(check_plain, folder)
 

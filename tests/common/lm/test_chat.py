@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from common.data.examples import Conversation, Pair
+from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, PAIR_FORMATS, detect
 from common.data.read import as_examples
 from common.data.rows import Faults, Row, find_source, read_rows
@@ -182,11 +183,14 @@ def test_ready_rendered_chatml_renders_to_itself(tokenizer):
 def samples_of(formats):
     """The files of data_samples/formats that hold one of these formats.
 
-    Pairs of ShareGPT are no conversations, and MBPP's problems, in a column `text`, no rendered ChatML.
+    Pairs of ShareGPT and rows with a label are no conversations, and MBPP's problems, in a column `text`, no ChatML.
     """
     files = [file for file in sorted((ROOT / "data_samples" / "formats").iterdir()) if file.name != "mbpp-text.jsonl"]
     rows = {file: next(read_rows([file], Faults())) for file in files}
-    kinds = {file: PAIR_FORMATS if detect(row.fields, PAIR_FORMATS) else FORMATS for file, row in rows.items()}
+    kinds = {
+        file: next((one for one in (PAIR_FORMATS, FEEDBACK_FORMATS) if detect(row.fields, one)), FORMATS)
+        for file, row in rows.items()
+    }
     return [file for file, row in rows.items() if kinds[file] is formats and detect(row.fields, formats)]
 
 

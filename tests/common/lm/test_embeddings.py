@@ -3,6 +3,7 @@
 import pytest
 import torch
 from common.errors import MachineError
+from common.lm.adapter import check_plain
 from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
 from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -53,6 +54,7 @@ def test_what_is_trained_is_saved_and_tied_as_it_was(tmp_path, tied, dtype):
 
     model.save_pretrained(tmp_path)
     moved = check_saved(tmp_path, model)
+    check_plain(tmp_path)  # evaluate and the like put it on its base as it is
     assert moved["lm_head"] == 2048
     assert moved["embed_tokens"] == (2048 if tied else 3)  # of tokens that another token follows
     again = PeftModel.from_pretrained(base(tied, dtype), tmp_path)
