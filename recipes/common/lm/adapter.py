@@ -110,7 +110,7 @@ def check_plain(folder: Path) -> None:
 
 
 def saved_whole(config: dict[str, Any]) -> set[str]:
-    """The last names of the modules that an adapter holds whole: PEFT adds model.embed_tokens where the head is tied."""
+    """The last names of modules that an adapter holds whole: PEFT adds model.embed_tokens where the head is tied."""
     return {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
 
 
