@@ -7,7 +7,7 @@ import torch
 
 
 def record(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """What `work` does on the GPU, as a CUDA graph; `pool` is memory that it shares with graphs that never run beside it.
+    """What `work` does on the GPU, as a CUDA graph; `pool` is memory shared with graphs that never run beside it.
 
     `work` has run before, so that kernels are compiled and libraries have allocated. Raises RuntimeError where it waits
     for the GPU, or there is no memory left.

@@ -92,10 +92,8 @@ class Rollouts:
                     raise  # once it has worked, an error is no reason to sample in another way
                 self.backend = "generate"
                 self.release()
-                console().print(
-                    f"Sampling with transformers' generate, which is slower: {str(reason).splitlines()[0]}.",
-                    soft_wrap=True,
-                )
+                why = str(reason).splitlines()[0]
+                console().print(f"Sampling with transformers' generate, which is slower: {why}.", soft_wrap=True)
         return self._generate(prompts, max_new_tokens, temperature, advance)
 
     def _generate(
