@@ -16,6 +16,7 @@ import torch
 
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Unsupported, rotary_tables
+from common.lm.rollout.recording import record
 from common.lm.rollout.rows import Request, Rows
 from common.lm.rollout.weights import PolicyWeights
 
@@ -222,10 +223,8 @@ class Decoder:
             for _ in range(2):  # kernels are compiled and libraries allocate, which a recording may not
                 self._step(size)
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        pool = next((other.pool() for other in self.graphs.values()), None)  # they never run side by side
-        with torch.cuda.graph(graph, pool):
-            self._step(size)
+        pool = next((other.pool() for other in self.graphs.values()), None)
+        graph = record(lambda: self._step(size), pool)
         for tensor, old in zip(self.state, kept, strict=True):
             tensor.copy_(old)
         return graph

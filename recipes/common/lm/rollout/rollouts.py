@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "graph", "generate"]
 
-KEPT_FROM = 40 * 2**30  # bytes of a GPU's memory from which copy, cache and graphs are kept between calls
 LENGTH_STEP = 128  # the cache is as long as a multiple of it; when it grows, graphs are recorded anew
 RESERVE = 2**30  # bytes left free: a step's activations, logits and graphs
 GENERATED = 128  # completions that `generate` makes at once
@@ -34,7 +33,8 @@ class Rollouts:
 
     The backend `graph` decodes by our own decoder over a copy of the weights with the adapter merged, on a CUDA GPU
     with one CUDA graph a step. The copy is made anew at every call, so it is never of another step. `generate` is
-    transformers' own; `auto` takes it, and says so, for models that the decoder cannot run.
+    transformers' own; `auto` takes it, and says so, for models that the decoder cannot run, and where its first call
+    ends in a RuntimeError, such as for want of memory.
 
     Args:
         tokenizer: with a chat template and a pad token.
@@ -87,12 +87,13 @@ class Rollouts:
         if self.backend != "generate":
             try:
                 return self._decode(prompts, max_new_tokens, temperature, key, advance)
-            except Unsupported as reason:
-                if self.backend == "graph":
-                    raise
+            except (Unsupported, RuntimeError) as reason:
+                if self.backend == "graph" or (self.figures and not isinstance(reason, Unsupported)):
+                    raise  # once it has worked, an error is no reason to sample in another way
                 self.backend = "generate"
                 self.release()
-                console().print(f"Sampling with transformers' generate, which is slower: {reason}.", soft_wrap=True)
+                why = str(reason).splitlines()[0]
+                console().print(f"Sampling with transformers' generate, which is slower: {why}.", soft_wrap=True)
         return self._generate(prompts, max_new_tokens, temperature, advance)
 
     def _generate(
@@ -194,17 +195,26 @@ class Rollouts:
         return self.decoder
 
     def _copies(self, length: int) -> bool:
-        """Whether a merged copy fits beside the cache; else a 4-bit base is dequantized in each step."""
+        """Whether a merged copy fits beside the cache. Else a 4-bit base is dequantized in each step.
+
+        Raises Unsupported for a base in 16 bit, of which there is then no room for a second one.
+        """
         from common.lm.rollout.weights import in_four_bit, merged_bytes
 
-        if not (on_gpu() and in_four_bit(self.model)):
+        if not on_gpu():
             return True
         config = self.model.config.get_text_config()
         row = row_bytes(read_architecture(config), config.num_hidden_layers, 2, length)
-        return free_bytes() - RESERVE >= merged_bytes(self.model) + FEWEST_ROWS * row
+        size = merged_bytes(self.model)
+        if free_bytes() - RESERVE >= size + FEWEST_ROWS * row:
+            return True
+        if not in_four_bit(self.model):
+            raise Unsupported(f"a merged copy of its weights, {size / 2**30:.1f} GiB, does not fit beside it")
+        return False
 
     def _keeps(self) -> bool:
-        return not on_gpu() or memory_limit() >= KEPT_FROM
+        """Whether copy, cache and graphs stay until the next call: where they leave half of the memory to training."""
+        return not on_gpu() or free_bytes() >= memory_limit() / 2
 
 
 def sample_completions(

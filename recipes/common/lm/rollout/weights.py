@@ -26,6 +26,7 @@ from common.lm.rollout.layers import (
     sources_of,
     stored,
 )
+from common.lm.rollout.recording import record
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -176,9 +177,7 @@ class PolicyWeights:
         if read != self.read:  # the first time, or a weight has moved
             self._merge()
             torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._merge()
+            self.graph = record(self._merge)
             self.read = read
         assert self.graph is not None
         self.graph.replay()
@@ -219,7 +218,7 @@ def merged_bytes(model: "PeftModel | PreTrainedModel") -> int:
     """The size in bytes of the merged copy of the linear layers."""
     text, _ = _parts(model)
     size = sum(size_of(layer) for module in text.layers for matrix in matrices(module) for layer in matrix)
-    return size * _active(text.embed_tokens).weight.elementsize_of()
+    return size * _active(text.embed_tokens).weight.element_size()
 
 
 def _active(module: Any) -> Any:

@@ -113,6 +113,39 @@ def test_the_cache_grows_with_longer_prompts_and_more_of_them(model, tokenizer):
     assert sampler.decoder is sampler.weights is None
 
 
+def test_where_no_second_copy_of_the_weights_fits_generate_samples(model, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    monkeypatch.setattr(module, "free_bytes", lambda: module.RESERVE + 2**20)
+    monkeypatch.setattr(Rollouts, "_generate", lambda *_: ["generated"])
+    assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 0.0) == ["generated"]
+    assert "a merged copy of its weights, 0.0 GiB, does not fit beside it" in capsys.readouterr().out
+
+
+def test_auto_gives_the_decoder_up_only_where_its_first_call_fails(model, tokenizer, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no room\nand more")
+
+    monkeypatch.setattr(Rollouts, "_generate", lambda *_: ["generated"])
+    worked = rollouts_of(model, tokenizer)
+    assert len(worked.sample(PROMPTS[:1], 2, 0.0)) == 1
+    monkeypatch.setattr(module, "prompt_ids", fail)
+    assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 0.0) == ["generated"]
+    assert "which is slower: no room." in capsys.readouterr().out
+    for sampler in (worked, rollouts_of(model, tokenizer, backend="graph")):
+        with pytest.raises(RuntimeError, match="no room"):
+            sampler.sample(PROMPTS, 4, 0.0)
+
+
+@pytest.mark.parametrize(("free", "kept"), [(60, True), (40, False)])
+def test_the_copy_stays_only_where_it_leaves_half_of_the_memory(model, tokenizer, monkeypatch, free, kept):
+    sampler = rollouts_of(model, tokenizer)
+    monkeypatch.setattr(module, "memory_limit", lambda: 100 * 2**30)
+    monkeypatch.setattr(module, "free_bytes", lambda: free * 2**30)
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    assert len(sampler.sample(PROMPTS, 4, 0.0)) == len(PROMPTS)
+    assert (sampler.decoder is not None) == kept
+
+
 @pytest.mark.parametrize("backend", ["graph", "generate"])
 def test_no_prompts_have_no_completions(model, tokenizer, backend):
     assert rollouts_of(model, tokenizer, backend=backend).sample([], 4, 1.0) == []
