@@ -8,11 +8,11 @@ import runpy
 import sys
 from pathlib import Path
 
-from common.lm import generate
+from common.lm.rollout.rollouts import Rollouts
 
 answers, recipe = sys.argv[1:3]
 
-sample = generate.generate
+sample = Rollouts.sample
 
 
 def sample_and_record(*args, **kwargs):
@@ -23,6 +23,6 @@ def sample_and_record(*args, **kwargs):
     return completions
 
 
-generate.generate = sample_and_record
+Rollouts.sample = sample_and_record
 sys.argv = [recipe, *sys.argv[3:]]
 runpy.run_path(recipe, run_name="__main__")
