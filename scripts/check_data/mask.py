@@ -49,32 +49,33 @@ def masked_rows(lengths: Lengths, examples: Iterable[Example], faults: Faults) -
         match example:
             case Prompt():
                 if ids := lengths.prompt_ids(example, faults):
-                    tokens = read_tokens(tokenizer, ids[:longest], [0] * len(ids[:longest]))
+                    tokens = read_tokens(tokenizer, ids[:longest], [0] * len(ids[:longest]), longest)
                     yield MaskedRow(example.place, "prompt, for the model to complete", tokens, len(ids))
             case Pair():
                 for pair in tokenize_pairs(tokenizer, [example], longest, faults):
                     for label, completion in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
                         mask = [0] * len(pair.prompt_ids) + [1] * len(completion)
-                        tokens = read_tokens(tokenizer, pair.prompt_ids + completion, mask)
+                        tokens = read_tokens(tokenizer, pair.prompt_ids + completion, mask, longest)
                         full_length = pair.full_length if len(tokens) == longest else len(tokens)
                         yield MaskedRow(example.place, label, tokens, full_length)
             case Document():  # split, and not truncated
                 for row in tokenize_documents(tokenizer, [example], longest, faults):
-                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist())
+                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist(), longest)
                     yield MaskedRow(example.place, "raw text", tokens, len(tokens))
             case Feedback():
                 for row in tokenize_feedback(tokenizer, [example], longest, faults):
                     mask = [0] * len(row.prompt_ids) + [1] * len(row.completion_ids)
-                    tokens = read_tokens(tokenizer, row.prompt_ids + row.completion_ids, mask)
+                    tokens = read_tokens(tokenizer, row.prompt_ids + row.completion_ids, mask, longest)
                     yield MaskedRow(example.place, "good" if row.label else "bad", tokens, row.full_length)
             case _:
                 for row in tokenize(tokenizer, [as_conversation(example)], longest, faults):
-                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist())
+                    tokens = read_tokens(tokenizer, row.input_ids.tolist(), row.completion_mask.tolist(), longest)
                     yield MaskedRow(example.place, "", tokens, row.full_length)
 
 
-def read_tokens(tokenizer: Any, ids: list[int], mask: list[int]) -> list[Token]:
-    tokens = []
+def read_tokens(tokenizer: Any, ids: list[int], mask: list[int], most: int) -> list[Token]:
+    """The first `most` tokens with their texts; a prompt that fills the length is as long as it is in the data."""
+    ids, mask, tokens = ids[:most], mask[:most], []
     waiting: list[int] = []  # of a character that is not complete
     for index, (id, has_loss) in enumerate(zip(ids, mask, strict=True)):
         ends = index + 1 == len(ids) or mask[index + 1] != has_loss

@@ -535,7 +535,7 @@ def test_the_mask_is_coloured(tokenizer):
     from check_data.mask import CONTEXT, LOSS, coloured, read_tokens
 
     ids = tokenizer("one two", add_special_tokens=False)["input_ids"]
-    text = coloured(read_tokens(tokenizer, ids, [0] * (len(ids) - 1) + [1]))
+    text = coloured(read_tokens(tokenizer, ids, [0] * (len(ids) - 1) + [1], len(ids)))
     pieces = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
     assert [style for piece, style in pieces if not piece.startswith("·")] == [*[CONTEXT] * (len(ids) - 1), LOSS, LOSS]
 
