@@ -58,9 +58,6 @@ class Merged:
             down, up, scaling = lora
             operations_for(part.device).merge(part, weight, up, down, scaling)
 
-    def sources(self) -> "list[Tensor]":
-        return sources_of(self.layers, self.adapter)
-
     def __call__(self, x: "Tensor") -> "Tensor":
         return F.linear(x, self.weight, self.bias)
 
@@ -91,9 +88,6 @@ class Dequantized:
                 self.up[row : row + rows, rank : rank + len(down)].copy_(up.float() * scaling)
                 rank += len(down)
             row += rows
-
-    def sources(self) -> "list[Tensor]":
-        return sources_of(self.layers, self.adapter)
 
     def __call__(self, x: "Tensor") -> "Tensor":
         row = 0
@@ -173,7 +167,7 @@ class PolicyWeights:
         if self.device.type != "cuda":
             self._merge()
             return
-        read = [tensor.data_ptr() for linear in self._linears() for tensor in linear.sources()]
+        read = [tensor.data_ptr() for linear in self._linears() for tensor in sources_of(linear.layers, linear.adapter)]
         if read != self.read:  # the first time, or a weight has moved
             self._merge()
             torch.cuda.synchronize()
