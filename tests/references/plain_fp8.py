@@ -1,7 +1,7 @@
 """A linear layer in fp8 with row-wise scales, from the definition of e4m3 in float64: to hold common/lm/fp8.py against.
 
-No code of this repository, no torch: e4m3 (arXiv 2209.05433) is the list of its 127 finite values from 0 up, and a number
-is rounded to the nearest of them, to the one of even code where two are as near.
+No code of this repository, no torch: e4m3 (arXiv 2209.05433) is the list of its 127 finite values from 0 up, and a
+number is rounded to the nearest of them, to the one of even code where two are as near.
 """
 
 import numpy as np
