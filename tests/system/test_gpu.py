@@ -117,7 +117,7 @@ def test_fp8_products_on_the_tensor_cores_are_the_references(tokens):
     layer, weight = Fp8Linear(linear), linear.weight.double().cpu().detach().numpy()
     x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     dy = torch.randn(tokens, 1024, device="cuda", dtype=torch.bfloat16) * 1e-6
-    for forward in (layer, torch.compile(layer, dynamic=True)):
+    for forward in (layer, torch.compile(layer)):
         x.grad = None
         y = forward(x)
         y.backward(dy)
@@ -125,8 +125,8 @@ def test_fp8_products_on_the_tensor_cores_are_the_references(tokens):
             (y, plain_fp8.forward(x.detach().double().cpu().numpy(), weight)),
             (x.grad, plain_fp8.backward(dy.double().cpu().numpy(), weight)),
         ):
-            error = abs(ours.detach().double().cpu().numpy() - reference).max()
-            assert error < 1e-2 * abs(reference).max()  # bfloat16, and sums of fewer bits in the tensor cores
+            error = ours.detach().double().cpu().numpy() - reference
+            assert (error**2).sum() < 1e-2**2 * (reference**2).sum()  # bfloat16, and the tensor cores' sums of 14 bits
 
 
 def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):

@@ -29,6 +29,9 @@ from torch.nn.functional import ScalingType, scaled_mm
 
 from common.errors import InputError, MachineError
 
+if torch.cuda.is_available():
+    import common.lm.fp8_kernels  # noqa: F401  it registers the operators
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -57,9 +60,16 @@ def quantize_rows(x: "Tensor", factors: "Tensor | None" = None) -> tuple["Tensor
     A row's scale is its largest absolute value / 448. Codes times scale is the row again, each value within a
     sixteenth of itself, or for values below 2^-6 / 448 of the largest within 2^-10 / 448 of the largest.
     """
+    if x.is_cuda:
+        return torch.ops.recipes.fp8_rows(x, factors, SMALLEST)
     x = x.float() if factors is None else x.float() * factors
     scale = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST) / LARGEST
     return (x / scale).to(E4M3), scale
+
+
+def transposed(codes: "Tensor") -> "Tensor":
+    """`codes` (M, N), bytes, as (N, M), contiguous."""
+    return torch.ops.recipes.transposed_bytes(codes) if codes.is_cuda else codes.t().contiguous()
 
 
 def product(a: "Tensor", b: "Tensor", a_scale: "Tensor", b_scale: "Tensor") -> "Tensor":
@@ -82,9 +92,9 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: "Tensor"):
         codes, scale = ctx.saved_tensors
-        rows, row_scale = quantize_rows(dy.reshape(-1, dy.shape[-1]), scale)
+        rows, row_scale = quantize_rows(dy.reshape(-1, codes.shape[0]), scale)
         ones = torch.ones(codes.shape[1], 1, dtype=torch.float32, device=dy.device)
-        dx = product(rows, codes.t().contiguous().view(E4M3), row_scale, ones).to(ctx.dtype)
+        dx = product(rows, transposed(codes).view(E4M3), row_scale, ones).to(ctx.dtype)
         return dx.view(*dy.shape[:-1], codes.shape[1]), None, None, None, None
 
 
