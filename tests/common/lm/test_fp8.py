@@ -195,7 +195,7 @@ def test_without_a_gpu_it_is_refused():
         (False, "command line", "auto", None),
     ],
 )
-def test_it_replaces_4_bit_unless_both_are_asked_for(four_bit, origin, dtype, message):
+def test_it_replaces_4_bit_unless_both_are_given(four_bit, origin, dtype, message):
     args = SimpleNamespace(load_in_fp8=True, load_in_4bit=four_bit, dtype=dtype)
     if message is None:
         check_precision(args, {"load_in_4bit": origin})
