@@ -210,10 +210,9 @@ def main() -> None:
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
 
     console.print(
-        f"[bold]{base.name}[/bold], {len(training)} completions of {args.data} -> [bold]{run.folder}[/bold]\n"
-        f"{weights.in_words()}",
-        soft_wrap=True,
+        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
     )
+    console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -226,7 +225,7 @@ def main() -> None:
             revision=base.revision,
             max_seq_length=args.max_length,
             dtype=dtype,
-            load_in_4bit=in_4bit(args),
+            load_in_4bit=in_4bit(args.load_in_4bit, args.load_in_fp8),
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,  # else Unsloth replaces a hub id by its own 4-bit copy
             random_state=args.seed,

@@ -223,7 +223,7 @@ def main() -> None:
             revision=base.revision,
             max_seq_length=longest,
             dtype=dtype,
-            load_in_4bit=in_4bit(args),
+            load_in_4bit=in_4bit(args.load_in_4bit, args.load_in_fp8),
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,  # else Unsloth replaces a hub id by its own 4-bit copy
             random_state=args.seed,

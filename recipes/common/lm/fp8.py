@@ -82,7 +82,9 @@ class _Fp8Product(torch.autograd.Function):
     """x W^T and its gradient with respect to x. W is frozen and has none."""
 
     @staticmethod
-    def forward(ctx, x: "Tensor", rows: "Tensor", row_scale: "Tensor", codes: "Tensor", scale: "Tensor") -> "Tensor":
+    def forward(
+        ctx: Any, x: "Tensor", rows: "Tensor", row_scale: "Tensor", codes: "Tensor", scale: "Tensor"
+    ) -> "Tensor":
         """`rows` and `row_scale` are x in fp8; x itself is here for autograd alone."""
         ctx.save_for_backward(codes, scale)
         ctx.dtype = x.dtype
@@ -90,7 +92,8 @@ class _Fp8Product(torch.autograd.Function):
         return y.view(*x.shape[:-1], codes.shape[0])
 
     @staticmethod
-    def backward(ctx, dy: "Tensor"):
+    def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
+        (dy,) = grad_outputs
         codes, scale = ctx.saved_tensors
         rows, row_scale = quantize_rows(dy.reshape(-1, codes.shape[0]), scale)
         ones = torch.ones(codes.shape[1], 1, dtype=torch.float32, device=dy.device)
@@ -152,11 +155,11 @@ def quantize_base(model: "PreTrainedModel") -> None:
         torch.cuda.empty_cache()  # else the 16-bit weights' memory stays reserved
 
 
-def _qkv(attention: torch.nn.Module, x: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
+def _qkv(attention: Any, x: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
     return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
 
 
-def _o(attention: torch.nn.Module, x: "Tensor") -> "Tensor":
+def _o(attention: Any, x: "Tensor") -> "Tensor":
     return attention.o_proj(x)
 
 

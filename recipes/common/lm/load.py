@@ -106,13 +106,13 @@ def check_precision(args: Any, origins: Mapping[str, str]) -> None:
         raise InputError(f"--load-in-fp8 computes the rest in bfloat16; leave out --dtype {args.dtype}")
 
 
-def in_4bit(args: Any) -> bool:
-    """Is a recipe's base to be loaded in 4 bit? Raises MachineError for --load-in-fp8 on a device that has no fp8."""
-    if args.load_in_fp8:
+def in_4bit(load_in_4bit: bool, load_in_fp8: bool) -> bool:
+    """Is the base to be loaded in 4 bit? Raises MachineError for --load-in-fp8 on a device that has no fp8."""
+    if load_in_fp8:
         from common.lm.fp8 import check_fp8_device
 
         check_fp8_device()
-    return args.load_in_4bit and not args.load_in_fp8
+    return load_in_4bit and not load_in_fp8
 
 
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":

@@ -172,17 +172,17 @@ def test_older_gpus_are_refused_by_name(monkeypatch, capability, works):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     if works:
-        assert not in_4bit(SimpleNamespace(load_in_fp8=True, load_in_4bit=True))  # the default, nf4, is off
+        assert not in_4bit(load_in_4bit=True, load_in_fp8=True)  # the default, nf4, is off
     else:
         with pytest.raises(MachineError, match=rf"NVIDIA A100 has {capability[0]}.{capability[1]}") as refused:
-            in_4bit(SimpleNamespace(load_in_fp8=True, load_in_4bit=True))
+            in_4bit(load_in_4bit=True, load_in_fp8=True)
         assert refused.value.exit_code == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_refused():
     with pytest.raises(MachineError, match="needs a GPU of Ada, Hopper or Blackwell"):
-        in_4bit(SimpleNamespace(load_in_fp8=True, load_in_4bit=False))
+        in_4bit(load_in_4bit=False, load_in_fp8=True)
 
 
 @pytest.mark.parametrize(
