@@ -1,7 +1,7 @@
 """What fp8.py does between the products, as Triton kernels: rows to e4m3 in one pass, and bytes transposed.
 
 They are operators that torch.compile leaves whole. What it makes of the same lines reads a row twice, and moves bytes
-at half the rate, or less, on an H200. Of equal calls, which q, k and v make with the same x, it keeps one.
+at about half the rate on an H200. Of equal calls, which q, k and v make with the same x, it keeps one.
 """
 
 import torch
