@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from common.arguments import check, read_fields
 from common.errors import InputError, MachineError
 from common.lm import fp8
 from common.lm.load import check_precision, in_4bit
@@ -202,3 +203,12 @@ def test_it_replaces_4_bit_unless_both_are_given(four_bit, origin, dtype, messag
     else:
         with pytest.raises(InputError, match=message):
             check_precision(args, {"load_in_4bit": origin})
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "ppo"])
+def test_recipes_that_sample_refuse_it_with_the_reason(recipe):
+    fields = read_fields(ROOT / "recipes" / f"{recipe}.py")
+    with pytest.raises(
+        InputError, match=r"there is no --load-in-fp8 here: .*the policy that samples"
+    ):
+        check(fields, ["--load-in-fp8"], recipe)
