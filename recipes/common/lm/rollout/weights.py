@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from common.lm.cuda_graph import record
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.layers import (
     bias_of,
     check_adapter,
     dequantized,
+    is_quantized,
     lora_of,
     matrices,
     shape_of,
@@ -26,7 +28,6 @@ from common.lm.rollout.layers import (
     sources_of,
     stored,
 )
-from common.lm.rollout.recording import record
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,13 +49,14 @@ class Merged:
     def refresh(self) -> None:
         first = 0
         for layer in self.layers:
-            weight = dequantized(layer)  # (out, in)
-            part = self.weight[first : first + weight.shape[0]]
-            first += weight.shape[0]
+            part = self.weight[first : first + shape_of(layer)[0]]
+            first += len(part)
             lora = lora_of(layer, self.adapter)
             if lora is None:
-                part.copy_(weight)
+                dequantized(layer, out=part)
                 continue
+            # A base in 4 bit is merged where it is dequantized: its 16-bit matrices need no memory of their own.
+            weight = dequantized(layer, out=part) if is_quantized(layer) else stored(layer)
             down, up, scaling = lora
             operations_for(part.device).merge(part, weight, up, down, scaling)
 
@@ -169,8 +171,6 @@ class PolicyWeights:
             return
         read = [tensor.data_ptr() for linear in self._linears() for tensor in sources_of(linear.layers, linear.adapter)]
         if read != self.read:  # the first time, or a weight has moved
-            self._merge()
-            torch.cuda.synchronize()
             self.graph = record(self._merge)
             self.read = read
         assert self.graph is not None
@@ -205,7 +205,7 @@ def operations_for(device: torch.device) -> ModuleType:
 
 def in_four_bit(model: "PeftModel | PreTrainedModel") -> bool:
     text, _ = _parts(model)
-    return any(hasattr(stored(layer), "quant_state") for matrix in matrices(text.layers[0]) for layer in matrix)
+    return any(is_quantized(layer) for matrix in matrices(text.layers[0]) for layer in matrix)
 
 
 def merged_bytes(model: "PeftModel | PreTrainedModel") -> int:
