@@ -516,9 +516,13 @@ def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
 
 @contextmanager
 def seconds(metrics: dict[str, float], name: str) -> Iterator[None]:
-    """Write how long the block took into `metrics`."""
+    """Write how long the block took into `metrics`, with what a GPU still has to do of it."""
+    import torch
+
     start = time.monotonic()
     yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     metrics[name] = round(time.monotonic() - start, 3)
 
 
@@ -733,12 +737,18 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.completions)
 
+    def count(self) -> int:
+        """The tokens of all completions, counted without asking the GPU, which would have to finish its work."""
+        return sum(len(one.completion_ids) for one in self.completions)
+
     def take(self, index: list[int]) -> "Rollout":
         """The rows `index`, with no more columns of padding than they need."""
-        longest, columns = int(self.attention_mask[index].sum(1).max()), int(self.mask[index].sum(1).max())
+        completions = [self.completions[i] for i in index]
+        longest = max(len(one.prompt_ids) + len(one.completion_ids) for one in completions)
+        columns = max(len(one.completion_ids) for one in completions)
         return Rollout(
             [self.prompts[i] for i in index],
-            [self.completions[i] for i in index],
+            completions,
             self.input_ids[index, :longest],
             self.attention_mask[index, :longest],
             self.start[index],
@@ -874,7 +884,7 @@ def update(
     import torch
 
     args, learns = ppo.args, policy_learns
-    stats: dict[str, list[float]] = defaultdict(list)
+    stats: dict[str, list[float | Tensor]] = defaultdict(list)  # read at the end: reading waits for the GPU
     for _ in range(args.num_ppo_epochs):
         order = torch.randperm(len(rollout)).tolist()
         for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
@@ -884,7 +894,7 @@ def update(
                 learns = not of_policy["policy/stopped"]
             for name, value in (of_policy | update_critic(ppo, rollout, advantages, minibatch)).items():
                 stats[name].append(value)
-    metrics = {name: sum(values) / len(values) for name, values in stats.items()}
+    metrics = {name: sum(map(float, values)) / len(values) for name, values in stats.items()}
     metrics |= {"lr": ppo.policy.learning_rate, "critic_lr": ppo.critic.learning_rate}
     metrics["loss"] = metrics.get("loss/policy_avg", 0.0) + metrics["loss/value_avg"]
     if policy_learns:
@@ -895,10 +905,10 @@ def update(
 
 def update_policy(
     ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, minibatch: list[int]
-) -> dict[str, float]:
+) -> "dict[str, float | Tensor]":
     """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
-    args, stats = ppo.args, defaultdict(float)
-    count = int(rollout.mask[minibatch].sum())  # every token weighs the same, whichever pass it is in
+    args, stats = ppo.args, defaultdict[str, Any](float)
+    count = rollout.take(minibatch).count()  # every token weighs the same, whichever pass it is in
     for index in split(minibatch, args.per_device_train_batch_size):
         part = rollout.take(index)
         columns = part.mask.shape[1]
@@ -911,19 +921,21 @@ def update_policy(
         ppo.policy.backward(loss)
 
         log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
-        stats["loss/policy_avg"] += float(loss.detach())
-        stats["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
-        stats["policy/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
-        stats["val/ratio"] += float(log_ratios.exp().sum()) / count
-    stopped = stats["policy/approx_kl"] > args.max_approx_kl
+        stats["loss/policy_avg"] += loss.detach().double()
+        stats["policy/approx_kl"] += kl_estimate(-log_ratios, "k3").sum().double() / count
+        stats["policy/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
+        stats["val/ratio"] += log_ratios.exp().sum().double() / count
+    stopped = bool(stats["policy/approx_kl"] > args.max_approx_kl)
     gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
     return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
 
 
-def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]) -> dict[str, float]:
+def update_critic(
+    ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]
+) -> "dict[str, float | Tensor]":
     """Phase 4.2: one optimization step of the critic."""
-    args, stats = ppo.args, defaultdict(float)
-    count = int(rollout.mask[minibatch].sum())
+    args, stats = ppo.args, defaultdict[str, Any](float)
+    count = rollout.take(minibatch).count()
     with active_adapter(ppo.model, "critic"):
         for index in split(minibatch, args.per_device_train_batch_size):
             part = rollout.take(index)
@@ -933,8 +945,8 @@ def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch:
             losses, clipped = value_losses(values, old_values, returns, args.cliprange_value)
             loss = (losses * part.mask).sum() / count
             ppo.critic.backward(loss)
-            stats["loss/value_avg"] += float(loss.detach())
-            stats["val/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
+            stats["loss/value_avg"] += loss.detach().double()
+            stats["val/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
     return {**stats, "value/grad_norm": ppo.critic.step()}
 
 

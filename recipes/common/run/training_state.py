@@ -50,8 +50,8 @@ class Learner:
         """Add the gradient of `loss` to what the parameters have."""
         self.scaler.scale(loss).backward()
 
-    def step(self) -> float:
-        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping."""
+    def step(self) -> "Tensor":
+        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping, a scalar."""
         import torch
 
         self.scaler.unscale_(self.optimizer)
@@ -59,7 +59,7 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def discard(self) -> float:
         """Clear the gradient without an update. Returns 0, the norm of no step."""
