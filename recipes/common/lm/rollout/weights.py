@@ -165,15 +165,15 @@ class PolicyWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge the adapter as it is now. On a GPU the kernels are recorded once and replayed: there are thousands."""
-        if self.device.type != "cuda":
-            self._merge()
-            return
+        """Merge the adapter as it is now. On a GPU the kernels, of which there are thousands, are recorded the second
+        time and then replayed: where the copy is released after each call, there is no second time."""
         read = [tensor.data_ptr() for linear in self._linears() for tensor in sources_of(linear.layers, linear.adapter)]
-        if read != self.read:  # the first time, or a weight has moved
+        if self.device.type != "cuda" or read != self.read:  # the first time, or a weight has moved
+            self._merge()
+            self.graph, self.read = None, read
+            return
+        if self.graph is None:
             self.graph = record(self._merge)
-            self.read = read
-        assert self.graph is not None
         self.graph.replay()
 
     def _merge(self) -> None:
