@@ -1,4 +1,4 @@
-"""The product with a matrix in 4 bit as Triton kernels: its numbers are dequantized in registers, on their way to it."""
+"""The product with a matrix in 4 bit as Triton kernels: its numbers are dequantized in registers, never in memory."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ PROGRAMS = 528  # four for each multiprocessor of an H100; with fewer, the colum
 
 
 @triton.jit
-def _multiply(x_ptr, tiles_ptr, code_ptr, scales_ptr, out_ptr, M, N, K: tl.constexpr, SHARE: tl.constexpr,
+def _multiply(x_ptr, tiles_ptr, table_ptr, scales_ptr, out_ptr, M, N, K: tl.constexpr, SHARE: tl.constexpr,
               GROUP: tl.constexpr, NESTED: tl.constexpr, PADDED: tl.constexpr, HEIGHT: tl.constexpr,
               COLUMNS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     tile = tiles_ptr + tl.program_id(0) * 7
@@ -35,7 +35,7 @@ def _multiply(x_ptr, tiles_ptr, code_ptr, scales_ptr, out_ptr, M, N, K: tl.const
     for start in range(split * (SHARE // 2), min((split + 1) * (SHARE // 2), K // 2), COLUMNS // 2):
         at = row[:, None] * (K // 2) + (start + byte)[None, :]
         packed = tl.load(weight_ptr + at, mask=there[:, None], other=0).to(tl.int32)
-        numbers = tl.join(tl.load(code_ptr + (packed >> 4)), tl.load(code_ptr + (packed & 15)))
+        numbers = tl.join(tl.load(table_ptr + (packed >> 4)), tl.load(table_ptr + (packed & 15)))
         group = row[:, None] * (K // GROUP) + (2 * start // GROUP + g)[None, :]
         scale_ptr = tl.load(tile + 1)
         if NESTED:
@@ -77,29 +77,29 @@ def _finish(parts_ptr, bias_ptr, small_ptr, up_ptr, y_ptr, M, N, R: tl.constexpr
 
 
 class FourBitMatrix:
-    """The weights (out, in) of several layers in 4 bit (nf4 or fp4 of bitsandbytes), one below the other, where they
-    are stored; nothing is copied."""
+    """The weights (out, in) of several layers in 4 bit, one below the other, read where bitsandbytes stores them.
+
+    The numbers are those of its dequantize_4bit: table[code] * scale, rounded once; a scale may itself be in 8 bit.
+    """
 
     def __init__(self, layers: Sequence[Any]) -> None:
         states: list[Any] = [stored(layer).quant_state for layer in layers]
-        self.rows = sum(shape_of(layer)[0] for layer in layers)
-        self.columns = shape_of(layers[0])[1]
-        first = states[0]
-        self.group, self.nested = first.blocksize, first.nested
-        self.code = first.code.float()
-        self.scales = first.state2.code if self.nested else self.code
-        tiles, column = [], 0
+        self.rows, self.columns = sum(shape_of(layer)[0] for layer in layers), shape_of(layers[0])[1]
+        self.group, self.nested = states[0].blocksize, states[0].nested
+        self.table = states[0].code.float()
+        self.scales = states[0].state2.code if self.nested else self.table
+        tiles, below = [], 0
         for layer, state in zip(layers, states, strict=True):
-            rows = shape_of(layer)[0]
             nested = [state.state2.absmax.data_ptr(), state.offset.data_ptr()] if self.nested else [0, 0]
             pointers = [stored(layer).data_ptr(), state.absmax.data_ptr(), *nested]
-            tiles += [[*pointers, row, rows, column + row] for row in range(0, rows, HEIGHT)]
-            column += rows
+            rows = shape_of(layer)[0]
+            tiles += [[*pointers, row, rows, below + row] for row in range(0, rows, HEIGHT)]
+            below += rows
         self.tiles = torch.tensor(tiles, device=stored(layers[0]).device)  # (tiles, 7)
-        self.held = states  # the kernel reads them by their addresses
+        self.held = states  # so that what the addresses point at stays
 
     def multiply(
-        self, x: "Tensor", bias: "Tensor | None" = None, small: "Tensor | None" = None, up: "Tensor | None" = None, warps: int = 4, stages: int = 3
+        self, x: "Tensor", bias: "Tensor | None" = None, small: "Tensor | None" = None, up: "Tensor | None" = None
     ) -> "Tensor":
         """x (M, in) times the transposed matrix, plus `bias` (out,), plus small (M, R) times up (out, R) transposed."""
         rows, tiles = len(x), len(self.tiles)
@@ -111,8 +111,8 @@ class FourBitMatrix:
         precision = "ieee" if x.dtype == torch.float32 else "tf32"
         parts = torch.empty(splits, rows, self.rows, dtype=torch.float32, device=x.device)
         _multiply[(tiles, splits)](
-            x, self.tiles, self.code, self.scales, parts, rows, self.rows, self.columns, share, self.group, self.nested,
-            max(16, triton.next_power_of_2(rows)), HEIGHT, width, precision, num_warps=warps, num_stages=stages,
+            x, self.tiles, self.table, self.scales, parts, rows, self.rows, self.columns, share, self.group,
+            self.nested, max(16, triton.next_power_of_2(rows)), HEIGHT, width, precision, num_warps=4, num_stages=3,
         )  # fmt: skip
         y = x.new_empty(rows, self.rows)
         rank = 0 if small is None else small.shape[1]
@@ -121,3 +121,14 @@ class FourBitMatrix:
             max(16, triton.next_power_of_2(rank)), 16, 128, precision, num_warps=4,
         )  # fmt: skip
         return y
+
+
+def four_bit_matrix(layers: Sequence[Any]) -> FourBitMatrix | None:
+    """As `operations.four_bit_matrix`: for layers of one format, in which no group of numbers spans two rows."""
+    states: list[Any] = [getattr(stored(layer), "quant_state", None) for layer in layers]
+    if None in states:
+        return None
+    formats = {(state.blocksize, state.nested and state.state2.blocksize) for state in states}
+    (size, outer), *others = formats
+    known = not others and size >= 64 and shape_of(layers[0])[1] % size == 0 and outer in (False, 256)
+    return FourBitMatrix(layers) if known else None

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+FEW_ROWS = 128  # of a batch that is multiplied with weights in 4 bit as they are stored
+
+
 class Merged:
     """Several linear layers as one whose weight (out, in) holds their weights with the adapter merged."""
 
@@ -65,8 +68,11 @@ class Merged:
 
 
 class Dequantized:
-    """The same for a base in 4 bit of which no 16-bit copy fits: its weight is made anew at every call, in a buffer
-    that all layers share, and the adapter is added to the result."""
+    """The same for a base in 4 bit of which no 16-bit copy fits: the adapter is added to the result.
+
+    On a GPU few rows are multiplied with the weights as they are stored (`operations.four_bit_matrix`); for many, such
+    as those of prompts, the weight is made anew at every call, in a buffer that all layers share.
+    """
 
     def __init__(
         self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype, buffer: "Tensor"
@@ -80,6 +86,7 @@ class Dequantized:
         ranks = sum(lora[0].shape[0] for lora in loras if lora is not None)
         self.down = torch.zeros(ranks, self.weight.shape[1], dtype=dtype, device=buffer.device)
         self.up = torch.zeros(self.weight.shape[0], ranks, dtype=dtype, device=buffer.device)  # block-diagonal
+        self.matrix = operations_for(buffer.device).four_bit_matrix(layers)
 
     def refresh(self) -> None:
         row = rank = 0
@@ -92,6 +99,8 @@ class Dequantized:
             row += rows
 
     def __call__(self, x: "Tensor") -> "Tensor":
+        if self.matrix is not None and len(x) <= FEW_ROWS:
+            return self.matrix.multiply(x, self.bias, F.linear(x, self.down), self.up)
         row = 0
         for layer, (rows, _) in zip(self.layers, self.shapes, strict=True):
             dequantized(layer, out=self.weight[row : row + rows])
