@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HEIGHT = 64  # rows of the weight that one program multiplies
 COLUMNS = 128  # columns of it that are in registers at once
-PROGRAMS = 528  # four for each multiprocessor of an H100; with fewer, the columns are split among several
+PROGRAMS = 1056  # eight for each multiprocessor of an H100; with fewer, the columns are split among several
 
 
 @triton.jit

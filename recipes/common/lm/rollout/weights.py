@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-FEW_ROWS = 128  # of a batch that is multiplied with weights in 4 bit as they are stored
+FEW_ROWS = 64  # with more, to dequantize a matrix in 4 bit and multiply with it is faster, see docs/results.md
 
 
 class Merged:
