@@ -47,7 +47,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +59,7 @@ from common.data.prompts import as_prompt, distinct, drop_long, with_system_prom
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
+from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
 from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
@@ -581,7 +581,7 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
     rollout = sample(ppo, prompts, "held-out")
     mean, std = moments(score(ppo, rollout).total)
     log_probs, _ = all_log_probs(ppo, rollout, "default")
-    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, None)
     return {
         "score": mean,
         "score_std": std,
@@ -621,37 +621,6 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
 # Forward passes of the four models.
 
 
-@contextmanager
-def active_adapter(model: "PeftModel", name: str) -> Iterator[None]:
-    """Within the block the model is the "critic", the "reward" model or the "reference" policy, outside it the policy.
-
-    A block holds a forward pass and its backward pass, or neither: see `update`. This switches what PEFT's own
-    set_adapter and disable_adapter do, but those walk through all modules and parameters, some 50 ms each time.
-    """
-    layers = lora_layers(model)
-    for layer in layers:
-        if name == "reference":
-            layer._disable_adapters = True
-            continue
-        layer._active_adapter = name
-        for matrix in (layer.lora_A[name], layer.lora_B[name]):
-            matrix.weight.requires_grad_(name != "reward")  # which is not trained
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-            layer._active_adapter = "default"
-
-
-@lru_cache(maxsize=1)
-def lora_layers(model: "PeftModel") -> "list[Any]":
-    """The layers of the model that hold its adapters."""
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-
 def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
     """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
     inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
@@ -663,8 +632,8 @@ def values_of(ppo: "PPO", part: "Rollout") -> "Tensor":
     return completion_values(ppo.model, ppo.critic_head, part.input_ids, part.attention_mask, part.start, part.mask)
 
 
-def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str) -> "tuple[Tensor, Tensor]":
-    """`log_probs_of` a whole rollout under the policy, "default", or the "reference", in small passes; no gradient."""
+def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str | None) -> "tuple[Tensor, Tensor]":
+    """`log_probs_of` a whole rollout under the policy, "default", or the reference policy, None; no gradient."""
     import torch
 
     with torch.no_grad(), active_adapter(ppo.model, name):
@@ -871,7 +840,7 @@ def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
     final = [s - args.missing_eos_penalty * (not c.ended) for s, c in zip(clipped, rollout.completions, strict=True)]
     # 2.4 Estimate the KL divergence from the reference policy at each token.
     log_probs, entropies = all_log_probs(ppo, rollout, "default")
-    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, None)
     kl = kl_estimate(log_probs - ref_log_probs, args.kl_estimator)  # (B, C)
     # 2.5 Reward: minus kl_coef x KL at each token, and the score at the last token.
     kl_coef = ppo.kl_controller.coef
