@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from common.lm.rollout.layers import shape_of, stored
+from common.lm.rollout.layers import is_quantized, shape_of, stored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ class FourBitMatrix:
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        states: list[Any] = [stored(layer).quant_state for layer in layers]
+        states = states_of(layers)
         self.rows, self.columns = sum(shape_of(layer)[0] for layer in layers), shape_of(layers[0])[1]
         self.group, self.nested = states[0].blocksize, states[0].nested
         self.table = states[0].code.float()
@@ -125,10 +125,16 @@ class FourBitMatrix:
 
 def four_bit_matrix(layers: Sequence[Any]) -> FourBitMatrix | None:
     """As `operations.four_bit_matrix`: for layers of one format, in which no group of numbers spans two rows."""
-    states: list[Any] = [getattr(stored(layer), "quant_state", None) for layer in layers]
-    if None in states:
+    if not all(map(is_quantized, layers)):
         return None
+    states = states_of(layers)
     formats = {(state.blocksize, state.nested and state.state2.blocksize) for state in states}
     (size, outer), *others = formats
     known = not others and size >= 64 and shape_of(layers[0])[1] % size == 0 and outer in (False, 256)
     return FourBitMatrix(layers) if known else None
+
+
+def states_of(layers: Sequence[Any]) -> list[Any]:
+    """What bitsandbytes knows of the layers' weights besides their codes: the scales, their groups, the table."""
+    weights: list[Any] = [stored(layer) for layer in layers]
+    return [weight.quant_state for weight in weights]
