@@ -208,7 +208,5 @@ def test_it_replaces_4_bit_unless_both_are_given(four_bit, origin, dtype, messag
 @pytest.mark.parametrize("recipe", ["grpo", "ppo"])
 def test_recipes_that_sample_refuse_it_with_the_reason(recipe):
     fields = read_fields(ROOT / "recipes" / f"{recipe}.py")
-    with pytest.raises(
-        InputError, match=r"there is no --load-in-fp8 here: .*the policy that samples"
-    ):
+    with pytest.raises(InputError, match=r"there is no --load-in-fp8 here: .*the policy that samples"):
         check(fields, ["--load-in-fp8"], recipe)
