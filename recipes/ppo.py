@@ -64,6 +64,7 @@ from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
+from common.lm.rollout.backends import check_sampling
 from common.lm.rollout.correction import rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
@@ -172,8 +173,8 @@ class Args:
     """Tokens of a completion: TRL's response_length."""
     temperature: float = 0.7
     """Of sampling, and of every log-probability."""
-    rollouts: Literal["auto", "graph", "generate"] = "auto"
-    """How completions are sampled: graph by our own decoder, generate by transformers'; auto: graph where it can."""
+    rollouts: Literal["auto", "graph", "vllm", "generate"] = "auto"
+    """graph: our own decoder; vllm: vLLM in this process (VARIANT=cuda-vllm); auto: the first of these that can."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
@@ -454,6 +455,7 @@ def with_defaults(args: Args) -> Args:
         raise InputError("--critic-init reward needs --reward-model, from which the critic is to start")
     if args.rewards == () and not args.reward_model:
         raise InputError("nothing rewards the completions: give --reward-model or --rewards")
+    check_sampling(args.rollouts)
     rewards = args.rewards if args.rewards is not None else () if args.reward_model else REWARD_FUNCTIONS
     return replace(args, rewards=rewards, critic_init=args.critic_init or ("reward" if args.reward_model else "base"))
 

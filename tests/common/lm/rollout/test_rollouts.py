@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from common.data.examples import Conversation, Prompt
+from common.errors import MachineError
 from common.lm.generate import generate
 from common.lm.log_probs import Scored, score_tokens
 from common.lm.render import end_token
@@ -100,7 +101,7 @@ def test_auto_names_why_it_takes_generate_and_graph_refuses(model, tokenizer, mo
     assert sampler.sample(PROMPTS, 4, 0.0) == sampler.sample(PROMPTS, 4, 0.0) == []
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Sampling with transformers' generate, which is slower: unknown models")
-    with pytest.raises(module.Unsupported):
+    with pytest.raises(MachineError, match="--rollouts graph cannot sample from this model: unknown models"):
         rollouts_of(model, tokenizer, backend="graph").sample(PROMPTS, 4, 0.0)
 
 
