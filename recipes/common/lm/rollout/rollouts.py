@@ -10,7 +10,7 @@ from common.data.examples import Conversation, Prompt
 from common.errors import MachineError
 from common.lm.generate import Completion, generate
 from common.lm.log_probs import score_tokens
-from common.lm.render import prompt_texts
+from common.lm.render import as_conversation, prompt_ids
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.backends import Backend, has_vllm
 from common.lm.rollout.correction import rollout_mismatch
@@ -282,18 +282,6 @@ def sample_completions(
     with bar(what, len(repeated)) as advance:
         completions = rollouts.sample(repeated, max_new_tokens, temperature, advance=advance)
     return [completions[first : first + count] for first in range(0, len(completions), count)]
-
-
-def as_conversation(prompt: Prompt | Conversation) -> Conversation:
-    return prompt if isinstance(prompt, Conversation) else Conversation(prompt.place, prompt.prompt, prompt.tools)
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt | Conversation]) -> list[list[int]]:
-    """The tokens of each prompt, generation prompt included. Raises InputError as `prompt_texts`."""
-    distinct = {id(prompt): as_conversation(prompt) for prompt in prompts}  # a group is the same prompt several times
-    texts = prompt_texts(tokenizer, list(distinct.values()))
-    ids = dict(zip(distinct, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
-    return [ids[id(prompt)] for prompt in prompts]
 
 
 def memory_limit() -> int:
