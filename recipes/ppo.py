@@ -34,8 +34,7 @@ What other implementations do differently, and this one does so:
   policy is discarded and the policy learns no more from that rollout; the critic does.
 - A truncated completion ends like any other: nothing is bootstrapped from the critic after it.
 
-Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, vLLM, several
-GPUs.
+Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, several GPUs.
 """
 
 import copy

@@ -13,7 +13,7 @@ from common.lm.log_probs import score_tokens
 from common.lm.render import as_conversation, prompt_ids
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.backends import Backend, has_vllm
-from common.lm.rollout.correction import rollout_mismatch
+from common.lm.rollout.correction import check_agreement
 from common.run.progress import bar
 from common.run.screen import console
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LENGTH_STEP = 128  # the cache is as long as a multiple of it; when it grows, graphs are recorded anew
 RESERVE = 2**30  # bytes left free: a step's activations, logits and graphs
 GENERATED = 128  # completions that `generate` makes at once
-LARGEST_SPREAD = 0.5  # nats: standard deviation of vLLM's log-probabilities from the model's; 16 bit makes 0.02 to 0.1
 FEWEST_ROWS = 32  # below it a step is no faster, so that a copy of the weights is given up for more rows
 
 
@@ -109,6 +108,7 @@ class Rollouts:
         """Take the next way to sample: vLLM where the decoder does not know the model, else generate."""
         to_vllm = self.backend == "graph" and isinstance(reason, Unsupported) and on_gpu() and has_vllm()
         self.release()
+        self.engine = None
         self.backend = "vllm" if to_vllm else "generate"
         how = "vLLM, whose start takes a minute" if to_vllm else "transformers' generate, which is slower"
         console().print(f"Sampling with {how}: {str(reason).splitlines()[0]}.", soft_wrap=True)
@@ -188,13 +188,7 @@ class Rollouts:
         as_base = self.adapter is None and hasattr(self.model, "disable_adapter")
         with self.model.disable_adapter() if as_base else contextlib.nullcontext():
             scored = score_tokens(self.model, spans, self.tokenizer.pad_token_id, temperature=temperature or 1.0)
-        spread = rollout_mismatch(completions, [one.log_probs for one in scored])["rollout/log_prob_diff_std"]
-        if not spread < LARGEST_SPREAD:
-            raise MachineError(
-                f"vLLM's log-probabilities differ from the model's by {spread:.2f} nats (standard deviation; "
-                f"{LARGEST_SPREAD} is the most that rounding explains): vLLM computes this model in another way. Give "
-                "--rollouts graph or generate"
-            )
+        check_agreement(completions, [one.log_probs for one in scored], "vLLM")
 
     def release(self) -> None:
         """Free the copy of the weights, the cache and the graphs. An engine of vLLM stays: it takes a minute."""
@@ -232,17 +226,14 @@ class Rollouts:
         return self.decoder
 
     def _ready_engine(self, requests: "Sequence[Request]") -> "VllmEngine":
-        """vLLM's engine, for completions as long as the model was loaded for, beside which half of the memory is left
-        to training."""
+        """vLLM's engine, beside which half of the memory is left to training."""
         if not on_gpu():
             raise Unsupported("vLLM needs an NVIDIA GPU")
-        from common.lm.rollout.vllm_engine import VllmEngine
+        from common.lm.rollout.vllm_engine import VllmEngine, engine_length
 
         if self.engine is None:
-            positions = self.model.config.get_text_config().max_position_embeddings
-            needed = max(len(request.prompt) + request.limit for request in requests)
-            length = max(needed, min(positions, getattr(self.model, "max_seq_length", needed)))
             room = free_bytes() - max(RESERVE, memory_limit() // 2)
+            length = engine_length(self.model, requests)
             self.engine = VllmEngine(self.model, self.adapter, rows=self.max_rows, length=length, room=room)
         return self.engine
 

@@ -118,6 +118,14 @@ class VllmEngine:
         current.wait_stream(self.stream)
 
 
+def engine_length(model: Any, requests: Sequence[Request]) -> int:
+    """Tokens of a prompt with its completion that an engine is to be started for: those that the model was loaded for,
+    since later calls may have longer ones than the first."""
+    needed = max(len(request.prompt) + request.limit for request in requests)
+    positions = model.config.get_text_config().max_position_embeddings
+    return max(needed, min(positions, getattr(model, "max_seq_length", needed)))
+
+
 def settings(rows: int, length: int, cache: int, eager: bool) -> dict[str, Any]:
     """The arguments of vLLM's LLM that decide what is sampled and what memory it takes."""
     graphs = sorted({*(size for size in GRAPHS if size < rows), rows})
