@@ -4,9 +4,9 @@ It is made once a run, which takes a minute, and holds a copy of all weights and
 changes in its process is put back: the random states, and the current CUDA stream.
 """
 
+import hashlib
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from common.lm.rollout.architecture import Unsupported
 from common.lm.rollout.decoder import Decoded
 from common.lm.rollout.rows import Request
 from common.lm.rollout.vllm_weights import connect, weight_bytes
+from common.run.files import write_bytes
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -56,11 +57,11 @@ class VllmEngine:
         import vllm  # outside of the stream: from its import on it follows which stream is set
 
         self.stream = torch.cuda.Stream()
-        with self._on_stream(), random_states_kept(), tempfile.TemporaryDirectory() as folder:
-            write_config(config, Path(folder))
+        folder = write_config(config, Path(os.environ["VLLM_CACHE_ROOT"], "configs"))
+        with self._on_stream(), random_states_kept():
             try:
                 self.llm: LLM = vllm.LLM(
-                    folder,
+                    str(folder),
                     **settings(rows, length, cache, eager),
                     dtype=str(dtype).removeprefix("torch."),
                 )
@@ -194,15 +195,22 @@ def set_variables() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-def write_config(config: Any, folder: Path) -> None:
-    """Write config.json of the text model in 16 or 32 bit, all that vLLM reads."""
+def write_config(config: Any, parent: Path) -> Path:
+    """Write config.json of the text model in 16 or 32 bit, all that vLLM reads, to a folder named by its contents.
+
+    vLLM takes what it has compiled from its cache only for the same path.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = type(config).from_dict(config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # of the base in training; vLLM gets merged weights
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    config.save_pretrained(folder)
+    text = config.to_json_string()
+    folder = parent / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "config.json", text.encode())
+    return folder
 
 
 @contextmanager

@@ -134,13 +134,14 @@ def test_an_engine_is_as_long_as_the_model_was_loaded_for():
 def test_vllm_reads_the_text_model_without_quantization(tmp_path):
     config = Qwen2Config(hidden_size=64)
     config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    write_config(config, tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    folder = write_config(config, tmp_path)
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in written
     assert (written["architectures"], written["hidden_size"]) == (["Qwen2ForCausalLM"], 64)
     assert config.quantization_config["load_in_4bit"]
-    write_config(Gemma3Config().get_text_config(), tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert write_config(config, tmp_path) == folder  # else vLLM would compile anew in every run
+    folder = write_config(Gemma3Config().get_text_config(), tmp_path)
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert (written["architectures"], written["model_type"]) == (["Gemma3ForCausalLM"], "gemma3_text")
 
 
