@@ -14,6 +14,7 @@ from common.lm.render import as_conversation, prompt_ids
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.backends import Backend, has_vllm
 from common.lm.rollout.correction import check_agreement
+from common.lm.rollout.gpu import free_bytes, memory_limit, on_gpu
 from common.run.progress import bar
 from common.run.screen import console
 
@@ -275,29 +276,6 @@ def sample_completions(
     return [completions[first : first + count] for first in range(0, len(completions), count)]
 
 
-def memory_limit() -> int:
-    """Bytes of the current GPU that this process may have."""
-    import torch
-
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction())
-
-
-def free_bytes() -> int:
-    """Bytes of the current GPU that this process can still allocate."""
-    import torch
-
-    free, _ = torch.cuda.mem_get_info()
-    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    return min(free + reserved - allocated, memory_limit() - allocated)
-
-
 def row_bytes(architecture: Architecture, layers: int, size: int, length: int) -> int:
     """Bytes of one row of a cache of `length` tokens: keys and values of `size` bytes each, and its completion."""
     return length * (2 * layers * architecture.kv_heads * architecture.head_dim * size + 12)
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
