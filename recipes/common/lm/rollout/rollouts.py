@@ -233,6 +233,8 @@ class Rollouts:
         from common.lm.rollout.vllm_engine import VllmEngine, engine_length
 
         if self.engine is None:
+            if self.asked == "vllm":
+                console().print("Starting vLLM's engine, which takes a minute.")
             room = free_bytes() - max(RESERVE, memory_limit() // 2)
             length = engine_length(self.model, requests)
             self.engine = VllmEngine(self.model, self.adapter, rows=self.max_rows, length=length, room=room)

@@ -56,6 +56,7 @@ class VllmEngine:
         set_variables()
         import vllm  # outside of the stream: from its import on it follows which stream is set
 
+        check_class(vllm, architecture_of(config))
         self.stream = torch.cuda.Stream()
         folder = write_config(config, Path(os.environ["VLLM_CACHE_ROOT"], "configs"))
         with self._on_stream(), random_states_kept():
@@ -119,6 +120,16 @@ class VllmEngine:
         current.wait_stream(self.stream)
 
 
+def check_class(vllm: Any, architecture: str) -> None:
+    """Raise Unsupported unless vLLM has a class of its own for the architecture.
+
+    For others it takes transformers' class and patches it in the whole process, so that the model in training breaks.
+    """
+    found = vllm.ModelRegistry.models.get(architecture)
+    if found is None or getattr(found, "module_name", "").rpartition(".")[2] == "transformers":
+        raise Unsupported(f"vLLM has no class of its own for {architecture}")
+
+
 def engine_length(model: Any, requests: Sequence[Request]) -> int:
     """Tokens of a prompt with its completion that an engine is to be started for: those that the model was loaded for,
     since later calls may have longer ones than the first."""
@@ -140,6 +151,9 @@ def settings(rows: int, length: int, cache: int, eager: bool) -> dict[str, Any]:
         "kv_cache_memory_bytes": cache,
         "gpu_memory_utilization": 0.01,  # has no effect beside the bytes, but more than is free would be refused
         "logprobs_mode": "processed_logprobs",  # after the temperature
+        "model_impl": "vllm",  # see check_class
+        "enable_flashinfer_autotune": False,  # nothing here uses flashinfer
+        "use_tqdm_on_load": False,
         "enable_prefix_caching": True,  # the prompt of a group is computed once
         "enforce_eager": eager,
         **({} if eager else {"compilation_config": {"cudagraph_capture_sizes": graphs}}),
@@ -192,7 +206,7 @@ def set_variables() -> None:
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # else vLLM imports flashinfer, which compiles at run time
     os.environ.setdefault("VLLM_CACHE_ROOT", str(ROOT / ".cache" / "vllm"))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns with tracebacks of what is meant to be so
 
 
 def write_config(config: Any, parent: Path) -> Path:
@@ -200,17 +214,22 @@ def write_config(config: Any, parent: Path) -> Path:
 
     vLLM takes what it has compiled from its cache only for the same path.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     config = type(config).from_dict(config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # of the base in training; vLLM gets merged weights
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.architectures = [architecture_of(config)]
     text = config.to_json_string()
     folder = parent / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "config.json", text.encode())
     return folder
+
+
+def architecture_of(config: Any) -> str:
+    """The name of the class that is a causal language model of this configuration."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
 
 
 @contextmanager

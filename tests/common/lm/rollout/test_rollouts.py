@@ -156,7 +156,8 @@ def test_what_vllm_cannot_run_either_generate_does(model, tokenizer, monkeypatch
         rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
     monkeypatch.setattr(model.config, "model_type", "unknown")
     assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 1.0) == ["generated"]
-    first, second = capsys.readouterr().out.splitlines()
+    starting, first, second = capsys.readouterr().out.splitlines()
+    assert starting == "Starting vLLM's engine, which takes a minute."
     assert "vLLM, whose start" in first
     assert second.endswith("which is slower: vLLM's engine does not start: no such class.")
 

@@ -14,6 +14,7 @@ from common.lm.rollout.rows import Request
 from common.lm.rollout.vllm_engine import (
     VllmEngine,
     cache_bytes,
+    check_class,
     engine_length,
     random_states_kept,
     settings,
@@ -164,6 +165,16 @@ def test_the_random_states_are_those_before_the_engine_also_where_it_does_not_st
     with pytest.raises(ValueError, match="no engine"):
         start()
     assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "known"), [("qwen2", True), ("vllm.model_executor.models.transformers", False), (None, False)]
+)
+def test_a_class_of_transformers_that_vllm_would_patch_under_the_trainer_is_refused(module, known):
+    models = {"Some": SimpleNamespace(module_name=module)} if module else {}
+    stub = SimpleNamespace(ModelRegistry=SimpleNamespace(models=models))
+    with contextlib.nullcontext() if known else pytest.raises(Unsupported, match="no class of its own for Some"):
+        check_class(stub, "Some")
 
 
 def test_too_many_positions_are_refused_before_anything_starts():
