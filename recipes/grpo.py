@@ -135,8 +135,8 @@ class Args:
     """The probability ratio of each token, or of the whole completion (GSPO, arXiv:2507.18071)."""
     rollouts: Literal["auto", "graph", "vllm", "generate"] = "auto"
     """graph: our own decoder; vllm: vLLM in this process (VARIANT=cuda-vllm); auto: the first of these that can."""
-    rollout_correction: Literal["auto", "off", "token"] = "auto"
-    """token: weigh each token's loss by min(p in training / p in sampling, 2); auto: where vLLM samples."""
+    rollout_correction: Literal["off", "token"] = "off"
+    """token: weigh each token's loss by min(p in training / p in sampling, 2); both are logged as rollout/..."""
 
     # The model and the adapter.
     load_in_4bit: bool = True
@@ -387,8 +387,8 @@ def check_loss(args: Args) -> None:
     """Raise InputError for settings of the loss that do not fit each other."""
     if args.importance_sampling_level == "sequence" and args.loss_type != "grpo":
         raise InputError(
-            f"--importance-sampling-level sequence with --loss-type {args.loss_type} would weigh a completion by its "
-            "length, but its ratio is one number for all its tokens: give --loss-type grpo"
+            f"--importance-sampling-level=sequence with --loss-type={args.loss_type} would weigh a completion by its "
+            "length, but its ratio is one number for all its tokens: give --loss-type=grpo"
         )
     check_sampling(args.rollouts, args.rollout_correction, args.importance_sampling_level)
 
@@ -399,8 +399,7 @@ class GroupSampling(GRPOTrainer):
     Args:
         prompts: what to train on; the `index` column of the trainer's data set points into it.
         rollouts: sample from the policy.
-        rollout_correction: whether advantages are weighted by how likely the policy in training finds each token; auto
-            where vLLM samples.
+        rollout_correction: whether advantages are weighted by how likely the policy in training finds each token.
         refill: how often, in one step, flat groups are replaced by groups of other prompts.
         samples: the file that `samples_a_step` completions of each step are appended to.
         trl: the arguments of GRPOTrainer.
@@ -438,7 +437,7 @@ class GroupSampling(GRPOTrainer):
             drawn = [prompt for prompt in others for _ in range(self.num_generations)]
             self.batch.replace(replaced, Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 1 + attempt)))
         output = super()._generate_and_score_completions([{"prompt": prompt.prompt} for prompt in self.batch.prompts])
-        whole = corrects(self.rollout_correction, self.rollouts.backend, self.args.importance_sampling_level)
+        whole = corrects(self.rollout_correction, self.rollouts.backend)
         scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
             self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED]))

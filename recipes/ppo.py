@@ -174,8 +174,8 @@ class Args:
     """Of sampling, and of every log-probability."""
     rollouts: Literal["auto", "graph", "vllm", "generate"] = "auto"
     """graph: our own decoder; vllm: vLLM in this process (VARIANT=cuda-vllm); auto: the first of these that can."""
-    rollout_correction: Literal["auto", "off", "token"] = "auto"
-    """token: weigh each token's loss by min(p in training / p in sampling, 2); auto: where vLLM samples."""
+    rollout_correction: Literal["off", "token"] = "off"
+    """token: weigh each token's loss by min(p in training / p in sampling, 2); both are logged as rollout/..."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
@@ -866,7 +866,7 @@ def compute_advantages(ppo: PPO, rollout: Rollout, rewards: Rewards) -> Advantag
     values = all_values(ppo, rollout)
     advantages, returns = gae(rewards.rewards, values, rollout.mask, ppo.args.gamma, ppo.args.lam)
     whitened = masked_whiten(advantages, rollout.mask)
-    if corrects(ppo.args.rollout_correction, ppo.rollouts.backend, "token"):
+    if corrects(ppo.args.rollout_correction, ppo.rollouts.backend):
         trained = trained_log_probs(rollout, rewards)
         whitened = whitened * correction(rollout.completions, trained, whitened.shape[1]).to(whitened.device)
     return Advantages(values, whitened, returns)

@@ -109,7 +109,7 @@ def phases(parts: ppo.PPO) -> tuple[ppo.Rollout, ppo.Scores, ppo.Rewards, ppo.Ad
     return rollout, scores, rewards, ppo.compute_advantages(parts, rollout, rewards)
 
 
-def test_where_vllm_samples_the_policy_and_not_the_critic_is_weighted_by_the_truncated_ratio(setting):
+def test_the_correction_weighs_the_policy_and_not_the_critic_by_the_truncated_ratio(setting):
     parts, *_ = setting
     rollout, _, rewards, plain = phases(parts)
     weights = torch.ones_like(plain.advantages)
@@ -121,7 +121,7 @@ def test_where_vllm_samples_the_policy_and_not_the_critic_is_weighted_by_the_tru
         weights[index, :length] = shift.exp().clamp(max=2)
     unweighted = ppo.compute_advantages(parts, rollout, rewards)
     assert torch.equal(unweighted.advantages, plain.advantages)
-    parts.rollouts.backend = "vllm"
+    parts.args = replace(parts.args, rollout_correction="token")
     weighted = ppo.compute_advantages(parts, rollout, rewards)
     assert torch.allclose(weighted.advantages, plain.advantages * weights, atol=1e-5)
     assert torch.equal(weighted.returns, plain.returns)

@@ -6,7 +6,7 @@ from typing import Literal
 from common.errors import InputError, MachineError
 
 Backend = Literal["auto", "graph", "vllm", "generate"]
-Correction = Literal["auto", "off", "token"]
+Correction = Literal["off", "token"]
 
 
 def has_vllm() -> bool:
@@ -20,33 +20,30 @@ def check_sampling(rollouts: Backend, correction: Correction = "off", level: str
     """
     if rollouts == "vllm" and not has_vllm():
         raise MachineError(
-            "--rollouts vllm: vLLM is not installed. `make setup VARIANT=cuda-vllm` (or `make image "
-            "VARIANT=cuda-vllm`) installs it; --rollouts auto samples without it"
+            "--rollouts=vllm: vLLM is not installed. `make setup VARIANT=cuda-vllm` (or `make image "
+            "VARIANT=cuda-vllm`) installs it; --rollouts=auto samples without it"
         )
     if correction != "token":
         return
     if rollouts == "generate":
         raise InputError(
-            "--rollout-correction token needs the log-probabilities that --rollouts generate does not give"
+            "--rollout-correction=token needs the log-probabilities that --rollouts=generate does not give"
         )
     if level == "sequence":
         raise InputError(
-            "--rollout-correction token weighs tokens one by one, but with --importance-sampling-level sequence the "
-            "ratio is one number for a completion: give --rollout-correction off"
+            "--rollout-correction=token weighs tokens one by one, but with --importance-sampling-level=sequence the "
+            "ratio is one number for a completion: give --rollout-correction=off"
         )
 
 
-def corrects(correction: Correction, backend: Backend, level: str) -> bool:
-    """Whether losses are weighted, now that completions are sampled by `backend`; by default where vLLM samples.
+def corrects(correction: Correction, backend: Backend) -> bool:
+    """Whether losses are weighted, now that completions are sampled by `backend`.
 
-    vLLM has kernels of its own, whose probabilities differ more from those in training. Raises InputError where
-    token was asked for, and --rollouts auto had to take a backend that gives no log-probabilities.
+    Raises InputError where --rollouts=auto had to take a backend that gives no log-probabilities to weigh by.
     """
-    if correction == "auto":
-        return backend == "vllm" and level == "token"
     if correction == "token" and backend == "generate":
         raise InputError(
-            "--rollout-correction token needs log-probabilities, and --rollouts auto had to take transformers' "
-            "generate, which gives none (the reason is above): give --rollout-correction off"
+            "--rollout-correction=token needs log-probabilities, and --rollouts=auto had to take transformers' "
+            "generate, which gives none (the reason is above): give --rollout-correction=off"
         )
     return correction == "token"

@@ -55,8 +55,8 @@ def check_agreement(completions: Sequence["Completion"], trained: Sequence["Tens
     if not spread < LARGEST_SPREAD:
         raise MachineError(
             f"{sampler}'s log-probabilities differ from the model's by {spread:.2f} nats (standard deviation; rounding "
-            f"explains no more than {LARGEST_SPREAD}): it computes this model in another way. Give --rollouts graph or "
-            "generate"
+            f"explains no more than {LARGEST_SPREAD}): it computes this model in another way. Give --rollouts=graph "
+            "or --rollouts=generate"
         )
 
 

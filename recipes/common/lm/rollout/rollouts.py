@@ -99,7 +99,7 @@ class Rollouts:
             except (Unsupported, RuntimeError) as reason:
                 unsupported = isinstance(reason, Unsupported)
                 if self.asked != "auto" and unsupported:
-                    raise MachineError(f"--rollouts {self.asked} cannot sample from this model: {reason}") from reason
+                    raise MachineError(f"--rollouts={self.asked} cannot sample from this model: {reason}") from reason
                 if self.asked != "auto" or (self.figures and not unsupported):
                     raise  # once it has worked, an error is no reason to sample in another way
                 self._fall_back(reason)

@@ -12,27 +12,23 @@ ENDS = {"auto": ["graph", "vllm", "generate"], "graph": ["graph"], "vllm": ["vll
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("correction", ["auto", "off", "token"])
+@pytest.mark.parametrize("correction", ["off", "token"])
 @pytest.mark.parametrize(("rollouts", "backend"), [(one, end) for one, ends in ENDS.items() for end in ends])
 def test_losses_are_weighted_only_by_what_the_backend_gives(monkeypatch, rollouts, backend, correction, level):
     monkeypatch.setattr(backends, "has_vllm", lambda: True)
     try:
         check_sampling(rollouts, correction, level)
-        found = corrects(correction, backend, level)
+        found = corrects(correction, backend)
     except InputError:
         found = REFUSED
-    expected = {
-        "auto": backend == "vllm" and level == "token",
-        "off": False,
-        "token": True if GIVES[backend] and level == "token" else REFUSED,
-    }[correction]
-    assert found is expected
+    possible = GIVES[backend] and level == "token"
+    assert found is {"off": False, "token": True if possible else REFUSED}[correction]
 
 
 def test_what_refuses_a_fallback_names_the_way_out():
     check_sampling("auto", "token")
-    with pytest.raises(InputError, match=r"had to take transformers' generate.*give --rollout-correction off"):
-        corrects("token", "generate", "token")
+    with pytest.raises(InputError, match=r"had to take transformers' generate.*give --rollout-correction=off"):
+        corrects("token", "generate")
 
 
 def test_vllm_by_name_where_it_is_not_installed_names_the_variant(monkeypatch):

@@ -103,7 +103,7 @@ def test_auto_names_why_it_takes_generate_and_graph_refuses(model, tokenizer, mo
     assert sampler.sample(PROMPTS, 4, 0.0) == sampler.sample(PROMPTS, 4, 0.0) == []
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Sampling with transformers' generate, which is slower: unknown models")
-    with pytest.raises(MachineError, match="--rollouts graph cannot sample from this model: unknown models"):
+    with pytest.raises(MachineError, match="--rollouts=graph cannot sample from this model: unknown models"):
         rollouts_of(model, tokenizer, backend="graph").sample(PROMPTS, 4, 0.0)
 
 
@@ -152,7 +152,7 @@ def test_what_vllm_cannot_run_either_generate_does(model, tokenizer, monkeypatch
 
     monkeypatch.setattr(vllm_engine, "VllmEngine", refuse)
     monkeypatch.setattr(Rollouts, "_generate", lambda *_: ["generated"])
-    with pytest.raises(MachineError, match="--rollouts vllm cannot sample from this model: vLLM's engine does not"):
+    with pytest.raises(MachineError, match="--rollouts=vllm cannot sample from this model: vLLM's engine does not"):
         rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
     monkeypatch.setattr(model.config, "model_type", "unknown")
     assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 1.0) == ["generated"]
@@ -171,7 +171,7 @@ def test_log_probabilities_of_another_model_stop_the_run(model, tokenizer, monke
 
 
 def test_vllm_without_a_gpu_is_refused(model, tokenizer):
-    with pytest.raises(MachineError, match="--rollouts vllm cannot sample from this model: vLLM needs an NVIDIA GPU"):
+    with pytest.raises(MachineError, match="--rollouts=vllm cannot sample from this model: vLLM needs an NVIDIA GPU"):
         rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
 
 
