@@ -68,7 +68,7 @@ class Rollouts:
         self.end = end
         self.seed = seed
         self.adapter = adapter
-        self.asked = backend
+        self.requested = backend
         self.backend: Backend = "graph" if backend == "auto" else backend
         self.max_rows = max_rows
         self.weights: PolicyWeights | None = None
@@ -98,9 +98,11 @@ class Rollouts:
                 return self._decode(prompts, max_new_tokens, temperature, key, advance)
             except (Unsupported, RuntimeError) as reason:
                 unsupported = isinstance(reason, Unsupported)
-                if self.asked != "auto" and unsupported:
-                    raise MachineError(f"--rollouts={self.asked} cannot sample from this model: {reason}") from reason
-                if self.asked != "auto" or (self.figures and not unsupported):
+                if self.requested != "auto" and unsupported:
+                    raise MachineError(
+                        f"--rollouts={self.requested} cannot sample from this model: {reason}"
+                    ) from reason
+                if self.requested != "auto" or (self.figures and not unsupported):
                     raise  # once it has worked, an error is no reason to sample in another way
                 self._fall_back(reason)
         return self._generate(prompts, max_new_tokens, temperature, advance)
@@ -233,7 +235,7 @@ class Rollouts:
         from common.lm.rollout.vllm_engine import VllmEngine, engine_length
 
         if self.engine is None:
-            if self.asked == "vllm":
+            if self.requested == "vllm":
                 console().print("Starting vLLM's engine, which takes a minute.")
             room = free_bytes() - max(RESERVE, memory_limit() // 2)
             length = engine_length(self.model, requests)

@@ -1,4 +1,4 @@
-"""What vLLM is asked for and what is made of its answers, by a stub of it: the engine itself needs a GPU."""
+"""What vLLM gets and what is made of its completions, by a stub of it: the engine itself needs a GPU."""
 
 import contextlib
 import json
@@ -27,14 +27,14 @@ class Engine:
     """Answers every request with its number, in reverse order, two of them in a step; the log-probabilities with it."""
 
     def __init__(self):
-        self.waiting, self.asked = [], []
+        self.waiting, self.requested = [], []
         self.reset = True
         self.llm_engine = self
 
     def enqueue(self, prompts, parameters, use_tqdm):
         for prompt, one in zip(prompts, parameters, strict=True):
-            self.waiting.append(str(len(self.asked)))
-            self.asked.append((prompt, one))
+            self.waiting.append(str(len(self.requested)))
+            self.requested.append((prompt, one))
 
     def has_unfinished_requests(self):
         return bool(self.waiting)
@@ -70,12 +70,12 @@ def test_completions_come_in_the_order_of_the_requests(engine):
         assert [one.tokens for one in decoded] == [[5, first + index] for index in range(11)]
         assert [one.log_probs[1] for one in decoded] == [-float(first + index) for index in range(11)]
     assert sum(seen) == 22
-    assert engine.llm.asked[4][0] == {"prompt_token_ids": [1, 2, 4]}
+    assert engine.llm.requested[4][0] == {"prompt_token_ids": [1, 2, 4]}
 
 
 def test_vllm_samples_from_the_policy_itself_and_only_the_end_token_ends(engine):
     engine.decode([Request((1,), -1, 9), Request((1,), 5, 8)], 7, 0.7)
-    (_, first), (_, second) = engine.llm.asked
+    (_, first), (_, second) = engine.llm.requested
     expected = {"temperature": 0.7, "top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     expected |= {"ignore_eos": True, "stop_token_ids": [7], "logprobs": 0, "detokenize": False, "max_tokens": 9}
     assert {name: first[name] for name in expected} == expected
