@@ -425,6 +425,18 @@ class GroupSampling(GRPOTrainer):
         self.samples = samples
         self.samples_a_step = samples_a_step
 
+    def _prepare_inputs(self, generation_batch: list[dict]) -> dict:
+        """As TRL's, but a group stays in order: Unsloth computes a prompt once for the completions beside each other.
+
+        TRL shuffles the completions of a step. They are all in the same optimizer step, so their order has no effect.
+        """
+        from trl.trainer.utils import split_tensor_dict
+
+        passes = self.args.steps_per_generation
+        if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), passes)
+        return self._buffered_inputs[self._step % passes]
+
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         drawn = [self.prompts[row["index"]] for row in inputs]
         self.batch = Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 0))
