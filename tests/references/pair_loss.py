@@ -11,8 +11,8 @@ def log_prob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     return sum(every[len(prompt) - 1 + index, token] for index, token in enumerate(completion))
 
 
-def dpo_loss(model, pairs: list[tuple[list[int], list[int], list[int]]], max_length: int, beta: float) -> torch.Tensor:
-    """The mean loss of (prompt, chosen, rejected), truncated at the end; the reference is the base of the PEFT model."""
+def dpo_loss(model, pairs: list[tuple], max_length: int, beta: float) -> torch.Tensor:
+    """The mean loss of (prompt, chosen, rejected), truncated at the end; the reference is the PEFT model's base."""
     losses = []
     for prompt, *completions in pairs:
         ratios = []

@@ -1,15 +1,16 @@
 """Compute the tokens that several rows of a batch begin with once, for all of them.
 
-A pair of DPO is prompt and chosen, prompt and rejected: two rows that begin alike, up to the first token that differs.
-Packed as prompt, rest, rest in one row of the model, with the positions of the unpacked rows, each token needs the
-attention of the unpacked row only: a rest sees the prompt and itself. Hidden states are the same as unpacked, and are put
-back at the places of the unpacked rows, so that nothing after the model changes. Padding is not computed either. The idea
-is Prefix Grouper's (arXiv:2506.05433), which Unsloth has for GRPO.
+A pair of DPO is prompt and chosen, prompt and rejected: two rows that begin alike, up to the first token that
+differs. They are packed into one row as prompt, rest, rest, with the positions of the unpacked rows, and a rest
+attends to the prompt and to itself only. The hidden states are those of the unpacked rows, and are put back at their
+places, so that nothing after the layers changes. Padding is not computed either. The idea is Prefix Grouper's
+(arXiv:2506.05433), which Unsloth has for GRPO.
 
-On a GPU the attention is torch's varlen attention, where Unsloth's attention lets a shared prefix in. On the CPU it is
-transformers' own with a mask.
+On a GPU the attention is torch's varlen attention, where Unsloth's attention lets a shared prefix in. On the CPU it
+is transformers' own, with a mask.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
@@ -58,7 +59,7 @@ class SharedPrompts:
         """
         from torch.nn.attention.varlen import varlen_attn
 
-        attended = varlen_attn(
+        attended: Any = varlen_attn(
             query.squeeze(0),
             key.squeeze(0)[self.keys],
             value.squeeze(0)[self.keys],
@@ -84,7 +85,7 @@ class SharedPrompts:
 
 
 def pack(rows: list[list[int]], groups: list[list[int]], width: int) -> SharedPrompts:
-    """The packing of rows of token ids, which are padded to `width`; rows of a group share what all of them begin with."""
+    """The packing of rows of token ids, padded to `width`; the rows of a group share what all of them begin with."""
     import torch
 
     taken, positions, keys, lengths, key_lengths = [], [], [], [], []
@@ -199,18 +200,16 @@ def _attending(shared: SharedPrompts, backbone: Any) -> dict[str, Any]:
     return {"attention_mask": torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)}
 
 
+@functools.cache
 def _extend_unsloth() -> None:
-    """Have Unsloth's attention, which knows shared prefixes of its own GRPO, take ours to varlen attention."""
+    """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
     from unsloth.utils import attention_dispatch
 
     theirs = attention_dispatch._flex_shared_prefix_attention
-    if getattr(theirs, "takes_ours", False):
-        return
 
     def attention(query: "Tensor", key: "Tensor", value: "Tensor", shared: Any, scale: float | None = None) -> "Tensor":
         if isinstance(shared, SharedPrompts):
             return shared.attention(query, key, value, scale)
         return theirs(query, key, value, shared, scale=scale)
 
-    attention.takes_ours = True
     attention_dispatch._flex_shared_prefix_attention = attention
