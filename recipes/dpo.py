@@ -176,7 +176,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.generate import generate
-    from common.lm.shared_prompts import PairCollator, share_prompts, why_not
+    from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
@@ -245,10 +245,9 @@ def main() -> None:
                 return dataset
 
         collate = DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, truncation_mode="keep_start")
-        if args.share_prompts and (reason := why_not(model, args.max_length)):
+        if args.share_prompts and (reason := share_prompts(model, args.max_length)):
             console.print(f"Prompts are computed once for each completion: {reason}.")
         elif args.share_prompts:
-            share_prompts(model)
             collate = PairCollator(collate)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in training)

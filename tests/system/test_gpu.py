@@ -210,7 +210,7 @@ def test_varlen_attention_over_shared_prompts_is_attention_under_their_mask():
     rows = [[1, 2, 3] * 40 + [row] * (30 + row) for row in range(5)]
     shared = pack(rows, [[0, 1, 2], [3], [4]], 160).to("cuda")
     torch.manual_seed(0)
-    shapes = [(1, len(shared.taken), heads, 64) for heads in (8, 2, 2)]
+    shapes = [(1, shared.tokens, heads, 64) for heads in (8, 2, 2)]
     states = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     exact = [state.detach().float().requires_grad_() for state in states]
     query, key, value = (state.transpose(1, 2) for state in exact)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from common.lm.shared_prompts import PairCollator, common_beginning, pack, share_prompts, why_not
+from common.lm.shared_prompts import PairCollator, common_beginning, pack, share_prompts
 from conftest import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -73,12 +73,11 @@ def test_losses_and_gradients_are_those_of_rows_computed_alone(family, checkpoin
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    assert why_not(model, LENGTH) is None
     expected = dpo_loss(model, PAIRS, LENGTH, 0.1)
     wanted = gradients(model, expected)
-    share_prompts(model)
+    assert share_prompts(model, LENGTH) is None
     batch = PairCollator(padded)(named(PAIRS))
-    assert len(batch["shared_prompts"].taken) < 0.6 * batch["input_ids"].numel()
+    assert batch["shared_prompts"].tokens < 0.6 * batch["input_ids"].numel()
     loss = batch_loss(model, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     found = gradients(model, loss)
@@ -91,7 +90,7 @@ def test_losses_and_gradients_are_those_of_rows_computed_alone(family, checkpoin
 def test_without_sharing_the_model_computes_as_before():
     model, batch = adapted("qwen2"), padded(named(PAIRS))
     before = batch_loss(model, batch)
-    share_prompts(model)
+    share_prompts(model, LENGTH)
     assert torch.equal(batch_loss(model, batch), before)
 
 
@@ -99,9 +98,9 @@ def test_segments_attend_to_their_beginning_and_to_themselves():
     """The keys of each segment, whose last one is the last query's, are what varlen attention on a GPU gets."""
     rows = [[1, 2, 3, 4], [9, 8], [1, 2, 5], [7, 8, 9]]
     packed = pack(rows, [[0, 2], [1, 3]], 4)
-    of_row = packed.taken.div(4, rounding_mode="floor")
+    of_row = packed.states.first.div(4, rounding_mode="floor")
     for place, (query, first) in enumerate(zip(packed.query_ends[1:], packed.key_ends[:-1], strict=True)):
-        keys = packed.keys[first : packed.key_ends[place + 1]]
+        keys = packed.keys.of[first : packed.key_ends[place + 1]]
         assert keys[-1] == query - 1
         assert packed.positions[keys].tolist() == [*range(len(keys))]
         tokens = [rows[of_row[key]][packed.positions[key]] for key in keys]
@@ -109,10 +108,22 @@ def test_segments_attend_to_their_beginning_and_to_themselves():
     assert packed.longest_key == 4
     visible = [packed.positions[row].tolist() for row in packed.mask()[0, 0]]
     assert [len(seen) for seen in visible] == (packed.positions + 1).tolist()
-    states = packed.taken[packed.states]
+    states = packed.states.first[packed.states.of].view(4, 4)
     assert states[0].tolist() == [0, 1, 2, 3]
     assert states[2, :3].tolist() == [0, 1, 10]  # its first two are those of row 0
     assert states[3, :3].tolist() == [12, 13, 14]
+
+
+def test_the_gradient_of_a_row_is_the_sum_of_its_copies_gradients():
+    packed = pack([[1, 2, 3, 4], [1, 2, 5], [1, 2]], [[0, 1, 2]], 4)
+    for copies in (packed.states, packed.keys):
+        rows = torch.randn(packed.tokens, 3, dtype=torch.float64, requires_grad=True)
+        weights = torch.zeros(len(copies.of), 3, dtype=torch.float64)
+        for place in (copies.first, copies.other):  # not padding
+            weights[place] = torch.randn(len(place), 3, dtype=torch.float64)
+        wanted = torch.autograd.grad((rows[copies.of] * weights).sum(), rows)[0]
+        found = torch.autograd.grad((copies.make(rows) * weights).sum(), rows)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_common_beginnings():
@@ -128,7 +139,7 @@ def test_a_batch_that_gains_little_is_left_as_it_is():
 
 
 def test_models_that_cannot_share_are_named():
-    reason = why_not(adapted("mistral", sliding_window=8), 12)
+    reason = share_prompts(adapted("mistral", sliding_window=8), 12)
     assert reason == "its layers attend to the last 8 tokens only, and --max-length is 12"
-    assert why_not(adapted("mistral", sliding_window=12), 12) is None
-    assert "gemma2 is not of the llama, mistral, qwen2, qwen3 families" in why_not(adapted("gemma2"), 12)
+    assert share_prompts(adapted("mistral", sliding_window=12), 12) is None
+    assert "gemma2 is not of the llama, mistral, qwen2, qwen3 families" in share_prompts(adapted("gemma2"), 12)
