@@ -119,7 +119,7 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
-    share_prompts: bool = True
+    share_prompts: bool = False
     """Compute what chosen and rejected begin with once for both, in batches that gain by it; the loss is the same."""
     seed: int = 42
 
