@@ -20,7 +20,7 @@ OURS = {
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
-    "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings",
+    "time_limit", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings",
     "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
@@ -68,7 +68,7 @@ ALIKE = {
     "from_pretrained": {"max_seq_length", "load_in_4bit"},
     "get_peft_model": {"lora_dropout", "target_modules"},
     "SFTConfig DPOConfig KTOConfig GRPOConfig TrainingArguments": {"loss_type"},
-    "Trainer RewardTrainer": {"train_dataset", "callbacks", "args"},
+    "Trainer RewardTrainer": {"train_dataset", "callbacks", "args", "data_collator"},
     "CheckpointCallback": set(),
 }
 LONGEST_MAIN, LONGEST_MODULE = 190, 300
