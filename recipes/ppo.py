@@ -66,6 +66,7 @@ from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
 from common.lm.rollout.correction import rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
+from common.plan.fit import fit_to_gpu
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -217,6 +218,8 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # What is shown and kept.
@@ -305,6 +308,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args, "ppo", base, origins, run)
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

@@ -36,6 +36,7 @@ from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
@@ -120,6 +121,8 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -210,6 +213,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args, "reward", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

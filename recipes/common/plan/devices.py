@@ -1,6 +1,6 @@
 """GPUs: their memory, and how fast they compute and read it, from the data sheets.
 
-Times are calibrated on one H200 and one H100. For the others the same shares of the data sheet are assumed: an estimate.
+Times are calibrated on one H200. For other cards the same shares of their data sheets are assumed: an estimate.
 Standard library only.
 """
 
