@@ -40,6 +40,7 @@ class Workload:
     train_embeddings: bool = False
     rollouts: str = "auto"
     generated: int = 0  # completions of a step
+    group: int = 1  # of each prompt
     passes: int = 1  # optimization passes over a rollout: num_ppo_epochs, num_iterations
     reference: bool = True  # whether the reference policy is computed in each step
     reward_model: bool = False  # PPO's, an adapter on the same base
@@ -123,6 +124,7 @@ def workload(card: Any, method: str, given: dict[str, Any] | None = None, *, gpu
         train_embeddings=values.get("train_embeddings", False),
         rollouts=values.get("rollouts", "auto"),
         generated=generated,
+        group=values.get("num_generations", 1),
         passes=values.get("num_ppo_epochs", values.get("num_iterations", 1)),
         reference=not values.get("precompute_ref_log_probs", False) and values.get("beta", 1) != 0,
         reward_model=reward_model,
