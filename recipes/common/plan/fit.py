@@ -10,7 +10,7 @@ from common.plan.devices import DEVICES, Device, by_driver_name
 from common.plan.memory import GIB
 from common.plan.search import Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
-from common.plan.words import flags, setting_words
+from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def choose(sizes: Any, method: str, given: dict[str, Any], typed: set[str], devi
     found = fit(sizes, method, device, given, fixed=typed)
     if found is None:
         smallest = plan(sizes, method, device, given, fixed=typed)
-        cure = f"{flags(smallest.changed)} would" if smallest.fits else "take a larger GPU or a smaller model"
+        cure = f"{arguments(smallest.changed)} would" if smallest.fits else "take a larger GPU or a smaller model"
         needed = smallest.total if not smallest.fits else measure(sizes, workload(sizes, method, given), device).total
         raise MachineError(
             f"--fit auto: nothing fits into {device.gib:.1f} GiB that learns the same: at least {needed:.1f} GiB are "
@@ -108,7 +108,7 @@ def where_it_fits(base: "Model", method: str, args: Any) -> str:
         device = replace(device, gib=0.9 * now.total)
     if found := advice(sizes, method, given, device):
         lines.append("These would have fit:")
-        lines += [f"  {flags(one.changed)}  ({one.total:.1f} GiB)" for one in found]
+        lines += [f"  {arguments(one.changed)}  ({one.total:.1f} GiB)" for one in found]
     else:
         lines.append("No settings for this model and method fit; take a larger GPU or a smaller model.")
     return "\n".join(lines)

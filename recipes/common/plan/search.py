@@ -97,36 +97,34 @@ def least(work: Workload, fixed: Collection[str] = ()) -> Workload:
 
 
 def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> list[Plan]:
-    """Up to three single changes of `given`, each with its plan, that would have fit; the cheapest for the user first.
+    """Up to three changes of `given`, each with its plan, that would have fit; those that cost only speed first.
 
-    Where no single change is enough, all that cost only speed together; [] where not even those fit.
+    Single changes, then two together, then all that cost only speed; [] where not even those fit.
     """
-    now = workload(card, method, given)
-    own = settings(card, method, given)
-    tries: list[dict[str, Any]] = []
+    now, own = workload(card, method, given), settings(card, method, given)
+    single: list[dict[str, Any]] = []
     if not now.gradient_checkpointing:
-        tries.append({"gradient_checkpointing": True})
+        single.append({"gradient_checkpointing": True})
     if now.precision == "16 bit":
-        tries.append({"load_in_4bit": True})
+        single.append({"load_in_4bit": True})
     step, rows = now.rows * now.accumulation, now.rows
-    while rows > LEAST_ROWS.get(method, 1) and rows % 2 == 0:
+    while rows % 2 == 0 and rows // 2 >= LEAST_ROWS.get(method, 1):
         rows //= 2
-        tries.append({"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows})
-    names = ("max_length", "max_completion_length", "max_prompt_length")
-    for name in (name for name in names if name in own):
-        tries += [{name: own[name] // 2}, {name: own[name] // 4}]
-    found, seen = [], set()
-    for changed in tries:
-        kind = min(changed)
-        if kind in seen:
+        single.append({"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows})
+    for name in ("max_length", "max_completion_length", "max_prompt_length"):
+        single += [{name: own[name] // n} for n in (2, 4)] if name in own else []
+    pairs = [one | other for one, other in itertools.combinations(single, 2) if not one.keys() & other.keys()]
+    found: list[Plan] = []
+    for changed in (*single, *pairs):
+        if any(one.changed.keys() <= changed.keys() for one in found):  # a smaller change does
             continue
         tried = measure(card, workload(card, method, {**given, **changed}), device, changed)
-        if tried.fits:
-            found.append(tried)
-            seen.add(kind)
+        found += [tried] if tried.fits else []
     if not found:
-        together = plan(card, method, device, {**given, "load_in_4bit": True, "gradient_checkpointing": True})
-        found = [together] if together.fits else []
+        saving = {**given, "load_in_4bit": True, "gradient_checkpointing": True}
+        together = plan(card, method, device, saving, fixed=PRECISION + RECOMPUTATION)
+        also = {name: value for name, value in saving.items() if given.get(name) != value}
+        found = [replace(together, changed=also | together.changed)] if together.fits else []
     return found[:3]
 
 

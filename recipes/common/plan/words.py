@@ -1,7 +1,8 @@
-"""Settings in words, as flags and as variables of make. Standard library only."""
+"""Settings in words, and as the arguments that make them. Standard library only."""
 
 from typing import Any
 
+from common.errors import SPELLING
 from common.plan.workload import Workload
 
 
@@ -22,8 +23,10 @@ def unit(work: Workload) -> str:
     return {"dpo": "pairs", "grpo": "completions", "ppo": "completions"}.get(work.method, "rows")
 
 
-def flags(changed: dict[str, Any]) -> str:
-    """Arguments as flags: "--max-length 1024 --no-load-in-4bit"."""
+def arguments(changed: dict[str, Any]) -> str:
+    """Arguments as the user gives them: as variables where make started this command, else as flags."""
+    if SPELLING == "make":
+        return variables(changed)
     return " ".join(word for name, value in changed.items() for word in as_flag(name, value))
 
 
