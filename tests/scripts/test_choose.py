@@ -309,3 +309,117 @@ def test_the_commands_are_ones_there_are():
             if recipe.exists():  # a target that trains
                 known = {"OUT", "REWARD"} | {name.upper() for name in arguments(recipe)}
                 assert {word.partition("=")[0] for word in words} <= known
+
+
+def arguments(recipe) -> dict[str, object]:
+    """Names and defaults of a recipe's Args; None for a default that is not a plain value."""
+    tree = ast.parse(recipe.read_text(encoding="utf-8"))
+    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    fields = [node for node in args.body if isinstance(node, ast.AnnAssign)]
+    return {field.target.id: getattr(field.value, "value", None) for field in fields}
+
+
+def test_a_path_arrives_as_it_is(tmp_path):
+    """From the printed line, through a shell and make, to the recipe."""
+    file = tmp_path / "it's $HOME, my data.jsonl"
+    file.write_text('{"instruction": "Say a.", "output": "a"}\n')
+    shown = answer("--data", file, "--model", "tiny", "--gpu-gib", "0")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run").write_text('#!/bin/sh\nprintf %s "$DATA"\n')
+    (tmp_path / "scripts" / "run").chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", shown["stages"][0]["commands"][0]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if not re.match("MAKE|MFLAGS", key)},
+    )  # fmt: skip
+    assert done.stdout == str(file), done.stderr
+
+
+def test_without_a_terminal_it_names_the_flags(tmp_path):
+    done = run(PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert all(flag in done.stderr for flag in ("--have", "--data", "--model", "--gpu-gib"))
+    assert "Traceback" not in done.stderr
+    done = run("--have", "pairs", "--gpu-gib", "8")
+    assert done.returncode == 2
+    assert "--model" in done.stderr
+    assert "--have" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--have", "wishes", "--model", "tiny", "--gpu-gib", "0"), "--have=wishes: unknown"),
+        (("--have", "pairs", "--model", "qwen2.5-7", "--gpu-gib", "0"), "did you mean qwen2.5-7b?"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "-1"), "--gpu-gib=-1"),
+        (("--have", "pairs", "--model", "tiny", "--gpu-gib", "nan"), "--gpu-gib=nan"),
+        (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
+    ],
+)
+def test_bad_input_has_one_message(flags, message):
+    done = run(*flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_files_are_named(choose, tmp_path):
+    for text, message in (
+        ('{"a": 1}', "the columns are a, which no recipe knows"),
+        ("{", "bad.jsonl:1: broken JSON"),
+        ("\n", "holds no rows"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(InputError, match=re.escape(message)):
+            choose.look_at(str(tmp_path / "bad.jsonl"))
+
+
+def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
+    smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
+    smi.chmod(0o755)
+    done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
+    assert json.loads(done.stdout)["gpu_gib"] == 23.5
+    smi.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    done = run("--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "--gpu-gib" in done.stderr
+
+
+def test_the_interview(tmp_path):
+    """On a terminal it asks for what was not given, and again when the answer makes no sense."""
+
+    def interview(typed: bytes, *flags: str) -> tuple[str, int]:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *flags], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": str(tmp_path)},
+        )  # fmt: skip
+        os.write(ours, typed)
+        output = process.communicate(timeout=60)[0].decode()
+        os.close(ours)
+        os.close(theirs)
+        return output, process.returncode
+
+    output, code = interview(b"99\n1, 2\n\nmuch\n24\n")
+    assert code == 0, output
+    assert "Please give numbers from 1 to 7" in output
+    assert "Please give a number, such as 24" in output
+    assert "SFT -> DPO, for qwen2.5-7b with 24 GiB" in output
+    output, code = interview(b"4\n", "--model", "tiny", "--gpu-gib", "0")
+    assert code == 0, output
+    assert "GRPO, for tiny with no GPU" in output
+    assert "Which model?" not in output
+    output, code = interview(b"\x04", "--gpu-gib", "0")
+    assert code == 2
+    assert "Traceback" not in output
+
+
+def test_the_answer_is_one_screen():
+    done = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 32
+    assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
+    for words in ("bring out", "add a skill", "add: every right answer", "17.8 of 24 GiB", "make pipeline"):
+        assert words in done.stdout
