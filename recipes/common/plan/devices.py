@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from common.errors import InputError, did_you_mean
 
-# What torch can have of a card: its memory less what the driver keeps, as nvidia-smi shows it free on an idle card.
-USABLE = 0.965
+USABLE = 0.97  # the share of a card's memory that a process can have: the driver keeps the rest
 SIZES = (8, 12, 16, 24, 40, 48, 80, 141)  # GB, the cards of `make plan`
 
 
@@ -26,11 +25,11 @@ class Device:
     measured: bool = False
 
 
-def _card(name: str, gb: float, tflops: float, bandwidth: float, fp8: bool = False, measured: bool = False) -> Device:
-    return Device(name, gb * USABLE * 1e9 / 2**30 if gb == 141 else gb * USABLE, tflops, bandwidth, fp8, measured)
+def _card(name: str, gib: float, tflops: float, bandwidth: float, fp8: bool = False, measured: bool = False) -> Device:
+    return Device(name, gib * USABLE, tflops, bandwidth, fp8, measured)
 
 
-# NVIDIA's data sheets. The vendor's GB of a card are GiB, but for the H200's.
+# Speeds are those of NVIDIA's data sheets; memory is what nvidia-smi shows in GiB: with the ECC of GDDR6 it is less.
 DEVICES = {
     device.name: device
     for device in (
@@ -39,15 +38,15 @@ DEVICES = {
         _card("rtx4060ti", 16, 88, 288, fp8=True),
         _card("rtx4090", 24, 165, 1008, fp8=True),
         _card("rtx5090", 32, 210, 1792, fp8=True),
-        _card("t4", 16, 65, 320),
-        _card("l4", 24, 121, 300, fp8=True),
-        _card("a10", 24, 125, 600),
-        _card("a40", 48, 150, 696),
-        _card("l40s", 48, 362, 864, fp8=True),
+        _card("t4", 15, 65, 320),
+        _card("l4", 22.5, 121, 300, fp8=True),
+        _card("a10", 22.5, 125, 600),
+        _card("a40", 45, 150, 696),
+        _card("l40s", 45, 362, 864, fp8=True),
         _card("a100-40", 40, 312, 1555),
         _card("a100", 80, 312, 2039),
-        _card("h100", 80, 989, 3350, fp8=True, measured=True),
-        _card("h200", 141, 989, 4800, fp8=True, measured=True),
+        _card("h100", 80, 989, 3350, fp8=True),
+        _card("h200", 140, 989, 4800, fp8=True, measured=True),
         _card("b200", 180, 2250, 8000, fp8=True),
     )
 }

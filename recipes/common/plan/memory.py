@@ -21,10 +21,17 @@ GIB = 2**30
 # nf4: half a byte a weight; per 64 weights a one-byte scale; per 256 such scales a float32 (double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of torch's counts it
-# The loss sees the vocabulary for so many tokens at a time: an eighth of them, at least 512, at most 2 GiB of logits at
-# 8 bytes each (unsloth_zoo, fused_losses/chunked_logprob.py).
-LOSS_ROWS, LOGIT_BYTES, LOSS_CHUNK = 512, 8, 2 * GIB
+# The loss sees the vocabulary for so many tokens at a time: an eighth of them, at least 512, and at most as many as make
+# 2 GiB at 8 bytes a logit (unsloth_zoo, fused_losses/chunked_logprob.py). PPO's own loss: 128 (lm/log_probs.py).
+LOSS_ROWS, LOSS_CHUNK, PPO_ROWS = 512, 2 * GIB, 128
+LOGIT_BYTES = {"sft": 4, "dpo": 4, "kto": 4, "grpo": 7, "ppo": 20, "reward": 0}  # measured
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
+MEASURED_ROWS = 4  # completions of a step whose log-probabilities GRPO computes with all their logits (grpo.py)
+WORKSPACE = 0.05 * GIB  # cuBLAS and small tensors
+GRAPHS = 0.1 * GIB  # what the recorded steps of sampling keep
+# What torch's allocator reserves and has in no tensor: a little, and a share of what comes and goes; measured.
+SLACK, SLACK_SHARE, SAMPLING_SLACK = 0.08 * GIB, {True: 0.07, False: 0.03}, 0.15 * GIB
+REFERENCE_SHARE = 0.05  # likewise, where activations are recomputed and the reference policy is computed before
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Memory:
     adapter: float  # LoRA weights and their gradients
     optimizer: float  # Adam's two moments
     activations: float  # kept for, and made in, the backward pass; or made for a prompt when sampling
-    logits: float  # the chunk of the loss
+    logits: float  # what the loss makes at once beyond that
     sampling: float  # the merged copy of the weights and the cache, while they are held
     overhead: float  # what no tensor of ours accounts for
 
@@ -50,23 +57,36 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     weights, linear = base_bytes(card, work)
     adapter, gradients, optimizer = _trained(shape, work)
     share = work.gpus if work.sharded else 1
-    static = (weights + adapter + optimizer) / share
-    # nf4 weights are expanded to 16 bit one matrix at a time, in one buffer as large as the largest.
-    largest = shape.hidden_size * max(shape.intermediate_size, shape.heads * shape.head_dim)
-    overhead = CUDA_CONTEXT + {"nf4": 2 * largest, "fp8": largest + work.tokens * shape.intermediate_size}.get(
-        work.precision, 0
-    )
+    static = weights / share, adapter / share, optimizer / share
+    overhead = CUDA_CONTEXT + WORKSPACE + SLACK
+    if work.precision == "fp8":  # a matrix transposed, and the rows of an activation and a gradient
+        overhead += shape.hidden_size * shape.intermediate_size + work.tokens * shape.intermediate_size
+    if work.reward_model:  # its pass is recorded as a CUDA graph, with the matrices that it expands
+        largest = shape.hidden_size * max(shape.intermediate_size, shape.heads * shape.head_dim)
+        overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
     if work.sharded:  # FSDP2 gathers one layer in 16 bit, and the next one while it computes
         overhead += 2 * 2 * linear / shape.layers
-    activations = work.tokens * _bytes_a_token(shape, work)
-    logits = _logits(shape, work)
-    held = sampling(shape, work, static + CUDA_CONTEXT, gib * GIB, linear) if work.method in SAMPLING else None
-    training = (weights / share, (adapter + gradients) / share, optimizer / share, activations, logits)
-    phases = [(*training, held.kept if held else 0, overhead)]
-    if held:
-        while_sampling = (weights / share, adapter / share, optimizer / share, held.working, 0)
-        phases.append((*while_sampling, held.copy + held.cache, overhead))
-    return Memory(*(part / GIB for part in max(phases, key=sum)))
+    kept, backward = _activations(shape, work)
+    loss = _logits(shape, work)
+    slack = SLACK_SHARE[work.gradient_checkpointing]
+    if work.gradient_checkpointing and work.method in ("dpo", "kto"):
+        slack += REFERENCE_SHARE
+    activations = kept + backward
+    loose = overhead + slack * activations
+    held = sampling(shape, work, sum(static) + CUDA_CONTEXT, gib * GIB, linear) if work.method in SAMPLING else None
+    if held is None:
+        phases = [(*static, gradients / share, activations, max(0, loss - backward), 0, loose)]
+    else:
+        stays = held.kept + GRAPHS * (held.kept > 0)
+        loose += SAMPLING_SLACK
+        scoring = _scoring(shape, work)
+        phases = [
+            (*static, gradients / share, activations, max(0, loss - backward), stays, loose),
+            (*static, 0, held.working, 0, held.copy + held.cache + GRAPHS, overhead + SAMPLING_SLACK),
+            (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
+        ]
+    base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
+    return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 
 
 def base_bytes(card: Any, work: Workload) -> tuple[float, int]:
@@ -115,20 +135,30 @@ def _trained(shape: Any, work: Workload) -> tuple[float, float, float]:
 
 
 def _logits(shape: Any, work: Workload) -> float:
-    """Bytes of the chunk of logits that the loss sees at once."""
-    if work.method == "reward":  # it has no output layer
+    """Bytes of the logits, and of their gradients, that the loss has at once."""
+    rows = min(work.tokens, max(LOSS_ROWS, work.tokens / 8), LOSS_CHUNK / (8 * shape.vocab_size))
+    if work.method == "ppo":
+        rows = min(rows, PPO_ROWS)
+    return rows * shape.vocab_size * LOGIT_BYTES[work.method]
+
+
+def _scoring(shape: Any, work: Workload) -> float:
+    """Bytes of GRPO's measuring: logits of whole completions in 16 bit, and four tensors of one's logits in 32 bit."""
+    if work.method != "grpo":
         return 0
-    rows = min(work.tokens, max(LOSS_ROWS, work.tokens / 8))
-    return min(rows * shape.vocab_size * LOGIT_BYTES, LOSS_CHUNK)
+    rows = min(MEASURED_ROWS, work.generated)
+    return shape.vocab_size * (rows * work.length * 2 + work.completion * 4 * 4)
 
 
-def _bytes_a_token(shape: Any, work: Workload) -> float:
-    """Bytes of activations at the peak, for each token of a micro-batch; every tensor is in 16 bit."""
+def _activations(shape: Any, work: Workload) -> tuple[float, float]:
+    """Bytes of a micro-batch's activations: what stays until the loss, and what the backward pass of a layer adds."""
     packings = (False, True) if work.packing is None else (work.packing,)
-    return max(_bytes_of(shape, work, packing) for packing in packings)
+    kept, backward = max((_a_token(shape, work, packing) for packing in packings), key=sum)
+    return work.tokens * kept, work.tokens * backward
 
 
-def _bytes_of(shape: Any, work: Workload, packing: bool) -> float:
+def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
+    """The same for each token; every tensor is in 16 bit."""
     h, i, layers = shape.hidden_size, shape.intermediate_size, shape.layers
     a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # What a block keeps for its backward pass: gate and up (2 x 2i), the input of both norms and what comes out of them
@@ -145,10 +175,11 @@ def _bytes_of(shape: Any, work: Workload, packing: bool) -> float:
         backward += 4 * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
     if not work.gradient_checkpointing:
-        return layers * block + backward + last
+        return layers * block + last, backward
     # One block at a time is computed again from its input: offloaded to the computer's memory, with two buffers of it
     # on the GPU, or for short rows left on the GPU for every layer. SFT with embeddings has plain checkpointing.
     offloaded = work.length >= OFFLOADED_FROM and not work.train_embeddings
     kept = min(work.kept_layers, layers)
     inputs = 4 * h if offloaded else (layers - kept) * 2 * h
-    return kept * block + (block if kept < layers else 0) + inputs + backward + last
+    again = (block + (0 if packing else 6 * h)) if kept < layers else 0  # three more states, measured
+    return kept * block + inputs + last, again + backward

@@ -43,7 +43,7 @@ def sampling(shape: Any, work: Workload, used: float, limit: float, linear: int)
     # Prompts are computed up to 16,384 tokens at once: gate and up and their product, queries, keys and values, the
     # residual and its norm. A step holds the logits of its rows in 16 and 32 bit.
     prompts = min(PREFILL, -(-rows // work.group) * (work.length - work.completion))
-    block = 6 * shape.intermediate_size + 4 * (a + 2 * kv) + 8 * shape.hidden_size
+    block = 5 * shape.intermediate_size + 4 * (a + 2 * kv) + 8 * shape.hidden_size
     working = max(prompts * block, rows * shape.vocab_size * 6)
     if not copy:  # the matrices of a layer, one after another in one buffer
         working += 2 * shape.hidden_size * 2 * shape.intermediate_size
