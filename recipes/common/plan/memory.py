@@ -21,8 +21,8 @@ GIB = 2**30
 # nf4: half a byte a weight; per 64 weights a one-byte scale; per 256 such scales a float32 (double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of torch's counts it
-# The loss sees the vocabulary for so many tokens at a time: an eighth of them, at least 512, and at most as many as make
-# 2 GiB at 8 bytes a logit (unsloth_zoo, fused_losses/chunked_logprob.py). PPO's own loss: 128 (lm/log_probs.py).
+# The loss sees the vocabulary for so many tokens at a time: an eighth of them, at least 512, at most as many as make 2
+# GiB at 8 bytes a logit (unsloth_zoo, fused_losses/chunked_logprob.py). PPO's own loss: 128 (lm/log_probs.py).
 LOSS_ROWS, LOSS_CHUNK, PPO_ROWS = 512, 2 * GIB, 128
 LOGIT_BYTES = {"sft": 4, "dpo": 4, "kto": 4, "grpo": 7, "ppo": 20, "reward": 0}  # measured
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
@@ -85,6 +85,8 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
             (*static, 0, held.working, 0, held.copy + held.cache + GRAPHS, overhead + SAMPLING_SLACK),
             (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
         ]
+    if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer
+        phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, overhead + 2 * 2 * linear / shape.layers))
     base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
     return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 
@@ -173,6 +175,8 @@ def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
         block += 4 * a + 4 * kv
     else:
         backward += 4 * i
+    if work.precision == "fp8":  # through PEFT's own forward, which keeps SwiGLU's product too; measured
+        block += 2.2 * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
     if not work.gradient_checkpointing:
         return layers * block + last, backward

@@ -13,14 +13,19 @@ from common.plan.memory import NF4_BYTES, adapter_weights, linear_weights
 from common.plan.sampling import Sampling
 from common.plan.workload import SAMPLING, Workload
 
-PEAK_SHARE = 0.95  # of the peak, that a matrix product with very wide matrices reaches
-NARROW = 900  # the width at which half of that is reached
+PEAK_SHARE, NARROW = 0.75, 2050  # the share of the peak at a width h: h / (h + NARROW), at most PEAK_SHARE
+DECODE_SHARE = 0.75  # likewise, of a step of decoding
+DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an H200
 BANDWIDTH_SHARE = 0.8
 TRAFFIC = 9.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
-LAYER_START = 0.35e-3  # seconds to start the kernels of one layer, forward and backward: short batches wait for it
+# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled.
+LAYER_START, PPO_LAYER_START = 0.35e-3, 6.5e-3
+FP8_GAIN = 1.6  # of the matrix products in fp8, their scales included
+H200_BANDWIDTH = 4800  # GB/s
 DECODE_START = 28e-6  # seconds a layer and step of decoding, as a CUDA graph
 GENERATE_START = 1.0e-3  # the same for transformers' generate
-FIXED = 0.03  # seconds of a step besides: the optimizer, data, logs
+FIXED = {"grpo": 0.2, "ppo": 0.2}  # seconds of a step besides: rewards, the optimizer, data, logs; else OTHER
+OTHER = 0.03
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def step_time(card: Any, work: Workload, device: Device, held: Sampling | None =
     if work.method in SAMPLING and held is not None:
         sampled = _sample(card, work, device, held)
     tokens = work.generated * work.length if work.method == "ppo" else work.tokens * work.accumulation
-    return Time(batches * micro + extra + sampled + FIXED, sampled, tokens * work.gpus)
+    return Time(batches * micro + extra + sampled + FIXED.get(work.method, OTHER), sampled, tokens * work.gpus)
 
 
 def _passes(shape: Any, work: Workload, device: Device) -> float:
@@ -94,11 +99,12 @@ def _seconds(shape: Any, work: Workload, device: Device, flops: float, passes: f
     moved = TRAFFIC * traffic * block * shape.layers * work.tokens
     if work.precision == "nf4":  # expanded to 16 bit in every pass
         moved += passes * linear_weights(shape) * (NF4_BYTES + 2)
-    share = PEAK_SHARE * h / (h + NARROW)
+    share = min(PEAK_SHARE, h / (h + NARROW))
     if work.precision == "fp8":
-        share *= 1.6
+        share *= FP8_GAIN
     computing = flops / (device.tflops * 1e12 * share) + moved / (device.bandwidth * 1e9 * BANDWIDTH_SHARE)
-    return max(computing, LAYER_START * shape.layers * passes / 2)
+    start = PPO_LAYER_START if work.method == "ppo" else LAYER_START
+    return max(computing, start * shape.layers * passes / 2)
 
 
 def _sample(card: Any, work: Workload, device: Device, held: Sampling) -> float:
@@ -111,10 +117,11 @@ def _sample(card: Any, work: Workload, device: Device, held: Sampling) -> float:
     prompt = work.length - work.completion
     cached = rows * (prompt + work.completion / 2) * 4 * shape.kv_heads * shape.head_dim * shape.layers
     read = 2 * linear if held.copy or work.precision == "16 bit" else linear * (NF4_BYTES + 2 + 2)
-    reading = (read + 2 * head + cached) / bandwidth
-    computing = 2 * rows * (linear + head) / (device.tflops * 1e12 * 0.6)
+    reading = (read + 2 * head) / bandwidth
+    computing = 2 * rows * (linear + head) / (device.tflops * 1e12 * DECODE_SHARE)
+    drawing = rows * shape.vocab_size * DRAW * H200_BANDWIDTH / device.bandwidth
     start = shape.layers * (GENERATE_START if work.rollouts == "generate" else DECODE_START)
-    steps = max(reading, computing) + start
-    prompts = 2 * linear * prompt * work.generated / (device.tflops * 1e12 * 0.5)
+    steps = max(reading, computing) + cached / bandwidth + drawing + start
+    prompts = 2 * linear * prompt * work.generated / work.group / (device.tflops * 1e12 * 0.5)
     merging = held.copy * 3 / bandwidth
     return waves * work.completion * steps + prompts + merging
