@@ -105,6 +105,8 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
@@ -217,6 +219,7 @@ def main() -> None:
                 lora_dropout=args.lora_dropout,
                 target_modules=list(args.lora_target_modules),
                 use_gradient_checkpointing=checkpointing,
+                checkpoint_skip_layers=args.checkpoint_skip_layers,
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )

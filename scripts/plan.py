@@ -34,6 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 80
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length")
+AT_LEAST_ONE += ("max_completion_length", "num_generations", "rollout_batch_size", "num_ppo_epochs", "lora_r")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Args:
     load_in_4bit: bool | None = None
     load_in_fp8: bool | None = None
     gradient_checkpointing: bool | None = None
+    checkpoint_skip_layers: int | None = None
     per_device_train_batch_size: int | None = None
     gradient_accumulation_steps: int | None = None
     max_length: int | None = None
@@ -130,12 +133,7 @@ def given_arguments(args: Args) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise InputError(f"{as_flag(name, given[name])[0]}: `make {args.method}` has no such argument")
-        if (
-            isinstance(given[name], int)
-            and not isinstance(given[name], bool)
-            and name != "max_steps"
-            and given[name] < 1
-        ):
+        if name in AT_LEAST_ONE and given[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} {given[name]}: expected 1 or more")
     return given
 

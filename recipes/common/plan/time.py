@@ -19,8 +19,8 @@ DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an
 BANDWIDTH_SHARE = 0.8
 TRAFFIC = 9.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
 # Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled.
-LAYER_START, PPO_LAYER_START = 0.35e-3, 6.5e-3
-FP8_GAIN = 1.6  # of the matrix products in fp8, their scales included
+LAYER_START, PPO_LAYER_START = 0.35e-3, 4.6e-3
+FP8_GAIN = 1.35  # of the matrix products in fp8, their scales included
 H200_BANDWIDTH = 4800  # GB/s
 DECODE_START = 28e-6  # seconds a layer and step of decoding, as a CUDA graph
 GENERATE_START = 1.0e-3  # the same for transformers' generate

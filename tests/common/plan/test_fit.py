@@ -30,7 +30,7 @@ def test_room_gives_16_bit_without_recomputation_and_none_gives_nf4_with_it():
 @pytest.mark.parametrize("method", METHODS)
 def test_only_what_is_not_learned_changes(method):
     for gib in (12, 24, 48, 130):
-        allowed = {"load_in_4bit", "gradient_checkpointing", "per_device_train_batch_size"}
+        allowed = {"load_in_4bit", "gradient_checkpointing", "checkpoint_skip_layers", "per_device_train_batch_size"}
         assert set(chosen(gib, method).changed) <= allowed | {"gradient_accumulation_steps"}
 
 

@@ -50,12 +50,23 @@ def ratio(run: dict) -> float:
     return (planned(run).total - CUDA_CONTEXT / GIB) / run["measured"]
 
 
+def errors(fitted: bool) -> dict[str, float]:
+    return {run["name"]: ratio(run) - 1 for run in RUNS if "measured" in run and run["fitted"] == fitted}
+
+
 def test_agrees_with_runs_that_it_was_not_fitted_to():
-    errors = {run["name"]: ratio(run) - 1 for run in RUNS if "measured" in run and not run["fitted"]}
-    assert len(errors) >= 30
-    assert sum(map(abs, errors.values())) / len(errors) <= 0.05
-    assert max(errors.values()) <= 0.10, errors
-    assert min(errors.values()) >= -0.03, errors  # a plan that is too low ends in the middle of a run
+    found = errors(fitted=False)
+    assert len(found) >= 20
+    assert sum(map(abs, found.values())) / len(found) <= 0.05
+    assert max(found.values()) <= 0.10, found
+    assert min(found.values()) >= -0.03, found  # a plan that is too low ends in the middle of a run
+
+
+def test_agrees_with_runs_that_it_was_fitted_to():
+    found = errors(fitted=True)
+    assert sum(map(abs, found.values())) / len(found) <= 0.03
+    assert max(found.values()) <= 0.10, found
+    assert min(found.values()) >= -0.03, found
 
 
 @pytest.fixture
@@ -99,15 +110,16 @@ def test_trained_embeddings_add_copies_with_gradients_and_moments(little, tied, 
 
 
 def test_what_a_method_adds(little):
-    parts = {method: in_bytes(peak(little, of(method, completion=24, generated=6))) for method in METHODS}
+    held = {"completion": 24, "generated": 1, "rollouts": "generate"}  # too little for the peak to be elsewhere
+    little.architecture.vocab_size = 8
+    parts = {method: in_bytes(peak(little, of(method, **held))) for method in METHODS}
     assert parts["dpo"]["activations"] == 2 * parts["kto"]["activations"]  # a pair is two rows
     assert parts["reward"]["activations"] == parts["dpo"]["activations"]
     rated = in_bytes(peak(little, of("reward", pairs=False)))
     assert 2 * rated["activations"] == parts["reward"]["activations"]
-    assert parts["reward"]["logits"] == 0  # it has no output layer
     # Two adapters with gradients and a head of 8 numbers, never a second base.
     assert parts["ppo"]["adapter"] == 2 * parts["dpo"]["adapter"] + 8 * 8
-    third = in_bytes(peak(little, of("ppo", completion=24, generated=6, reward_model=True)))
+    third = in_bytes(peak(little, of("ppo", **held, reward_model=True)))
     assert third["adapter"] - parts["ppo"]["adapter"] == (544 + 8) * 4
     assert parts["ppo"]["weights"] == parts["dpo"]["weights"] == parts["sft"]["weights"]
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 def test_every_argument_that_counts_is_one_of_a_recipe():
     known = {field.name for method in METHODS for field in read_fields(ROOT / "recipes" / f"{method}.py") or []}
-    assert set(COUNTED) - {"load_in_fp8", "checkpoint_skip_layers"} <= known
+    assert set(COUNTED) - {"load_in_fp8"} <= known
 
 
 def test_defaults_are_the_recipes_own():
