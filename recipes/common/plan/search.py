@@ -138,7 +138,7 @@ def _fastest(
     fitting = [one for one in tried if one.fits]
     if not fitting:
         return None
-    # Of settings that differ in speed by less than a fiftieth: 16 bit, which is exact, then what changes and needs less.
+    # Of settings that differ in speed by less than a fiftieth: 16 bit, which is exact; then what changes less.
     best = min(plan.time.seconds for plan in fitting)
     close = [plan for plan in fitting if plan.time.seconds <= 1.02 * best]
     return min(close, key=lambda plan: (plan.work.precision != "16 bit", len(plan.changed), plan.total))
