@@ -23,15 +23,13 @@ MARGIN = 0.97  # of the free memory that a plan may fill: it has never been too 
 
 
 def fit_to_gpu(args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
-    """`args` with the precision, recomputation and micro-batch that `--fit auto` chooses; as they are with off.
+    """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU.
 
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
     stay, and so does every argument from the command line. The choice is in run.json; a resumed run makes it again.
     Raises MachineError where no settings fit.
     """
     values: Any = args
-    if values.fit == "off":
-        return args
     import torch
 
     if not torch.cuda.is_available():

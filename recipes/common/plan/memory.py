@@ -77,12 +77,13 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     if held is None:
         phases = [(*static, gradients / share, activations, max(0, loss - backward), 0, loose)]
     else:
-        stays = held.kept + GRAPHS * (held.kept > 0)
+        graphs = 0 if work.rollouts == "generate" else GRAPHS
+        stays = held.kept + graphs * (held.kept > 0)
         loose += SAMPLING_SLACK
         scoring = _scoring(shape, work)
         phases = [
             (*static, gradients / share, activations, max(0, loss - backward), stays, loose),
-            (*static, 0, held.working, 0, held.copy + held.cache + GRAPHS, overhead + SAMPLING_SLACK),
+            (*static, 0, held.working, 0, held.copy + held.cache + graphs, overhead + SAMPLING_SLACK),
             (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
         ]
     if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer

@@ -138,8 +138,8 @@ def test_more_needs_more(model, method):
         if precision == "nf4" and model != "tiny":
             assert peak(card, replace(work, precision="16 bit")).total > least
         if checkpointing:
-            assert peak(card, replace(work, gradient_checkpointing=False)).total > least
-            assert peak(card, replace(work, kept_layers=3)).total > least
+            assert peak(card, replace(work, gradient_checkpointing=False)).total >= least
+            assert peak(card, replace(work, kept_layers=3)).total >= least
         if method not in ("grpo", "ppo"):  # several cards, each with a part of the weights
             assert peak(card, replace(work, gpus=8, sharded=True)).total < least or model == "tiny"
 
