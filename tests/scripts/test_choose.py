@@ -22,6 +22,7 @@ from common.data.rows import Faults, read_rows
 from common.errors import InputError
 from common.lm.cards import card_names, read_card
 from common.plan.memory import peak
+from common.plan.search import MARGIN
 from common.plan.workload import workload
 from conftest import ROOT
 from launch.commands import COMMANDS
@@ -109,27 +110,32 @@ def test_a_base_model_learns_to_answer_first(choose):
 
 
 def test_the_commands_word_for_word():
-    shown = answer("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    shown = answer("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     assert [command for stage in shown["stages"] for command in stage["commands"]] == [
-        "make sft MODEL=qwen2.5-7b DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft LOAD_IN_4BIT=no",
+        "make sft MODEL=qwen2.5-7b DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft LOAD_IN_4BIT=no "
+        "GRADIENT_CHECKPOINTING=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-sft/adapter OUT=outputs/qwen2.5-7b-sft-merged",
-        "make dpo MODEL=outputs/qwen2.5-7b-sft-merged DATA=pairs.jsonl OUT=outputs/qwen2.5-7b-dpo LOAD_IN_4BIT=no",
+        "make dpo MODEL=outputs/qwen2.5-7b-sft-merged DATA=pairs.jsonl OUT=outputs/qwen2.5-7b-dpo LOAD_IN_4BIT=no "
+        "GRADIENT_CHECKPOINTING=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-dpo/adapter OUT=outputs/qwen2.5-7b-dpo-merged",
-        "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo LOAD_IN_4BIT=no",
+        "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo LOAD_IN_4BIT=no "
+        "GRADIENT_CHECKPOINTING=no",
     ]
     assert shown["pipeline"] == (
         "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
-        "MATH_DATA=answers.jsonl " + " ".join(f"{stage}_ARGS=--no-load-in-4bit" for stage in ("SFT", "DPO", "GRPO"))
+        "MATH_DATA=answers.jsonl "
+        + " ".join(f"'{stage}_ARGS=--no-load-in-4bit --no-gradient-checkpointing'" for stage in ("SFT", "DPO", "GRPO"))
     )
 
 
 def test_raw_text_comes_first_and_what_answers_follows():
-    shown = answer("--have", "demonstrations", "documents", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    shown = answer("--have", "demonstrations", "documents", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     assert [command for stage in shown["stages"] for command in stage["commands"]] == [
-        "make sft MODEL=qwen2.5-7b DATA=documents.jsonl OUT=outputs/qwen2.5-7b-pretrained LOAD_IN_4BIT=no",
+        "make sft MODEL=qwen2.5-7b DATA=documents.jsonl OUT=outputs/qwen2.5-7b-pretrained LOAD_IN_4BIT=no "
+        "GRADIENT_CHECKPOINTING=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-pretrained/adapter OUT=outputs/qwen2.5-7b-pretrained-merged",
         "make sft MODEL=outputs/qwen2.5-7b-pretrained-merged DATA=demonstrations.jsonl OUT=outputs/qwen2.5-7b-sft "
-        "LOAD_IN_4BIT=no",
+        "LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no",
     ]
     assert shown["pipeline"] is None  # which has each method once
     assert "TRAIN_EMBEDDINGS=yes" in shown["notes"][0]
@@ -263,7 +269,7 @@ def test_what_should_fit_fits(gib, choose):
                 assert needed <= gib
                 assert needed == pytest.approx(stage.gib)
             else:
-                assert stage.gib > gib
+                assert stage.gib > MARGIN * gib
                 assert "does not fit" in stage.settings
 
 
@@ -417,9 +423,9 @@ def test_the_interview(tmp_path):
 
 
 def test_the_answer_is_one_screen():
-    done = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "24")
+    done = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "80")
     lines = done.stdout.splitlines()
     assert len(lines) <= 32
     assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
-    for words in ("bring out", "add a skill", "add: every right answer", "17.8 of 24 GiB", "make pipeline"):
+    for words in ("bring out", "add a skill", "add: every right answer", " of 80 GiB", "make pipeline"):
         assert words in done.stdout

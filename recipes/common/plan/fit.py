@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args")
 
-MARGIN = 0.97  # of the free memory that a plan may fill: it has never been too low by more than the rest
-
 
 def fit_to_gpu(args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
     """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU.
@@ -89,7 +87,7 @@ def this_gpu() -> Device:
     # Of several processes each must choose the same: the whole card counts, not what is free at this moment.
     usable = limit if several_processes() else min(limit, free + mine)
     known = by_driver_name(properties.name)
-    return device_with(MARGIN * usable / GIB, known or DEVICES["a100"])
+    return device_with(usable / GIB, known or DEVICES["a100"])
 
 
 def where_it_fits(base: "Model", method: str, args: Any) -> str:

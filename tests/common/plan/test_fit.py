@@ -104,7 +104,7 @@ def test_a_full_gpu_names_settings_that_would_have_fit(spelling, named):
     assert done.returncode == 3, done.stderr
     lines = done.stderr.splitlines()
     assert lines[0] == "CUDA out of memory."
-    assert "GiB, of 15.5 that this run could have" in lines[2]
+    assert "GiB, of 16.0 that this run could have" in lines[2]
     assert lines[3] == "These would have fit:"
     assert lines[4].startswith(f"  {named}")
     assert 1 <= len(lines[4:]) <= 3
