@@ -252,8 +252,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if args.fit == "auto":
-            args = fit_to_gpu(args, "grpo", base, origins, run)
+        args = fit_to_gpu(args.fit, args, "grpo", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

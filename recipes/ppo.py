@@ -310,8 +310,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if args.fit == "auto":
-            args = fit_to_gpu(args, "ppo", base, origins, run)
+        args = fit_to_gpu(args.fit, args, "ppo", base, origins, run)
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

@@ -215,8 +215,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if args.fit == "auto":
-            args = fit_to_gpu(args, "reward", base, origins, run)
+        args = fit_to_gpu(args.fit, args, "reward", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

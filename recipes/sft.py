@@ -194,8 +194,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        if args.fit == "auto":
-            args = fit_to_gpu(args, "sft", base, origins, run)
+        args = fit_to_gpu(args.fit, args, "sft", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False

@@ -8,10 +8,11 @@ from common.environment import several_processes
 from common.errors import MachineError
 from common.plan.devices import DEVICES, Device, by_driver_name
 from common.plan.memory import GIB
-from common.plan.search import Plan, advice, device_with, fit, measure, plan
+from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
+from common.run.screen import console
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
@@ -19,47 +20,57 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args")
 
+BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo"}  # losses that compare the rows of a micro-batch
 
-def fit_to_gpu(args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
-    """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU.
+
+def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
+    """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU; as they are with off.
 
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
     stay, and so does every argument from the command line. The choice is in run.json; a resumed run makes it again.
     Raises MachineError where no settings fit.
     """
+    if mode == "off":
+        return args
     values: Any = args
     import torch
 
     if not torch.cuda.is_available():
-        print("--fit auto does nothing without a GPU: the settings stay as they are.")
+        say("--fit auto does nothing without a GPU: the settings stay as they are.")
         return args
     chosen = run.record.get("fit")
     if chosen is None:
         sizes = sizes_of(base)
         if sizes is None:
-            print(f"--fit auto does nothing for {base.name}: its sizes are not known before it is loaded.")
+            say(f"--fit auto does nothing for {base.name}: its sizes are not known before it is loaded.")
             return args
         given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
-        typed = {name for name, origin in origins.items() if origin == "command line"}
+        fixed = {name for name, origin in origins.items() if origin == "command line"}
+        losses = getattr(values, "loss_type", ())
+        if BY_MICRO_BATCH & set(losses if isinstance(losses, tuple) else (losses,)):
+            fixed |= set(BATCH)
         device = this_gpu()
-        found = choose(sizes, method, given, typed, device)
-        print(why(sizes, method, given, found, device))
+        found = choose(sizes, method, given, fixed, device)
+        say(why(sizes, method, given, found, device))
         chosen = found.changed
         run.update(fit=chosen)
     return replace(values, **chosen)
 
 
-def choose(sizes: Any, method: str, given: dict[str, Any], typed: set[str], device: Device) -> Plan:
-    """The fastest settings for `given` on `device` that leave the arguments `typed` alone. Raises MachineError."""
-    found = fit(sizes, method, device, given, fixed=typed)
+def say(text: str) -> None:
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], device: Device) -> Plan:
+    """The fastest settings for `given` on `device` that leave the arguments `fixed` alone. Raises MachineError."""
+    found = fit(sizes, method, device, given, fixed=fixed)
     if found is None:
-        smallest = plan(sizes, method, device, given, fixed=typed)
-        cure = f"{arguments(smallest.changed)} would" if smallest.fits else "take a larger GPU or a smaller model"
-        needed = smallest.total if not smallest.fits else measure(sizes, workload(sizes, method, given), device).total
-        raise MachineError(
-            f"--fit auto: nothing fits into {device.gib:.1f} GiB that learns the same: at least {needed:.1f} GiB are "
-            f"needed; {cure}."
-        )
+        smallest = plan(sizes, method, device, given, fixed=fixed)
+        if smallest.fits:
+            cure = f"{arguments(smallest.changed)} would need {smallest.total:.1f}"
+        else:
+            cure = f"the least is {smallest.total:.1f}; take a larger GPU or a smaller model"
+        raise MachineError(f"--fit auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
     return found
 
 
