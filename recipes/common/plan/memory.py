@@ -73,6 +73,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         slack += REFERENCE_SHARE
     activations = kept + backward
     loose = overhead + slack * activations
+    phases: list[tuple[float, ...]]
     held = sampling(shape, work, sum(static) + CUDA_CONTEXT, gib * GIB, linear) if work.method in SAMPLING else None
     if held is None:
         phases = [(*static, gradients / share, activations, max(0, loss - backward), 0, loose)]
@@ -87,7 +88,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
             (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
         ]
     if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer
-        phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, overhead + 2 * 2 * linear / shape.layers))
+        phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, 0, overhead + 2 * 2 * linear / shape.layers))
     base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
     return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 

@@ -80,6 +80,7 @@ def plan(
     given = given or {}
     fixed = given if fixed is None else fixed
     work = workload(card, method, given, **more)
+    shorter, changed = work, {}
     for length, changed in _longest_first(card, method, given, fixed):
         shorter = replace(work, length=length, completion=changed.get("max_completion_length", work.completion))
         if found := _fastest(card, shorter, device, fixed, changed):

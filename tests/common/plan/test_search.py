@@ -3,20 +3,20 @@
 import itertools
 
 import pytest
-from common.lm.cards import card_names, read_card
+from common.lm.cards import read_card
 from common.plan.devices import DEVICES, of_size
 from common.plan.search import BATCH, LEAST_ROWS, MARGIN, advice, device_with, fit, least, measure, plan
 from common.plan.workload import METHODS, settings, workload
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", card_names())
+@pytest.mark.parametrize("model", ["tiny", "qwen2.5-7b", "gemma-3-4b", "qwen2.5-72b"])
 def test_a_plan_fits_and_keeps_the_step(model, method):
     card = read_card(model)
     if method not in card.methods:
         pytest.skip(f"{model} is not offered for {method}")
     own = workload(card, method)
-    for gib in (4, 8, 16, 24, 80, 1000):
+    for gib in (4, 8, 24, 80):
         found = plan(card, method, device_with(gib))
         assert found.fits == (found.total <= MARGIN * gib)
         # The arguments that it changes make exactly the run that it counted.
