@@ -88,7 +88,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
             (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
         ]
     if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer
-        phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, 0, overhead + 2 * 2 * linear / shape.layers))
+        phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, 0, overhead + 2 * linear / shape.layers))
     base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
     return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 
