@@ -188,4 +188,5 @@ def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
     kept = min(work.kept_layers, layers)
     inputs = 4 * h if offloaded else (layers - kept) * 2 * h
     again = (block + (0 if packing else 6 * h)) if kept < layers else 0  # three more states, measured
-    return kept * block + inputs + last, again + backward
+    # Of the layers that keep theirs one is the last, and is freed before a block is computed again.
+    return kept * block + inputs + last, backward + (max(0, again - block) if kept else again)
