@@ -256,6 +256,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -273,7 +274,6 @@ def main() -> None:
             lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would change
             target_modules=list(args.lora_target_modules),
             use_gradient_checkpointing=checkpointing,
-            checkpoint_skip_layers=args.checkpoint_skip_layers,
             random_state=args.seed,
         )
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())

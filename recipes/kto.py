@@ -224,6 +224,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -241,7 +242,6 @@ def main() -> None:
             lora_dropout=args.lora_dropout,
             target_modules=list(args.lora_target_modules),
             use_gradient_checkpointing=checkpointing,
-            checkpoint_skip_layers=args.checkpoint_skip_layers,
             random_state=args.seed,
         )
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())

@@ -314,6 +314,7 @@ def main() -> None:
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -331,7 +332,6 @@ def main() -> None:
             lora_dropout=0.0,  # the loss compares log-probabilities, which dropout would change
             target_modules=target_modules(args, reward_adapter),
             use_gradient_checkpointing=checkpointing,
-            checkpoint_skip_layers=args.checkpoint_skip_layers,
             random_state=args.seed,
         )
         if reward_adapter and args.critic_init == "reward":

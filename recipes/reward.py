@@ -219,6 +219,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         longest = max(len(answer) for row in [*training, *evaluation] for answer in row.answers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
@@ -237,7 +238,6 @@ def main() -> None:
             lora_dropout=args.lora_dropout,
             target_modules=list(args.lora_target_modules),
             use_gradient_checkpointing=checkpointing,
-            checkpoint_skip_layers=args.checkpoint_skip_layers,
             random_state=args.seed,
         )
         head = new_head(model.config.get_text_config().hidden_size, model.device)

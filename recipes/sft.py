@@ -198,6 +198,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
@@ -219,7 +220,6 @@ def main() -> None:
                 lora_dropout=args.lora_dropout,
                 target_modules=list(args.lora_target_modules),
                 use_gradient_checkpointing=checkpointing,
-                checkpoint_skip_layers=args.checkpoint_skip_layers,
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )

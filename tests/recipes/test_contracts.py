@@ -21,7 +21,7 @@ OURS = {
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
     "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings", "fit",
-    "checkpoint_skip_layers",  # of Unsloth's get_peft_model
+    "checkpoint_skip_layers",  # of Unsloth's get_peft_model, which has it on a GPU only
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
     "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
