@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LARGEST_RATIO = 4 / 3  # of the good completions' weight in all to the bad ones'; the smallest is 1 (equation 8)
+TOKEN_COLUMNS = ("prompt_ids", "completion_ids", "label")  # of TRL's data set
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,7 @@ def main() -> None:
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
-    prompts = len({repr(row.prompt) for row in rows})
-    # With fewer than ten prompts, none is held out.
+    prompts = len({repr(row.prompt) for row in rows})  # with fewer than ten, none is held out
     held_out, rows = hold_out_by(lambda row: repr(row.prompt), rows, min(args.sample_prompts, prompts // 10), order)
     shown_rows = {repr(row.prompt): row for row in sorted(held_out, key=lambda row: row.label)}.values()  # a good one
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), shown_completion(row)) for row in shown_rows]
@@ -252,8 +252,7 @@ def main() -> None:
         run.update(weights=asdict(weights))
 
         def dataset(examples: list[TokenFeedback]) -> Dataset:
-            names = ("prompt_ids", "completion_ids", "label")
-            columns = {name: [getattr(row, name) for row in examples] for name in names}
+            columns = {name: [getattr(row, name) for row in examples] for name in TOKEN_COLUMNS}
             if args.loss_type == "kto":
                 columns["KL_completion_ids"] = mismatched(examples, args.per_device_train_batch_size)
             return Dataset.from_dict(columns)
