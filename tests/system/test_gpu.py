@@ -228,6 +228,16 @@ def test_grpo_learns(merged, tmp_path):
     assert rewards[-1] > rewards[0]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs VARIANT=cuda-vllm")
+def test_grpo_learns_from_what_vllm_samples(merged, tmp_path):
+    flags = ("--rollouts", "vllm", "--max-steps", 8, "--learning-rate", 1e-4)
+    done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert all(row["rollout/log_prob_diff_std"] < 0.1 for row in rows)  # it has seen every step of the optimizer
+    assert rows[-1]["rollout/tokens_per_second"] > 0
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_kernels_that_sample_agree_with_plain_torch(dtype, tolerance):
     spec = importlib.util.spec_from_file_location(
