@@ -34,6 +34,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -123,6 +124,10 @@ class Args:
     """Recompute activations to save memory; a third faster without it, if they fit."""
     share_prompts: bool = False
     """Compute what chosen and rejected begin with once for both, in batches that gain by it; the loss is the same."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -205,9 +210,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "dpo", base, origins, run)
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

@@ -39,6 +39,7 @@ from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
+from common.plan.fit import fit_to_gpu
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
     Reward,
@@ -170,6 +171,10 @@ class Args:
     """Recompute activations to save memory; a third faster without it, if they fit."""
     share_prompts: bool = False
     """Keep groups together in training, so that Unsloth on a GPU can compute a prompt once for its completions."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -252,9 +257,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "grpo", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

@@ -30,7 +30,7 @@ from common.cli import parse_arguments
 from common.environment import ROOT
 from common.errors import InputError, run_command
 from common.lm.cards import Card, read_card
-from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH
+from common.plan.workload import METHODS, recipe_defaults
 
 SCORED_LENGTH = 512  # tokens of the completion that `--method score` scores
 
@@ -66,10 +66,11 @@ class Args:
 def main() -> None:
     args = parse_arguments(Args, __doc__)
     card = read_card(args.model)
-    batch, accumulation = BATCHES.get(args.method, (1, 1))
-    batch = args.per_device_train_batch_size or batch
-    accumulation = args.gradient_accumulation_steps or accumulation
-    length = args.max_length or {**MAX_LENGTH, **COMPLETION_LENGTH, "score": SCORED_LENGTH, "rollout": 256}[args.method]
+    own = recipe_defaults(args.method) if args.method in METHODS else {}
+    batch = args.per_device_train_batch_size or own.get("per_device_train_batch_size", 1)
+    accumulation = args.gradient_accumulation_steps or own.get("gradient_accumulation_steps", 1)
+    other = {"score": SCORED_LENGTH, "rollout": 256}
+    length = args.max_length or own.get("max_completion_length") or own.get("max_length") or other[args.method]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(args.checkpoint or Path(scratch, args.model))
         if not (checkpoint / "config.json").exists():

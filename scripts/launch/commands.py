@@ -107,6 +107,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Data": {
         "choose": script("which stages suit your data, model and GPU", "scripts/choose.py"),
+        "plan": tool("peak memory, hours and price of a run, on every card", "scripts/plan.py"),
         "check-data": script("what is in a data file, and what is wrong with it", "scripts/check-data.py"),
         "test-rewards": script("check reward functions on your data before a run", "scripts/test-rewards.py"),
         "distill": script("accepted completions of a model, as data for SFT", "scripts/distill.py"),

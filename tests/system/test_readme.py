@@ -240,7 +240,7 @@ def shortened(command: Command) -> list[str]:
     program, target, *words = command.words
     if target.startswith("help") or "--help" in words:
         return command.words
-    if target in ("check", "choose", "models", "pin"):
+    if target in ("check", "choose", "models", "pin", "plan"):
         return command.words
     words = [re.sub(r"^(MODEL=)?qwen.*", r"\1tiny", word) for word in words]
     short = SHORT.get(target, [])

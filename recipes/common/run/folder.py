@@ -112,7 +112,7 @@ def plan_run(
     return Run(
         folder,
         {
-            **{name: previous[name] for name in ("step", "seconds") if previous and name in previous},
+            **{name: previous[name] for name in ("step", "seconds", "fit") if previous and name in previous},
             "recipe": recipe,
             "command": sys.argv,
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
