@@ -113,6 +113,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "preferences": script("pairs for DPO from completions, scores or choices", "scripts/preferences.py"),
     },
     "Results": {
+        "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
+        "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
         "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),
