@@ -32,7 +32,9 @@ def main() -> None:
     folders = [Path(run).expanduser() for run in args.run]
     for folder in folders:
         read_run(folder)  # before anything is written
-    file = Path(args.output).expanduser() if args.output else (folders[0] if len(folders) == 1 else Path("outputs")) / NAME
+    file = (
+        Path(args.output).expanduser() if args.output else (folders[0] if len(folders) == 1 else Path("outputs")) / NAME
+    )
     if file.is_dir():
         raise InputError(f"--output {file}: is a folder; give a file, such as {file / NAME}")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
     make watch RUN=outputs/try               http://127.0.0.1:8765, for a browser on this machine
     make watch RUN="outputs/a outputs/b" PORT=9000
 
-Ctrl-C ends it; the run is not touched. Of a run on another machine: ssh -L 8765:127.0.0.1:8765 MACHINE, and watch there.
+Ctrl-C ends it; the run is not touched. For a run on another machine watch it there,
+and connect by ssh -L 8765:127.0.0.1:8765 MACHINE.
 """
 
 import errno

@@ -57,16 +57,18 @@ class Browser:
         elif event == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"][:200])
 
-    def open(self, address: str, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False) -> None:
+    def open(
+        self, address: str, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
+    ) -> None:
         """Load a page in a window of that size, in the light or the dark scheme, and wait until it is drawn."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
-        self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 300))))")
+        self.value(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 300))))"
+        )
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is in the page."""
@@ -96,7 +98,9 @@ def browser() -> Iterator[Browser]:
         command = [str(PROGRAM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            address = next(found[1] for line in process.stderr if (found := re.search(r"listening on (ws://\S+)", line)))
+            address = next(
+                found[1] for line in process.stderr if (found := re.search(r"listening on (ws://\S+)", line))
+            )
             yield Browser(address)
         finally:
             process.terminate()

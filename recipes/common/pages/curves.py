@@ -60,7 +60,12 @@ GROUPS = (
     Group("Tokens predicted right", "share", {"accuracy": "mean_token_accuracy"}),
     Group("Losses of PPO", "loss", {"policy": "loss/policy_avg", "critic": "loss/value_avg"}),
     Group("KL of the update", "nats per token", {"approximate KL": "policy/approx_kl"}),
-    Group("Share of clipped tokens", "share", {"policy": "policy/clipfrac_avg", "critic": "val/clipfrac_avg"}, from_zero=True),
+    Group(
+        "Share of clipped tokens",
+        "share",
+        {"policy": "policy/clipfrac_avg", "critic": "val/clipfrac_avg"},
+        from_zero=True,
+    ),
     Group("Explained variance of the critic", "share", {"explained variance": "value/explained_variance"}),
     Group("KL coefficient", "coefficient", {"KL coefficient": "objective/kl_coef"}),
     Group("Learning rate", "learning rate", {"learning rate": "learning_rate", "policy": "lr", "critic": "critic_lr"}),
@@ -74,7 +79,9 @@ GROUPS = (
 )
 BY_FUNCTION = re.compile(r"rewards/(?P<name>.+)/mean")
 # What is no curve: counters, the clock, and the trainer's summary of a whole run.
-NO_CURVE = re.compile(r"step|epoch|tokens|num_tokens|episode|timestamp|total_flos|train_\w+|eval_(runtime|\w+_per_second)")
+NO_CURVE = re.compile(
+    r"step|epoch|tokens|num_tokens|episode|timestamp|total_flos|train_\w+|eval_(runtime|\w+_per_second)"
+)
 
 
 def charts(runs: list[RunFiles]) -> tuple[list[Chart], list[Chart]]:

@@ -99,7 +99,9 @@ def held_out(run: RunFiles) -> list[Table]:
         header = ["", "first (step)", "lowest", "highest", "last"]
         tables.append(Table("Held-out rows, while it trained", header, rows))
     if isinstance(report := run.record.get("report"), dict):
-        tables.append(Table("Held-out rows, at the end", ["", ""], [[name, number(one)] for name, one in report.items()]))
+        tables.append(
+            Table("Held-out rows, at the end", ["", ""], [[name, number(one)] for name, one in report.items()])
+        )
     return tables
 
 

@@ -38,11 +38,11 @@ def render(template: Path, embedded: bool = True, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["as_json"] = as_json
-    plots = (HERE / "plots.js").read_text(encoding="utf-8")
-    scripts = [plots, plotly()] if embedded else [plots]
+    drawing = (HERE / "plots.js").read_text(encoding="utf-8")
+    scripts = [drawing, plotly()] if embedded else [drawing]
     return environment.get_template(template.name).render(
         plotly=Markup(plotly()) if embedded else None,
-        plots=Markup(plots),
+        drawing=Markup(drawing),
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         policy=policy(scripts, served=not embedded),
         **values,
@@ -59,7 +59,12 @@ def policy(scripts: list[str], served: bool) -> str:
     """The Content-Security-Policy of a page: these scripts and no other, and no request but to its own server."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = [*(f"'sha256-{one}'" for one in hashes), *(["'self'"] if served else [])]
-    parts = ["default-src 'none'", f"script-src {' '.join(allowed)}", "style-src 'unsafe-inline'", "img-src data: blob:"]
+    parts = [
+        "default-src 'none'",
+        f"script-src {' '.join(allowed)}",
+        "style-src 'unsafe-inline'",
+        "img-src data: blob:",
+    ]
     return "; ".join([*parts, *(["connect-src 'self'"] if served else []), "base-uri 'none'", "form-action 'none'"])
 
 
