@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage")
@@ -24,8 +24,8 @@ FLAGS += ("--no-sandbox",) if os.getuid() == 0 else ()
 class Browser:
     """One tab. `errors` has what the console shows as an error, and exceptions; `requests` the addresses requested."""
 
-    def __init__(self, address: str) -> None:
-        self.socket = connect(address, max_size=None)
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
         self.number = 0
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -101,7 +101,8 @@ def browser() -> Iterator[Browser]:
             address = next(
                 found[1] for line in process.stderr if (found := re.search(r"listening on (ws://\S+)", line))
             )
-            yield Browser(address)
+            with connect(address, max_size=None) as socket:
+                yield Browser(socket)
         finally:
             process.terminate()
             process.wait()
