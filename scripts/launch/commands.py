@@ -113,6 +113,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "preferences": script("pairs for DPO from completions, scores or choices", "scripts/preferences.py"),
     },
     "Results": {
+        "chat": script("talk to the model of a run, beside its base if you like", "scripts/chat.py"),
         "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
         "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
         "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
