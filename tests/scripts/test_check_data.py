@@ -19,7 +19,7 @@ from check_data import survey as survey_module
 from check_data import texts
 from check_data.duplicates import NearDuplicates, Shingles, distinct
 from check_data.findings import KINDS, Findings
-from check_data.limits import estimated_tokens
+from check_data.limits import Limits, estimated_tokens
 from check_data.survey import Survey
 from common.data.examples import Conversation, Pair
 from common.data.formats import FORMATS
@@ -1013,13 +1013,33 @@ def test_distinct_ngrams():
 # 8. Size.
 
 
-def test_rows_are_read_and_validated_fast(tmp_path):
-    """At least 20,000 rows a second of processor time; four times that is usual."""
-    path = write(tmp_path / "data.jsonl", ({**alpaca(n % 10), "input": str(n)} for n in range(20_000)))
-    started = time.process_time()
-    faults = Faults()
-    assert sum(1 for _ in as_examples(read_rows(find_source(str(path)), faults), faults, FORMATS)) == 20_000
-    assert time.process_time() - started < 1
+def test_reading_and_checking_take_a_small_multiple_of_parsing_json(tmp_path):
+    """Usual are 5 times the processor time of json.loads to read and validate rows, and 16 with every finding."""
+    answer = "Half of {0} is less than {0}.\nAnd {0} more clips were sold in May than in April.\n#### {0}"
+    rows = [[f"How many clips were sold, if {n} were sold in May? " * 4, answer.format(n) * 3] for n in range(2000)]
+    path = write(tmp_path / "data.jsonl", ({"messages": turns("", *row).messages} for row in rows))
+
+    def seconds(work):
+        started = time.process_time()
+        assert sum(1 for _ in work()) == len(rows)
+        return time.process_time() - started
+
+    def read():
+        faults = Faults()
+        return as_examples(read_rows(find_source(str(path)), faults), faults, FORMATS)
+
+    def parse():
+        return map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+    def check():
+        findings = Findings()
+        survey = Survey(findings, estimate=Limits("sft", 2048, 1024, findings))
+        return map(survey.add, read())
+
+    rounds = [[seconds(work) for work in (parse, read, check)] for _ in range(5)]
+    parsed, was_read, checked = map(min, zip(*rounds, strict=True))
+    assert was_read < 10 * parsed
+    assert checked < 25 * parsed
 
 
 def test_memory_does_not_grow_with_what_rows_hold(monkeypatch):
