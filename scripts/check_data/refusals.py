@@ -36,32 +36,8 @@ HINTS = (
 )
 # One of these is in each of those: most texts have none.
 STEMS = (
-    "n't",
-    "n’t",
-    " not",
-    "cannot",
-    "no,",
-    "no.",
-    "no ",
-    "never",
-    "only",
-    "unable",
-    "declin",
-    "refus",
-    "pass on",
-    "neither",
-)
-STEMS += (
-    "sponsib",
-    "against",
-    "inappropriate",
-    "unethical",
-    "lack",
-    "violat",
-    "outside",
-    "beyond",
-    "inability",
-    "can not",
+    *("n't", "not", "no ", "no.", "no,", "never", "only", "unable", "declin", "refus", "pass on", "neither"),
+    *("sponsib", "against", "propriate", "ethical", "lack", "violat", "outside", "beyond", "inability"),
 )
 ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "暂", "只能"))
 # And an English sentence without any of these.

@@ -38,8 +38,7 @@ def language(text: str) -> str:
             return "other"
     if not any(map(str.isalpha, words)):
         return "other"
-    distinct = set(words)
-    return "English" if len(distinct & ENGLISH) >= len(distinct & NOT_ENGLISH) else "other"
+    return "English" if len(ENGLISH.intersection(words)) >= len(NOT_ENGLISH.intersection(words)) else "other"
 
 
 def marks(text: str) -> list[str]:
