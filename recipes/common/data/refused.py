@@ -54,11 +54,12 @@ def refuse_columns(fields: dict[str, Any], own: frozenset[str], demonstrations: 
 
 def label_column(fields: dict[str, Any]) -> str | None:
     """The column that says whether the row's completion is good, as KTO's data have it, or None."""
-    for column in LABEL_COLUMNS:
-        value = fields.get(column)
-        if isinstance(value, bool | int | float | str) and str(value).strip().lower().removesuffix(".0") in LABELS:
-            return column
-    return None
+    return next((column for column in LABEL_COLUMNS if is_label(fields.get(column))), None)
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value says that something is good or bad."""
+    return isinstance(value, bool | int | float | str) and str(value).strip().lower().removesuffix(".0") in LABELS
 
 
 def refuse_placeholders(turns: Turns) -> None:
