@@ -26,7 +26,9 @@ from common.data.formats import FORMATS
 from common.data.read import as_examples
 from common.data.rows import Faults, find_source, read_rows, source_identity
 from common.errors import InputError
+from common.lm import pieces
 from conftest import ROOT, read_jsonl
+from references.chat_families import FAMILIES
 
 SCRIPT = ROOT / "scripts" / "check-data.py"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -232,6 +234,39 @@ def test_turns_that_do_not_alternate_are_named_and_tool_calls_are_not(check, tmp
     report, _, refusal = check(write(tmp_path / "data.jsonl", rows))
     assert refusal is None
     assert lines(report) == {"turn-order": [2, 3, 5]}
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_the_order_of_turns_is_looked_at_on_both_sides_of_a_pair(side, check, tmp_path):
+    rows = [
+        {"prompt": f"question {n}", "chosen": turns("", "", f"good {n}").messages[1:], "rejected": f"bad {n}"}
+        for n in range(3)
+    ]
+    rows[1][side] = [{"role": "assistant", "content": text} for text in ("one", "and another")]
+    report, _, refusal = check(write(tmp_path / "pairs.jsonl", rows))
+    assert refusal is None
+    assert lines(report)["turn-order"] == [2]
+    assert report["findings"]["turn-order"]["rows"] == 1
+
+
+def test_what_the_chat_template_drops_is_counted_in_the_words_of_the_recipes(check, tmp_path, tokenizer):
+    template = tmp_path / "template.jinja"
+    template.write_text(FAMILIES["qwen2.5"].chat_template(), encoding="utf-8")
+    thought = [turns("", f"question {n}", f"answer {n}").messages for n in range(3)]
+    for messages in thought[1:]:
+        messages[1]["reasoning_content"] = "Two and two."
+    prompts = [{"prompt": [{"role": "system", "content": "Be brief."}, *thought[0][:1]], "answer": "1"}]
+    flags = ("--model", "tiny", "--chat-template-path", template)
+    report, printed, _ = check(write(tmp_path / "data.jsonl", ({"messages": one} for one in thought)), *flags)
+    said = f"the chat template drops {pieces.THOUGHTS} (in 2 rows, the first is {tmp_path / 'data.jsonl'}:2)"
+    assert report["notes"] == [said]
+    assert said in printed
+    without_system = FAMILIES["qwen2"].chat_template().replace("in messages %}", "in messages[1:] %}")
+    template.write_text(without_system, encoding="utf-8")
+    report, _, _ = check(write(tmp_path / "prompts.jsonl", prompts), *flags)
+    assert report["notes"] == [
+        f"the chat template drops {pieces.SYSTEM} (in 1 row, the first is {tmp_path / 'prompts.jsonl'}:1)"
+    ]
 
 
 def test_every_planted_finding_of_pairs_is_at_its_line(check, tmp_path):
