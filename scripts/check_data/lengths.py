@@ -13,7 +13,7 @@ from common.lm.documents import document_ids
 from common.lm.feedback import tokenize_feedback
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer, load_text_tokenizer
-from common.lm.pieces import SPECIAL, said
+from common.lm.pieces import SPECIAL, in_words
 from common.lm.render import ChatFormat
 
 from check_data.limits import Limits
@@ -84,7 +84,7 @@ class Lengths:
         """Note what the chat template drops of a row, in the words of the recipes."""
         for kind in lost:
             if kind != SPECIAL:  # a finding of its own, which has the token
-                self.faults.note(place, said(kind))
+                self.faults.note(place, in_words(kind))
 
     def _look_for_special_tokens(self, example: Example) -> None:
         """A special token in a text is one to the model too, whoever wrote it: the end of a turn, or of the text."""

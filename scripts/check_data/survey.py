@@ -131,12 +131,13 @@ class Survey:
             self.estimate.estimate(example, len(everything))
         turns = turns_of(example)
         self.turns[sum(turn["role"] in SPOKEN for turn in turns)] += 1
-        self._look_at_order(place, turns)
+        in_order = self._look_at_order(place, turns)
         if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
-                self._look_at_order(place, example.prompt + example.rejected)
+                if in_order:  # else the row has its finding
+                    self._look_at_order(place, example.prompt + example.rejected)
                 self._look_at_pair(place, completions[0], text_of(example.rejected))
             case Feedback():
                 self.labels[example.label] += 1
@@ -188,14 +189,16 @@ class Survey:
                 faults.add(place, f"{score}: {found.reason}; {NOTHING}. {FIX}")
                 self.refused += 1
 
-    def _look_at_order(self, place: str, turns: list[dict[str, Any]]) -> None:
+    def _look_at_order(self, place: str, turns: list[dict[str, Any]]) -> bool:
         roles = [turn["role"] for turn in turns]
         spoken = [role for role in roles if role in SPOKEN]
         if "tool" in roles:
-            return  # calls and results come between
+            return True  # calls and results come between
         if "system" in roles[1:] or spoken[:1] == ["assistant"] or any(map(str.__eq__, spoken, spoken[1:])):
             order = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
             self.findings.add("turn-order", place, f"turns of user and assistant do not alternate: {order}")
+            return False
+        return True
 
     def _look_at_completions(self, place: str, prompt: list[dict[str, Any]], completions: list[str]) -> None:
         for index, completion in enumerate(completions):

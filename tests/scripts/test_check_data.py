@@ -258,9 +258,9 @@ def test_what_the_chat_template_drops_is_counted_in_the_words_of_the_recipes(che
     prompts = [{"prompt": [{"role": "system", "content": "Be brief."}, *thought[0][:1]], "answer": "1"}]
     flags = ("--model", "tiny", "--chat-template-path", template)
     report, printed, _ = check(write(tmp_path / "data.jsonl", ({"messages": one} for one in thought)), *flags)
-    said = f"the chat template drops {pieces.THOUGHTS} (in 2 rows, the first is {tmp_path / 'data.jsonl'}:2)"
-    assert report["notes"] == [said]
-    assert said in printed
+    note = f"the chat template drops {pieces.THOUGHTS} (in 2 rows, the first is {tmp_path / 'data.jsonl'}:2)"
+    assert report["notes"] == [note]
+    assert note in printed
     without_system = FAMILIES["qwen2"].chat_template().replace("in messages %}", "in messages[1:] %}")
     template.write_text(without_system, encoding="utf-8")
     report, _, _ = check(write(tmp_path / "prompts.jsonl", prompts), *flags)

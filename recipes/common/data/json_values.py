@@ -72,7 +72,7 @@ def as_text(data: bytes) -> str:
 
 
 class _Decoder(json.JSONDecoder):
-    """Remembers a key that an object has twice, until it is asked for the problems of the value."""
+    """Remembers a key that an object has twice, until `problem` reports it."""
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object)
