@@ -40,6 +40,7 @@ class Args:
     model: str = "qwen2.5-7b"
     method: Literal["sft", "dpo", "kto", "grpo", "ppo", "score", "rollout"] = "sft"
     load_in_4bit: bool = True
+    load_in_fp8: bool = False
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
     """By default the recipe's: 4 rows, 2 pairs, 4 completions (GRPO), 8 (PPO), 64 (rollout)."""
@@ -75,7 +76,10 @@ def main() -> None:
             make_checkpoint(card, checkpoint)
         data = Path(scratch, "rows.jsonl")
         switches = {"load-in-4bit": args.load_in_4bit, "gradient-checkpointing": args.gradient_checkpointing}
+        if args.load_in_fp8:
+            del switches["load-in-4bit"]  # the recipe turns it off
         on_off = [f"--{'' if on else 'no-'}{name}" for name, on in switches.items()]
+        on_off += ["--load-in-fp8"] if args.load_in_fp8 else []
         reward = Path(scratch, "reward")
         if args.method in ("ppo", "score"):
             train_reward(checkpoint, reward, on_off)
@@ -126,7 +130,7 @@ def main() -> None:
     figures = {
         "model": args.model,
         "method": args.method,
-        "weights": "nf4" if args.load_in_4bit else record["dtype"].removeprefix("torch."),
+        "weights": stored(args, record["dtype"].removeprefix("torch.")),
         "checkpointing": args.gradient_checkpointing,
         "rows": f"{batch} x {accumulation} x {length}" + (", packed ragged" if args.ragged else ""),
         "tokens_per_second": {"median": median(speeds), "min": speeds[0], "max": speeds[-1]},
@@ -146,6 +150,11 @@ def main() -> None:
         "versions": {name: packages[name] for name in ("torch", "triton", "transformers", "trl", "unsloth")},
     }
     print(json.dumps(figures))
+
+
+def stored(args: Args, dtype: str) -> str:
+    """How the base was stored."""
+    return "fp8" if args.load_in_fp8 else "nf4" if args.load_in_4bit else dtype
 
 
 def make_checkpoint(card: Card, folder: Path) -> None:
