@@ -12,7 +12,6 @@ the exit code is 0. Of larger files, near duplicates are searched in 20,000 rand
 Left out: whether a completion is true. Languages and refusals are recognised by common words, sometimes wrongly.
 """
 
-import gc
 import itertools
 import resource
 import time
@@ -152,7 +151,6 @@ def main() -> None:
         evaluation_faults.stop()
     survey = Survey(findings, prompts, estimate=None if lengths else limits)
     shown: list[Example] = []  # on the page
-    gc.set_threshold(50_000, 20, 20)  # rows are no cycles; looking for some took a fifth of the time
     reading = time.monotonic()
     with _status() as status:
         for batch in _batches(task.read(rows, faults, args.format, columns), BATCH):
