@@ -9,15 +9,16 @@ hashes stand for all (bottom-k sketch, doi:10.1145/1281100.1281133): the similar
 
 import zlib
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from check_data.texts import TOKEN
+
+Token = TypeVar("Token", str, bytes)
 
 SIMILAR = 0.8  # Jaccard similarity from which two texts are near duplicates
 CANDIDATE = 0.5  # the threshold of the hash table; with it fewer than 1 in 1,000 near duplicates are missed
@@ -25,7 +26,7 @@ PERMUTATIONS = 64
 COMPARED = 50  # candidates compared with one text
 SHINGLE = 3
 KEPT_SHINGLES = 2048
-REPEATED = 0x9E3779B1  # odd and large, so that the hashes of a shingle's repetitions are spread
+REPEATED = np.uint32(0x9E3779B1)  # odd and large, so that the hashes of a shingle's repetitions are spread
 EMPTY = MinHash(num_perm=PERMUTATIONS, hashfunc=int)  # copied, because to make its permutations takes long
 
 
@@ -38,16 +39,16 @@ class Shingles:
 
     @classmethod
     def of(cls, text: str) -> "Shingles":
-        tokens = TOKEN.findall(text.lower())
-        hashes = [zlib.crc32(" ".join(shingle).encode(errors="replace")) for shingle in _ngrams(tokens, SHINGLE)]
-        different = set(hashes)
-        if len(different) < len(hashes):  # one that is repeated counts each time
-            seen: Counter[int] = Counter()
-            different = set()
-            for value in hashes:
-                different.add((value + seen[value] * REPEATED) % 2**32)
-                seen[value] += 1
-        ordered = np.sort(np.fromiter(different, np.uint32, len(different)))
+        tokens = [token.encode(errors="replace") for token in TOKEN.findall(text.lower())]
+        shingles = map(b" ".join, _ngrams(tokens, SHINGLE))
+        hashes = np.fromiter(map(zlib.crc32, shingles), np.uint32, max(len(tokens) - SHINGLE + 1, 0))
+        ordered = np.sort(hashes)
+        repeated = ordered[1:] == ordered[:-1]
+        if repeated.any():  # one that is repeated counts each time
+            index = np.arange(1, len(ordered), dtype=np.uint32)
+            first = np.maximum.accumulate(np.where(repeated, 0, index))  # of its kind, for all but the first
+            ordered[1:] += (index - first) * REPEATED
+            ordered = np.unique(ordered)
         return cls(ordered[:KEPT_SHINGLES].copy(), len(ordered) <= KEPT_SHINGLES)
 
     def similarity(self, other: "Shingles") -> float:
@@ -101,7 +102,7 @@ class NearDuplicates:
         return ((self.kept[best][0], highest) if highest >= SIMILAR else None), sketch
 
 
-def _ngrams(tokens: list[str], length: int) -> Iterator[tuple[str, ...]]:
+def _ngrams(tokens: Sequence[Token], length: int) -> Iterator[tuple[Token, ...]]:
     return zip(*(tokens[start:] for start in range(length)), strict=False)
 
 

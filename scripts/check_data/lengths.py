@@ -3,7 +3,7 @@
 import re
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from common.data.examples import Conversation, Document, Feedback, Pair, Prompt, Rating
@@ -13,6 +13,7 @@ from common.lm.documents import document_ids
 from common.lm.feedback import tokenize_feedback
 from common.lm.hub import Model, fetch
 from common.lm.load import load_chat_tokenizer, load_text_tokenizer
+from common.lm.pieces import SPECIAL, in_words
 from common.lm.render import ChatFormat
 
 from check_data.limits import Limits
@@ -76,7 +77,14 @@ class Lengths:
     def _row(self, row: Tokenized) -> tuple[str, int]:
         if not row.teaches:
             self.limits.add_without_loss(row.place, row.full_length)
+        self._note(row.place, row.lost)
         return row.place, row.full_length
+
+    def _note(self, place: str, lost: Iterable[str]) -> None:
+        """Note what the chat template drops of a row, in the words of the recipes."""
+        for kind in lost:
+            if kind != SPECIAL:  # a finding of its own, which has the token
+                self.faults.note(place, in_words(kind))
 
     def _look_for_special_tokens(self, example: Example) -> None:
         """A special token in a text is one to the model too, whoever wrote it: the end of a turn, or of the text."""
@@ -89,11 +97,12 @@ class Lengths:
         """The tokens of a prompt, up to where its completion begins; none, and a fault, if the template refuses it."""
         assert self.chat is not None  # raw text has no prompts
         try:
-            text = self.chat.render_prompt(prompt.prompt, prompt.tools).text
+            rendered = self.chat.render_prompt(prompt.prompt, prompt.tools)
         except ValueError as error:
             faults.add(prompt.place, str(error))
             return []
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self._note(prompt.place, rendered.lost)
+        return self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
 
 
 def as_conversation(example: Conversation | Rating) -> Conversation:

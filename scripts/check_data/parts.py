@@ -3,7 +3,7 @@
 An example is known by its fields, so that a new kind of example, or a new field, is part of its identity by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
 from itertools import takewhile
@@ -33,7 +33,7 @@ def prompt_of(example: Example) -> list[dict[str, Any]]:
 
 def completions_of(example: Example) -> list[str]:
     """The completions that an example teaches; of a pair the chosen one. A prompt teaches none by itself."""
-    turns = next((getattr(example, name) for name in COMPLETIONS if hasattr(example, name)), [])
+    turns = _completion(type(example))(example)
     return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn["content"]]
 
 
@@ -43,7 +43,7 @@ def turns_of(example: Example) -> list[dict[str, Any]]:
         return []
     if isinstance(example, Conversation):
         return example.messages
-    return prompt_of(example) + next((getattr(example, name) for name in COMPLETIONS if hasattr(example, name)), [])
+    return prompt_of(example) + _completion(type(example))(example)
 
 
 def text_of(turns: list[dict[str, Any]]) -> str:
@@ -54,6 +54,13 @@ def text_of(turns: list[dict[str, Any]]) -> str:
 def identity(example: Example) -> str:
     """All that is trained, graded or read of an example, as one text: every field but its place."""
     return repr([sorted(value) if isinstance(value, frozenset) else value for value in _fields(type(example))(example)])
+
+
+@cache
+def _completion(kind: type) -> Callable[[Example], list[dict[str, Any]]]:
+    """What gives the turns that examples of a kind teach, or of a prompt none."""
+    names = {field.name for field in fields(kind)}
+    return next((attrgetter(name) for name in COMPLETIONS if name in names), lambda _: [])
 
 
 @cache

@@ -2,7 +2,8 @@
 
 A refusal says in its own voice that it will not or cannot do what the prompt wants, and leaves it at that. An apology,
 or "as an AI", is none by itself, and neither is one after which the answer follows. `tests/scripts/refusals.jsonl`
-holds texts labelled by hand, and docs/data.md the precision and recall on them.
+holds texts labelled by hand, `refusals_held_out.jsonl` others that no rule was made for, and docs/data.md the
+precision and recall on both.
 """
 
 import re
@@ -36,32 +37,8 @@ HINTS = (
 )
 # One of these is in each of those: most texts have none.
 STEMS = (
-    "n't",
-    "n’t",
-    " not",
-    "cannot",
-    "no,",
-    "no.",
-    "no ",
-    "never",
-    "only",
-    "unable",
-    "declin",
-    "refus",
-    "pass on",
-    "neither",
-)
-STEMS += (
-    "sponsib",
-    "against",
-    "inappropriate",
-    "unethical",
-    "lack",
-    "violat",
-    "outside",
-    "beyond",
-    "inability",
-    "can not",
+    *("n't", "not", "no ", "no.", "no,", "never", "only", "unable", "declin", "refus", "pass on", "neither"),
+    *("sponsib", "against", "propriate", "ethical", "lack", "violat", "outside", "beyond", "inability"),
 )
 ALL_HINTS = (*HINTS, *("不", "没", "无", "拒", "恕", "违", "超出", "超过", "谢绝", "暂", "只能"))
 # And an English sentence without any of these.

@@ -28,6 +28,7 @@ NGRAM_ROWS = 5_000
 CLIP = 1_000  # characters of a completion whose n-grams are counted
 LONG = 4_000  # characters of a row from which the sample holds the hashes of its shingles in its place
 LANGUAGE = 200  # characters of a prompt and of a completion that tell the language
+SPOKEN = ("user", "assistant")
 NEARLY_IDENTICAL = 0.05  # the share of the longer completion in which a pair differs
 
 
@@ -128,11 +129,15 @@ class Survey:
         is_copy = self._look_for_the_same(place, everything := identity(example))
         if self.estimate and not isinstance(example, Document):  # a long document becomes several rows
             self.estimate.estimate(example, len(everything))
-        self._look_at_turns(place, turns_of(example))
+        turns = turns_of(example)
+        self.turns[sum(turn["role"] in SPOKEN for turn in turns)] += 1
+        in_order = self._look_at_order(place, turns)
         if not (isinstance(example, Prompt) or (isinstance(example, Feedback) and not example.label)):
             self._look_at_completions(place, prompt, completions)
         match example:
             case Pair():
+                if in_order:  # else the row has its finding
+                    self._look_at_order(place, example.prompt + example.rejected)
                 self._look_at_pair(place, completions[0], text_of(example.rejected))
             case Feedback():
                 self.labels[example.label] += 1
@@ -184,15 +189,16 @@ class Survey:
                 faults.add(place, f"{score}: {found.reason}; {NOTHING}. {FIX}")
                 self.refused += 1
 
-    def _look_at_turns(self, place: str, turns: list[dict[str, Any]]) -> None:
+    def _look_at_order(self, place: str, turns: list[dict[str, Any]]) -> bool:
         roles = [turn["role"] for turn in turns]
-        spoken = [role for role in roles if role in ("user", "assistant")]
-        self.turns[len(spoken)] += 1
+        spoken = [role for role in roles if role in SPOKEN]
         if "tool" in roles:
-            return  # calls and results come between
+            return True  # calls and results come between
         if "system" in roles[1:] or spoken[:1] == ["assistant"] or any(map(str.__eq__, spoken, spoken[1:])):
             order = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
             self.findings.add("turn-order", place, f"turns of user and assistant do not alternate: {order}")
+            return False
+        return True
 
     def _look_at_completions(self, place: str, prompt: list[dict[str, Any]], completions: list[str]) -> None:
         for index, completion in enumerate(completions):

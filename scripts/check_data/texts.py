@@ -38,13 +38,14 @@ def language(text: str) -> str:
             return "other"
     if not any(map(str.isalpha, words)):
         return "other"
-    distinct = set(words)
-    return "English" if len(distinct & ENGLISH) >= len(distinct & NOT_ENGLISH) else "other"
+    return "English" if len(ENGLISH.intersection(words)) >= len(NOT_ENGLISH.intersection(words)) else "other"
 
 
 def marks(text: str) -> list[str]:
     """The marks that give a text parts, in order: tags, \\boxed{ and #### at the beginning of a line."""
-    return MARK.findall(text) if "<" in text or "#" in text or "\\" in text else []
+    if "<" in text or "\\boxed{" in text:
+        return MARK.findall(text)
+    return ["####"] * (text.count("\n####") + text.startswith("####")) if "####" in text else []
 
 
 def layout(found: list[str]) -> str:

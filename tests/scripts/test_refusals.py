@@ -14,23 +14,42 @@ from check_data.refusals import OPENING, refuses
 from conftest import read_jsonl
 
 ROWS = read_jsonl(Path(__file__).with_name("refusals.jsonl"))
+HELD_OUT = read_jsonl(Path(__file__).with_name("refusals_held_out.jsonl"))
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_at_least_95_percent_of_the_labelled_texts_are_judged_right(language):
     rows = [row for row in ROWS if row["language"] == language]
-    found = [refuses(row["text"]) for row in rows]
-    right = sum(one == row["refusal"] for one, row in zip(found, rows, strict=True))
-    both = sum(one and row["refusal"] for one, row in zip(found, rows, strict=True))
-    precision, recall = both / sum(found), both / sum(row["refusal"] for row in rows)
-    share = right / len(rows)
+    share, precision, recall = judged(rows)
     print(
         f"{LANGUAGES[language]}: {len(rows)} texts, right {share:.1%}, precision {precision:.1%}, recall {recall:.1%}"
     )
     assert len(rows) >= 100
     assert 0.4 < sum(row["refusal"] for row in rows) / len(rows) < 0.6
     assert min(share, precision, recall) >= 0.95
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_of_texts_that_no_rule_was_made_for_most_are_judged_right(language):
+    """These were labelled before the rules saw them, and no rule may be changed for them; write new ones for that."""
+    rows = [row for row in HELD_OUT if row["language"] == language]
+    share, precision, recall = judged(rows)
+    print(
+        f"{LANGUAGES[language]}, held out: {len(rows)} texts, right {share:.1%}, precision {precision:.1%}, "
+        f"recall {recall:.1%}"
+    )
+    assert 0.4 < sum(row["refusal"] for row in rows) / len(rows) < 0.6
+    assert share >= 0.8
+    assert precision >= 0.9
+
+
+def judged(rows):
+    """The shares of the texts that are judged right, of the found that are refusals, and of the refusals found."""
+    found = [refuses(row["text"]) for row in rows]
+    right = sum(one == row["refusal"] for one, row in zip(found, rows, strict=True))
+    both = sum(one and row["refusal"] for one, row in zip(found, rows, strict=True))
+    return right / len(rows), both / sum(found), both / sum(row["refusal"] for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ class DocumentText(RowFormat):
     text: Text
 
     @classmethod
-    def own_columns(cls) -> set[str]:
-        return {"text"}  # what has no turns has no system prompt and no tools
+    def own_columns(cls) -> frozenset[str]:
+        return frozenset({"text"})  # what has no turns has no system prompt and no tools
 
     @field_validator("text")
     @classmethod

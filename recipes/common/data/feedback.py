@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.data.examples import Feedback, Rating
 from common.data.formats import (
@@ -15,6 +15,7 @@ from common.data.formats import (
     PromptCompletion,
     ShareGPT,
 )
+from common.data.refused import LABEL_COLUMNS, is_label
 from common.data.rows import Faults
 from common.data.turns import Turns, as_turns, check_completion, check_prompt, without_prompt
 from common.errors import InputError
@@ -46,6 +47,15 @@ class FeedbackFormat(ConversationFormat):
     """A conversation whose last turn, the assistant's, is the completion that the label is about."""
 
     label: Label
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_label(cls, fields: Any) -> Any:
+        """The fields. Raises ValueError when label and kto_tag say different things."""
+        given = [fields[column] for column in LABEL_COLUMNS if fields.get(column) is not None]
+        if len(given) == 2 and all(map(is_label, given)) and _as_label(given[0]) != _as_label(given[1]):
+            raise ValueError(f"{' and '.join(LABEL_COLUMNS)} contradict each other; remove one")
+        return fields
 
     def feedback(self) -> tuple[Turns, Turns]:
         """Prompt and completion. Raises ValueError when one of them is not what its name says."""

@@ -3,13 +3,15 @@
 What a turn says is kept, honoured as a mark, refused, or noted: no key of it is dropped without a word.
 """
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -33,6 +35,7 @@ ROLES = {
     "tool_response": "tool",
 }
 CALL_ROLES = ("function_call", "tool_call")  # their text is the call
+PLAIN_ROLES = {role: ours for role, ours in ROLES.items() if role not in CALL_ROLES}
 
 # The marks of OpenAI's fine-tuning and of axolotl (weight, train, training) and of ms-swift (loss, loss_scale).
 MARKS = ("weight", "train", "training", "loss", "loss_scale")
@@ -181,6 +184,19 @@ class Message(Strict):
         others = ("reasoning_content", "tool_calls", "tool_call_id", "name", "train")
         given = {name: value for name in others if (value := getattr(self, name)) is not None}
         return {"role": self.role, "content": self.content, **given}
+
+
+def _as_turn(value: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, Any]:
+    """A turn as `Message.as_dict` gives it. One of a role and a text alone, as most are, needs no further look."""
+    if isinstance(value, dict) and len(value) == 2:
+        role, content = value.get("role"), value.get("content")
+        ours = PLAIN_ROLES.get(role) if isinstance(role, str) else None
+        if ours and isinstance(content, str) and (content.strip() or ours == "system"):
+            return {"role": ours, "content": content}
+    return validate(value).as_dict()
+
+
+Turn = dict[str, Any] if TYPE_CHECKING else Annotated[Message, WrapValidator(_as_turn)]
 
 
 def _mark(key: str, value: Any) -> bool:

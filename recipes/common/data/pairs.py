@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Tag
 
-from common.data.messages import Message
+from common.data.messages import Turn
 from common.data.turns import (
     Instruction,
     MessageList,
@@ -76,7 +76,7 @@ class InstructionPair(Instruction, CompletionPair):
 
 
 TextOrTurn = Annotated[
-    Annotated[Text, Tag("as text")] | Annotated[Message, Tag("as turn")],
+    Annotated[Text, Tag("as text")] | Annotated[Turn, Tag("as turn")],
     Discriminator(lambda value: "as text" if isinstance(value, str) else "as turn"),
 ]
 
@@ -93,7 +93,7 @@ class ShareGPTPair(PairFormat):
         return as_turns("user", self.conversations), self._answer(self.chosen), self._answer(self.rejected)
 
     @staticmethod
-    def _answer(answer: str | Message) -> Turns:
+    def _answer(answer: str | Turn) -> Turns:
         return as_turns("assistant", answer if isinstance(answer, str) else [answer])
 
 

@@ -209,7 +209,9 @@ def _check_turns(*parts: Turns) -> None:
 def _tools(column: str, tools: Any) -> Turns | None:
     if isinstance(tools, str):
         tools = parse_json(column, tools) if tools.strip() else None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is None:
+        return None
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"{column}: expected a list of tool descriptions, or that list as JSON text")
     if problem := json_problem(tools):
         raise ValueError(f"{column} must be JSON: {problem}")

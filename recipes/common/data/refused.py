@@ -7,6 +7,8 @@ from common.data.messages import MARKS, MEDIA, is_empty
 from common.data.turns import Turns
 
 LABEL_COLUMNS = ("label", "kto_tag")
+OTHERS = ("chat_template_kwargs", "chosen")
+REFUSED = frozenset([*MEDIA, *MARKS, *LABEL_COLUMNS, *OTHERS])
 LABELS = ("true", "false", "yes", "no", "good", "bad", "desirable", "undesirable", "up", "down", "0", "1")
 
 # Where an image goes in the data of multimodal models: alone on a line, at the beginning or at the end of a turn.
@@ -14,11 +16,13 @@ TAG = r"(<\|?(?:image|video|audio)(?:_\d+)?\|?>)"
 PLACEHOLDER = re.compile(rf"(?:\A|\n)\s*{TAG}|{TAG}\s*(?:\n|\Z)")
 
 
-def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) -> None:
+def refuse_columns(fields: dict[str, Any], own: frozenset[str], demonstrations: bool) -> None:
     """Raise ValueError for a column that changes what the row means and is not among the format's `own`.
 
     `demonstrations` is whether the rows are to be imitated: then a label of good and bad completions is refused too.
     """
+    if REFUSED.isdisjoint(fields):
+        return
     for column in MEDIA:
         if column not in own and not is_empty(fields.get(column)):
             raise ValueError(
@@ -50,11 +54,12 @@ def refuse_columns(fields: dict[str, Any], own: set[str], demonstrations: bool) 
 
 def label_column(fields: dict[str, Any]) -> str | None:
     """The column that says whether the row's completion is good, as KTO's data have it, or None."""
-    for column in LABEL_COLUMNS:
-        value = fields.get(column)
-        if isinstance(value, bool | int | float | str) and str(value).strip().lower().removesuffix(".0") in LABELS:
-            return column
-    return None
+    return next((column for column in LABEL_COLUMNS if is_label(fields.get(column))), None)
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value says that something is good or bad."""
+    return isinstance(value, bool | int | float | str) and str(value).strip().lower().removesuffix(".0") in LABELS
 
 
 def refuse_placeholders(turns: Turns) -> None:

@@ -3,12 +3,13 @@
 import math
 import re
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
 from common.data.json_values import parse_json
-from common.data.messages import ROLES, Message, Strict, note
+from common.data.messages import ROLES, Strict, Turn, note
 
 Turns = list[dict[str, Any]]
 
@@ -35,7 +36,7 @@ def _pairs(history: list[list[str]] | None) -> list[list[str]] | None:
     return history
 
 
-MessageList = Annotated[list[Message], BeforeValidator(list_of_json)]
+MessageList = Annotated[list[Turn], BeforeValidator(list_of_json)]
 
 # Messages as the text of a list: as JSON, and as Python and pandas write them.
 JSON_MESSAGES = re.compile(r'\s*\[\s*\{\s*"')
@@ -68,7 +69,7 @@ def _is_message(turn: dict[str, Any]) -> bool:
 
 TextOrMessages = Annotated[
     Annotated[
-        Annotated[Text, Tag("as text")] | Annotated[list[Message], Tag("as list")],
+        Annotated[Text, Tag("as text")] | Annotated[list[Turn], Tag("as list")],
         Discriminator(lambda value: "as list" if isinstance(value, list) else "as text"),
     ],
     BeforeValidator(_messages_of_text),
@@ -85,12 +86,12 @@ class RowFormat(Strict):
     @classmethod
     def fits(cls, fields: dict[str, Any]) -> bool:
         """Whether a row of these fields is of this format: all its columns are there."""
-        return all(column in fields for column in cls.columns)
+        return all(map(fields.__contains__, cls.columns))
 
     @classmethod
-    def own_columns(cls) -> set[str]:
+    def own_columns(cls) -> frozenset[str]:
         """The names of all columns that the format reads."""
-        return {str(field.validation_alias or name) for name, field in cls.model_fields.items()}
+        return _columns_of(cls)
 
     def with_system(self, turns: Turns) -> Turns:
         """The turns after the row's system prompt. Raises ValueError when they begin with another one."""
@@ -101,6 +102,11 @@ class RowFormat(Strict):
                 raise ValueError("system: the column and the first turn are two different system prompts; remove one")
             return turns
         return [{"role": "system", "content": self.system}, *turns]
+
+
+@cache
+def _columns_of(row_format: type[RowFormat]) -> frozenset[str]:
+    return frozenset(str(field.validation_alias or name) for name, field in row_format.model_fields.items())
 
 
 class Instruction(RowFormat):
@@ -121,15 +127,15 @@ class Instruction(RowFormat):
         return [*before, {"role": "user", "content": prompt}]
 
 
-def as_turns(role: str, turns: str | list[Message]) -> Turns:
+def as_turns(role: str, turns: str | Turns) -> Turns:
     """The turns as chat messages; a text is one turn of `role`."""
-    if isinstance(turns, str):
-        return [{"role": role, "content": turns}]
-    return [turn.as_dict() for turn in turns]
+    return [{"role": role, "content": turns}] if isinstance(turns, str) else turns
 
 
 def take_marks(turns: Turns) -> tuple[Turns, frozenset[int]]:
     """The turns without their marks, and the indices of the assistant's turns that are marked to carry no loss."""
+    if not any("train" in turn for turn in turns):
+        return turns, frozenset()
     untrained = frozenset(
         index for index, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("train") is False
     )

@@ -108,8 +108,9 @@ def describe(rows: Sequence[tuple[str, tuple[str, ...]]], template: str | None, 
     lines, lost = [], {place for place, kinds in rows if any(kind not in NAMED for kind in kinds)}
     for kind in sorted({kind for _, kinds in rows for kind in kinds}):
         places = [place for place, kinds in rows if kind in kinds]
-        says = kind if kind in NAMED else f"the chat template drops {kind}"
-        lines.append(f"{len(places)} of {len(rows)} rows ({len(places) / len(rows):.1%}): {says}: {some(places)}")
+        lines.append(
+            f"{len(places)} of {len(rows)} rows ({len(places) / len(rows):.1%}): {in_words(kind)}: {some(places)}"
+        )
     if lost and len(lost) / len(rows) > max_share:
         way_out = training_template(template) if any(THOUGHTS in kinds for _, kinds in rows) else None
         raise InputError(
@@ -118,6 +119,11 @@ def describe(rows: Sequence[tuple[str, tuple[str, ...]]], template: str | None, 
             "allow it."
         )
     return "\n".join(lines) or None
+
+
+def in_words(kind: str) -> str:
+    """A kind of missing piece in words."""
+    return kind if kind in NAMED else f"the chat template drops {kind}"
 
 
 def some(places: Sequence[str]) -> str:

@@ -92,6 +92,18 @@ def test_there_is_a_sample_of_every_format(name):
     assert all(example.completion[-1]["role"] == "assistant" for example in data.examples)
 
 
+@pytest.mark.parametrize(("label", "tag", "good"), [(True, False, None), (0, "good", None), (1, "true", True)])
+def test_two_labels_of_a_row_must_say_the_same(label, tag, good):
+    found, shown = convert({"prompt": "2 + 2?", "completion": "4", "label": label, "kto_tag": tag})
+    assert [row.label for row in found] == ([] if good is None else [good])
+    assert shown == (["f:1: label and kto_tag contradict each other; remove one"] if good is None else [])
+
+
+def test_a_column_that_is_no_label_contradicts_none():
+    assert [row.label for row in convert({"messages": [ASK, SAY], "label": "sports", "kto_tag": True},
+                                         row_format="messages-kto-tag")[0]] == [True]  # fmt: skip
+
+
 def rating(score: float, line: int = 1, turns: int = 1) -> Rating:
     return Rating(f"f:{line}", [ASK], [SAY] * turns, score)
 

@@ -10,13 +10,13 @@ import random
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[3] / name) for name in ("recipes", "tests")]
 
 from common.data.formats import FORMATS
+from common.data.messages import MARKS
 from common.data.read import as_examples
 from common.data.rows import Faults, Row
 from common.lm import pieces
@@ -115,6 +115,11 @@ def row(rng: random.Random) -> tuple[dict, frozenset[int]]:
     untrained = frozenset(
         index for index, turn in enumerate(turns) if turn["role"] == "assistant" and rng.random() < 0.15
     )
+    for index, turn in enumerate(turns):
+        if index in untrained:
+            turn |= {rng.choice(MARKS): rng.choice([0, False])}
+        elif turn["role"] == "assistant" and rng.random() < 0.1:
+            turn |= {rng.choice(MARKS): rng.choice([1, True])}
     fields: dict = {"messages": turns}
     if calls or rng.random() < 0.05:
         parameters = {"type": "object", "properties": {f"key{n}": {"type": "string"} for n in range(2)}}
@@ -178,10 +183,16 @@ def try_rows(tiny, count: int, seed: int, formats_of_a_row: int) -> tuple[Counte
         fields, untrained = row(random.Random(f"{seed} {number}"))
         faults = Faults()
         read = list(as_examples([Row(f"row:{number}", fields)], faults, FORMATS))
+        answers = {index for index, turn in enumerate(fields["messages"]) if turn["role"] == "assistant"}
+        untrained |= answers & {0}  # it answers no prompt
         if not read:
             outcomes["refused by the reader"] += formats_of_a_row
+            if untrained != answers:
+                failures.append(f"row {number}: refused by the reader: {faults.shown}\n    {fields}")
             continue
-        conversation = replace(read[0], untrained=untrained)
+        conversation = read[0]
+        if conversation.untrained != untrained:
+            failures.append(f"row {number}: {set(conversation.untrained)} carry no loss, not {set(untrained)}")
         for offset in range(formats_of_a_row):
             name = list(families)[(number + offset * 5) % len(families)]
             family, tokenizer = families[name]
