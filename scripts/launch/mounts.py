@@ -42,6 +42,8 @@ NO_PATH |= {
     "judge_url",
     "judge_model",
     "judge_key",
+    "workload",
+    "recipe_args",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 
