@@ -49,14 +49,14 @@ def peaks() -> dict[str, float]:
 
 def clocks() -> dict[str, Any] | None:
     """The clocks and the power limit of the GPU, as nvidia-smi has them behind the load above; None without it."""
-    names = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+    names = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     values = [value.strip() for value in done.stdout.strip().split(",")]
-    return dict(zip(names.split(","), values, strict=True)) if len(values) == 5 else None
+    return dict(zip(names.split(","), values, strict=True)) if len(values) == 6 else None
 
 
 if __name__ == "__main__":
