@@ -9,7 +9,8 @@ Its gradients: 2N + 2Vh for the inputs alone, as the base is frozen, 5SqL for at
 2P once more. Bytes of one decoding step: 2N + 2Vh in 16 bit (nf4: 0.516N + 2Vh), and for each row 4·kv·L for each token
 before it. A share of the ceiling is that least time over the measured time.
 
-Left out: what dequantizing nf4, norms and the optimizer take; that the prompts of a group are the same.
+Reward models and critics have no 2Vh. Left out: what dequantizing nf4, norms and the optimizer take; that the prompts
+of a group are the same.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ from dataclasses import dataclass
 from common.lm.cards import Architecture
 from common.lm.memory import NF4_BYTES
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import AT_ONCE, RANK, Workload
 
-RANK = 16
 PPO_EPOCHS = 4
 
 
@@ -50,19 +50,23 @@ def lora_parameters(shape: Architecture) -> int:
     return RANK * shape.layers * (2 * (h + q) + 2 * (h + kv) + 3 * (h + i))
 
 
-def forward(shape: Architecture, length: int) -> float:
-    """FLOPs of a token in a forward pass over rows of `length` tokens."""
-    attention = 2 * length * shape.heads * shape.head_dim * shape.layers
-    head = 2 * shape.vocab_size * shape.hidden_size
-    return 2 * linear_parameters(shape) + head + attention + 2 * lora_parameters(shape)
+def forward(shape: Architecture, length: int, head: bool = True) -> float:
+    """FLOPs of a token in a forward pass over rows of `length` tokens; `head`: up to the logits."""
+    logits = 2 * shape.vocab_size * shape.hidden_size if head else 0
+    return 2 * linear_parameters(shape) + logits + attention(shape, length) + 2 * lora_parameters(shape)
 
 
-def training(shape: Architecture, length: int, recomputation: bool) -> float:
+def training(shape: Architecture, length: int, recomputation: bool, head: bool = True) -> float:
     """FLOPs of a token in a forward and a backward pass."""
-    attention = 2 * length * shape.heads * shape.head_dim * shape.layers
-    backward = 2 * linear_parameters(shape) + 2 * shape.vocab_size * shape.hidden_size + 2.5 * attention
-    recomputed = 2 * linear_parameters(shape) + attention + 2 * lora_parameters(shape) if recomputation else 0.0
-    return forward(shape, length) + backward + 4 * lora_parameters(shape) + recomputed
+    logits = 2 * shape.vocab_size * shape.hidden_size if head else 0
+    backward = 2 * linear_parameters(shape) + logits + 2.5 * attention(shape, length) + 4 * lora_parameters(shape)
+    recomputed = forward(shape, length, head=False) if recomputation else 0.0
+    return forward(shape, length, head) + backward + recomputed
+
+
+def attention(shape: Architecture, length: int) -> float:
+    """FLOPs of a token in the two products of causal attention, forward."""
+    return 2.0 * length * shape.heads * shape.head_dim * shape.layers
 
 
 def decoding(shape: Architecture, work: Workload, rows: int, tokens: float) -> Need:
@@ -74,26 +78,29 @@ def decoding(shape: Architecture, work: Workload, rows: int, tokens: float) -> N
     return Need(0.0, tokens / rows * weights + tokens * cache)
 
 
-def need(shape: Architecture, work: Workload, tokens: float) -> Need | None:
-    """What `tokens` useful tokens of a workload need; None where there is no formula.
+def need(shape: Architecture, work: Workload, tokens: float) -> Need:
+    """What `tokens` useful tokens of a workload need.
 
     `tokens` are those that the contestants count: of GRPO and PPO with their prompts, of a rollout without.
     """
-    train = training(shape, work.length, work.gradient_checkpointing)
+    head = work.method not in ("reward", "score")  # theirs is one number wide
+    train = training(shape, work.length, work.gradient_checkpointing, head)
+    once = forward(shape, work.length, head)
     if work.method in ("sft", "reward"):
         return Need(tokens * train)
     if work.method == "dpo":  # and the reference policy
-        return Need(tokens * (train + forward(shape, work.length)))
+        return Need(tokens * (train + once))
     if work.method == "kto":  # the reference policy, and both of the mismatched completions
-        return Need(tokens * (train + 3 * forward(shape, work.length)))
+        return Need(tokens * (train + 3 * once))
     if work.method == "score":
-        return Need(tokens * forward(shape, work.length))
+        return Need(tokens * once)
     if work.method == "rollout":
-        return decoding(shape, work, min(work.batch, 256), tokens)
-    whole = work.prompt_length + work.length
+        return decoding(shape, work, min(work.batch, AT_ONCE), tokens)
+    whole, recomputation = work.prompt_length + work.length, work.gradient_checkpointing
     sampled = decoding(shape, work, work.batch * work.accumulation, tokens * work.length / whole)
-    train, once = training(shape, whole, work.gradient_checkpointing), forward(shape, whole)
     if work.method == "grpo":
-        return Need(tokens * train, sampled.bytes)
-    # PPO: policy, reference, critic and reward model each once, then policy and critic in every epoch.
-    return Need(tokens * (4 * once + 2 * PPO_EPOCHS * train), sampled.bytes)
+        return Need(tokens * training(shape, whole, recomputation), sampled.bytes)
+    # PPO: policy and reference policy, critic and reward model once each; then policy and critic in every epoch.
+    scored = 2 * forward(shape, whole) + 2 * forward(shape, whole, head=False)
+    epoch = training(shape, whole, recomputation) + training(shape, whole, recomputation, head=False)
+    return Need(tokens * (scored + PPO_EPOCHS * epoch), sampled.bytes)

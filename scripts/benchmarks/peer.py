@@ -12,7 +12,6 @@ from typing import Any
 from benchmarks.workloads import Job
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-RANK = 16
 
 
 def measure(job: Job, model: Any, tokenizer: Any, result: Path, *, peft_config: Any = None, **settings: Any) -> None:

@@ -13,8 +13,8 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to
 from unsloth import FastLanguageModel  # noqa: I001  first: it patches what is imported after it
 import torch
 
-from benchmarks.peer import MODULES, RANK, measure
-from benchmarks.workloads import Job
+from benchmarks.peer import MODULES, measure
+from benchmarks.workloads import RANK, Job
 
 
 def main() -> None:

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer import MODULES, RANK, write_result
-from benchmarks.workloads import Job, Workload
+from benchmarks.peer import MODULES, write_result
+from benchmarks.workloads import AT_ONCE, RANK, Job, Workload
 
 PASSES = 6  # of which the first, which compiles and allocates, is left out
-AT_ONCE = 256  # rows that are decoded together, where there are more completions
 
 
 def main() -> None:

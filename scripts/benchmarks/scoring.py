@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.peer import RANK, write_result
-from benchmarks.workloads import Job
+from benchmarks.peer import write_result
+from benchmarks.workloads import RANK, Job
 
 COMPLETIONS, WARMUP = 60, 10
 

@@ -17,8 +17,8 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from benchmarks.peer import MODULES, RANK, measure
-from benchmarks.workloads import Job
+from benchmarks.peer import MODULES, measure
+from benchmarks.workloads import RANK, Job
 
 
 def main() -> None:

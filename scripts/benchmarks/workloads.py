@@ -8,6 +8,8 @@ from typing import Self
 from common.lm.cards import Card
 from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH
 
+RANK = 16  # of the LoRA adapter, as the recipes have it
+AT_ONCE = 256  # completions of a rollout that are decoded together, at most
 TRAINED = ("sft", "dpo", "kto", "reward", "grpo", "ppo")  # the methods that are recipes
 # Tokens of a row (for a pair: of each side), or of a completion where the method samples them.
 LENGTH = {**MAX_LENGTH, **COMPLETION_LENGTH, "score": 512, "rollout": 256}

@@ -38,7 +38,8 @@ reason() {
 # compile stays on the node for the next job, in a folder that is nobody else's.
 export UNSLOTH_COMPILE_LOCATION=$scratch/unsloth
 kept=/tmp/compiled-$(id -u)
-if ! mkdir -pm 700 "$kept" || [ -L "$kept" ] || [ ! -O "$kept" ]; then kept=$scratch/compiled; fi
+mkdir -m 700 "$kept" 2>/dev/null
+if [ -L "$kept" ] || [ ! -O "$kept" ]; then kept=$scratch/compiled; fi
 export COMPILED_CODE=${COMPILED_CODE:-$kept}
 export PYTHONUNBUFFERED=1 PYTHONPATH=$root/recipes
 # Slurm sets these in every step, for GPUs of all makers; Unsloth would take them for those of an AMD GPU.
