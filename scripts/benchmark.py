@@ -146,7 +146,8 @@ def named_workloads(args: Args) -> dict[str, Workload]:
             )
     named = {}
     for name in args.workload:
-        given = parse_arguments(Args, __doc__, replace(args, **asdict(WORKLOADS[name])))
+        own: dict[str, Any] = asdict(WORKLOADS[name])
+        given = parse_arguments(Args, __doc__, replace(args, **own))
         named[name] = Workload(**{number: getattr(given, number) for number in numbers})
     return named
 

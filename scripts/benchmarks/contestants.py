@@ -100,7 +100,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool) -> dict[str
     """Our recipe as a user runs it; its metrics.jsonl has the figures."""
     work, output = job.workload, job.folder / "run"
     last = job.steps + (PROFILED if profile else 0)
-    flags: dict[str, object] = {
+    flags: dict[str, Any] = {
         "model": job.checkpoint,
         "data": job.folder / "rows.jsonl",
         "output-dir": output,
@@ -119,7 +119,8 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool) -> dict[str
     else:
         flags |= {"max-length": work.length, "max-truncated": 1}
     if work.method == "reward":
-        flags = {name: value for name, value in flags.items() if name not in ("sample-prompts",)} | {"eval-ratio": 0}
+        del flags["sample-prompts"]
+        flags["eval-ratio"] = 0
     words = [ROOT / "recipes" / f"{work.method}.py", *switches(work), *words_of(flags), *shlex.split(recipe_args)]
     variables = {"PROFILE_STEPS": f"{job.steps + 1}-{last}"} if profile else {}
     started = time.time()
@@ -156,7 +157,8 @@ def train_reward(job: Job, log: Path) -> Path:
         data = job.folder / "scores.jsonl"
         rows = [{"prompt": f"What is {n}?", "response": str(n), "score": n} for n in range(4)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        flags = {"model": job.checkpoint, "data": data, "output-dir": folder, "max-steps": 1, "eval-ratio": 0}
+        flags: dict[str, Any] = {"model": job.checkpoint, "data": data, "output-dir": folder}
+        flags |= {"max-steps": 1, "eval-ratio": 0}
         flags |= {"per-device-train-batch-size": 1, "gradient-accumulation-steps": 1}
         run([ROOT / "recipes" / "reward.py", *switches(job.workload), *words_of(flags)], log)
     return folder
@@ -167,5 +169,5 @@ def switches(work: Workload) -> list[str]:
     return [f"--{'' if on else 'no-'}{name}" for name, on in given.items()]
 
 
-def words_of(flags: dict[str, object]) -> list[str]:
+def words_of(flags: dict[str, Any]) -> list[str]:
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
