@@ -30,7 +30,8 @@ WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
 PATHS = READ | WRITTEN | WRITTEN_IN_PLACE | READ_OR_MADE
 REWARDS = {"rewards"}  # names, and paths as in model:PATH=0.5 and FILE.py:FUNCTION=0.5
-COMMAND_LINES = {"sft_args", "dpo_args", "kto_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}  # of a stage
+COMMAND_LINES = {"sft_args", "dpo_args", "kto_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}
+COMMAND_LINES |= {"recipe_args"}  # of another command
 NO_PATH = {"format", "columns", "pad_token", "system_prompt", "lr_scheduler_type", "optim", "time_limit", "report_to"}
 NO_PATH |= {
     "lora_target_modules",
@@ -43,7 +44,6 @@ NO_PATH |= {
     "judge_model",
     "judge_key",
     "workload",
-    "recipe_args",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 
