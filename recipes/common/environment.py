@@ -13,8 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.nvidia import gpus_hidden
-
 if TYPE_CHECKING:
     from common.data.rows import Source
     from common.lm.hub import Model
@@ -143,6 +141,8 @@ def _git(*command: str) -> str | None:
 
 def _device() -> str:
     """The models of the GPUs as the driver names them, without torch; of a machine without any, the processor."""
+    from common.nvidia import gpus_hidden  # late, for the launcher needs nothing of this module but ROOT
+
     if not gpus_hidden():
         lines = [line for file in GPUS.glob("*/information") for line in file.read_text().splitlines()]
         if models := {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}:
