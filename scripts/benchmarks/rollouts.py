@@ -141,7 +141,8 @@ def by_generate(job: Job, model: Any, device: str) -> tuple[Callable[[], object]
 
 
 def vllm(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Without the prefix cache, which would have the prompts of a pass from the pass before."""
+    """With its prefix cache, which the prompts of a group share; it is emptied before each pass, as by new weights."""
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
     work = job.workload
@@ -151,16 +152,20 @@ def vllm(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
         max_model_len=work.prompt_length + work.length,
         max_num_seqs=min(work.batch, AT_ONCE),
         gpu_memory_utilization=0.6,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
+        enable_prefix_caching=True,
     )
-    vocabulary = engine.llm_engine.model_config.hf_config.vocab_size
+    vocabulary = AutoConfig.from_pretrained(job.checkpoint).vocab_size
     inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts(work, vocabulary)]
     settings = [
         SamplingParams(temperature=1.0, ignore_eos=True, min_tokens=limit, max_tokens=limit, detokenize=False)
         for limit in lengths(work)
     ]
-    return lambda: engine.generate(inputs, settings, use_tqdm=False), {"dtype": "bfloat16"}
+
+    def sample() -> None:
+        engine.reset_prefix_cache()
+        engine.generate(inputs, settings, use_tqdm=False)
+
+    return sample, {"dtype": "bfloat16"}
 
 
 if __name__ == "__main__":
