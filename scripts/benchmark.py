@@ -85,7 +85,7 @@ class Args:
 def main() -> int:
     try:
         return benchmark(parse_arguments(Args, __doc__))
-    except Failed as failure:  # what every contestant needs, or our recipe, which has said why
+    except Failed as failure:  # of a process that every contestant needs, or of our recipe
         print(f"{failure}\nAll that it wrote is in {failure.log}", file=sys.stderr)
         return failure.code
 
