@@ -67,9 +67,13 @@ def make_trainer(job: Job, model: Any, tokenizer: Any, peft_config: Any, setting
     if peft_config is not None:
         arguments["peft_config"] = peft_config
     if work.method == "sft":
-        # Full rows leave nothing to pack. TRL itself packs under flash-attn alone: `settings` has packing for Unsloth.
-        config = trl.SFTConfig(**{"max_length": work.length, "completion_only_loss": True, **common})
+        # Full rows leave nothing to pack. TRL packs under flash-attn alone, Unsloth by torch's varlen attention too: its
+        # `settings` have it. Without, a micro-batch is as many documents as would fill the packed rows.
         rows = job.rows("tokens")
+        if work.ragged and "packing" not in settings:
+            mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
+            common["per_device_train_batch_size"] = round(work.batch * work.length / mean)
+        config = trl.SFTConfig(max_length=work.length, completion_only_loss=True, **common)
         return trl.SFTTrainer(**arguments, train_dataset=Dataset.from_list(rows), args=config)
     rows = [as_turns(row) for row in job.rows("rows")]
     if work.method == "grpo":

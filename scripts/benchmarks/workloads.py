@@ -54,8 +54,8 @@ class Workload:
         elif self.method in ("grpo", "ppo"):
             shape = f"{self.batch} x {self.accumulation} completions, {self.prompt_length} + {self.length}"
         recomputed = ["recomputation" if self.gradient_checkpointing else "no recomputation"]
-        words = [self.method, card.name, weights, *(recomputed if self.method in TRAINED else []), shape]
-        return ", ".join([*words, *(["ragged"] if self.ragged else [])]) + " tokens"
+        words = [self.method, card.name, weights, *(recomputed if self.method in TRAINED else []), f"{shape} tokens"]
+        return ", ".join([*words, *(["ragged"] if self.ragged else [])])
 
 
 @dataclass(frozen=True)
