@@ -67,8 +67,8 @@ def make_trainer(job: Job, model: Any, tokenizer: Any, peft_config: Any, setting
     if peft_config is not None:
         arguments["peft_config"] = peft_config
     if work.method == "sft":
-        # Full rows leave nothing to pack. TRL packs under flash-attn alone, Unsloth by torch's varlen attention too: its
-        # `settings` have it. Without, a micro-batch is as many documents as would fill the packed rows.
+        # Full rows leave nothing to pack. TRL packs under flash-attn alone, Unsloth also under torch's own: its
+        # `settings` have it. Without it, a micro-batch is as many documents as would fill the packed rows.
         rows = job.rows("tokens")
         if work.ragged and "packing" not in settings:
             mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
