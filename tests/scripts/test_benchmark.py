@@ -45,8 +45,8 @@ def test_ours_and_trl_are_measured_on_the_same_tokens_and_ours_is_profiled(tmp_p
         assert 0 < speed["p5"] <= speed["median"] <= speed["p95"]
         assert reported["memory_gib"]["reserved"] > 0
         assert reported["dtype"] == "float32"
-        assert 0 < reported["share_of_ceiling"] < 1.5
-    assert 1 < ours["cold_start_seconds"] < 300
+        assert reported["share_of_ceiling"] > 0
+    assert ours["cold_start_seconds"] > ours["seconds_per_step"]["median"]
     assert found["machine"]["packages"].keys() >= {"torch", "triton", "transformers", "trl", "unsloth"}
     assert "| trl | " in text
     profile = output / "sft-tiny" / "run" / "profile"
