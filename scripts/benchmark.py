@@ -47,7 +47,7 @@ class Args:
         *("ours", "trl", "unsloth"),
         *("trl-vllm", "unsloth-vllm", "vllm"),
     )
-    """Who is measured, of those that there are for the method."""
+    """Who is measured, in this order, of those that there are for the method."""
     recipe_args: str = ""
     """More arguments of our recipe, as one text: RECIPE_ARGS="--load-in-fp8"."""
     profile: bool = False
@@ -120,8 +120,8 @@ def benchmark(args: Args) -> int:
         job.write(job.folder / "job.json")
         run(["-m", "benchmarks.prepare", job.folder / "job.json"], job.folder / "prepare.log")
         raw[name], results[name] = {}, {}
-        for contestant in contestants(workload.method):
-            if contestant in args.contestants:
+        for contestant in args.contestants:
+            if contestant in contestants(workload.method):
                 figures = figures_of(contestant, job, args)
                 raw[name][contestant], results[name][contestant] = figures, summary(figures, workload, machine)
                 save(folder, machine, workloads, raw, results)
