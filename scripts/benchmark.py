@@ -2,7 +2,7 @@
 
     make benchmark WORKLOAD=sft-7b-bf16                     ours, TRL + PEFT, and Unsloth as it comes
     make benchmark WORKLOAD="rollout-1.5b grpo-1.5b"        vLLM too where it is installed
-    make benchmark WORKLOAD=sft-7b-nf4 CONTESTANTS=ours RECIPE_ARGS="--load-in-fp8"
+    make benchmark WORKLOAD=sft-7b-bf16 CONTESTANTS=ours RECIPE_ARGS="--lora-r 64"
     make benchmark WORKLOAD=grpo-1.5b CONTESTANTS=ours PROFILE=yes     a trace and a table of kernels, too
     make benchmark MODEL=qwen2.5-7b METHOD=dpo MAX_LENGTH=4096         a workload of your own numbers
 
@@ -49,7 +49,7 @@ class Args:
     )
     """Who is measured, in this order, of those that there are for the method."""
     recipe_args: str = ""
-    """More arguments of our recipe, as one text: RECIPE_ARGS="--load-in-fp8"."""
+    """More arguments of our recipe, as one text: RECIPE_ARGS="--lora-r 64 --optim adamw_torch_fused"."""
     profile: bool = False
     """Also profile two steps of our recipe, behind those that are measured."""
 

@@ -16,11 +16,11 @@ of a group are the same.
 from dataclasses import dataclass
 
 from common.lm.cards import Architecture
-from common.lm.memory import NF4_BYTES
 
 from benchmarks.workloads import AT_ONCE, RANK, Workload
 
 PPO_EPOCHS = 4
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its share of a scale, and of the scale's own scale
 
 
 @dataclass(frozen=True)

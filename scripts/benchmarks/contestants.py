@@ -127,6 +127,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool) -> dict[str
     run(words, log, **variables)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return figures([row for row in rows if "loss" in row and row["step"] <= job.steps], job.warmup, started) | {
+        **({"recipe_args": recipe_args} if recipe_args else {}),
         "dtype": json.loads((output / "run.json").read_text(encoding="utf-8"))["dtype"].removeprefix("torch."),
     }
 
@@ -165,8 +166,9 @@ def train_reward(job: Job, log: Path) -> Path:
 
 
 def switches(work: Workload) -> list[str]:
-    given = {"load-in-4bit": work.load_in_4bit, "gradient-checkpointing": work.gradient_checkpointing}
-    return [f"--{'' if on else 'no-'}{name}" for name, on in given.items()]
+    """What is off; on is the recipe's default."""
+    on = {"load-in-4bit": work.load_in_4bit, "gradient-checkpointing": work.gradient_checkpointing}
+    return [f"--no-{name}" for name, given in on.items() if not given]
 
 
 def words_of(flags: dict[str, Any]) -> list[str]:

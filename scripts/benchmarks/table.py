@@ -33,7 +33,7 @@ def summary(figures: dict[str, Any], workload: Workload, machine: dict[str, Any]
         "memory_gib": {"reserved": figures["reserved_gib"], "allocated": figures["allocated_gib"]},
         "share_of_ceiling": ceiling / median(seconds),
         "dtype": figures["dtype"],
-        **{name: figures[name] for name in ("cold_start_seconds",) if name in figures},
+        **{name: figures[name] for name in ("cold_start_seconds", "recipe_args") if name in figures},
         **({"phases": phases} if phases else {}),
         **({"refresh_seconds": median(figures["refresh_seconds"])} if "refresh_seconds" in figures else {}),
     }
@@ -74,7 +74,7 @@ def cells(name: str, figures: dict[str, Any]) -> list[str]:
     speed, seconds, memory = figures["tokens_per_second"], figures["seconds_per_step"], figures["memory_gib"]
     allocated = "" if memory["allocated"] is None else f"{memory['allocated']:.2f}"
     return [
-        name,
+        f"{name} with `{figures['recipe_args']}`" if "recipe_args" in figures else name,
         f"{speed['median']:,.0f} ({speed['p5']:,.0f}–{speed['p95']:,.0f})",
         f"{seconds['median']:.3f}",
         f"{memory['reserved']:.2f}",

@@ -1,18 +1,20 @@
 """The named workloads: a method on a model's shape, with every number that decides how much there is to compute."""
 
+import ast
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from common.arguments import read_fields
+from common.environment import ROOT
 from common.lm.cards import Card
-from common.lm.memory import BATCHES, COMPLETION_LENGTH, MAX_LENGTH
 
 RANK = 16  # of the LoRA adapter, as the recipes have it
 AT_ONCE = 256  # completions of a rollout that are decoded together, at most
 TRAINED = ("sft", "dpo", "kto", "reward", "grpo", "ppo")  # the methods that are recipes
-# Tokens of a row (for a pair: of each side), or of a completion where the method samples them.
-LENGTH = {**MAX_LENGTH, **COMPLETION_LENGTH, "score": 512, "rollout": 256}
+# Of the others: rows of a batch, and tokens of a completion.
+ROWS, LENGTH = {"score": 1, "rollout": 64}, {"score": 512, "rollout": 256}
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,23 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """Rows of a micro-batch; of a rollout, the completions."""
-        return (
-            self.per_device_train_batch_size or BATCHES.get(self.method, (64 if self.method == "rollout" else 1, 1))[0]
-        )
+        """Rows of a micro-batch (DPO and reward: pairs); of GRPO, PPO and a rollout completions."""
+        return self.per_device_train_batch_size or ROWS.get(self.method) or self._default("per_device_train_batch_size")
 
     @property
     def accumulation(self) -> int:
-        return self.gradient_accumulation_steps or BATCHES.get(self.method, (1, 1))[1]
+        return self.gradient_accumulation_steps or self._default("gradient_accumulation_steps") or 1
 
     @property
     def length(self) -> int:
-        return self.max_length or LENGTH[self.method]
+        """Tokens of a row (of a pair, of each side), or of a completion where the method samples them."""
+        name = "max_completion_length" if self.method in ("grpo", "ppo") else "max_length"
+        return self.max_length or LENGTH.get(self.method) or self._default(name)
+
+    def _default(self, argument: str) -> int:
+        """The recipe's own value of an argument; 0 where the method is no recipe."""
+        fields = read_fields(ROOT / "recipes" / f"{self.method}.py") or [] if self.method in TRAINED else []
+        return next((ast.literal_eval(one.default) for one in fields if one.name == argument and one.default), 0)
 
     def described(self, card: Card) -> str:
         """In words, for the head of a table: `sft, qwen2.5-7b, nf4, recomputation, 4 x 1 x 2048`."""
