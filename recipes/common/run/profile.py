@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from common.environment import is_first_process
 from common.errors import InputError
 from common.run.files import write_bytes
 
@@ -36,7 +37,7 @@ class Profile:
 
     def before(self, step: int) -> None:
         """Start where `step`, counted from 1, is the first of them. Call it when the step before is complete."""
-        if step == self.first and self.last >= self.first > 0:
+        if step == self.first and self.last >= self.first > 0 and is_first_process():
             from torch.profiler import profile
 
             self.profiler = profile()  # every activity that this machine can record
