@@ -57,6 +57,7 @@ class Args:
     model: str = "qwen2.5-7b"
     method: Literal["sft", "dpo", "kto", "reward", "grpo", "ppo", "score", "rollout"] = "sft"
     load_in_4bit: bool = True
+    """Of rollouts the base is in 16 bit."""
     gradient_checkpointing: bool = True
     per_device_train_batch_size: int | None = None
     """By default the recipe's: 4 rows, 2 pairs, 4 completions (GRPO), 8 (PPO), 64 (rollout)."""

@@ -104,7 +104,7 @@ def unsloth_generate(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
         str(job.checkpoint),
         max_seq_length=job.workload.prompt_length + job.workload.length,
         dtype=None if on_gpu else torch.float32,
-        load_in_4bit=job.workload.load_in_4bit,
+        load_in_4bit=False,
         use_exact_model_name=True,
     )
     model = FastLanguageModel.get_peft_model(model, r=RANK, target_modules=MODULES)

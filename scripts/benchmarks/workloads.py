@@ -54,7 +54,7 @@ class Workload:
 
     def described(self, card: Card) -> str:
         """In words, for the head of a table: `sft, qwen2.5-7b, nf4, recomputation, 4 x 1 x 2048`."""
-        weights = "nf4" if self.load_in_4bit else "16 bit"
+        weights = "nf4" if self.load_in_4bit and self.method != "rollout" else "16 bit"
         shape = f"{self.batch} x {self.accumulation} x {self.length}"
         if self.method == "rollout":
             shape = f"{self.batch} completions, groups of {self.num_generations}, {self.prompt_length} + {self.length}"
@@ -112,12 +112,8 @@ WORKLOADS = {
     "rollout-1.5b-ragged": Workload(
         SMALL, "rollout", False, False, 2048, max_length=1024, prompt_length=128, num_generations=8, ragged=True
     ),
-    "rollout-7b": Workload(
-        method="rollout", load_in_4bit=False, per_device_train_batch_size=32, max_length=512, prompt_length=256
-    ),
-    "rollout-7b-256": Workload(
-        method="rollout", load_in_4bit=False, per_device_train_batch_size=256, max_length=512, prompt_length=256
-    ),
+    "rollout-7b": Workload(method="rollout", per_device_train_batch_size=32, max_length=512, prompt_length=256),
+    "rollout-7b-256": Workload(method="rollout", per_device_train_batch_size=256, max_length=512, prompt_length=256),
     "sft-tiny": Workload(**TINY, max_length=64),
     "sft-tiny-ragged": Workload(**TINY, max_length=512, ragged=True),
     "dpo-tiny": Workload(**TINY, method="dpo", max_length=64),
