@@ -34,6 +34,7 @@ from common.data.prompts import drop_long, with_system_prompt
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
+from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -482,7 +483,7 @@ class GroupSampling(GRPOTrainer):
         import torch
         from common.lm.log_probs import kl_estimate
 
-        with self.model.disable_adapter():
+        with active_adapter(self.model, None):
             reference = self._score(completions)
         log_ratios = torch.cat([p.log_probs - r.log_probs for p, r in zip(policy, reference, strict=True)])
         return float(kl_estimate(log_ratios, "k3").mean())

@@ -59,6 +59,7 @@ from common.data.prompts import as_prompt, distinct, drop_long, with_system_prom
 from common.data.read import Data, read_examples
 from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
+from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
 from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
@@ -516,9 +517,13 @@ def adapter_parameters(model: "PeftModel", name: str) -> "list[Tensor]":
 
 @contextmanager
 def seconds(metrics: dict[str, float], name: str) -> Iterator[None]:
-    """Write how long the block took into `metrics`."""
+    """Write how long the block took into `metrics`, with what a GPU still has to do of it."""
+    import torch
+
     start = time.monotonic()
     yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     metrics[name] = round(time.monotonic() - start, 3)
 
 
@@ -576,7 +581,7 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
     rollout = sample(ppo, prompts, "held-out")
     mean, std = moments(score(ppo, rollout).total)
     log_probs, _ = all_log_probs(ppo, rollout, "default")
-    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, None)
     return {
         "score": mean,
         "score_std": std,
@@ -616,24 +621,6 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
 # Forward passes of the four models.
 
 
-@contextmanager
-def active_adapter(model: "PeftModel", name: str) -> Iterator[None]:
-    """Within the block the model is the "critic", the "reward" model or the "reference" policy, outside it the policy.
-
-    A block holds a forward pass and its backward pass, or neither: see `update`.
-    """
-    if name == "reference":
-        with model.disable_adapter():
-            yield
-        return
-    # Only the active adapter takes gradients, and the reward model's takes none.
-    model.set_adapter(name, inference_mode=name == "reward")
-    try:
-        yield
-    finally:
-        model.set_adapter("default")
-
-
 def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
     """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
     inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
@@ -645,8 +632,8 @@ def values_of(ppo: "PPO", part: "Rollout") -> "Tensor":
     return completion_values(ppo.model, ppo.critic_head, part.input_ids, part.attention_mask, part.start, part.mask)
 
 
-def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str) -> "tuple[Tensor, Tensor]":
-    """`log_probs_of` a whole rollout under the policy, "default", or the "reference", in small passes; no gradient."""
+def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str | None) -> "tuple[Tensor, Tensor]":
+    """`log_probs_of` a whole rollout under the policy, "default", or the reference policy, None; no gradient."""
     import torch
 
     with torch.no_grad(), active_adapter(ppo.model, name):
@@ -733,12 +720,18 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.completions)
 
+    def count(self) -> int:
+        """The tokens of all completions, counted without asking the GPU, which would have to finish its work."""
+        return sum(len(one.completion_ids) for one in self.completions)
+
     def take(self, index: list[int]) -> "Rollout":
         """The rows `index`, with no more columns of padding than they need."""
-        longest, columns = int(self.attention_mask[index].sum(1).max()), int(self.mask[index].sum(1).max())
+        completions = [self.completions[i] for i in index]
+        longest = max(len(one.prompt_ids) + len(one.completion_ids) for one in completions)
+        columns = max(len(one.completion_ids) for one in completions)
         return Rollout(
             [self.prompts[i] for i in index],
-            [self.completions[i] for i in index],
+            completions,
             self.input_ids[index, :longest],
             self.attention_mask[index, :longest],
             self.start[index],
@@ -847,7 +840,7 @@ def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
     final = [s - args.missing_eos_penalty * (not c.ended) for s, c in zip(clipped, rollout.completions, strict=True)]
     # 2.4 Estimate the KL divergence from the reference policy at each token.
     log_probs, entropies = all_log_probs(ppo, rollout, "default")
-    ref_log_probs, _ = all_log_probs(ppo, rollout, "reference")
+    ref_log_probs, _ = all_log_probs(ppo, rollout, None)
     kl = kl_estimate(log_probs - ref_log_probs, args.kl_estimator)  # (B, C)
     # 2.5 Reward: minus kl_coef x KL at each token, and the score at the last token.
     kl_coef = ppo.kl_controller.coef
@@ -874,7 +867,7 @@ def update(
     import torch
 
     args, learns = ppo.args, policy_learns
-    stats: dict[str, list[float]] = defaultdict(list)
+    stats: dict[str, list[float | Tensor]] = defaultdict(list)  # read at the end: reading waits for the GPU
     for _ in range(args.num_ppo_epochs):
         order = torch.randperm(len(rollout)).tolist()
         for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
@@ -884,7 +877,7 @@ def update(
                 learns = not of_policy["policy/stopped"]
             for name, value in (of_policy | update_critic(ppo, rollout, advantages, minibatch)).items():
                 stats[name].append(value)
-    metrics = {name: sum(values) / len(values) for name, values in stats.items()}
+    metrics = {name: sum(map(float, values)) / len(values) for name, values in stats.items()}
     metrics |= {"lr": ppo.policy.learning_rate, "critic_lr": ppo.critic.learning_rate}
     metrics["loss"] = metrics.get("loss/policy_avg", 0.0) + metrics["loss/value_avg"]
     if policy_learns:
@@ -895,10 +888,10 @@ def update(
 
 def update_policy(
     ppo: PPO, rollout: Rollout, rewards: Rewards, advantages: Advantages, minibatch: list[int]
-) -> dict[str, float]:
+) -> "dict[str, float | Tensor]":
     """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
-    args, stats = ppo.args, defaultdict(float)
-    count = int(rollout.mask[minibatch].sum())  # every token weighs the same, whichever pass it is in
+    args, stats = ppo.args, defaultdict[str, Any](float)
+    count = rollout.take(minibatch).count()  # every token weighs the same, whichever pass it is in
     for index in split(minibatch, args.per_device_train_batch_size):
         part = rollout.take(index)
         columns = part.mask.shape[1]
@@ -911,19 +904,21 @@ def update_policy(
         ppo.policy.backward(loss)
 
         log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
-        stats["loss/policy_avg"] += float(loss.detach())
-        stats["policy/approx_kl"] += float(kl_estimate(-log_ratios, "k3").sum()) / count
-        stats["policy/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
-        stats["val/ratio"] += float(log_ratios.exp().sum()) / count
-    stopped = stats["policy/approx_kl"] > args.max_approx_kl
+        stats["loss/policy_avg"] += loss.detach().double()
+        stats["policy/approx_kl"] += kl_estimate(-log_ratios, "k3").sum().double() / count
+        stats["policy/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
+        stats["val/ratio"] += log_ratios.exp().sum().double() / count
+    stopped = bool(stats["policy/approx_kl"] > args.max_approx_kl)
     gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
     return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
 
 
-def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]) -> dict[str, float]:
+def update_critic(
+    ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch: list[int]
+) -> "dict[str, float | Tensor]":
     """Phase 4.2: one optimization step of the critic."""
-    args, stats = ppo.args, defaultdict(float)
-    count = int(rollout.mask[minibatch].sum())
+    args, stats = ppo.args, defaultdict[str, Any](float)
+    count = rollout.take(minibatch).count()
     with active_adapter(ppo.model, "critic"):
         for index in split(minibatch, args.per_device_train_batch_size):
             part = rollout.take(index)
@@ -933,8 +928,8 @@ def update_critic(ppo: PPO, rollout: Rollout, advantages: Advantages, minibatch:
             losses, clipped = value_losses(values, old_values, returns, args.cliprange_value)
             loss = (losses * part.mask).sum() / count
             ppo.critic.backward(loss)
-            stats["loss/value_avg"] += float(loss.detach())
-            stats["val/clipfrac_avg"] += float((clipped & part.mask).sum()) / count
+            stats["loss/value_avg"] += loss.detach().double()
+            stats["val/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
     return {**stats, "value/grad_norm": ppo.critic.step()}
 
 

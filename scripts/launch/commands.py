@@ -113,6 +113,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "preferences": script("pairs for DPO from completions, scores or choices", "scripts/preferences.py"),
     },
     "Results": {
+        "chat": script("talk to the model of a run, beside its base if you like", "scripts/chat.py"),
         "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),

@@ -110,10 +110,9 @@ def phases(parts: ppo.PPO) -> tuple[ppo.Rollout, ppo.Scores, ppo.Rewards, ppo.Ad
 
 
 def update_both(parts, rollout, rewards, advantages) -> tuple[dict[str, float], dict[str, float]]:
-    return (
-        ppo.update_policy(parts, rollout, rewards, advantages, ALL),
-        ppo.update_critic(parts, rollout, advantages, ALL),
-    )
+    policy = ppo.update_policy(parts, rollout, rewards, advantages, ALL)
+    critic = ppo.update_critic(parts, rollout, advantages, ALL)
+    return tuple({name: float(value) for name, value in stats.items()} for stats in (policy, critic))
 
 
 def in_64_bit(plain, model, name: str | None):

@@ -229,12 +229,13 @@ def score_runs(runs: list[Path], base: Path, reward: Path, held_out: str) -> dic
     """
     import torch
     from common.data.examples import Conversation
+    from common.lm.active_adapter import active_adapter
     from common.lm.generate import generate
     from common.lm.load import load_chat_tokenizer
     from common.lm.log_probs import completion_log_probs
     from common.lm.scalar_head import load_head, score_last
     from peft import PeftModel
-    from ppo import active_adapter, as_rollout
+    from ppo import as_rollout
     from transformers import AutoModelForCausalLM, set_seed
 
     record = json.loads((runs[0] / "run.json").read_text())
@@ -249,7 +250,7 @@ def score_runs(runs: list[Path], base: Path, reward: Path, held_out: str) -> dic
 
     figures = {}
     for number, run in enumerate([None, *runs]):
-        name = "reference"
+        name = None
         if run:
             name = f"run-{number}"
             model.load_adapter(str(run / "adapter" if (run / "adapter").exists() else run), name)
@@ -265,7 +266,7 @@ def score_runs(runs: list[Path], base: Path, reward: Path, held_out: str) -> dic
             inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
             with torch.no_grad(), active_adapter(model, name):
                 log_probs, _ = completion_log_probs(model, *inputs, temperature)
-            with torch.no_grad(), active_adapter(model, "reference"):
+            with torch.no_grad(), active_adapter(model, None):
                 ref_log_probs, _ = completion_log_probs(model, *inputs, temperature)
             kl += float((log_probs - ref_log_probs).sum())
         figures[run] = sum(scores) / len(scores), kl / len(completions)

@@ -1,7 +1,8 @@
-"""A model's forward pass recorded as a CUDA graph, for short batches whose kernels take longer to start than to run."""
+"""Work on a CUDA GPU recorded once as a CUDA graph and replayed, where kernels take longer to start than to run."""
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +13,28 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its kernels take to start
+WARM_UP = 2  # runs before a recording: kernels are compiled and libraries allocate, which a recording may not
+
+
+def record(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """What `work` does on the GPU, as a CUDA graph; `pool` is memory shared with graphs that never run beside it.
+
+    `work` runs WARM_UP times and is then recorded, which does not run it. Raises RuntimeError where it waits for the
+    GPU, or there is no memory left; streams and random numbers are then as they were.
+    """
+    here = torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    random_state = generator.clone_state()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        for _ in range(WARM_UP):
+            work()
+        with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first: to restore it on failure
+            work()
+    except RuntimeError:
+        generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
+        raise
+    return graph
 
 
 class Recording(NamedTuple):
@@ -60,24 +83,17 @@ class RecordedPass:
     def record(self, shape: tuple[int, int], device: torch.device) -> Recording:
         """The pass over ids of this shape (B, T). Raises RuntimeError when a CUDA graph cannot hold it."""
         input_ids = torch.zeros(shape, dtype=torch.int64, device=device)
+        hidden = input_ids  # until the pass has run
+
+        def work() -> None:
+            nonlocal hidden
+            hidden = last_hidden(self.model, input_ids, None)
+
         was_training = self.model.training
         self.model.eval()  # nothing is compiled then
-        here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-        generator = torch.cuda.default_generators[device.index]
-        random_state = generator.clone_state()
-        graph = torch.cuda.CUDAGraph()
         pool = next((first.graph.pool() for first in self.recordings.values()), None)  # they never run side by side
         try:
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                for _ in range(3):  # torch's notes on CUDA graphs want a warm-up: libraries allocate in it
-                    last_hidden(self.model, input_ids, None)
-            here.wait_stream(aside)
-            with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first: to restore it on failure
-                hidden = last_hidden(self.model, input_ids, None)
-        except RuntimeError:
-            generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
-            raise
+            graph = record(work, pool)
         finally:
             self.model.train(was_training)
         values = [value for module in self.model.modules() for value in vars(module).values()]

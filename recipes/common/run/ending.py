@@ -41,7 +41,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
 
 
 def next_commands(run: Run, saved: Path) -> list[str]:
-    """One or two commands that make sense after a run and run as they stand; none in a pipeline, which runs them."""
+    """Up to three commands that make sense after a run and run as they stand; none in a pipeline, which runs them."""
     if "PIPELINE_STAGE" in os.environ:
         return []
     recipe = run.record["recipe"]
@@ -60,7 +60,8 @@ def next_commands(run: Run, saved: Path) -> list[str]:
     # The rows that evaluate has by itself are held out of the sample data; of the user's own it knows none.
     first = evaluate if is_sample and recipe in ("sft", "grpo") else compare
     second = command("merge", adapter=saved) if saved.name == "adapter" else compare
-    return list(dict.fromkeys([first, second]))
+    chat = command("chat", run=run.folder) if saved.name == "adapter" else command("chat", model=saved)
+    return list(dict.fromkeys([first, chat, second]))
 
 
 def command(name: str, **arguments: Any) -> str:

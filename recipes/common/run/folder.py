@@ -139,6 +139,20 @@ def parent_of(adapter: Path) -> Parent | None:
     return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
 
 
+def adapter_of(folder: Path) -> Path:
+    """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
+    record = _read(folder) if folder.is_dir() else None
+    if record is None:
+        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
+    if record["recipe"] == "reward":
+        raise InputError(f"{folder}: a reward model scores and writes nothing; judge it with --reward-model {folder}")
+    adapter = folder / "adapter"
+    if not adapter.is_dir():
+        step = f" after step {record['step']}" if record.get("step") else ""
+        raise InputError(f"{folder}: has no adapter yet; the run is {record['status']}{step}, and its command resumes")
+    return adapter
+
+
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
     """Is a full disk, or a quota, the cause of `error`?
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Learner:
     """Parameters that are trained together: their optimizer, learning-rate schedule and gradient clipping.
 
-    The list of parameters is made once: PEFT switches requires_grad with the active adapter, so that flag does not tell
-    which parameters these are.
+    They take gradients from then on. The list is made once: PEFT switches requires_grad with the active adapter, so
+    that flag does not tell which parameters these are.
 
     Args:
         parameters: what to train.
@@ -33,6 +33,8 @@ class Learner:
 
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(settings)
         self.parameters = parameters
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         self.optimizer = optimizer(
             parameters, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
         )
@@ -50,8 +52,8 @@ class Learner:
         """Add the gradient of `loss` to what the parameters have."""
         self.scaler.scale(loss).backward()
 
-    def step(self) -> float:
-        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping."""
+    def step(self) -> "Tensor":
+        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping, a scalar."""
         import torch
 
         self.scaler.unscale_(self.optimizer)
@@ -59,7 +61,7 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def discard(self) -> float:
         """Clear the gradient without an update. Returns 0, the norm of no step."""

@@ -55,6 +55,7 @@ def test_a_run_ends_with_its_time_first_and_last_loss_and_the_next_commands(as_m
         "Adapter in outputs/sft-tiny-1a2b3c4d/adapter",
         "Next:",
         "  make evaluate ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter",
+        "  make chat RUN=outputs/sft-tiny-1a2b3c4d",
         "  make merge ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter",
     ]
     record = json.loads((folder / "run.json").read_text())
@@ -88,8 +89,16 @@ def ending(folder: Path, recipe: str, saved: str = "adapter", data: str = SAMPLE
 
 def test_the_sample_data_have_held_out_rows_to_evaluate_on(as_make):
     for recipe in ("sft", "grpo"):
-        assert ending(Path("run"), recipe) == ["make evaluate ADAPTER=run/adapter", "make merge ADAPTER=run/adapter"]
-    assert ending(Path("run"), "sft", "model") == ["make evaluate MODEL=run/model", "make compare A=tiny B=run/model"]
+        assert ending(Path("run"), recipe) == [
+            "make evaluate ADAPTER=run/adapter",
+            "make chat RUN=run",
+            "make merge ADAPTER=run/adapter",
+        ]
+    assert ending(Path("run"), "sft", "model") == [
+        "make evaluate MODEL=run/model",
+        "make chat MODEL=run/model",
+        "make compare A=tiny B=run/model",
+    ]
     assert ending(Path("run"), "reward") == ["make evaluate REWARD=run", "make ppo MODEL=tiny REWARD=run"]
     assert ending(Path("run"), "reward", "model") == [
         "make evaluate REWARD=run",
@@ -98,12 +107,15 @@ def test_the_sample_data_have_held_out_rows_to_evaluate_on(as_make):
 
 
 def test_where_nothing_is_held_out_two_models_are_compared(as_make):
-    beside = ["make compare A=tiny B=run/adapter", "make merge ADAPTER=run/adapter"]
+    beside = ["make compare A=tiny B=run/adapter", "make chat RUN=run", "make merge ADAPTER=run/adapter"]
     for recipe in ("sft", "dpo", "kto", "grpo", "ppo"):
         assert ending(Path("run"), recipe, data="my data.jsonl") == beside
     for recipe in ("dpo", "kto", "ppo"):
         assert ending(Path("run"), recipe) == beside
-    assert ending(Path("run"), "sft", "model", "my.jsonl") == ["make compare A=tiny B=run/model"]
+    assert ending(Path("run"), "sft", "model", "my.jsonl") == [
+        "make compare A=tiny B=run/model",
+        "make chat MODEL=run/model",
+    ]
 
 
 def test_a_reward_model_of_own_data_goes_to_ppo_with_that_data_as_it_was_read(as_make):
@@ -129,14 +141,14 @@ def test_outside_of_the_repository_commands_are_given_in_full(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("by_make", [True, False])
-def test_every_ending_is_one_or_two_commands_that_the_launcher_takes(by_make, tmp_path, monkeypatch):
+def test_every_ending_is_a_few_commands_that_the_launcher_takes(by_make, tmp_path, monkeypatch):
     """tests/system/test_readme.py runs them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(errors, "SPELLING", "make" if by_make else "")
     for recipe, saved in [(recipe, "adapter") for recipe in RECIPES] + [("sft", "model"), ("reward", "model")]:
         for data in (SAMPLE, "my data.jsonl"):
             commands = ending(Path("run"), recipe, saved, data, columns=["prompt=my question"])
-            assert 1 <= len(commands) <= 2
+            assert 1 <= len(commands) <= 3
             for one in commands:
                 _, name, *words = shlex.split(one)
                 fields = COMMANDS[name].fields()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.lm.cuda_graph import record
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Unsupported, rotary_tables
-from common.lm.rollout.recording import record
 from common.lm.rollout.rows import Request, Rows
 from common.lm.rollout.weights import PolicyWeights
 
@@ -217,12 +217,6 @@ class Decoder:
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """A step of `size` rows as a CUDA graph. The rows stay as they are."""
         kept = [tensor.clone() for tensor in self.state]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # kernels are compiled and libraries allocate, which a recording may not
-                self._step(size)
-        torch.cuda.current_stream().wait_stream(aside)
         pool = next((other.pool() for other in self.graphs.values()), None)
         graph = record(lambda: self._step(size), pool)
         for tensor, old in zip(self.state, kept, strict=True):

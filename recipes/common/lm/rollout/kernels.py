@@ -8,6 +8,7 @@ import triton.language as tl
 
 from common.lm.rollout.architecture import Architecture
 from common.lm.rollout.attention_kernels import attend, attend_prompts
+from common.lm.rollout.four_bit_kernels import four_bit_matrix
 from common.lm.rollout.sampling_kernels import choose
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from common.lm.rollout.weights import Layer
 
-__all__ = ["attend", "attend_prompts", "choose", "gate", "merge", "norm", "rotate_and_store"]
+__all__ = ["attend", "attend_prompts", "choose", "four_bit_matrix", "gate", "merge", "norm", "rotate_and_store"]
 
 
 @triton.jit

@@ -25,6 +25,11 @@ def dequantized(layer: Any, out: "Tensor | None" = None) -> "Tensor":
     return dequantize_4bit(weight.data, state, out=out)
 
 
+def is_quantized(layer: Any) -> bool:
+    """Whether its weight is stored in 4 bit."""
+    return getattr(stored(layer), "quant_state", None) is not None
+
+
 def stored(layer: Any) -> "Tensor":
     """The weight (out, in) of the base, as it is stored: packed where it is in 4 bit."""
     return (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).weight

@@ -4,7 +4,8 @@ B rows are decoded at once, one token each; T is the number of prompt tokens of 
 position, key-value head, dimension.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,11 @@ def merge(out: "Tensor", weight: "Tensor", up: "Tensor", down: "Tensor", scaling
     for first in range(0, len(weight), step):
         rows = slice(first, first + step)
         out[rows].copy_(torch.addmm(weight[rows].float(), up[rows].float(), down.float(), alpha=scaling))
+
+
+def four_bit_matrix(layers: Sequence[Any]) -> Any:
+    """Their weights in 4 bit as one matrix that is multiplied with as it is stored; None where none can be."""
+    return None
 
 
 def norm(x: "Tensor", weight: "Tensor", architecture: Architecture, residual: "Tensor | None" = None) -> "Tensor":

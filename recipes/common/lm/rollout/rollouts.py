@@ -195,7 +195,7 @@ class Rollouts:
         return self.decoder
 
     def _copies(self, length: int) -> bool:
-        """Whether a merged copy fits beside the cache. Else a 4-bit base is dequantized in each step.
+        """Whether a merged copy fits beside the cache. Else a base in 4 bit is read as it is stored in each step.
 
         Raises Unsupported for a base in 16 bit, of which there is then no room for a second one.
         """

@@ -43,17 +43,22 @@ def _exponential(share):
 
 
 @triton.jit
+def _score(x, temperature, softcap, CAP: tl.constexpr):
+    x = x.to(tl.float32)
+    if CAP:
+        x = softcap * (1 - 2 / (tl.exp(2 * x / softcap) + 1))
+    return x / temperature
+
+
+@triton.jit
 def _scan(logits_ptr, temperature_ptr, greedy_ptr, seeds_ptr, counts_ptr, max_ptr, sum_ptr, best_ptr, token_ptr,
-          score_ptr, V, softcap, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
+          V, softcap, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     b = tl.program_id(0)
     block = tl.program_id(1)
     c = block * BLOCK + tl.arange(0, BLOCK)
     inside = c < V
-    x = tl.load(logits_ptr + b.to(tl.int64) * V + c, mask=inside, other=-float("inf")).to(tl.float32)
-    if CAP:
-        x = softcap * (1 - 2 / (tl.exp(2 * x / softcap) + 1))
-        x = tl.where(inside, x, -float("inf"))
-    x = x / tl.load(temperature_ptr)
+    x = tl.load(logits_ptr + b.to(tl.int64) * V + c, mask=inside, other=0.0)
+    x = tl.where(inside, _score(x, tl.load(temperature_ptr), softcap, CAP), -float("inf"))
     largest = tl.max(x)
     weight = tl.exp(x - largest)
     seed = tl.load(seeds_ptr + b)
@@ -64,20 +69,19 @@ def _scan(logits_ptr, temperature_ptr, greedy_ptr, seeds_ptr, counts_ptr, max_pt
     # The largest of x + Gumbel noise is the largest of weight / rate: one logarithm less for each token.
     greedy = tl.load(greedy_ptr) > 0
     race = tl.where(greedy, x, weight / rate)
-    token = tl.argmax(race, 0)  # of equal ones the first
-    best = tl.max(race)
+    best, token = tl.max(race, 0, return_indices=True)  # of equal ones the first
     best = tl.where(greedy, best, tl.log(tl.maximum(best, 1e-37)) + largest)
     at = b * BLOCKS + block
     tl.store(max_ptr + at, largest)
     tl.store(sum_ptr + at, tl.sum(weight))
     tl.store(best_ptr + at, best)
     tl.store(token_ptr + at, token + block * BLOCK)
-    tl.store(score_ptr + at, tl.sum(tl.where(c == token + block * BLOCK, x, 0.0)))
 
 
 @triton.jit
-def _append(max_ptr, sum_ptr, best_ptr, token_ptr, score_ptr, end_ptr, ids_ptr, positions_ptr, counts_ptr, limits_ptr,
-            done_ptr, tokens_ptr, log_probs_ptr, N, BLOCKS: tl.constexpr, PADDED: tl.constexpr):  # fmt: skip
+def _append(logits_ptr, temperature_ptr, max_ptr, sum_ptr, best_ptr, token_ptr, end_ptr, ids_ptr, positions_ptr,
+            counts_ptr, limits_ptr, done_ptr, tokens_ptr, log_probs_ptr, V, N, softcap, BLOCKS: tl.constexpr,
+            PADDED: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     b = tl.program_id(0)
     c = tl.arange(0, PADDED)
     inside = c < BLOCKS
@@ -87,10 +91,11 @@ def _append(max_ptr, sum_ptr, best_ptr, token_ptr, score_ptr, end_ptr, ids_ptr, 
     top = tl.max(largest)
     total = tl.sum(tl.load(sum_ptr + at, mask=inside, other=0.0) * tl.exp(largest - top))
     token = tl.load(token_ptr + b * BLOCKS + best).to(tl.int64)
+    score = _score(tl.load(logits_ptr + b.to(tl.int64) * V + token), tl.load(temperature_ptr), softcap, CAP)
     if tl.load(done_ptr + b) == 0:
         count = tl.load(counts_ptr + b)
         tl.store(tokens_ptr + b * N + count, token)
-        tl.store(log_probs_ptr + b * N + count, tl.load(score_ptr + b * BLOCKS + best) - top - tl.log(total))
+        tl.store(log_probs_ptr + b * N + count, score - top - tl.log(total))
         tl.store(counts_ptr + b, count + 1)
         if (token == tl.load(end_ptr)) | (count + 1 >= tl.load(limits_ptr + b)):
             tl.store(done_ptr + b, 1)
@@ -112,7 +117,7 @@ def choose(
     blocks = triton.cdiv(size, VOCABULARY_BLOCK)
     parts: list[Any] = [
         torch.empty(rows, blocks, dtype=kind, device=logits.device)
-        for kind in (torch.float32, torch.float32, torch.float32, torch.int32, torch.float32)
+        for kind in (torch.float32, torch.float32, torch.float32, torch.int32)
     ]
     softcap = architecture.final_softcap
     _scan[(rows, blocks)](
@@ -120,6 +125,7 @@ def choose(
         softcap is not None, num_warps=8,
     )  # fmt: skip
     _append[(rows,)](
-        *parts, end, state.ids, state.positions, state.counts, state.limits, state.done.view(torch.int8), state.tokens,
-        state.log_probs, state.tokens.shape[1], blocks, triton.next_power_of_2(blocks), num_warps=1,
+        logits, temperature, *parts, end, state.ids, state.positions, state.counts, state.limits,
+        state.done.view(torch.int8), state.tokens, state.log_probs, size, state.tokens.shape[1], softcap or 0.0, blocks,
+        triton.next_power_of_2(blocks), softcap is not None, num_warps=1,
     )  # fmt: skip

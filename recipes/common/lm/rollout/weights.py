@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from common.lm.cuda_graph import record
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.layers import (
     bias_of,
     check_adapter,
     dequantized,
+    is_quantized,
     lora_of,
     matrices,
     shape_of,
@@ -26,12 +28,14 @@ from common.lm.rollout.layers import (
     sources_of,
     stored,
 )
-from common.lm.rollout.recording import record
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+FEW_ROWS = 64  # with more, to dequantize a matrix in 4 bit and multiply with it is faster, see docs/results.md
 
 
 class Merged:
@@ -48,13 +52,14 @@ class Merged:
     def refresh(self) -> None:
         first = 0
         for layer in self.layers:
-            weight = dequantized(layer)  # (out, in)
-            part = self.weight[first : first + weight.shape[0]]
-            first += weight.shape[0]
+            part = self.weight[first : first + shape_of(layer)[0]]
+            first += len(part)
             lora = lora_of(layer, self.adapter)
             if lora is None:
-                part.copy_(weight)
+                dequantized(layer, out=part)
                 continue
+            # A base in 4 bit is merged where it is dequantized: its 16-bit matrices need no memory of their own.
+            weight = dequantized(layer, out=part) if is_quantized(layer) else stored(layer)
             down, up, scaling = lora
             operations_for(part.device).merge(part, weight, up, down, scaling)
 
@@ -63,8 +68,11 @@ class Merged:
 
 
 class Dequantized:
-    """The same for a base in 4 bit of which no 16-bit copy fits: its weight is made anew at every call, in a buffer
-    that all layers share, and the adapter is added to the result."""
+    """The same for a base in 4 bit of which no 16-bit copy fits: the adapter is added to the result.
+
+    On a GPU few rows are multiplied with the weights as they are stored (`operations.four_bit_matrix`); for many, such
+    as those of prompts, the weight is made anew at every call, in a buffer that all layers share.
+    """
 
     def __init__(
         self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype, buffer: "Tensor"
@@ -78,6 +86,7 @@ class Dequantized:
         ranks = sum(lora[0].shape[0] for lora in loras if lora is not None)
         self.down = torch.zeros(ranks, self.weight.shape[1], dtype=dtype, device=buffer.device)
         self.up = torch.zeros(self.weight.shape[0], ranks, dtype=dtype, device=buffer.device)  # block-diagonal
+        self.matrix = operations_for(buffer.device).four_bit_matrix(layers)
 
     def refresh(self) -> None:
         row = rank = 0
@@ -90,6 +99,8 @@ class Dequantized:
             row += rows
 
     def __call__(self, x: "Tensor") -> "Tensor":
+        if self.matrix is not None and len(x) <= FEW_ROWS:
+            return self.matrix.multiply(x, self.bias, F.linear(x, self.down), self.up)
         row = 0
         for layer, (rows, _) in zip(self.layers, self.shapes, strict=True):
             dequantized(layer, out=self.weight[row : row + rows])
@@ -163,17 +174,15 @@ class PolicyWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge the adapter as it is now. On a GPU the kernels are recorded once and replayed: there are thousands."""
-        if self.device.type != "cuda":
-            self._merge()
-            return
+        """Merge the adapter as it is now. On a GPU the kernels, of which there are thousands, are recorded the second
+        time and then replayed: where the copy is released after each call, there is no second time."""
         read = [tensor.data_ptr() for linear in self._linears() for tensor in sources_of(linear.layers, linear.adapter)]
-        if read != self.read:  # the first time, or a weight has moved
+        if self.device.type != "cuda" or read != self.read:  # the first time, or a weight has moved
             self._merge()
-            torch.cuda.synchronize()
+            self.graph, self.read = None, read
+            return
+        if self.graph is None:
             self.graph = record(self._merge)
-            self.read = read
-        assert self.graph is not None
         self.graph.replay()
 
     def _merge(self) -> None:
@@ -205,7 +214,7 @@ def operations_for(device: torch.device) -> ModuleType:
 
 def in_four_bit(model: "PeftModel | PreTrainedModel") -> bool:
     text, _ = _parts(model)
-    return any(hasattr(stored(layer), "quant_state") for matrix in matrices(text.layers[0]) for layer in matrix)
+    return any(is_quantized(layer) for matrix in matrices(text.layers[0]) for layer in matrix)
 
 
 def merged_bytes(model: "PeftModel | PreTrainedModel") -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
 ARCHITECTURE = {
     "heads": 6, "kv_heads": 2, "head_dim": 24, "eps": 1e-6, "one_plus": False, "post_norms": False,
@@ -18,10 +19,22 @@ ARCHITECTURE = {
 }  # fmt: skip
 
 
+def four_bit_layer(rows: int, columns: int, nested: bool, device: str, dtype: torch.dtype) -> SimpleNamespace:
+    """A layer whose weight is in nf4, as bitsandbytes stores it, with scales in 8 bit or not."""
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(
+        torch.randn(rows, columns, device=device, dtype=dtype), compress_statistics=nested, quant_type="nf4"
+    )
+    packed.quant_state = state
+    return SimpleNamespace(weight=packed, out_features=rows, in_features=columns)
+
+
 def compare(device: str, dtype: torch.dtype, tolerance: float) -> None:
     """Raise AssertionError where a kernel's result differs from the operation's by more than the share `tolerance`."""
-    from common.lm.rollout import attention_kernels, kernels, operations, sampling_kernels
+    from common.lm.rollout import attention_kernels, four_bit_kernels, kernels, operations, sampling_kernels
     from common.lm.rollout.architecture import Architecture
+    from common.lm.rollout.layers import dequantized
 
     def architecture(**changes):
         return Architecture(**{**ARCHITECTURE, **changes})
@@ -57,6 +70,20 @@ def compare(device: str, dtype: torch.dtype, tolerance: float) -> None:
         kernels.merge(ours, weight, up, down, 0.5)
         operations.merge(reference, weight, up, down, 0.5)
         equal(ours, reference)
+    for nested, columns in ((True, 320), (False, 256)):
+        layers = [four_bit_layer(rows, columns, nested, device, dtype) for rows in (70, 64, 24)]
+        whole = torch.cat([dequantized(layer) for layer in layers])
+        x, bias, small, up = random(5, columns), random(158), random(5, 8), random(158, 8)
+        for programs in (1, 99):
+            four_bit_kernels.PROGRAMS = programs  # with few the columns are not split
+            matrix = kernels.four_bit_matrix(layers)
+            equal(matrix.multiply(x) / columns**0.5, F.linear(x, whole) / columns**0.5)
+            equal(
+                matrix.multiply(x, bias, small, up) / columns**0.5,
+                (F.linear(x, whole, bias) + small @ up.T) / columns**0.5,
+            )
+    four_bit_kernels.PROGRAMS = 1056
+    assert kernels.four_bit_matrix([four_bit_layer(8, 96, True, device, dtype)]) is None  # groups span two rows
     positions = torch.tensor([0, 60, 150], device=device)
     for softcap, window, programs in ((None, None, 128), (None, 7, 1), (5.0, None, 1), (5.0, 70, 128)):
         a = architecture(softcap=softcap)
