@@ -62,7 +62,7 @@ def about(machine: dict[str, Any]) -> str:
     """Device, driver, clocks, versions and the measured peaks."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     clocks = machine["clocks"] or {}
-    device = [machine.get("driver"), *(f"{name} {value}" for name, value in clocks.items())]
+    device = [f"{name} {value}" for name, value in clocks.items()] or [machine.get("driver")]
     peak = f"{machine['flops_per_second'] / 1e12:.1f} TFLOP/s in a matrix product"
     copied = f"{machine['bytes_per_second'] / 1e12:.3f} TB/s in a copy"
     return f"{peak}, {copied}. " + "; ".join(filter(None, [*device, f"python {machine['python']}", packages])) + "."
