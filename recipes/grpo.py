@@ -16,7 +16,7 @@ The advantage of a completion is its reward relative to the mean of its group, t
 The reference policy is the base with the adapter switched off, so the stage before must be merged into the base. With
 --beta 0, the default, the loss has no KL term; the KL that is shown is then measured on a few completions a step.
 
-Left out: running the tools that a completion calls, several turns, vLLM, several GPUs.
+Left out: running the tools that a completion calls, several turns, several GPUs.
 """
 
 import os
@@ -37,6 +37,7 @@ from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     import torch
     from common.lm.generate import Completion
     from common.lm.log_probs import Scored
+    from common.lm.rollout.backends import Correction
     from common.lm.rollout.rollouts import Rollouts
     from trl import GRPOTrainer
 else:
@@ -132,8 +134,8 @@ class Args:
     """Leave truncated completions out of the loss."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """The probability ratio of each token, or of the whole completion (GSPO, arXiv:2507.18071)."""
-    rollouts: Literal["auto", "graph", "generate"] = "auto"
-    """How completions are sampled: graph by our own decoder, generate by transformers'; auto: graph where it can."""
+    rollouts: Literal["auto", "graph", "vllm", "generate"] = "auto"
+    """graph: our own decoder; vllm: vLLM in this process (VARIANT=cuda-vllm); auto: the first of these that can."""
     rollout_correction: Literal["off", "token"] = "off"
     """token: weigh each token's loss by min(p in training / p in sampling, 2); both are logged as rollout/..."""
 
@@ -386,13 +388,10 @@ def check_loss(args: Args) -> None:
     """Raise InputError for settings of the loss that do not fit each other."""
     if args.importance_sampling_level == "sequence" and args.loss_type != "grpo":
         raise InputError(
-            f"--importance-sampling-level sequence with --loss-type {args.loss_type} would weigh a completion by its "
-            "length, but its ratio is one number for all its tokens: give --loss-type grpo"
+            f"--importance-sampling-level=sequence with --loss-type={args.loss_type} would weigh a completion by its "
+            "length, but its ratio is one number for all its tokens: give --loss-type=grpo"
         )
-    if args.rollout_correction == "token" and args.rollouts == "generate":
-        raise InputError(
-            "--rollout-correction token needs the log-probabilities that --rollouts generate does not give"
-        )
+    check_sampling(args.rollouts, args.rollout_correction, args.importance_sampling_level)
 
 
 class GroupSampling(GRPOTrainer):
@@ -412,7 +411,7 @@ class GroupSampling(GRPOTrainer):
         *,
         prompts: list[Prompt],
         rollouts: "Rollouts",
-        rollout_correction: str,
+        rollout_correction: "Correction",
         refill: int,
         samples: Path,
         samples_a_step: int,
@@ -439,7 +438,7 @@ class GroupSampling(GRPOTrainer):
             drawn = [prompt for prompt in others for _ in range(self.num_generations)]
             self.batch.replace(replaced, Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 1 + attempt)))
         output = super()._generate_and_score_completions([{"prompt": prompt.prompt} for prompt in self.batch.prompts])
-        whole = self.rollout_correction == "token"
+        whole = corrects(self.rollout_correction, self.rollouts.backend)
         scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
             self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED]))

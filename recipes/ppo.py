@@ -34,8 +34,7 @@ What other implementations do differently, and this one does so:
   policy is discarded and the policy learns no more from that rollout; the critic does.
 - A truncated completion ends like any other: nothing is bootstrapped from the critic after it.
 
-Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, vLLM, several
-GPUs.
+Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, several GPUs.
 """
 
 import copy
@@ -65,7 +64,8 @@ from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
-from common.lm.rollout.correction import rollout_mismatch
+from common.lm.rollout.backends import check_sampling, corrects
+from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
@@ -173,8 +173,10 @@ class Args:
     """Tokens of a completion: TRL's response_length."""
     temperature: float = 0.7
     """Of sampling, and of every log-probability."""
-    rollouts: Literal["auto", "graph", "generate"] = "auto"
-    """How completions are sampled: graph by our own decoder, generate by transformers'; auto: graph where it can."""
+    rollouts: Literal["auto", "graph", "vllm", "generate"] = "auto"
+    """graph: our own decoder; vllm: vLLM in this process (VARIANT=cuda-vllm); auto: the first of these that can."""
+    rollout_correction: Literal["off", "token"] = "off"
+    """token: weigh each token's loss by min(p in training / p in sampling, 2); both are logged as rollout/..."""
     cliprange: float = 0.2
     """The clipping of the probability ratio."""
     cliprange_value: float = 0.2
@@ -455,6 +457,7 @@ def with_defaults(args: Args) -> Args:
         raise InputError("--critic-init reward needs --reward-model, from which the critic is to start")
     if args.rewards == () and not args.reward_model:
         raise InputError("nothing rewards the completions: give --reward-model or --rewards")
+    check_sampling(args.rollouts, args.rollout_correction)
     rewards = args.rewards if args.rewards is not None else () if args.reward_model else REWARD_FUNCTIONS
     return replace(args, rewards=rewards, critic_init=args.critic_init or ("reward" if args.reward_model else "base"))
 
@@ -552,7 +555,7 @@ def step_metrics(
         "completions/clipped_ratio": (count - ended) / count,  # the share that was truncated
         "val/num_eos_tokens": ended,
         **ppo.rollouts.figures,
-        **rollout_mismatch(completions, [row[here] for row, here in zip(rewards.log_probs, mask, strict=True)]),
+        **rollout_mismatch(completions, trained_log_probs(rollout, rewards)),
     }
     # The scores as they were given: all together, the reward model's part, the reward functions' part, and each one's.
     metrics["score/mean"], metrics["score/std"] = moments(scores.total)
@@ -849,10 +852,22 @@ def compute_rewards(ppo: PPO, rollout: Rollout, scores: Scores) -> Rewards:
 
 
 def compute_advantages(ppo: PPO, rollout: Rollout, rewards: Rewards) -> Advantages:
-    """Phase 3: the critic's values, advantages and returns by GAE, and the advantages whitened over the rollout."""
+    """Phase 3: the critic's values, advantages and returns by GAE, and the advantages whitened over the rollout.
+
+    With --rollout-correction they are then weighted by truncated importance sampling; the critic's returns are not.
+    """
     values = all_values(ppo, rollout)
     advantages, returns = gae(rewards.rewards, values, rollout.mask, ppo.args.gamma, ppo.args.lam)
-    return Advantages(values, masked_whiten(advantages, rollout.mask), returns)
+    whitened = masked_whiten(advantages, rollout.mask)
+    if corrects(ppo.args.rollout_correction, ppo.rollouts.backend):
+        trained = trained_log_probs(rollout, rewards)
+        whitened = whitened * correction(rollout.completions, trained, whitened.shape[1]).to(whitened.device)
+    return Advantages(values, whitened, returns)
+
+
+def trained_log_probs(rollout: Rollout, rewards: Rewards) -> "list[Tensor]":
+    """The policy's log-probabilities of the tokens of each completion, (C,), computed as in training."""
+    return [row[here] for row, here in zip(rewards.log_probs, rollout.mask, strict=True)]
 
 
 def update(

@@ -31,7 +31,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer, load_text_tokenizer
+from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer, load_text_tokenizer
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -73,6 +73,8 @@ class Args:
     # The model and the adapter.
     load_in_4bit: bool = True
     """Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
+    load_in_fp8: bool = False
+    """Load it in fp8 instead, and multiply in fp8: the fastest, on a GPU of Ada, Hopper or Blackwell."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     use_peft: bool = True
@@ -130,7 +132,7 @@ def main() -> None:
     environment.set_variables(models=[base], sources=[source])
     data = read_examples(source, SFT_FORMATS, args.format, args.columns)
     raw_text = isinstance(data.examples[0], Document)
-    check_arguments(args)
+    check_arguments(args, origins)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.
     run = plan_run(
@@ -154,6 +156,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
+    from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
@@ -189,7 +192,7 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
     with run:
-        # 4. The model: frozen in 4 or 16 bit under a LoRA adapter, or all weights trained.
+        # 4. The model: frozen in 4, 8 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
@@ -199,12 +202,14 @@ def main() -> None:
             revision=base.revision,
             max_seq_length=args.max_length,
             dtype=dtype,
-            load_in_4bit=args.load_in_4bit and args.use_peft,
+            load_in_4bit=in_4bit(args.load_in_4bit, args.load_in_fp8) and args.use_peft,
             full_finetuning=not args.use_peft,
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,  # else Unsloth replaces a hub id by its own 4-bit copy
             random_state=args.seed,
         )
+        if args.load_in_fp8:
+            quantize_base(model)
         if args.use_peft:
             model = FastLanguageModel.get_peft_model(
                 model,
@@ -306,8 +311,11 @@ def main() -> None:
         show_ending(console, run, saved)
 
 
-def check_arguments(args: Args) -> None:
+def check_arguments(args: Args, origins: dict[str, str]) -> None:
     """Raises InputError for arguments that do not go together."""
+    check_precision(args, origins)
+    if args.load_in_fp8 and not args.use_peft:
+        raise InputError("--load-in-fp8 is for a frozen base, and --no-use-peft trains it; leave one of the two out")
     if args.train_embeddings and not args.use_peft:
         raise InputError("--train-embeddings: --no-use-peft trains every weight already; leave one of the two out")
     if args.embedding_learning_rate is not None and not args.train_embeddings:

@@ -259,11 +259,11 @@ def say(text: str, style: str | None = None) -> None:
 
 def undo(talk: Talk) -> str:
     """Take back the last question with its answer, and return it."""
-    asked = [number for number, turn in enumerate(talk.turns) if turn["role"] == "user"]
-    if not asked:
+    questions = [number for number, turn in enumerate(talk.turns) if turn["role"] == "user"]
+    if not questions:
         raise InputError("there is no question yet")
-    text = talk.turns[asked[-1]]["content"]
-    del talk.turns[asked[-1] :]
+    text = talk.turns[questions[-1]]["content"]
+    del talk.turns[questions[-1] :]
     return text
 
 

@@ -23,6 +23,7 @@ ALIASES = {
     "kl_coef": "kl_beta beta kl_coeff init_kl_coef",
     "learning_rate": "lr",
     "load_in_4bit": "qlora load_4bit quantization quantize quantization_bit four_bit load_in_4_bit",
+    "load_in_fp8": "fp8 load_fp8 load_in_float8",
     "logging_steps": "log_every_n_steps log_interval",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
@@ -60,6 +61,12 @@ ALIASES = {
     "warmup_steps": "warmup warmup_ratio num_warmup_steps",
     "weight_decay": "wd l2",
 }  # fmt: skip
+
+# Arguments that only some commands have, and why the others refuse them.
+ELSEWHERE = {
+    "load_in_fp8": "SFT, DPO, KTO and reward models train in fp8. GRPO and PPO sample in 16 bit or nf4, and fp8 rounds "
+    "the activations too: the policy that samples would not be the one that is trained",
+}
 
 
 def ours(name: str, known: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.aliases import ours
+from common.aliases import ELSEWHERE, ours
 from common.errors import ARGUMENTS, InputError, did_you_mean
 
 Args = TypeVar("Args")
@@ -182,6 +182,8 @@ def _unknown(flag: str, fields: Sequence[Field]) -> str:
     known = {field.name: field for field in fields}
     if name := ours(flag.lstrip("-"), known):
         return f"{flag} is {known[name].flag} here"
+    if reason := ELSEWHERE.get(flag.lstrip("-").replace("-", "_")):
+        return f"there is no {flag} here: {reason}."
     return f"there is no {flag}{did_you_mean(flag, [field.flag for field in fields])}."
 
 

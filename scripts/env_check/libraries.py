@@ -25,7 +25,7 @@ def check_libraries(facts: Facts) -> Iterator[Check]:
         ("triton", "triton kernel", FAILURE, "first fix the compiler line; then " + fix_packages()),
         ("torchao", "torchao import", WARNING, fix_packages()),
         ("torchvision", "torchvision call", FAILURE, fix_packages()),
-        ("vllm", "vllm import", WARNING, "make setup VARIANT=cuda-vllm; without it GRPO samples more slowly"),
+        ("vllm", "vllm import", WARNING, "make setup VARIANT=cuda-vllm; only --rollouts vllm needs it"),
         ("nccl", "several GPUs", WARNING, NO_PEERS),
     )
     for probe, name, status, fix in lines:

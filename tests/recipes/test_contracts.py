@@ -21,6 +21,7 @@ OURS = {
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
     "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings",
+    "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
     "cliprange", "cliprange_value", "gamma", "lam", "kl_coef", "kl_estimator", "kl_target", "missing_eos_penalty",
@@ -29,7 +30,7 @@ OURS = {
 LEADING = ["model", "data", "output_dir"]
 # Arguments with one type, one default and one help text in every recipe that has them, in this order.
 SAME = [
-    "chat_template_path", "pad_token", "load_in_4bit", "dtype", "lora_r", "lora_alpha", "lora_dropout",
+    "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
     "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
 ]  # fmt: skip

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
+import grpo
 import pytest
+from common.errors import InputError
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from fake_hub import serve
 
@@ -190,6 +193,20 @@ MINE = {
         "    return [-float(f'<answer>{a}</answer>' in c[-1]['content']) for c, a in zip(completions, answer)]\n"
     ),
 }
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss", get_args(get_type_hints(grpo.Args)["loss_type"]))
+@pytest.mark.parametrize("correction", ["off", "token"])
+def test_a_ratio_of_whole_completions_goes_only_with_a_loss_of_whole_completions(level, loss, correction):
+    args = grpo.Args(importance_sampling_level=level, loss_type=loss, rollout_correction=correction)
+    if level == "token" or (loss == "grpo" and correction != "token"):
+        grpo.check_loss(args)
+        return
+    with pytest.raises(InputError, match="--importance-sampling-level=sequence"):
+        grpo.check_loss(args)
+
+
 BAD = {
     "a gold answer that is none": (json.dumps({**ROW, "answer": "..."}) + "\n", [], ":1: answer: "),
     "no gold answer": (json.dumps({"prompt": "a"}) + "\n", [], "math: needs the column answer, which no row has"),

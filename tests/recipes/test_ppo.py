@@ -82,7 +82,7 @@ def setting(tmp_path):
         args=args,
         model=model,
         tokenizer=SimpleNamespace(pad_token_id=PAD),
-        rollouts=SimpleNamespace(figures={}, sample=lambda *_: completions()),
+        rollouts=SimpleNamespace(figures={}, backend="graph", sample=lambda *_: completions()),
         reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=None,
         reward_backbone=RecordedPass(model),
@@ -107,6 +107,24 @@ def phases(parts: ppo.PPO) -> tuple[ppo.Rollout, ppo.Scores, ppo.Rewards, ppo.Ad
         parts.score_moments.update(scores.total)
     rewards = ppo.compute_rewards(parts, rollout, scores)
     return rollout, scores, rewards, ppo.compute_advantages(parts, rollout, rewards)
+
+
+def test_the_correction_weighs_the_policy_and_not_the_critic_by_the_truncated_ratio(setting):
+    parts, *_ = setting
+    rollout, _, rewards, plain = phases(parts)
+    weights = torch.ones_like(plain.advantages)
+    for index, completion in enumerate(rollout.completions):
+        length = len(completion.completion_ids)
+        shift = torch.linspace(-0.5, 1.5, length)  # nats, by which training finds a token more likely than sampling
+        sampled = (rewards.log_probs[index, :length] - shift).tolist()
+        rollout.completions[index] = replace(completion, log_probs=sampled)
+        weights[index, :length] = shift.exp().clamp(max=2)
+    unweighted = ppo.compute_advantages(parts, rollout, rewards)
+    assert torch.equal(unweighted.advantages, plain.advantages)
+    parts.args = replace(parts.args, rollout_correction="token")
+    weighted = ppo.compute_advantages(parts, rollout, rewards)
+    assert torch.allclose(weighted.advantages, plain.advantages * weights, atol=1e-5)
+    assert torch.equal(weighted.returns, plain.returns)
 
 
 def update_both(parts, rollout, rewards, advantages) -> tuple[dict[str, float], dict[str, float]]:

@@ -23,7 +23,7 @@ def record(folder, recipe="sft", status="done", **more):
     return folder
 
 
-def test_the_adapter_of_a_run_is_found_or_it_is_said_why_there_is_none(tmp_path):
+def test_the_adapter_of_a_run_is_found_or_a_message_tells_why_there_is_none(tmp_path):
     done = record(tmp_path / "done")
     (done / "adapter").mkdir()
     assert adapter_of(done) == done / "adapter"
@@ -85,7 +85,7 @@ def test_commands_change_the_conversation_as_they_say(tmp_path, capsys):
         one.read("/quit")
 
 
-def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path, capsys):
+def test_what_cannot_be_done_has_a_message_and_changes_nothing(tmp_path, capsys):
     one = talk()
     one.read("a")
     before = list(one.turns)

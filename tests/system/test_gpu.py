@@ -93,6 +93,42 @@ def test_four_bit_weights_are_four_bit_and_still_learn(tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+def test_an_fp8_base_takes_the_step_of_a_16_bit_one_and_learns(tmp_path):
+    eight, sixteen = (first_step(tmp_path / name, *flags) for name, flags in (("8", ("--load-in-fp8",)), ("16", ())))
+    assert eight["loss"] == pytest.approx(sixteen["loss"], rel=1e-2)
+    assert eight["grad_norm"] == pytest.approx(sixteen["grad_norm"], rel=5e-2)
+    done = run_recipe("sft", "--output-dir", tmp_path / "run", "--load-in-fp8", "--max-steps", 40)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("tokens", [1, 77, 2048])
+def test_fp8_products_on_the_tensor_cores_are_the_references(tokens):
+    import sys
+
+    from common.lm.fp8 import Fp8Linear
+
+    sys.path.append(str(ROOT / "tests" / "references"))
+    import plain_fp8
+
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(512, 1024, bias=False, device="cuda", dtype=torch.bfloat16)
+    layer, weight = Fp8Linear(linear), linear.weight.double().cpu().detach().numpy()
+    x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(tokens, 1024, device="cuda", dtype=torch.bfloat16) * 1e-6
+    for forward in (layer, torch.compile(layer)):
+        x.grad = None
+        y = forward(x)
+        y.backward(dy)
+        for ours, reference in (
+            (y, plain_fp8.forward(x.detach().double().cpu().numpy(), weight)),
+            (x.grad, plain_fp8.backward(dy.double().cpu().numpy(), weight)),
+        ):
+            error = ours.detach().double().cpu().numpy() - reference
+            assert (error**2).sum() < 1e-2**2 * (reference**2).sum()  # bfloat16, and the tensor cores' sums of 14 bits
+
+
 def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
     """One epoch over a rollout: the policy that is updated is the one that sampled, in bfloat16 and under kernels."""
     sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
@@ -190,6 +226,16 @@ def test_grpo_learns(merged, tmp_path):
     assert done.returncode == 0, done.stderr
     rewards = [row["reward"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
     assert rewards[-1] > rewards[0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs VARIANT=cuda-vllm")
+def test_grpo_learns_from_what_vllm_samples(merged, tmp_path):
+    flags = ("--rollouts", "vllm", "--max-steps", 8, "--learning-rate", 1e-4)
+    done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert all(row["rollout/log_prob_diff_std"] < 0.1 for row in rows)  # it has seen every step of the optimizer
+    assert rows[-1]["rollout/tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

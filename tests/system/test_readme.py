@@ -29,6 +29,7 @@ ELSEWHERE = {
     r"make slurm-status\b.*": "tests/system/test_slurm.py",
     r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
     r"make pin\b.*": "tests/common/lm/test_models.py",
+    r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
 # What makes a run of each command short; a page's own value of the same name is replaced.

@@ -1,7 +1,8 @@
 """Load a model and its tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError, MachineError
 from common.lm.adapter import check_base, check_mergeable, check_plain, load_adapter
@@ -90,6 +91,28 @@ def choose_dtype(name: str) -> "torch.dtype":
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if is_bfloat16_supported() else torch.float16
+
+
+def check_precision(args: Any, origins: Mapping[str, str]) -> None:
+    """Raise InputError where a recipe's --load-in-fp8 does not go with its --load-in-4bit or --dtype.
+
+    `origins` are those of `parse`: a --load-in-4bit that nobody typed, the default of recipe or card, is off with it.
+    """
+    if not args.load_in_fp8:
+        return
+    if args.load_in_4bit and origins["load_in_4bit"] == "command line":
+        raise InputError("--load-in-4bit and --load-in-fp8 are two ways to store the base; give one of the two")
+    if args.dtype not in ("auto", "bfloat16"):
+        raise InputError(f"--load-in-fp8 computes the rest in bfloat16; leave out --dtype {args.dtype}")
+
+
+def in_4bit(load_in_4bit: bool, load_in_fp8: bool) -> bool:
+    """Is the base to be loaded in 4 bit? Raises MachineError for --load-in-fp8 on a device that has no fp8."""
+    if load_in_fp8:
+        from common.lm.fp8 import check_fp8_device
+
+        check_fp8_device()
+    return load_in_4bit and not load_in_fp8
 
 
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":

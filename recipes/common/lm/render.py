@@ -4,13 +4,13 @@
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data.examples import Conversation
+from common.data.examples import Conversation, Prompt
 from common.data.rows import Faults
 from common.data.turns import Turns
 from common.errors import InputError
@@ -93,6 +93,18 @@ def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Convers
             faults.add(prompt.place, str(error))
     faults.stop()
     return texts
+
+
+def as_conversation(prompt: Prompt | Conversation) -> Conversation:
+    return prompt if isinstance(prompt, Conversation) else Conversation(prompt.place, prompt.prompt, prompt.tools)
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt | Conversation]) -> list[list[int]]:
+    """The tokens of each prompt, generation prompt included. Raises InputError as `prompt_texts`."""
+    distinct = {id(prompt): as_conversation(prompt) for prompt in prompts}  # a group is the same prompt several times
+    texts = prompt_texts(tokenizer, list(distinct.values()))
+    ids = dict(zip(distinct, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+    return [ids[id(prompt)] for prompt in prompts]
 
 
 def _way_out(turns: Turns, reason: str) -> str:

@@ -6,11 +6,14 @@ Both have the same weights, but not the same kernels: in 16 bit their log-probab
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from common.errors import MachineError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from common.lm.generate import Completion
 
+LARGEST_SPREAD = 0.5  # nats, the standard deviation of differences; rounding to 16 bit makes 0.02 to 0.1
 LARGEST = 2.0  # of the weights of truncated importance sampling (arXiv:2510.11370 and others clip at 2)
 
 
@@ -41,6 +44,20 @@ def rollout_mismatch(completions: Sequence["Completion"], trained: Sequence["Ten
         "rollout/log_prob_diff_std": float(all_differences.std(correction=0)),
         "rollout/ratio_outside": float(((ratios < 0.5) | (ratios > 2)).float().mean()),
     }
+
+
+def check_agreement(completions: Sequence["Completion"], trained: Sequence["Tensor"], sampler: str) -> None:
+    """Raise MachineError where the log-probabilities of `sampler` differ from those in training by more than rounding.
+
+    Then it computes another model: weights in the wrong place, another attention or other positions.
+    """
+    spread = rollout_mismatch(completions, trained)["rollout/log_prob_diff_std"]
+    if not spread < LARGEST_SPREAD:
+        raise MachineError(
+            f"{sampler}'s log-probabilities differ from the model's by {spread:.2f} nats (standard deviation; rounding "
+            f"explains no more than {LARGEST_SPREAD}): it computes this model in another way. Give --rollouts=graph "
+            "or --rollouts=generate"
+        )
 
 
 def correction(completions: Sequence["Completion"], trained: Sequence["Tensor"], width: int) -> "Tensor":

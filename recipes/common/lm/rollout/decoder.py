@@ -74,6 +74,10 @@ class Decoder:
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.steps = 0  # so far; for figures
 
+    def refresh(self) -> None:
+        """Merge the adapter as it is now."""
+        self.weights.refresh()
+
     @torch.no_grad()
     def decode(
         self,

@@ -1,14 +1,20 @@
 """Sample completions from a policy while it is trained: one class for every command that samples."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from common.data.examples import Conversation, Prompt
+from common.errors import MachineError
 from common.lm.generate import Completion, generate
-from common.lm.render import prompt_texts
+from common.lm.log_probs import score_tokens
+from common.lm.render import as_conversation, prompt_ids
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
+from common.lm.rollout.backends import Backend, has_vllm
+from common.lm.rollout.correction import check_agreement
+from common.lm.rollout.gpu import free_bytes, memory_limit, on_gpu
 from common.run.progress import bar
 from common.run.screen import console
 
@@ -18,9 +24,8 @@ if TYPE_CHECKING:
 
     from common.lm.rollout.decoder import Decoder
     from common.lm.rollout.rows import Request
+    from common.lm.rollout.vllm_engine import VllmEngine
     from common.lm.rollout.weights import PolicyWeights
-
-Backend = Literal["auto", "graph", "generate"]
 
 LENGTH_STEP = 128  # the cache is as long as a multiple of it; when it grows, graphs are recorded anew
 RESERVE = 2**30  # bytes left free: a step's activations, logits and graphs
@@ -32,9 +37,10 @@ class Rollouts:
     """Samples from one policy: `model` with `adapter`, or its base where that is None.
 
     The backend `graph` decodes by our own decoder over a copy of the weights with the adapter merged, on a CUDA GPU
-    with one CUDA graph a step. The copy is made anew at every call, so it is never of another step. `generate` is
-    transformers' own; `auto` takes it, and says so, for models that the decoder cannot run, and where its first call
-    ends in a RuntimeError, such as for want of memory.
+    with one CUDA graph a step. The copy is made anew at every call, so it is never of another step. `vllm` does the
+    same by an engine of vLLM in this process, and `generate` is transformers' own. `auto` takes the decoder; for models
+    that it cannot run vLLM where it is installed, else generate; and generate where the first call ends in a
+    RuntimeError, such as for want of memory. It prints which and why.
 
     Args:
         tokenizer: with a chat template and a pad token.
@@ -42,7 +48,8 @@ class Rollouts:
         seed: of the run. With `key` of each call and the index of a completion it gives the completion's noise.
         max_rows: completions that are decoded at once, at most.
 
-    `figures` has numbers of the last call: seconds, tokens a second, how often the weights were merged.
+    `figures` has numbers of the last call: seconds, tokens a second, seconds to merge the weights. `backend` is the
+    way that is in use.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class Rollouts:
         self.end = end
         self.seed = seed
         self.adapter = adapter
-        self.backend = backend
+        self.requested = backend
+        self.backend: Backend = "graph" if backend == "auto" else backend
         self.max_rows = max_rows
         self.weights: PolicyWeights | None = None
         self.decoder: Decoder | None = None
+        self.engine: VllmEngine | None = None
         self.rows_that_fit = max_rows
         self.figures: dict[str, float] = {}
 
@@ -84,17 +93,28 @@ class Rollouts:
         """
         if not prompts:
             return []
-        if self.backend != "generate":
+        while self.backend != "generate":
             try:
                 return self._decode(prompts, max_new_tokens, temperature, key, advance)
             except (Unsupported, RuntimeError) as reason:
-                if self.backend == "graph" or (self.figures and not isinstance(reason, Unsupported)):
+                unsupported = isinstance(reason, Unsupported)
+                if self.requested != "auto" and unsupported:
+                    raise MachineError(
+                        f"--rollouts={self.requested} cannot sample from this model: {reason}"
+                    ) from reason
+                if self.requested != "auto" or (self.figures and not unsupported):
                     raise  # once it has worked, an error is no reason to sample in another way
-                self.backend = "generate"
-                self.release()
-                why = str(reason).splitlines()[0]
-                console().print(f"Sampling with transformers' generate, which is slower: {why}.", soft_wrap=True)
+                self._fall_back(reason)
         return self._generate(prompts, max_new_tokens, temperature, advance)
+
+    def _fall_back(self, reason: Exception) -> None:
+        """Take the next way to sample: vLLM where the decoder does not know the model, else generate."""
+        to_vllm = self.backend == "graph" and isinstance(reason, Unsupported) and on_gpu() and has_vllm()
+        self.release()
+        self.engine = None
+        self.backend = "vllm" if to_vllm else "generate"
+        how = "vLLM, whose start takes a minute" if to_vllm else "transformers' generate, which is slower"
+        console().print(f"Sampling with {how}: {str(reason).splitlines()[0]}.", soft_wrap=True)
 
     def _generate(
         self,
@@ -134,8 +154,8 @@ class Rollouts:
         requests = [
             Request(tuple(prompt), self._noise_seed(key, index), max_new_tokens) for index, prompt in enumerate(ids)
         ]
-        decoder = self._ready(requests)
-        decoder.weights.refresh()
+        decoder = self._ready_engine(requests) if self.backend == "vllm" else self._ready(requests)
+        decoder.refresh()
         merged = time.perf_counter()
         end = self.tokenizer.convert_tokens_to_ids(self.end)
         decoded = decoder.decode(requests, end, temperature, advance)
@@ -143,12 +163,15 @@ class Rollouts:
         if not self._keeps():
             self.release()
         seconds = time.perf_counter() - started
-        self.figures = {
-            "rollout/seconds": seconds,
-            "rollout/refresh_seconds": merged - started,
-            "rollout/tokens_per_second": tokens / seconds,
-        }
-        return [
+        first, self.figures = (
+            (not self.figures),
+            {
+                "rollout/seconds": seconds,
+                "rollout/refresh_seconds": merged - started,
+                "rollout/tokens_per_second": tokens / seconds,
+            },
+        )
+        completions = [
             Completion(
                 self.tokenizer.decode(one.tokens, skip_special_tokens=True),
                 one.tokens[-1] == end,
@@ -158,9 +181,20 @@ class Rollouts:
             )
             for prompt, one in zip(ids, decoded, strict=True)
         ]
+        if first and self.backend == "vllm":
+            self._compare(completions[:4], temperature)
+        return completions
+
+    def _compare(self, completions: list[Completion], temperature: float) -> None:
+        """Raise MachineError unless the model itself gives the completions the probabilities that vLLM gave them."""
+        spans = [(one.prompt_ids, one.completion_ids) for one in completions]
+        as_base = self.adapter is None and hasattr(self.model, "disable_adapter")
+        with self.model.disable_adapter() if as_base else contextlib.nullcontext():
+            scored = score_tokens(self.model, spans, self.tokenizer.pad_token_id, temperature=temperature or 1.0)
+        check_agreement(completions, [one.log_probs for one in scored], "vLLM")
 
     def release(self) -> None:
-        """Free the copy of the weights, the cache and the graphs."""
+        """Free the copy of the weights, the cache and the graphs. An engine of vLLM stays: it takes a minute."""
         held = self.weights is not None
         self.weights = self.decoder = None
         if held and on_gpu():
@@ -193,6 +227,20 @@ class Rollouts:
             self.rows_that_fit = size_within(int((free_bytes() - RESERVE) // row))
         self.decoder = Decoder(self.weights, min(wanted, self.rows_that_fit), length)
         return self.decoder
+
+    def _ready_engine(self, requests: "Sequence[Request]") -> "VllmEngine":
+        """vLLM's engine, beside which half of the memory is left to training."""
+        if not on_gpu():
+            raise Unsupported("vLLM needs an NVIDIA GPU")
+        from common.lm.rollout.vllm_engine import VllmEngine, engine_length
+
+        if self.engine is None:
+            if self.requested == "vllm":
+                console().print("Starting vLLM's engine, which takes a minute.")
+            room = free_bytes() - max(RESERVE, memory_limit() // 2)
+            length = engine_length(self.model, requests)
+            self.engine = VllmEngine(self.model, self.adapter, rows=self.max_rows, length=length, room=room)
+        return self.engine
 
     def _copies(self, length: int) -> bool:
         """Whether a merged copy fits beside the cache. Else a base in 4 bit is read as it is stored in each step.
@@ -232,41 +280,6 @@ def sample_completions(
     return [completions[first : first + count] for first in range(0, len(completions), count)]
 
 
-def as_conversation(prompt: Prompt | Conversation) -> Conversation:
-    return prompt if isinstance(prompt, Conversation) else Conversation(prompt.place, prompt.prompt, prompt.tools)
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt | Conversation]) -> list[list[int]]:
-    """The tokens of each prompt, generation prompt included. Raises InputError as `prompt_texts`."""
-    distinct = {id(prompt): as_conversation(prompt) for prompt in prompts}  # a group is the same prompt several times
-    texts = prompt_texts(tokenizer, list(distinct.values()))
-    ids = dict(zip(distinct, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
-    return [ids[id(prompt)] for prompt in prompts]
-
-
-def memory_limit() -> int:
-    """Bytes of the current GPU that this process may have."""
-    import torch
-
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction())
-
-
-def free_bytes() -> int:
-    """Bytes of the current GPU that this process can still allocate."""
-    import torch
-
-    free, _ = torch.cuda.mem_get_info()
-    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    return min(free + reserved - allocated, memory_limit() - allocated)
-
-
 def row_bytes(architecture: Architecture, layers: int, size: int, length: int) -> int:
     """Bytes of one row of a cache of `length` tokens: keys and values of `size` bytes each, and its completion."""
     return length * (2 * layers * architecture.kv_heads * architecture.head_dim * size + 12)
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -41,12 +41,14 @@ FEW_ROWS = 64  # with more, to dequantize a matrix in 4 bit and multiply with it
 class Merged:
     """Several linear layers as one whose weight (out, in) holds their weights with the adapter merged."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[torch.nn.Module], adapter: str | None, dtype: torch.dtype, allocate: bool = True
+    ) -> None:
         self.layers = layers
         self.adapter = adapter
         shapes = [shape_of(layer) for layer in layers]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        self.weight = torch.empty(rows, columns, dtype=dtype, device=stored(layers[0]).device)
+        self.weight = torch.empty(rows, columns, dtype=dtype, device=stored(layers[0]).device if allocate else "meta")
         self.bias = bias_of(layers, dtype)
 
     def refresh(self) -> None:
@@ -136,11 +138,14 @@ class PolicyWeights:
         model: a causal language model, or that under PEFT. Its base may be in 16, 32 or 4 bit (bitsandbytes).
         adapter: the name of a LoRA adapter of it.
         copy: whether the linear layers are copied; else they are dequantized at every call, for 4 bit only.
+        allocate: whether the copy has memory of its own; else the caller sets the `weight` of each `Merged`.
 
     Raises Unsupported, naming why, when the decoder cannot run the model or merge the adapter.
     """
 
-    def __init__(self, model: "PeftModel | PreTrainedModel", adapter: str | None, copy: bool = True) -> None:
+    def __init__(
+        self, model: "PeftModel | PreTrainedModel", adapter: str | None, copy: bool = True, allocate: bool = True
+    ) -> None:
         self.config = model.config.get_text_config()
         self.architecture = read_architecture(self.config)
         text, head = _parts(model)
@@ -162,7 +167,7 @@ class PolicyWeights:
         if copy:
 
             def linear(layers: Sequence[torch.nn.Module]) -> Merged | Dequantized:
-                return Merged(layers, adapter, self.dtype)
+                return Merged(layers, adapter, self.dtype, allocate)
         else:
             sizes = [sum(map(size_of, matrix)) for matrix in itertools.chain(*map(matrices, modules))]
             buffer = torch.empty(max(sizes), dtype=self.dtype, device=self.device)
@@ -196,6 +201,11 @@ class PolicyWeights:
         """The embeddings (B, h) of `ids` (B,)."""
         x = F.embedding(ids, _active(self.embedding).weight)
         return x if self.embed_scale == 1.0 else x * self.embed_scale
+
+    def ends(self) -> "tuple[Tensor, Tensor, Tensor | None]":
+        """The weights (V, h) of embedding and head, and the head's bias if it has one."""
+        head = _active(self.head)
+        return _active(self.embedding).weight, head.weight, head.bias
 
     def logits(self, hidden: "Tensor") -> "Tensor":
         """The logits (B, V) of normed hidden states (B, h), before a final soft cap."""

@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from common.data.examples import Conversation, Prompt
+from common.errors import MachineError
 from common.lm.generate import generate
 from common.lm.log_probs import Scored, score_tokens
 from common.lm.render import end_token
 from common.lm.rollout import rollouts as module
+from common.lm.rollout import vllm_engine
 from common.lm.rollout.correction import correction, rollout_mismatch
+from common.lm.rollout.decoder import Decoded
 from common.lm.rollout.rollouts import Rollouts, sample_completions
 from conftest import ROOT
 
@@ -100,8 +103,76 @@ def test_auto_names_why_it_takes_generate_and_graph_refuses(model, tokenizer, mo
     assert sampler.sample(PROMPTS, 4, 0.0) == sampler.sample(PROMPTS, 4, 0.0) == []
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Sampling with transformers' generate, which is slower: unknown models")
-    with pytest.raises(module.Unsupported):
+    with pytest.raises(MachineError, match="--rollouts=graph cannot sample from this model: unknown models"):
         rollouts_of(model, tokenizer, backend="graph").sample(PROMPTS, 4, 0.0)
+
+
+class Engine:
+    """In place of vLLM's: completions of one token, with its log-probability by the model, or by another one."""
+
+    shift = 0.0
+
+    def __init__(self, model, adapter, **settings):
+        self.model, self.settings, self.refreshed = model, settings, 0
+
+    def refresh(self):
+        self.refreshed += 1
+
+    def decode(self, requests, end, temperature, advance):
+        scored = score_tokens(self.model, [(list(request.prompt), [5]) for request in requests], 0)
+        return [Decoded([5], [float(one.log_probs[0]) + index * self.shift]) for index, one in enumerate(scored)]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """As if there were vLLM and a GPU."""
+    monkeypatch.setattr(vllm_engine, "VllmEngine", Engine)
+    monkeypatch.setattr(module, "has_vllm", lambda: True)
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    monkeypatch.setattr(module, "memory_limit", lambda: 80 * 2**30)
+    monkeypatch.setattr(module, "free_bytes", lambda: 70 * 2**30)
+
+
+def test_auto_takes_vllm_for_a_model_that_the_decoder_does_not_know(model, tokenizer, monkeypatch, capsys, installed):
+    monkeypatch.setattr(model.config, "model_type", "unknown")
+    sampler = rollouts_of(model, tokenizer)
+    for _ in range(2):
+        assert [one.completion_ids for one in sampler.sample(PROMPTS, 4, 1.0)] == [[5]] * len(PROMPTS)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Sampling with vLLM, whose start takes a minute: unknown models")
+    assert sampler.backend == "vllm"
+    assert sampler.engine.refreshed == 2
+    assert sampler.engine.settings["room"] == 30 * 2**30  # half of the memory is left to training
+    assert sampler.figures["rollout/tokens_per_second"] > 0
+
+
+def test_what_vllm_cannot_run_either_generate_does(model, tokenizer, monkeypatch, capsys, installed):
+    def refuse(*_, **__):
+        raise module.Unsupported("vLLM's engine does not start: no such class")
+
+    monkeypatch.setattr(vllm_engine, "VllmEngine", refuse)
+    monkeypatch.setattr(Rollouts, "_generate", lambda *_: ["generated"])
+    with pytest.raises(MachineError, match="--rollouts=vllm cannot sample from this model: vLLM's engine does not"):
+        rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
+    monkeypatch.setattr(model.config, "model_type", "unknown")
+    assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 1.0) == ["generated"]
+    starting, first, second = capsys.readouterr().out.splitlines()
+    assert starting == "Starting vLLM's engine, which takes a minute."
+    assert "vLLM, whose start" in first
+    assert second.endswith("which is slower: vLLM's engine does not start: no such class.")
+
+
+def test_log_probabilities_of_another_model_stop_the_run(model, tokenizer, monkeypatch, installed):
+    monkeypatch.setattr(Engine, "shift", 0.1)
+    rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
+    monkeypatch.setattr(Engine, "shift", 1.0)
+    with pytest.raises(MachineError, match=r"vLLM's log-probabilities differ from the model's by 1\.12 nats"):
+        rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
+
+
+def test_vllm_without_a_gpu_is_refused(model, tokenizer):
+    with pytest.raises(MachineError, match="--rollouts=vllm cannot sample from this model: vLLM needs an NVIDIA GPU"):
+        rollouts_of(model, tokenizer, backend="vllm").sample(PROMPTS, 4, 1.0)
 
 
 def test_the_cache_grows_with_longer_prompts_and_more_of_them(model, tokenizer):
