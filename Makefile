@@ -15,8 +15,8 @@ $(foreach name,$(given),$(eval override export $(name) := $$(value $(name))))
 override export RECIPES_GIVEN := $(strip $(given))
 
 train := sft dpo kto grpo reward ppo merge pipeline
-data := choose check-data test-rewards distill preferences
-results := chat evaluate compare benchmark
+data := choose plan check-data test-rewards distill preferences
+results := chat report watch evaluate compare benchmark
 machine := check models shell slurm slurm-status image setup
 repository := test test-all test-docker test-slurm lint pin lock lock-check pin-base tiny samples clean
 

@@ -41,7 +41,7 @@ if find_spec("env_check") is None:  # started directly: start again with our par
 
 from common.arguments import name_arguments, parse
 from common.errors import CANNOT, DONE, InputError, did_you_mean, run_command, spell
-from common.lm.memory import METHODS
+from common.plan.workload import METHODS
 from env_check.checks import FAILURE, Facts
 from env_check.children import run_probes
 from env_check.fit import check_job, read_cards, what_runs

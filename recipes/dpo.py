@@ -34,6 +34,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -121,6 +122,12 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    share_prompts: bool = False
+    """Compute what chosen and rejected begin with once for both, in batches that gain by it; the loss is the same."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -172,11 +179,13 @@ def main() -> None:
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
+    from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
@@ -201,9 +210,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "dpo", base, origins, run)
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -246,12 +257,18 @@ def main() -> None:
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
                 return dataset
 
+        collate = DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, truncation_mode="keep_start")
+        if args.share_prompts and (reason := share_prompts(model, args.max_length)):
+            console.print(f"Prompts are computed once for each completion: {reason}.")
+        elif args.share_prompts:
+            collate = PairCollator(collate)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in training)
         shown = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,
+            data_collator=collate,
             train_dataset=dataset(training),
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[

@@ -39,6 +39,7 @@ from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, load_chat_tokenizer
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
+from common.plan.fit import fit_to_gpu
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
     Reward,
@@ -168,6 +169,12 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    share_prompts: bool = False
+    """Keep groups together in training, so that Unsloth on a GPU can compute a prompt once for its completions."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -250,9 +257,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "grpo", base, origins, run)
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -301,6 +310,7 @@ def main() -> None:
             prompts=prompts,
             rollouts=rollouts,
             rollout_correction=args.rollout_correction,
+            share_prompts=args.share_prompts,
             refill=args.refill,
             samples=samples,
             samples_a_step=args.sample_prompts,
@@ -401,6 +411,7 @@ class GroupSampling(GRPOTrainer):
         prompts: what to train on; the `index` column of the trainer's data set points into it.
         rollouts: sample from the policy.
         rollout_correction: whether advantages are weighted by how likely the policy in training finds each token.
+        share_prompts: whether the completions of a group stay side by side in training.
         refill: how often, in one step, flat groups are replaced by groups of other prompts.
         samples: the file that `samples_a_step` completions of each step are appended to.
         trl: the arguments of GRPOTrainer.
@@ -412,6 +423,7 @@ class GroupSampling(GRPOTrainer):
         prompts: list[Prompt],
         rollouts: "Rollouts",
         rollout_correction: "Correction",
+        share_prompts: bool,
         refill: int,
         samples: Path,
         samples_a_step: int,
@@ -421,9 +433,24 @@ class GroupSampling(GRPOTrainer):
         self.prompts = prompts
         self.rollouts = rollouts
         self.rollout_correction = rollout_correction
+        self.share_prompts = share_prompts
         self.refill = refill
         self.samples = samples
         self.samples_a_step = samples_a_step
+
+    def _prepare_inputs(self, generation_batch: list[dict]) -> dict:
+        """As TRL's; with --share-prompts without its shuffle, since Unsloth looks for a prompt in rows side by side.
+
+        The completions of a step are all in the same optimizer step, so their order has no effect on it.
+        """
+        from trl.trainer.utils import split_tensor_dict
+
+        if not self.share_prompts:
+            return super()._prepare_inputs(generation_batch)
+        passes = self.args.steps_per_generation
+        if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), passes)
+        return self._buffered_inputs[self._step % passes]
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         drawn = [self.prompts[row["index"]] for row in inputs]

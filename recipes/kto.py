@@ -38,6 +38,7 @@ from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LARGEST_RATIO = 4 / 3  # of the good completions' weight in all to the bad ones'; the smallest is 1 (equation 8)
+TOKEN_COLUMNS = ("prompt_ids", "completion_ids", "label")  # of TRL's data set
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -187,8 +193,7 @@ def main() -> None:
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
-    prompts = len({repr(row.prompt) for row in rows})
-    # With fewer than ten prompts, none is held out.
+    prompts = len({repr(row.prompt) for row in rows})  # with fewer than ten, none is held out
     held_out, rows = hold_out_by(lambda row: repr(row.prompt), rows, min(args.sample_prompts, prompts // 10), order)
     shown_rows = {repr(row.prompt): row for row in sorted(held_out, key=lambda row: row.label)}.values()  # a good one
     samples = [Sample(Conversation(row.place, row.prompt, row.tools), shown_completion(row)) for row in shown_rows]
@@ -217,9 +222,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "kto", base, origins, run)
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -245,8 +252,7 @@ def main() -> None:
         run.update(weights=asdict(weights))
 
         def dataset(examples: list[TokenFeedback]) -> Dataset:
-            names = ("prompt_ids", "completion_ids", "label")
-            columns = {name: [getattr(row, name) for row in examples] for name in names}
+            columns = {name: [getattr(row, name) for row in examples] for name in TOKEN_COLUMNS}
             if args.loss_type == "kto":
                 columns["KL_completion_ids"] = mismatched(examples, args.per_device_train_batch_size)
             return Dataset.from_dict(columns)

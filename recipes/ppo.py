@@ -67,6 +67,7 @@ from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
+from common.plan.fit import fit_to_gpu
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -220,6 +221,10 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # What is shown and kept.
@@ -308,9 +313,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "ppo", base, origins, run)
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

@@ -36,6 +36,7 @@ from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
@@ -122,6 +123,10 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -214,9 +219,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "reward", base, origins, run)
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         longest = max(len(answer) for row in [*training, *evaluation] for answer in row.answers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,

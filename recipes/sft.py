@@ -32,6 +32,7 @@ from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer, load_text_tokenizer
+from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -106,6 +107,10 @@ class Args:
     """On the CPU, which has no 8-bit Adam, it is adamw_torch_fused."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory; a third faster without it, if they fit."""
+    checkpoint_skip_layers: int = 0
+    """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -192,9 +197,11 @@ def main() -> None:
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
     with run:
+        args = fit_to_gpu(args.fit, args, "sft", base, origins, run)
         # 4. The model: frozen in 4, 8 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(

@@ -26,10 +26,12 @@ from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
-from common.lm import memory
 from common.lm.cards import Card, card_names, read_card
 from common.lm.hub import find_model
 from common.nvidia import free_gib, nvidia_smi
+from common.plan.search import device_with, fit, least, measure, plan
+from common.plan.words import as_flag, recomputed
+from common.plan.workload import workload
 from common.rewards.answers import gold
 from common.run.ending import make
 
@@ -301,9 +303,9 @@ def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
         stage.settings = f"{card.name} is not offered for {stage.method}, only for {', '.join(card.methods)}"
         stage.fits = False
         return
-    own = memory.settings(card, stage.method)
+    device = device_with(gib or 80)
     if gib == 0:
-        stage.gib = memory.least(card, stage.method, **own).total
+        stage.gib = measure(card, least(workload(card, stage.method)), device).total
         stage.fits = card.name == EMBEDDED
         stage.settings = (
             "it is small enough for the CPU"
@@ -311,26 +313,19 @@ def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
             else f"needs a GPU with {stage.gib:.1f} GiB at the least; without one take MODEL={EMBEDDED}"
         )
         return
-    plan = memory.plan(card, stage.method, gib)
-    stage.gib, stage.fits = plan.memory.total, plan.fits
-    if plan.fits:
-        bits = "4 bit" if plan.load_in_4bit else "16 bit"
-        recompute = "with" if plan.gradient_checkpointing else "without"
-        rows = f"{plan.per_device_train_batch_size} x {plan.max_length} tokens"
-        stage.settings = f"{stage.gib:.1f} of {gib:g} GiB: {bits}, {recompute} gradient checkpointing, {rows}"
-        stage.flags += [] if plan.load_in_4bit else ["--no-load-in-4bit"]
-        stage.flags += [] if plan.gradient_checkpointing else ["--no-gradient-checkpointing"]
-        stage.flags += [word for name, value in plan.changed.items() for word in (flag(name), str(value))]
+    planned = plan(card, stage.method, device)
+    stage.gib, stage.fits = planned.total, planned.fits
+    if planned.fits:
+        work = planned.work
+        rows = f"{work.rows} x {work.length} tokens"
+        stage.settings = f"{stage.gib:.1f} of {gib:g} GiB: {work.precision}, {recomputed(work)}, {rows}"
+        stage.flags += [word for name, value in planned.changed.items() for word in as_flag(name, value)]
         return
-    fitting = [name for name in by_size() if memory.fit(read_card(name), stage.method, gib) and name != EMBEDDED]
+    fitting = [name for name in by_size() if name != EMBEDDED and fit(read_card(name), stage.method, device)]
     stage.settings = (
         f"does not fit: {stage.gib:.1f} GiB at the least, of {gib:g}. Take a larger GPU"
         f"{', or a smaller model: ' + ', '.join(fitting[-3:]) if fitting else ''}"
     )
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def by_size() -> list[str]:

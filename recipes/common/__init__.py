@@ -1,1 +1,1 @@
-"""What the recipes and the commands around them share: a room each for data, language models, rewards and runs."""
+"""What recipes and the commands around them share: a room each for data, language models, pages, rewards and runs."""

@@ -4,6 +4,7 @@ Order of precedence: the recipe's default, then the model card's number for this
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import sys
@@ -14,9 +15,10 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from common.arguments import Given, check, read_fields
-from common.errors import InputError
+from common.errors import PLAN_ADVICE, InputError
 from common.lm.cards import method_settings
 from common.lm.hub import Model, find_model
+from common.plan.fit import where_it_fits
 
 Args = TypeVar("Args")
 
@@ -43,6 +45,7 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     origins = {
         name: "command line" if name in typed else f"card {model.name}" if name in card else "recipe" for name in fields
     }
+    PLAN_ADVICE[:] = [functools.partial(where_it_fits, model, method, args)]
     return args, model, origins
 
 

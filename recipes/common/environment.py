@@ -80,6 +80,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def several_processes() -> bool:
+    """Whether torchrun started several processes of this run, one for each GPU."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def describe_code() -> dict[str, Any]:
     """Commit, dirty flag, lock, image and package versions."""
     return {

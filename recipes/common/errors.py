@@ -17,7 +17,9 @@ DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 SPELLING = os.environ.pop("RECIPES_SPELLING", "")
 # The arguments of this command, {flag: make variable}: --max-length is MAX_LENGTH, --no-packing is PACKING=no.
 ARGUMENTS: dict[str, str] = {}
-# Memory that an argument saves, and its price; those that the command has are shown where the GPU's memory is full.
+# What to change where the GPU's memory is full, from the plan; set by a command that the planner knows.
+PLAN_ADVICE: list[Callable[[], str]] = []
+# For other commands: memory that an argument saves, and its price; those that the command has are shown.
 MEMORY_ADVICE = {
     "--per-device-train-batch-size": "halve {} and double --gradient-accumulation-steps (same result, slower)",
     "--max-length": "lower {}",
@@ -65,8 +67,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
             raise
+        help = "".join(f"\n{planned}" for advise in PLAN_ADVICE if (planned := advise()))
         advice = [advice.format(flag) for flag, advice in MEMORY_ADVICE.items() if flag in ARGUMENTS]
-        help = f" To use less: {'; '.join(advice)}." if advice else ""
+        if advice and not help:
+            help = f" To use less: {'; '.join(advice)}."
         print(spell(f"{error}\nThe GPU's memory is full.{help}"), file=sys.stderr)
         sys.exit(CANNOT)
 

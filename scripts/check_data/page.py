@@ -1,29 +1,28 @@
 """The figures of a survey as one HTML page with plots, which needs no network to be opened."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import plotly.graph_objects as go
 from common.data.rows import Faults
 from common.errors import spell
+from common.pages.page import COLOURS as PALETTE
+from common.pages.page import render
 from common.run.files import write_bytes
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from check_data.lengths import Lengths
 from check_data.mask import Token, masked_rows
 from check_data.report import COLOURS, lines, rows
 from check_data.tasks import Example
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN_TOKENS = 1_000  # of a row
-COLOUR = "#4c8dd6"  # legible on white and on black, as is GREY
-GREY = "#808080"
-CONFIG = {"displayModeBar": False, "responsive": True}
+COLOUR = PALETTE[0]
+GREY = "#808080"  # legible on white and on black
 
 
 def write(file: Path, report: dict[str, Any], lengths: Lengths | None, examples: list[Example]) -> None:
@@ -32,14 +31,8 @@ def write(file: Path, report: dict[str, Any], lengths: Lengths | None, examples:
     Shows `examples` in the tokens of `lengths`; without a model it says how to see them.
     """
     shown = list(masked_rows(lengths, examples, Faults())) if lengths else []  # their faults are in the report
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        TEMPLATE,
         report=report,
         colours=COLOURS,
         figures=lines(report),
@@ -50,7 +43,6 @@ def write(file: Path, report: dict[str, Any], lengths: Lengths | None, examples:
         spell=spell,
         rows=rows,
         shown_tokens=SHOWN_TOKENS,
-        plotly=Markup(get_plotlyjs()),
     )
     write_bytes(file, page.encode("utf-8", errors="replace"))
 
@@ -84,8 +76,8 @@ def _provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in known.items() if value]
 
 
-def _plots(report: dict[str, Any]) -> list[tuple[Markup, str]]:
-    """Each plot as HTML, and a note below it."""
+def _plots(report: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """The data and the layout of each plot, and a note below it."""
     plots = []
     if length := report["length"]:
         plots.append(_lengths(length, report.get("truncated")))
@@ -100,8 +92,7 @@ def _plots(report: dict[str, Any]) -> list[tuple[Markup, str]]:
         sides = {side: pairs[f"{side} longer"] * report["usable"] for side in ("chosen", "rejected")}
         counted["The longer completion"] = {side: round(count) for side, count in sides.items()}
     plots += [(_bars(title, counts), "") for title, counts in counted.items() if len(counts) > 1]
-    to_html = {"full_html": False, "include_plotlyjs": False, "config": CONFIG}
-    return [(Markup(plot.to_html(**to_html)), note) for plot, note in plots]
+    return [(json.loads(plot.to_json()), note) for plot, note in plots]
 
 
 def _lengths(length: dict[str, Any], truncated: dict[str, Any] | None) -> tuple[go.Figure, str]:
@@ -138,12 +129,9 @@ def _styled(title: str, bars: go.Bar) -> go.Figure:
         "template": "none",
         "height": 300,
         "margin": {"l": 50, "r": 20, "t": 50, "b": 40},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": GREY, "family": "system-ui, sans-serif"},  # the page's style sets the colour of the text
         "title": {"text": title, "font": {"size": 15}, "x": 0, "xref": "container"},
     }
     plot = go.Figure(bars, layout=layout)
-    plot.update_xaxes(linecolor=GREY, showgrid=False, zeroline=False, ticks="outside", tickcolor=GREY)
-    plot.update_yaxes(title="rows", gridcolor="rgba(128,128,128,0.25)", zeroline=False, rangemode="tozero")
+    plot.update_xaxes(showgrid=False, zeroline=False, ticks="outside")
+    plot.update_yaxes(title="rows", zeroline=False, rangemode="tozero")
     return plot.update_yaxes(dtick=1) if max(bars.y) < 5 else plot  # no half rows

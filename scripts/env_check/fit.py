@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from common.environment import ROOT
-from common.lm import memory
+from common.plan.search import BATCH, device_with, fit, least, measure, plan
+from common.plan.words import variables
+from common.plan.workload import workload
 
 from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Facts, judge
 from env_check.machine import existing, hub_cache, hub_token, read
@@ -34,11 +36,12 @@ def what_runs(recipe: str, cards: dict[str, Any], facts: Facts) -> list[dict[str
             continue
         line = {"model": name, "fits": card.parameters <= SMALL}
         if facts.free_gib is not None:
-            fit = memory.fit(card, recipe, facts.free_gib)
-            line["fits"] = fit is not None
-            if fit:
-                line |= {"load_in_4bit": fit.load_in_4bit, "gradient_checkpointing": fit.gradient_checkpointing}
-                line["gib"] = round(fit.total, 1)
+            found = fit(card, recipe, device_with(facts.free_gib), fixed=BATCH)
+            line["fits"] = found is not None
+            if found:
+                line["load_in_4bit"] = found.work.precision == "nf4"
+                line["gradient_checkpointing"] = found.work.gradient_checkpointing
+                line["gib"] = round(found.total, 1)
         lines.append(line)
     return lines
 
@@ -56,13 +59,13 @@ def check_job(recipe: str, model: str, card: Any, lines: list[dict[str, Any]], f
         yield judge(name, line["fits"], found, "", f"use a machine with an NVIDIA GPU; here {smaller}")
     elif line["fits"]:
         settings = ("load_in_4bit", "gradient_checkpointing")
-        chosen = " ".join(f"{setting.upper()}={'yes' if line[setting] else 'no'}" for setting in settings)
+        chosen = variables({setting: line[setting] for setting in settings})
         yield Check(name, OK, f"{line['gib']} GiB with {chosen}", f"<= {facts.free_gib:.1f} GiB, what is free")
     else:
-        need = memory.least(card, recipe, **memory.settings(card, recipe)).total
-        plan = memory.plan(card, recipe, facts.free_gib)
-        changed = " ".join(f"{argument.upper()}={value}" for argument, value in plan.changed.items())
-        fix = f"make {recipe} MODEL={model} {changed}" if plan.fits else smaller
+        device = device_with(facts.free_gib)
+        need = measure(card, least(workload(card, recipe)), device).total
+        planned = plan(card, recipe, device)
+        fix = f"make {recipe} MODEL={model} {variables(planned.changed)}" if planned.fits else smaller
         yield Check(name, FAILURE, f"at least {need:.1f} GiB", f"<= {facts.free_gib:.1f} GiB, what is free", fix)
     yield from check_download(name, card)
 

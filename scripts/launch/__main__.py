@@ -78,7 +78,8 @@ def start(name: str, words: list[str]) -> NoReturn:
         os.execvp(words[0], words)
     if command.where is Where.VENV:
         installed.ensure(os.environ.get("VARIANT", ""))
-        os.chdir(ROOT)
+        if not command.checked:  # one of pytest's or lint's; paths in the arguments of ours are from here
+            os.chdir(ROOT)
         if "TEST_DOCKER" in command.variables:
             os.environ.setdefault("TEST_DOCKER", "cpu")
         in_venv(words)

@@ -107,6 +107,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Data": {
         "choose": script("which stages suit your data, model and GPU", "scripts/choose.py"),
+        "plan": tool("peak memory, hours and price of a run, on every card", "scripts/plan.py"),
         "check-data": script("what is in a data file, and what is wrong with it", "scripts/check-data.py"),
         "test-rewards": script("check reward functions on your data before a run", "scripts/test-rewards.py"),
         "distill": script("accepted completions of a model, as data for SFT", "scripts/distill.py"),
@@ -114,6 +115,8 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Results": {
         "chat": script("talk to the model of a run, beside its base if you like", "scripts/chat.py"),
+        "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
+        "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
         "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),

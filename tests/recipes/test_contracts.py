@@ -20,7 +20,8 @@ OURS = {
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
-    "time_limit", "rollouts", "rollout_correction", "threshold", "train_embeddings",
+    "time_limit", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings", "fit",
+    "checkpoint_skip_layers",  # of Unsloth's get_peft_model, which has it on a GPU only
     "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
     # Of PPO, as TRL's PPOConfig had them; TRL 1.15 has no PPO.
@@ -32,7 +33,8 @@ LEADING = ["model", "data", "output_dir"]
 SAME = [
     "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
-    "gradient_checkpointing", "seed", "save_steps", "save_total_limit", "time_limit", "report_to",
+    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "save_steps", "save_total_limit",
+    "time_limit", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {
     "sft": SFT_FORMATS,
@@ -68,7 +70,7 @@ ALIKE = {
     "from_pretrained": {"max_seq_length", "load_in_4bit"},
     "get_peft_model": {"lora_dropout", "target_modules"},
     "SFTConfig DPOConfig KTOConfig GRPOConfig TrainingArguments": {"loss_type"},
-    "Trainer RewardTrainer": {"train_dataset", "callbacks", "args"},
+    "Trainer RewardTrainer": {"train_dataset", "callbacks", "args", "data_collator"},
     "CheckpointCallback": set(),
 }
 LONGEST_MAIN, LONGEST_MODULE = 190, 300

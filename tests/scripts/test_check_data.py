@@ -749,7 +749,7 @@ def test_the_page_needs_no_network_and_shows_text_as_text(page):
     rows = [alpaca(0), {**alpaca(1), "output": "<think>Yes."}, {**alpaca(2), bad: 1}, {**alpaca(3), "output": {bad: 1}}]
     clean = page([alpaca(0), {**alpaca(1), "output": "<think>Yes."}], "--model", "tiny")
     shown = page([*rows, {"instruction": bad, "output": f"{bad} again"}], "--model", "tiny")
-    assert "Plotly.newPlot" in shown.source
+    assert "Plotly.react(" in shown.source
     assert not any(tag in ("link", "img", "iframe") for tag, _ in shown.tags)
     names = {name for _, attributes in shown.tags for name in attributes}
     assert not any(name in ("src", "href") or name.startswith("on") for name in names)

@@ -806,7 +806,8 @@ def test_without_a_gpu_only_the_tiny_model_runs():
 
 
 def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
-    from common.lm import memory
+    from common.plan.search import BATCH, device_with
+    from common.plan.search import fit as planned_fit
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500 * GIB))
@@ -815,9 +816,9 @@ def test_what_fits_is_what_the_memory_plan_says(monkeypatch, tmp_path):
         facts = torch_facts({**H200, "free": gib * GIB})
         lines = {line["model"]: line for line in fit.what_runs("sft", cards, facts)}
         for name, card in cards.items():
-            planned = memory.fit(card, "sft", gib)
+            planned = planned_fit(card, "sft", device_with(gib), fixed=BATCH)
             assert lines[name]["fits"] == (planned is not None)
-            assert planned is None or lines[name]["load_in_4bit"] == planned.load_in_4bit
+            assert planned is None or lines[name]["load_in_4bit"] == (planned.work.precision == "nf4")
         assert not all(line["fits"] for line in lines.values()) or gib == 139
     line = one(job("sft", "qwen2.5-7b", torch_facts(H200)), "sft qwen2.5-7b")
     assert line.status == "ok"

@@ -221,6 +221,44 @@ def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
     assert torch.allclose(RecordedPass(adapted)(ids, mask), states, atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", ["--load-in-4bit", "--no-load-in-4bit"])
+def test_a_prompt_computed_once_for_a_pair_gives_the_same_step(merged, tmp_path, weights):
+    lines = (ROOT / "data_samples" / "preferences-train.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    rows = [{**row, "prompt": 8 * row["prompt"]} for row in map(json.loads, lines)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    steps = []
+    for share in ("--share-prompts", "--no-share-prompts"):
+        run = ("--data", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / share)
+        batch = ("--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 2, "--max-steps", 1)
+        done = run_recipe("dpo", "--model", merged, *run, *batch, "--sample-prompts", 0, share, weights)
+        assert done.returncode == 0, done.stderr
+        assert "computed once for each completion" not in done.stdout
+        steps.append(next(row for row in read_jsonl(tmp_path / share / "metrics.jsonl") if "loss" in row))
+    shared, apart = steps
+    assert shared["grad_norm"] == pytest.approx(apart["grad_norm"], rel=5e-2)
+    for name in ("logps/chosen", "logps/rejected"):
+        assert shared[name] == pytest.approx(apart[name], rel=1e-2)
+
+
+def test_varlen_attention_over_shared_prompts_is_attention_under_their_mask():
+    from common.lm.shared_prompts import pack
+
+    rows = [[1, 2, 3] * 40 + [row] * (30 + row) for row in range(5)]
+    shared = pack(rows, [[0, 1, 2], [3], [4]], 160).to("cuda")
+    torch.manual_seed(0)
+    shapes = [(1, shared.tokens, heads, 64) for heads in (8, 2, 2)]
+    states = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    exact = [state.detach().float().requires_grad_() for state in states]
+    query, key, value = (state.transpose(1, 2) for state in exact)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, shared.mask(), enable_gqa=True)
+    attended = shared.attention(*states)
+    expected.sin().sum().backward()
+    attended.sin().sum().backward()
+    assert torch.allclose(attended.float(), expected.transpose(1, 2), atol=2e-2)
+    for state, other in zip(states, exact, strict=True):
+        assert (state.grad - other.grad).norm() < 1e-2 * other.grad.norm()
+
+
 def test_grpo_learns(merged, tmp_path):
     done = run_recipe("grpo", "--model", merged, "--output-dir", tmp_path / "run", "--max-steps", 15)
     assert done.returncode == 0, done.stderr

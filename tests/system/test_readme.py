@@ -28,6 +28,7 @@ ELSEWHERE = {
     r"make (image|shell)\b.*|make check RUNTIME=docker|make sft .*OUT=/big/.*|docker .*": "tests/system/test_docker.py",
     r"make slurm-status\b.*": "tests/system/test_slurm.py",
     r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
+    r"make watch\b.*": "tests/scripts/test_watch.py",
     r"make pin\b.*": "tests/common/lm/test_models.py",
     r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
@@ -240,7 +241,7 @@ def shortened(command: Command) -> list[str]:
     program, target, *words = command.words
     if target.startswith("help") or "--help" in words:
         return command.words
-    if target in ("check", "choose", "models", "pin"):
+    if target in ("check", "choose", "models", "pin", "plan"):
         return command.words
     words = [re.sub(r"^(MODEL=)?qwen.*", r"\1tiny", word) for word in words]
     short = SHORT.get(target, [])

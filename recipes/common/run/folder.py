@@ -59,10 +59,13 @@ class Run:
         finished = _now()
         if error is None:
             self.update(status="done", finished=finished)
+            self._write_report()
         elif isinstance(error, Stopped):
             self.update(status="stopped", reason=error.reason, finished=finished)
+            self._write_report()
         elif not _disk_is_full(error, self.folder):
             self.update(status="failed", error=f"{type(error).__name__}: {error}", finished=finished)
+            self._write_report()
         else:
             half = self.folder / "checkpoints" / PART
             for file in half.rglob("*"):
@@ -75,6 +78,20 @@ class Run:
                 f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
                 f"same command resumes after step {self.record.get('step', 0)}, the last that was saved completely."
             ) from error
+
+    def _write_report(self) -> None:
+        """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""
+        if not is_first_process():
+            return
+        file = self.folder / "report.html"
+        try:
+            from common.pages.report import write_report  # late: only here a run needs the page and its template
+
+            write_report([self.folder], file)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with a page, the weights are saved
+            print(f"{file} could not be written: {type(error).__name__}: {error}")
+        else:
+            print(f"Report in {file}")
 
 
 def plan_run(
@@ -112,7 +129,7 @@ def plan_run(
     return Run(
         folder,
         {
-            **{name: previous[name] for name in ("step", "seconds") if previous and name in previous},
+            **{name: previous[name] for name in ("step", "seconds", "fit") if previous and name in previous},
             "recipe": recipe,
             "command": sys.argv,
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},

@@ -1,0 +1,125 @@
+"""What the folder of a run holds, read while the run may still write it."""
+
+import heapq
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+SHOWN = 5  # completions of either kind
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as its files have it. Lines that a running or a killed process left half are not in it."""
+
+    folder: Path
+    record: dict[str, Any]  # run.json
+    metrics: list[dict[str, Any]]  # rows of metrics.jsonl, in their order
+    samples: list[dict[str, Any]]  # samples.json: held-out prompts, completed before and after; empty until the end
+    completions: int  # in samples.jsonl, which GRPO and PPO write
+    best: list[dict[str, Any]]  # of these the distinct ones with the highest rewards, of equal ones the latest
+    worst: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def recipe(self) -> str:
+        return str(self.record.get("recipe", "run"))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """{name: value} of the recipe's arguments."""
+        return {name: argument["value"] for name, argument in self.record.get("arguments", {}).items()}
+
+
+def read_run(folder: Path) -> RunFiles:
+    """The run in a folder. Raises InputError where there is none."""
+    file = folder / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json") from None
+    except ValueError as error:
+        raise InputError(f"{file}: this is no run.json ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: this is no run.json")
+    completions = Ends()
+    for entry in json_lines(folder / "samples.jsonl"):
+        completions.add(entry)
+    return RunFiles(
+        folder=folder,
+        record=record,
+        metrics=[row for row in json_lines(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
+        samples=_samples(folder / "samples.json"),
+        completions=completions.count,
+        best=completions.best(),
+        worst=completions.worst(),
+    )
+
+
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, without those that are not whole; none where there is no file."""
+    try:
+        stream = file.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        for line in stream:  # of bytes: a half character at the end is no error
+            try:
+                row = json.loads(line)
+            except ValueError:  # UnicodeDecodeError is one
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+class Ends:
+    """The completions with the highest and the lowest rewards among many, few of which are kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.highest: dict[tuple[str, str], tuple[float, int, dict[str, Any]]] = {}
+        self.lowest: dict[tuple[str, str], tuple[float, int, dict[str, Any]]] = {}
+
+    def add(self, entry: dict[str, Any]) -> None:
+        reward = reward_of(entry)
+        self.count += 1
+        if reward is None:
+            return
+        key = (json.dumps(entry.get("prompt")), str(entry.get("completion")))
+        for kept, sign in ((self.highest, 1), (self.lowest, -1)):
+            kept[key] = (sign * reward, self.count, entry)
+            if len(kept) > 20 * SHOWN:
+                first = heapq.nlargest(SHOWN, kept.items(), key=lambda item: item[1][:2])
+                kept.clear()
+                kept.update(first)
+
+    def best(self) -> list[dict[str, Any]]:
+        return self._first(self.highest)
+
+    def worst(self) -> list[dict[str, Any]]:
+        """None that is among the best: of few completions each is shown once."""
+        return self._first({key: one for key, one in self.lowest.items() if one[2] not in self.best()})
+
+    def _first(self, kept: dict[tuple[str, str], tuple[float, int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [entry for _, _, entry in heapq.nlargest(SHOWN, kept.values(), key=lambda one: one[:2])]
+
+
+def reward_of(entry: dict[str, Any]) -> float | None:
+    """The reward of a line of samples.jsonl; PPO, whose reward has the KL in it, calls it a score."""
+    reward = entry.get("reward", entry.get("score"))
+    return float(reward) if isinstance(reward, int | float) and math.isfinite(reward) else None
+
+
+def _samples(file: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,121 @@
+"""`--fit auto`, and what to change where the GPU's memory is full: the planner for a run on this machine's GPU."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from common.environment import several_processes
+from common.errors import MachineError
+from common.plan.devices import DEVICES, Device, by_driver_name
+from common.plan.memory import GIB
+from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
+from common.plan.shape import sizes_of
+from common.plan.words import arguments, setting_words
+from common.plan.workload import COUNTED, workload
+from common.run.screen import console
+
+if TYPE_CHECKING:
+    from common.lm.hub import Model
+    from common.run.folder import Run
+
+Args = TypeVar("Args")
+
+BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo"}  # losses that compare the rows of a micro-batch
+
+
+def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
+    """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU; as they are with off.
+
+    What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
+    stay, and so does every argument from the command line. The choice is in run.json; a resumed run makes it again.
+    Raises MachineError where no settings fit.
+    """
+    if mode == "off":
+        return args
+    values: Any = args
+    import torch
+
+    if not torch.cuda.is_available():
+        say("--fit auto does nothing without a GPU: the settings stay as they are.")
+        return args
+    chosen = run.record.get("fit")
+    if chosen is None:
+        sizes = sizes_of(base)
+        if sizes is None:
+            say(f"--fit auto does nothing for {base.name}: its sizes are not known before it is loaded.")
+            return args
+        given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
+        fixed = {name for name, origin in origins.items() if origin == "command line"}
+        losses = getattr(values, "loss_type", ())
+        if BY_MICRO_BATCH & set(losses if isinstance(losses, tuple) else (losses,)):
+            fixed |= set(BATCH)
+        device = this_gpu()
+        found = choose(sizes, method, given, fixed, device)
+        say(why(sizes, method, given, found, device))
+        chosen = found.changed
+        run.update(fit=chosen)
+    return replace(values, **chosen)
+
+
+def say(text: str) -> None:
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], device: Device) -> Plan:
+    """The fastest settings for `given` on `device` that leave the arguments `fixed` alone. Raises MachineError."""
+    found = fit(sizes, method, device, given, fixed=fixed)
+    if found is None:
+        smallest = plan(sizes, method, device, given, fixed=fixed)
+        if smallest.fits:
+            cure = f"{arguments(smallest.changed)} would need {smallest.total:.1f}"
+        else:
+            cure = f"the least is {smallest.total:.1f}; take a larger GPU or a smaller model"
+        raise MachineError(f"--fit auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
+    return found
+
+
+def why(sizes: Any, method: str, given: dict[str, Any], found: Plan, device: Device) -> str:
+    """The choice and its reason, in one line."""
+    before = measure(sizes, workload(sizes, method, given), device)
+    text = f"--fit auto: {setting_words(found.work)}: {found.total:.1f} of {device.gib:.1f} GiB"
+    if not found.changed:
+        return f"{text}, as it was: the fastest that fits."
+    gain = found.time.tokens_per_second / before.time.tokens_per_second
+    if not before.fits:
+        return f"{text}; as it was, {setting_words(before.work)}, it takes {before.total:.1f} GiB."
+    return f"{text}, about {gain:.2f} times as fast as {setting_words(before.work)} ({before.total:.1f} GiB)."
+
+
+def this_gpu() -> Device:
+    """The current GPU with the memory that this process can have of it now; torch is imported already."""
+    import torch
+
+    index = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(index)
+    limit = properties.total_memory * torch.cuda.get_per_process_memory_fraction()
+    free, _ = torch.cuda.mem_get_info()
+    mine = torch.cuda.memory_reserved()
+    # Of several processes each must choose the same: the whole card counts, not what is free at this moment.
+    usable = limit if several_processes() else min(limit, free + mine)
+    known = by_driver_name(properties.name)
+    return device_with(usable / GIB, known or DEVICES["a100"])
+
+
+def where_it_fits(base: "Model", method: str, args: Any) -> str:
+    """What to change where the GPU's memory is full: settings that would have fit, with what each needs."""
+    sizes = sizes_of(base)
+    if sizes is None:
+        return ""
+    given = {name: value for name, value in asdict(args).items() if name in COUNTED}
+    device = this_gpu()
+    now = measure(sizes, workload(sizes, method, given), device)
+    lines = [f"The plan for these settings: {now.total:.1f} GiB, of {device.gib:.1f} that this run could have."]
+    if now.fits:  # then the plan is wrong, or another program took memory
+        lines = [f"{lines[0]} Another program may have taken memory since; nvidia-smi shows it."]
+        device = replace(device, gib=0.9 * now.total)
+    if found := advice(sizes, method, given, device):
+        lines.append("These would have fit:")
+        lines += [f"  {arguments(one.changed)}  ({one.total:.1f} GiB)" for one in found]
+    else:
+        lines.append("No settings for this model and method fit; take a larger GPU or a smaller model.")
+    return "\n".join(lines)

@@ -1,0 +1,261 @@
+"""Peak memory, time and price of a run before it starts, from the model's sizes alone.
+
+    make plan MODEL=qwen2.5-7b METHOD=sft                                what fits on cards of 8 to 141 GB
+    make plan MODEL=qwen2.5-7b METHOD=grpo CARD=24GB                     the settings for one card, part by part
+    make plan MODEL=qwen2.5-7b METHOD=sft CARD=h100 DATA=data_samples/sft.jsonl PRICE=2.5          hours and money
+    make plan MODEL=qwen2.5-7b METHOD=dpo CARD=rtx4090 MAX_LENGTH=8192 LORA_R=64 LOAD_IN_4BIT=yes
+    make plan MODEL=qwen2.5-72b METHOD=sft CARD=h100 GPUS=8 SHARDED=yes
+
+Any argument of the recipe that changes memory or time may be given; it stays as it is, and the rest is chosen: the
+fastest settings that fit and learn the same. `--fit auto` chooses likewise when a run starts. The card is one of those
+that the planner knows, such as h100 or rtx4090, or its memory.
+
+Times are an estimate: measured on an H200, for other cards scaled by their data sheets. Several GPUs were never
+measured.
+
+Left out: full-parameter training, vLLM, images, a reward model with a base of its own.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from common.arguments import parse
+from common.errors import InputError, run_command
+from common.lm.hub import find_model
+from common.plan.devices import SIZES, find_device, of_size
+from common.plan.search import Plan, advice, least, measure, plan
+from common.plan.shape import sizes_of
+from common.plan.words import as_flag, setting_words, unit, variables
+from common.plan.workload import COUNTED, recipe_defaults, settings, workload
+from planning.rows import Rows, count
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 80
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length")
+AT_LEAST_ONE += ("max_completion_length", "num_generations", "rollout_batch_size", "num_ppo_epochs", "lora_r")
+
+
+@dataclass(frozen=True)
+class Args:
+    # What is planned.
+    model: str = "qwen2.5-7b"
+    """A model card's name (`make models`), or a local directory."""
+    method: Literal["sft", "dpo", "kto", "grpo", "ppo", "reward"] = "sft"
+    card: str | None = None
+    """One card: its name, as h100 or rtx4090, or its memory, as 24GB. Without it all sizes."""
+    gpus: int = 1
+    """GPUs, each with its own micro-batches of the step."""
+    sharded: bool = False
+    """Divide weights, gradients and optimizer among the GPUs (FSDP2); never measured here."""
+    data: str | None = None
+    """A data file of the method: then hours."""
+    price: float | None = None
+    """Of one GPU for an hour: then money."""
+    json: bool = False
+    """Print the answer as JSON."""
+
+    # Arguments of the recipe; those that are given stay.
+    load_in_4bit: bool | None = None
+    load_in_fp8: bool | None = None
+    gradient_checkpointing: bool | None = None
+    checkpoint_skip_layers: int | None = None
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+    num_generations: int | None = None
+    rollout_batch_size: int | None = None
+    num_ppo_epochs: int | None = None
+    num_iterations: int | None = None
+    rollouts: Literal["auto", "graph", "generate"] | None = None
+    beta: float | None = None
+    reward_model: str | None = None
+    lora_r: int | None = None
+    lora_target_modules: tuple[str, ...] | None = None
+    packing: bool | None = None
+    train_embeddings: bool | None = None
+    precompute_ref_log_probs: bool | None = None
+    num_train_epochs: float | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a whole run takes."""
+
+    rows: int
+    tokens: int  # of the data, in one epoch
+    counted: bool
+    steps: int
+    hours: float
+
+
+def main() -> None:
+    args = parse(Args, sys.argv[1:], "plan")
+    base = find_model(args.model)
+    sizes = sizes_of(base)
+    if sizes is None:
+        raise InputError(
+            f"--model {args.model}: its sizes are not known here: there is no card of it and no config.json on this "
+            "machine. `make models` lists the cards"
+        )
+    given = given_arguments(args)
+    if args.gpus < 1:
+        raise InputError(f"--gpus {args.gpus}: expected 1 or more")
+    more = {"gpus": args.gpus, "sharded": args.sharded}
+    rows = count(args.data, args.method, base) if args.data else None
+    devices = [find_device(args.card)] if args.card else [of_size(size) for size in SIZES]
+    plans = [plan(sizes, args.method, device, given, **more) for device in devices]
+    runs = [whole(one, rows, args, sizes, given) if rows else None for one in plans]
+    if args.json:
+        answer = [as_json(*one, args.price) for one in zip(plans, runs, strict=True)]
+        print(json.dumps({"model": base.name, "method": args.method, "plans": answer}, indent=2))
+        return
+    console = Console(width=WIDTH, highlight=False)
+    console.print(f"[bold]{args.method} of {base.name}[/bold]{several(args)}")
+    if args.card:
+        one_card(console, plans[0], sizes, args, given)
+    else:
+        all_cards(console, plans, runs, args)
+    if rows:
+        told(console, plans, runs, rows, args)
+    console.print("\nTimes are estimates: measured on an H200, for other cards scaled by their data sheets.")
+
+
+def given_arguments(args: Args) -> dict[str, Any]:
+    """The recipe's arguments that were given. Raises InputError for one that the recipe has not."""
+    known = recipe_defaults(args.method)
+    given = {name: value for name in COUNTED if (value := getattr(args, name, None)) is not None}
+    for name in given:
+        if name not in known:
+            raise InputError(f"{as_flag(name, given[name])[0]}: `make {args.method}` has no such argument")
+        if name in AT_LEAST_ONE and given[name] < 1:
+            raise InputError(f"--{name.replace('_', '-')} {given[name]}: expected 1 or more")
+    return given
+
+
+def several(args: Args) -> str:
+    if args.gpus == 1:
+        return ""
+    return f" on {args.gpus} GPUs, {'sharded' if args.sharded else 'a copy on each'}: not measured"
+
+
+def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name, side in (("card", "right"), ("settings", "left"), ("peak", "right"), ("tokens/s", "right")):
+        table.add_column(name, justify=side, no_wrap=name != "settings")
+    if any(runs):
+        table.add_column("hours", justify="right", no_wrap=True)
+        if args.price:
+            table.add_column("price", justify="right", no_wrap=True)
+    for size, one, run in zip(SIZES, plans, runs, strict=True):
+        if not one.fits:
+            table.add_row(f"{size} GB", "does not fit", f"{one.total:.1f} GiB", "", *([""] * len(table.columns[4:])))
+            continue
+        cells = [f"{size} GB", cell(one), f"{one.total:.1f} GiB", f"{one.time.tokens_per_second:,.0f}"]
+        if run:
+            cells.append(f"{run.hours:,.1f}")
+            cells += [f"{run.hours * args.gpus * args.price:,.2f}"] if args.price else []
+        table.add_row(*cells)
+    console.print(table)
+    console.print("One card in detail, with its arguments: give CARD, as CARD=24GB.")
+
+
+def cell(one: Plan) -> str:
+    shorter = ", ".join(f"{name} {value}" for name, value in one.changed.items() if name.endswith("_length"))
+    return setting_words(one.work) + (f"; {shorter}" if shorter else "")
+
+
+def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[str, Any]) -> None:
+    device = one.device
+    console.print(f"{device.name}: {device.gib:.1f} GiB to use, {device.tflops:g} TFLOP/s, {device.bandwidth:g} GB/s\n")
+    shown = one
+    if not one.fits:
+        smallest = measure(sizes, least(one.work, given), device)
+        console.print(f"Nothing fits: the smallest settings tried need {smallest.total:.1f} GiB, part by part:")
+        shown = smallest
+    parts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    parts.add_column(justify="left")
+    parts.add_column(justify="right")
+    for part, gib in asdict(shown.memory).items():
+        if gib >= 0.005:
+            parts.add_row(part.replace("_", " "), f"{gib:.2f} GiB")
+    parts.add_row("[bold]peak[/bold]", f"[bold]{shown.total:.2f} GiB[/bold]")
+    console.print(parts)
+    if one.fits:
+        seconds = f"{one.time.seconds:.2f} s a step"
+        if one.time.sampling:
+            seconds += f", {one.time.sampling:.2f} s of it sampling"
+        console.print(f"\n{cell(one)} of {one.work.length} tokens")
+        console.print(f"{seconds}, {one.time.tokens_per_second:,.0f} tokens/s")
+        words = variables({**given, **one.changed})
+        console.print(f"\nmake {args.method} MODEL={args.model} {words}".rstrip(), soft_wrap=True)
+        return
+    console.print("\nA larger card, a smaller model, or SHARDED=yes with more GPUS, would do.")
+    for other in advice(sizes, args.method, given, device):
+        console.print(f"  {variables(other.changed)}: {other.total:.1f} GiB", soft_wrap=True)
+
+
+def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) -> Run:
+    """The whole run of `one` on these rows."""
+    values = settings(sizes, args.method, {**given, **one.changed})
+    work, seconds = one.work, one.time.seconds
+    epochs, longest = values["num_train_epochs"], work.length
+    if args.method in ("grpo", "ppo"):
+        group = values.get("num_generations", 1)
+        a_step = max(1, work.generated * args.gpus // group)
+        prompts = rows.cut(work.length - work.completion)
+        mean = sum(prompts) / len(prompts) + work.completion
+        used = {"max_prompt_length": max(1, round(mean - work.completion))}
+        seconds = measure(
+            sizes, workload(sizes, args.method, {**given, **one.changed, **used}, gpus=args.gpus), one.device
+        ).time.seconds
+    else:
+        a_step = work.step_rows
+        useful = sum(rows.cut(longest))
+        filled = 1.0 if args.method == "sft" and values["packing"] else rows.padded_share(longest, work.sequences)
+        padded = useful / filled  # tokens of an epoch that are computed
+        seconds = padded / max(rows.count / a_step, 1e-9) / one.time.tokens_per_second
+    steps = max(1, round(epochs * rows.count / a_step))
+    if args.method == "sft" and values["packing"]:
+        packed = max(1, round(epochs * sum(rows.cut(longest)) / (work.length * a_step)))
+        seconds, steps = seconds * steps / packed, packed
+    if values["max_steps"] > 0:
+        steps = values["max_steps"]
+    return Run(rows.count, sum(rows.cut(longest)), rows.counted, steps, steps * seconds / 3600)
+
+
+def told(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
+    """What the times are of."""
+    how = "by the model's tokenizer" if rows.counted else "an estimate from the letters: the tokenizer is not here"
+    total = sum(rows.lengths)
+    console.print(f"\n{args.data}: {rows.count:,} rows, {total:,} tokens ({how})", soft_wrap=True)
+    if args.card and runs[0] and plans[0].fits:
+        run = runs[0]
+        money = f", {run.hours * args.gpus * args.price:,.2f} at {args.price:g} a GPU hour" if args.price else ""
+        console.print(f"{run.steps:,} steps, {run.hours:,.2f} hours{money}; loading and saving come on top.")
+
+
+def as_json(one: Plan, run: Run | None, price: float | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "card": asdict(one.device),
+        "fits": one.fits,
+        "settings": {**asdict(one.work), "unit": unit(one.work)},
+        "changed": one.changed,
+        "peak_gib": round(one.total, 2),
+        "parts_gib": {name: round(gib, 3) for name, gib in asdict(one.memory).items()},
+        "seconds_a_step": round(one.time.seconds, 3),
+        "sampling_seconds": round(one.time.sampling, 3),
+        "tokens_per_second": round(one.time.tokens_per_second),
+    }
+    if run:
+        answer["run"] = asdict(run) | ({"price": round(run.hours * one.work.gpus * price, 2)} if price else {})
+    return answer
+
+
+if __name__ == "__main__":
+    run_command(main)

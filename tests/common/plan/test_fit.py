@@ -1,0 +1,110 @@
+"""`--fit auto`, and the settings that are named where a GPU's memory is full."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from common.errors import MachineError
+from common.lm.cards import read_card
+from common.plan import fit as fitting
+from common.plan.search import device_with
+from common.plan.shape import sizes_in
+from common.plan.workload import METHODS, settings
+from conftest import ROOT
+
+
+def chosen(gib: float, method: str = "sft", typed: set[str] | None = None, **given):
+    card = read_card("qwen2.5-7b")
+    return fitting.choose(card, method, settings(card, method, given), typed or set(), device_with(gib))
+
+
+def test_room_gives_16_bit_without_recomputation_and_none_gives_nf4_with_it():
+    assert chosen(130).changed == {"load_in_4bit": False, "gradient_checkpointing": False}
+    small = chosen(7.5)
+    assert small.work.precision == "nf4"
+    assert small.work.gradient_checkpointing
+    assert small.work.rows * small.work.accumulation == 16
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_is_not_learned_changes(method):
+    for gib in (12, 24, 48, 130):
+        allowed = {"load_in_4bit", "gradient_checkpointing", "checkpoint_skip_layers", "per_device_train_batch_size"}
+        assert set(chosen(gib, method).changed) <= allowed | {"gradient_accumulation_steps"}
+
+
+def test_what_the_user_typed_stays():
+    assert chosen(130, typed={"load_in_4bit"}).changed == {"gradient_checkpointing": False}
+    assert "per_device_train_batch_size" not in chosen(24, typed={"per_device_train_batch_size"}).changed
+
+
+def test_where_nothing_fits_the_message_says_what_would():
+    with pytest.raises(MachineError, match=r"fits into 6\.9 GiB: --max-length 1024.* would need 6\."):
+        chosen(6.9)
+    with pytest.raises(MachineError, match="take a larger GPU or a smaller model"):
+        chosen(3)
+
+
+def test_the_line_has_the_choice_and_its_reason():
+    card = read_card("qwen2.5-7b")
+    given, device = settings(card, "sft"), device_with(130)
+    found = fitting.choose(card, "sft", given, set(), device)
+    line = fitting.why(card, "sft", given, found, device)
+    assert line.startswith("--fit auto: 16 bit, nothing recomputed, 4 x 4 rows: ")
+    assert "times as fast as nf4" in line
+    assert "\n" not in line
+    tight = fitting.why(card, "sft", given, chosen(7.5), device_with(7.5))
+    assert "as it was, nf4, activations recomputed, 4 x 4 rows, it takes" in tight
+
+
+def test_a_model_without_a_card_is_planned_from_its_config():
+    card = read_card("qwen2.5-7b")
+    shape = card.architecture
+    config = {
+        "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size, "vocab_size": shape.vocab_size,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    found = sizes_in(config)
+    assert vars(found.architecture) == shape.model_dump()
+    assert found.parameters == pytest.approx(card.parameters, rel=0.001)
+    assert sizes_in({"text_config": config, "tie_word_embeddings": False}).parameters == found.parameters
+    assert sizes_in({"model_type": "t5"}) is None
+
+
+FULL = """
+import sys, types
+sys.path.insert(0, "recipes")
+import sft
+from common.cli import parse
+from common.errors import run_command
+GIB = 2**30
+class OutOfMemoryError(RuntimeError): pass
+def main():
+    parse(sft.Args, "sft", "")
+    sys.modules["torch"] = torch = types.ModuleType("torch")
+    torch.cuda = types.SimpleNamespace(
+        current_device=lambda: 0, get_per_process_memory_fraction=lambda: 1.0, memory_reserved=lambda: 15 * GIB,
+        mem_get_info=lambda: (GIB, 16 * GIB),
+        get_device_properties=lambda index: types.SimpleNamespace(total_memory=16 * GIB, name="Tesla T4"))
+    raise OutOfMemoryError("CUDA out of memory.")
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(("spelling", "named"), [("make", "LOAD_IN_4BIT=yes"), ("", "--load-in-4bit")])
+def test_a_full_gpu_names_settings_that_would_have_fit(spelling, named):
+    """What a recipe prints after torch's error, in a process of its own where torch is a GPU of 16 GiB."""
+    words = ["--model", "qwen2.5-7b", "--no-load-in-4bit", "--max-length", "512"]
+    environment = {**os.environ, "RECIPES_SPELLING": spelling}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == "CUDA out of memory."
+    assert "GiB, of 16.0 that this run could have" in lines[2]
+    assert lines[3] == "These would have fit:"
+    assert lines[4].startswith(f"  {named}")
+    assert 1 <= len(lines[4:]) <= 3

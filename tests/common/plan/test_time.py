@@ -1,0 +1,40 @@
+"""The time of a step: what makes it longer, and the order of magnitude of runs that were measured."""
+
+from dataclasses import replace
+
+import pytest
+from common.lm.cards import read_card
+from common.plan.devices import DEVICES
+from common.plan.search import measure
+from common.plan.workload import METHODS, workload
+
+H200 = DEVICES["h200"]
+
+
+def seconds(method: str, model: str = "qwen2.5-7b", card: str = "h200", **given) -> float:
+    sizes = read_card(model)
+    return measure(sizes, workload(sizes, method, given), DEVICES[card]).time.seconds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_takes_longer(method):
+    length = "max_completion_length" if method in ("grpo", "ppo") else "max_length"
+    plain = seconds(method)
+    assert seconds(method, **{length: 4096}) > plain
+    assert seconds(method, model="qwen2.5-14b") > plain > seconds(method, model="qwen2.5-1.5b")
+    assert seconds(method, gradient_checkpointing=False) < plain
+    assert seconds(method, card="h100") > plain < seconds(method, card="a100") < seconds(method, card="t4")
+
+
+def test_the_same_step_in_larger_micro_batches_takes_no_longer():
+    sizes = read_card("qwen2.5-7b")
+    work = workload(sizes, "sft")
+    assert measure(sizes, work, H200).time.seconds <= measure(sizes, work.with_rows(1), H200).time.seconds
+
+
+def test_each_gpu_has_its_own_tokens():
+    sizes = read_card("qwen2.5-7b")
+    work = workload(sizes, "sft")
+    one, eight = (measure(sizes, replace(work, gpus=gpus), H200).time for gpus in (1, 8))
+    assert one.seconds == eight.seconds
+    assert eight.tokens == 8 * one.tokens

@@ -1,0 +1,118 @@
+"""`make plan`: what it prints, for every method and card."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import plan as command
+import pytest
+from common.lm.cards import card_names
+from common.lm.hub import find_model
+from common.plan.workload import METHODS
+from conftest import ROOT
+from in_process import refusal
+from planning.rows import count
+
+SAMPLES = ROOT / "data_samples"
+
+
+@pytest.fixture
+def planned(monkeypatch, capsys) -> Callable[..., str]:
+    def run(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["plan", *map(str, words)])
+        command.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_size_of_card_is_answered_in_80_columns(planned, method):
+    shown = planned("--model", "qwen2.5-7b", "--method", method)
+    assert all(f"{size} GB" in shown for size in (8, 12, 16, 24, 40, 48, 80, 141))
+    assert max(map(len, shown.splitlines())) <= 80
+    peaks = [float(line.split(" GiB")[0].split()[-1]) for line in shown.splitlines() if " GiB" in line]
+    assert len(peaks) == 8
+
+
+def test_a_card_is_shown_part_by_part_with_the_command(planned):
+    shown = planned("--method", "grpo", "--card", "24GB")
+    parts = [float(line.split()[-2]) for line in shown.splitlines() if line.endswith("GiB")]
+    *each, peak = parts
+    assert sum(each) == pytest.approx(peak, abs=0.05)
+    assert "make grpo MODEL=qwen2.5-7b" in shown
+    assert "of it sampling" in shown
+
+
+def test_what_does_not_fit_says_so_and_what_would(planned):
+    shown = planned("--model", "qwen2.5-72b", "--card", "24GB")
+    assert "Nothing fits" in shown
+    assert "larger card" in shown
+    shown = planned("--card", "24GB", "--max-length", "100000", "--load-in-4bit")
+    assert "Nothing fits" in shown
+    assert "MAX_LENGTH=25000" in shown
+
+
+def test_arguments_of_the_recipe_count_and_stay(planned):
+    plain, longer, fp8 = (
+        json.loads(planned("--card", "h200", "--method", "sft", "--json", *more))["plans"][0]
+        for more in ((), ("--max-length", "4096", "--load-in-4bit", "--lora-r", "64"), ())
+    )
+    assert plain["settings"]["precision"] == "16 bit"
+    assert (longer["settings"]["length"], longer["settings"]["precision"]) == (4096, "nf4")
+    assert longer["parts_gib"]["adapter"] == pytest.approx(4 * plain["parts_gib"]["adapter"], rel=1e-3)
+    assert fp8 == plain
+
+
+def test_more_gpus_divide_the_time_and_sharding_the_weights(planned):
+    one, four, sharded = (
+        json.loads(planned("--card", "h100", "--json", "--gradient-accumulation-steps", "4", *more))["plans"][0]
+        for more in ((), ("--gpus", "4"), ("--gpus", "4", "--sharded"))
+    )
+    assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"], rel=0.01)
+    assert four["peak_gib"] == one["peak_gib"]
+    assert sharded["parts_gib"]["weights"] == pytest.approx(one["parts_gib"]["weights"] / 4, rel=0.01)
+
+
+def test_hours_and_money_are_of_the_data(planned):
+    words = ("--model", "tiny", "--method", "sft", "--data", SAMPLES / "sft.jsonl", "--card", "h100", "--json")
+    run = json.loads(planned(*words, "--price", "2"))["plans"][0]["run"]
+    assert run["rows"] == 1280
+    assert run["price"] == pytest.approx(2 * run["hours"], abs=0.01)
+    twice = json.loads(planned(*words, "--num-train-epochs", "4"))["plans"][0]["run"]  # tiny's own are 2
+    assert twice["steps"] == pytest.approx(2 * run["steps"], abs=1)
+    assert "hours" in planned("--model", "tiny", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
+
+
+def test_tokens_are_counted_by_the_models_tokenizer():
+    rows = count(str(SAMPLES / "sft.jsonl"), "sft", find_model("tiny"))
+    assert rows.counted
+    guessed = count(str(SAMPLES / "sft.jsonl"), "sft", find_model("qwen2.5-72b"))
+    assert not guessed.counted
+    assert len(guessed.lengths) == len(rows.lengths) == guessed.count
+    pairs = count(str(SAMPLES / "preferences.jsonl"), "dpo", find_model("tiny"))
+    assert len(pairs.lengths) == 2 * pairs.count
+    assert 0 < pairs.padded_share(512, 8) <= 1
+    assert pairs.padded_share(1, 8) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model", "org/name"), "its sizes are not known here"),
+        (("--method", "sft", "--num-generations", "8"), "--num-generations: `make sft` has no such argument"),
+        (("--max-length", "0"), "--max-length 0: expected 1 or more"),
+        (("--gpus", "0"), "--gpus 0"),
+        (("--card", "h10"), "no such card (did you mean h100?)"),
+        (("--method", "orpo"), "--method=orpo: unknown"),
+        (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_with_the_place(words, says, capsys):
+    assert says in refusal(command.main, capsys, *words)
+
+
+def test_every_card_can_be_planned(planned):
+    for name in card_names():
+        answer = json.loads(planned("--model", name, "--json"))
+        assert [one["fits"] for one in answer["plans"]] == sorted(one["fits"] for one in answer["plans"])
