@@ -49,10 +49,13 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     return args, model, origins
 
 
-def parse_arguments(command: type[Args], description: str) -> Args:
-    """Parse sys.argv into `command`, a frozen dataclass called Args. Raises InputError for wrong arguments."""
+def parse_arguments(command: type[Args], description: str, default: Args | None = None) -> Args:
+    """Parse sys.argv into `command`, a frozen dataclass called Args. Raises InputError for wrong arguments.
+
+    What sys.argv does not give is as in `default`, else as the class has it.
+    """
     _check(command)
-    return _tyro(command, description)
+    return _tyro(command, description, default)
 
 
 def _check(command: type) -> list[Given]:

@@ -1,8 +1,10 @@
 """Environment variables to set before unsloth is imported, and a description of this machine and code for run.json."""
 
+import hashlib
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", "peft", "bitsandbytes", "accelerate")
 PACKAGES += ("datasets", "tokenizers", "vllm")
+COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = ()) -> None:
@@ -29,7 +33,10 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / ".cache" / "unsloth"))  # else the working directory
+    compiled = compiled_code()
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(compiled / "unsloth"))  # else the working directory
+    os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))  # else in /tmp
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a warning at every fork
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
@@ -44,6 +51,17 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def compiled_code() -> Path:
+    """The folder for what Unsloth, Triton and torch compile, kept between runs: compiling a 7B takes most of a minute.
+
+    It is below COMPILED_CODE, which an image sets to a volume, else below .cache. Another version of what compiles or
+    is compiled, and another GPU, has another folder: two images that share a cache do not undo each other's.
+    """
+    versions = [f"{name} {_version(name)}" for name in COMPILED] + [platform.python_version()]
+    key = f"torch-{_version('torch')}-{hashlib.sha256(' '.join(versions).encode()).hexdigest()[:8]}-{_device()}"
+    return Path(os.environ.get("COMPILED_CODE") or ROOT / ".cache" / "compiled") / re.sub(r"[^\w.+-]+", "-", key)
 
 
 def quiet_loggers() -> None:
@@ -124,6 +142,19 @@ def _git(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _device() -> str:
+    """The models of the GPUs as the driver names them, without torch; of a machine without any, the processor."""
+    from common.nvidia import gpus_hidden  # late, for the launcher needs nothing of this module but ROOT
+
+    if not gpus_hidden():
+        lines = [line for file in GPUS.glob("*/information") for line in file.read_text().splitlines()]
+        if models := {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}:
+            return " ".join(sorted(models))
+        if Path("/dev/nvidiactl").exists():  # a container without the driver's folder
+            return "GPU"
+    return _cpu_name()
 
 
 def _cpu_name() -> str:

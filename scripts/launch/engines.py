@@ -17,7 +17,7 @@ LIMITS = "--ulimit memlock=-1 --ulimit stack=67108864"  # as NVIDIA recommends f
 # The user's settings that hold inside, too. They are passed by name, so that no value is on a command line.
 PASSED = re.compile(
     r"(HF|HUGGING_FACE|HUGGINGFACE|UNSLOTH|MODELSCOPE|TRANSFORMERS|WANDB|TRACKIO|VLLM|NCCL|SLURM|OMP|MKL)_\w+"
-    r"|TORCH_(LOGS|COMPILE_DISABLE)|CUBLAS_WORKSPACE_CONFIG|CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING"
+    r"|PROFILE_STEPS|TORCH_(LOGS|COMPILE_DISABLE)|CUBLAS_WORKSPACE_CONFIG|CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING"
     r"|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|TERM|NO_COLOR|COLUMNS|TZ|RECIPES_SPELLING"
 )
 # Of those, what the image sets itself.

@@ -30,7 +30,8 @@ WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
 PATHS = READ | WRITTEN | WRITTEN_IN_PLACE | READ_OR_MADE
 REWARDS = {"rewards"}  # names, and paths as in model:PATH=0.5 and FILE.py:FUNCTION=0.5
-COMMAND_LINES = {"sft_args", "dpo_args", "kto_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}  # of a stage
+COMMAND_LINES = {"sft_args", "dpo_args", "kto_args", "grpo_args", "reward_args", "ppo_args", "eval_args"}
+COMMAND_LINES |= {"recipe_args"}  # of another command
 NO_PATH = {
     "prompt",
     "format",
@@ -52,6 +53,7 @@ NO_PATH |= {
     "judge_url",
     "judge_model",
     "judge_key",
+    "workload",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 

@@ -34,9 +34,13 @@ reason() {
 
 # --- how the command is started -------------------------------------------------------------------------------------
 
-# Caches of compiled code are separate for each job: two jobs that write the same one can deadlock.
-export UNSLOTH_COMPILE_LOCATION=$scratch/unsloth TORCHINDUCTOR_CACHE_DIR=$scratch/inductor
-export TRITON_CACHE_DIR=$scratch/triton
+# The code that Unsloth writes is separate for each job: two jobs that write the same can deadlock. What torch and Triton
+# compile stays on the node for the next job, in a folder that is nobody else's.
+export UNSLOTH_COMPILE_LOCATION=$scratch/unsloth
+kept=/tmp/compiled-$(id -u)
+mkdir -m 700 "$kept" 2>/dev/null
+if [ -L "$kept" ] || [ ! -O "$kept" ]; then kept=$scratch/compiled; fi
+export COMPILED_CODE=${COMPILED_CODE:-$kept}
 export PYTHONUNBUFFERED=1 PYTHONPATH=$root/recipes
 # Slurm sets these in every step, for GPUs of all makers; Unsloth would take them for those of an AMD GPU.
 no_amd='unset ROCR_VISIBLE_DEVICES GPU_DEVICE_ORDINAL ZE_AFFINITY_MASK'

@@ -1,11 +1,14 @@
 """The environment of a command: the hub is out of reach unless something comes from there."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
-from common.environment import set_variables
+from common import environment
+from common.environment import compiled_code, set_variables
 from common.lm.hub import find_model
+from conftest import ROOT
 from fake_hub import serve
 
 LOCAL, ON_HUB = find_model("tiny"), find_model("qwen2.5-7b")
@@ -36,3 +39,42 @@ def test_what_the_user_set_stays(monkeypatch):
     set_variables(models=[LOCAL])
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     assert os.environ["GOMP_SPINCOUNT"] == "1"
+
+
+COMPILERS = ("UNSLOTH_COMPILE_LOCATION", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_compiled_code_is_kept_where_the_image_or_the_user_says(monkeypatch, tmp_path):
+    own = str(tmp_path / "own")
+    monkeypatch.setattr(os, "environ", {"COMPILED_CODE": str(tmp_path), "TRITON_CACHE_DIR": own})
+    set_variables(models=[LOCAL])
+    assert os.environ["TRITON_CACHE_DIR"] == own
+    folders = [Path(os.environ[name]) for name in COMPILERS if name != "TRITON_CACHE_DIR"]
+    assert {folder.parent for folder in folders} == {compiled_code()}
+    assert compiled_code().parent == tmp_path
+
+
+def test_the_image_keeps_compiled_code_in_its_volume():
+    words = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").split()
+    assert "COMPILED_CODE=/cache/compiled" in words  # the launcher mounts /cache: see test_launcher.py
+    assert not [word for word in words if word.startswith(COMPILERS)]  # which would hold for every version and GPU
+
+
+def test_other_versions_and_other_gpus_have_other_compiled_code(monkeypatch, tmp_path):
+    gpus = tmp_path / "0000:01:00.0"
+    gpus.mkdir()
+    monkeypatch.setattr(environment, "GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folders = [compiled_code()]
+    for gpu in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"):
+        (gpus / "information").write_text(f"Model: \t\t {gpu}\nIRQ: 12\n")
+        folders.append(compiled_code())
+        assert folders[-1].name.endswith(gpu.replace(" ", "-"))
+    for package in ("torch", "triton", "unsloth", "unsloth_zoo", "trl"):
+        with monkeypatch.context() as other:
+            real = environment._version
+            other.setattr(environment, "_version", lambda name, p=package, r=real: "9.9" if name == p else r(name))
+            folders.append(compiled_code())
+    assert len({*folders}) == len(folders)
+    assert compiled_code() == folders[2]  # and the same have the same
+    assert all(re.fullmatch(r"[\w.+-]+", folder.name) for folder in folders)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
+from common.run.profile import Profile
 from common.run.progress import LiveBar
 from common.run.screen import end_live, wait_for
 
@@ -38,6 +39,7 @@ class ProgressCallback(TrainerCallback):
         self.console = console
         self.shown: Shown = {**(shown or {"loss": "loss"}), "eval loss": "eval_loss"}
         self.latest: dict[str, Any] = {}  # the newest value under every key
+        self.profile = Profile(metrics.parent / "profile")
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if self.metrics.exists() and state.is_world_process_zero:
@@ -47,11 +49,14 @@ class ProgressCallback(TrainerCallback):
         self.last_time, self.last_tokens = time.monotonic(), self._tokens(state)
         self.bar = LiveBar("step", state.max_steps, state.global_step)
         self.bar.start()
+        self.profile.before(state.global_step + 1)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step, [f"{memory_gib():.1f} GiB", *self.bar.facts[1:]])
         if state.global_step >= state.max_steps:
             control.should_log = True
+        self.profile.after(state.global_step)
+        self.profile.before(state.global_step + 1)
 
     def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
         row: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **logs}
@@ -62,7 +67,10 @@ class ProgressCallback(TrainerCallback):
                 "tokens": round(tokens),
                 "tokens_per_second": round(speed, 1),
                 "memory_gib": round(memory_gib(), 2),
+                "timestamp": round(time.time(), 3),
             }
+            if (allocated := allocated_gib()) is not None:
+                row["allocated_gib"] = round(allocated, 2)
             self.last_tokens, self.last_time = tokens, now
             self.bar.facts = [f"{row['memory_gib']:.1f} GiB", f"{speed:,.0f} tok/s"]
         self.latest |= row
@@ -112,3 +120,10 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def allocated_gib() -> float | None:
+    """Peak memory of the tensors so far in GiB, without what the allocator reserved besides; None without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
