@@ -53,6 +53,7 @@ NO_PATH |= {
     "judge_url",
     "judge_model",
     "judge_key",
+    "card",
     "workload",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm

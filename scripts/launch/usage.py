@@ -34,8 +34,7 @@ def overview(by_make: bool) -> str:
             lines += [heading(title), *(f"  {line}" for line in names)]
         else:
             lines += [heading(title), *(f"  {name:<13}{command.summary}" for name, command in commands.items())]
-    lines += ["Exit codes: 0 done, 2 wrong input, 3 not on this machine, 75 stopped with a"]
-    lines += ["checkpoint (the same command resumes). " + ("make shows them as Error 75." if by_make else "")]
+    lines += ["Exit codes: 0 done, 2 wrong input, 3 not on this machine, 75 stopped: repeat it"]
     return "\n".join(line.rstrip() for line in lines)
 
 
