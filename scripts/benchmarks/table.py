@@ -65,7 +65,8 @@ def about(machine: dict[str, Any]) -> str:
     device = [f"{name} {value}" for name, value in clocks.items()] or [machine.get("driver")]
     peak = f"{machine['flops_per_second'] / 1e12:.1f} TFLOP/s in a matrix product"
     copied = f"{machine['bytes_per_second'] / 1e12:.3f} TB/s in a copy"
-    return f"{peak}, {copied}. " + "; ".join(fact for fact in (*device, f"python {machine['python']}", packages) if fact) + "."
+    facts = "; ".join(fact for fact in (*device, f"python {machine['python']}", packages) if fact)
+    return f"{peak}, {copied}. {facts}."
 
 
 def cells(name: str, figures: dict[str, Any]) -> list[str]:
