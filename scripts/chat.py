@@ -164,7 +164,7 @@ class Talk:
     def prompt(self) -> list[int]:
         """The tokens of the conversation so far, (P,). Raises InputError where the template refuses it or it is too
         long."""
-        text = prompt_texts(self.tokenizer, [Conversation("the conversation", self.turns)])[0]
+        text = prompt_texts(self.tokenizer, [Conversation("the conversation", self.turns, None)])[0]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) >= longest:
