@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from common import environment
 from common.cli import parse_arguments
 from common.data.examples import Conversation
-from common.errors import InputError, run_command
+from common.errors import InputError, run_command, spell
 from common.lm.hub import fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.lm.render import prompt_texts
@@ -99,8 +99,15 @@ def check(args: Args) -> None:
     if args.prompt is not None and not args.prompt.strip():
         raise InputError("--prompt: is empty")
     check_temperature(args.temperature)
+    check_text(args.prompt or "")
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
+
+
+def check_text(text: str) -> None:
+    """Raise InputError for text that was not UTF-8 where it was typed; Python reads such bytes as surrogates."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the text is not UTF-8: convert it, for example with iconv -t UTF-8")
 
 
 def check_temperature(temperature: float) -> None:
@@ -127,6 +134,7 @@ class Talk:
         self.start(self.args.system_prompt)
 
     def start(self, system: str) -> None:
+        check_text(system)
         self.system = system
         self.turns = [{"role": "system", "content": system}] if system else []
 
@@ -136,17 +144,18 @@ class Talk:
             return
         try:
             if line.startswith("/"):
-                name, _, rest = line[1:].partition(" ")
+                name, rest = (*line[1:].split(None, 1), "", "")[:2]
                 if name not in COMMANDS:
                     raise InputError(f"/{name}: no such command; /help lists them, and a space before / sends the text")
                 COMMANDS[name](self, rest.strip())
             else:
                 self.ask(line.strip())
         except InputError as error:
-            say(f"{error}\n")
+            say(f"{spell(str(error))}\n")
 
     def ask(self, text: str) -> None:
         """Answer `text`, on the screen and in the conversation. Where it cannot be answered, nothing has changed."""
+        check_text(text)
         before = list(self.turns)
         self.turns.append({"role": "user", "content": text})
         try:
@@ -165,12 +174,12 @@ class Talk:
         """The tokens of the conversation so far, (P,). Raises InputError where the template refuses it or it is too
         long."""
         text = prompt_texts(self.tokenizer, [Conversation("the conversation", self.turns, None)])[0]
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(ids) >= longest:
             raise InputError(
-                f"the conversation has {len(ids)} tokens, and the model reads {longest}: /undo takes back the last "
-                "question, /new starts anew"
+                f"with this question the conversation has {len(ids)} tokens, and the model reads {longest}; the "
+                "question was left out. /new starts anew"
             )
         self.room = longest - len(ids) if longest else self.args.max_new_tokens
         return ids
@@ -267,7 +276,9 @@ def undo(talk: Talk) -> str:
     return text
 
 
-def set_compare(talk: Talk, _rest: str) -> None:
+def set_compare(talk: Talk, rest: str) -> None:
+    if rest:
+        raise InputError("/compare takes no word: it turns the base's answers on, and off again")
     if not talk.adapted:
         raise InputError("/compare needs an adapter, whose base is the other model: give --run or --adapter")
     talk.compare = not talk.compare
@@ -283,7 +294,9 @@ def set_temperature(talk: Talk, rest: str) -> None:
     try:
         temperature = float(rest)
     except ValueError:
-        raise InputError(f"/temperature {rest}: give a number, such as /temperature 0.7") from None
+        raise InputError(
+            f"/temperature: {rest or 'nothing'} is no number; give one, such as /temperature 0.7"
+        ) from None
     check_temperature(temperature)
     talk.temperature = temperature
     say(f"temperature {talk.temperature:g}\n", style="dim")
@@ -299,10 +312,11 @@ def save(talk: Talk, rest: str) -> None:
         raise InputError("/save: give a file, such as /save talk.json")
     if not talk.turns or talk.turns[-1]["role"] != "assistant":
         raise InputError("/save: there is no answer yet")
-    if Path(rest).exists():
+    file = Path(rest).expanduser()
+    if file.exists():
         raise InputError(f"{rest}: is there already; give another file")
     try:
-        write_json(Path(rest), {"messages": talk.turns})
+        write_json(file, {"messages": talk.turns})
     except OSError as error:
         raise InputError(f"{rest}: {error.strerror}") from None
     say(f"saved in {rest}\n", style="dim")

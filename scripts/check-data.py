@@ -138,7 +138,7 @@ def main() -> None:
         from check_data import mask
 
         examples = itertools.islice(task.read(rows, faults, args.format, columns), args.show_mask)
-        mask.show(Console(markup=False), mask.masked_rows(lengths, examples, faults))
+        mask.show(Console(markup=False, emoji=False), mask.masked_rows(lengths, examples, faults))
         faults.stop()
         return
 
@@ -187,7 +187,7 @@ def main() -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     found = figures.figures(survey, findings, lengths, limits, facts)
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     report.show(console, found)
     if args.json:
         write_json(Path(args.json), found)
@@ -221,7 +221,7 @@ def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
 
 def _status() -> AbstractContextManager[Status | None]:
     """A line on the terminal with the rows so far; none without a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     return console.status("reading") if console.is_terminal else nullcontext()
 
 

@@ -26,10 +26,11 @@ from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
 from common.data.rows import Faults, find_source, read_rows
 from common.errors import InputError, MachineError, run_command
-from common.lm.cards import Card, card_names, read_card
-from common.lm.hub import find_model
+from common.lm.cards import card_names, read_card
+from common.lm.hub import Model, find_model
 from common.nvidia import free_gib, nvidia_smi
 from common.plan.search import device_with, fit, least, measure, plan
+from common.plan.shape import sizes_of
 from common.plan.words import as_flag, recomputed
 from common.plan.workload import workload
 from common.rewards.answers import gold
@@ -136,7 +137,7 @@ def main() -> None:
     found = find_model(model)
     stages, notes = choose(have, data, args.base or model == EMBEDDED)
     for stage in stages:
-        plan_memory(stage, found.card, gib)
+        plan_memory(stage, found, gib)
     pipeline = write_commands(stages, model, found.name)
     if args.json:
         answer: dict[str, Any] = {"model": model, "gpu_gib": gib, "data": [asdict(item) for item in data]}
@@ -294,26 +295,29 @@ def choose(have: list[str], data: list[Data], base: bool) -> tuple[list[Stage], 
     return stages, notes
 
 
-def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
+def plan_memory(stage: Stage, base: Model, gib: float) -> None:
     """Fill in what `stage` needs, whether it fits, and the flags of the fastest settings under which it does."""
-    if card is None:
-        stage.settings = "not known: only the models with a card have their sizes here"
+    card = base.card
+    sizes = sizes_of(base)
+    if sizes is None:
+        stage.settings = "not known: there is no card of the model, and no config.json on this machine"
         return
-    if stage.method not in card.methods:
+    if card and stage.method not in card.methods:
         stage.settings = f"{card.name} is not offered for {stage.method}, only for {', '.join(card.methods)}"
         stage.fits = False
         return
     device = device_with(gib or 80)
+    given = {"reward_model": "one"} if stage.method == "ppo" else {}  # an adapter on the same base
     if gib == 0:
-        stage.gib = measure(card, least(workload(card, stage.method)), device).total
-        stage.fits = card.name == EMBEDDED
+        stage.gib = measure(sizes, least(workload(sizes, stage.method, given)), device).total
+        stage.fits = card is not None and card.name == EMBEDDED
         stage.settings = (
             "it is small enough for the CPU"
             if stage.fits
             else f"needs a GPU with {stage.gib:.1f} GiB at the least; without one take MODEL={EMBEDDED}"
         )
         return
-    planned = plan(card, stage.method, device)
+    planned = plan(sizes, stage.method, device, given, fixed=())
     stage.gib, stage.fits = planned.total, planned.fits
     if planned.fits:
         work = planned.work
@@ -321,7 +325,8 @@ def plan_memory(stage: Stage, card: Card | None, gib: float) -> None:
         stage.settings = f"{stage.gib:.1f} of {gib:g} GiB: {work.precision}, {recomputed(work)}, {rows}"
         stage.flags += [word for name, value in planned.changed.items() for word in as_flag(name, value)]
         return
-    fitting = [name for name in by_size() if name != EMBEDDED and fit(read_card(name), stage.method, device)]
+    smaller = [name for name in by_size() if name != EMBEDDED]
+    fitting = [name for name in smaller if fit(read_card(name), stage.method, device, given, fixed=())]
     stage.settings = (
         f"does not fit: {stage.gib:.1f} GiB at the least, of {gib:g}. Take a larger GPU"
         f"{', or a smaller model: ' + ', '.join(fitting[-3:]) if fitting else ''}"

@@ -71,7 +71,7 @@ class Args:
     rollout_batch_size: int | None = None
     num_ppo_epochs: int | None = None
     num_iterations: int | None = None
-    rollouts: Literal["auto", "graph", "generate"] | None = None
+    rollouts: Literal["auto", "graph", "vllm", "generate"] | None = None
     beta: float | None = None
     reward_model: str | None = None
     lora_r: int | None = None
@@ -104,11 +104,12 @@ def main() -> None:
             "machine. `make models` lists the cards"
         )
     given = given_arguments(args)
-    if args.gpus < 1:
-        raise InputError(f"--gpus {args.gpus}: expected 1 or more")
+    check(args, given)
     more = {"gpus": args.gpus, "sharded": args.sharded}
     rows = count(args.data, args.method, base) if args.data else None
     devices = [find_device(args.card)] if args.card else [of_size(size) for size in SIZES]
+    if args.card and args.load_in_fp8 and not devices[0].fp8:
+        raise InputError(f"--load-in-fp8: {devices[0].name} has no fp8; Ada, Hopper and Blackwell have it")
     plans = [plan(sizes, args.method, device, given, **more) for device in devices]
     runs = [whole(one, rows, args, sizes, given) if rows else None for one in plans]
     if args.json:
@@ -123,7 +124,7 @@ def main() -> None:
         all_cards(console, plans, runs, args)
     if rows:
         told(console, plans, runs, rows, args)
-    console.print("\nTimes are estimates: measured on an H200, for other cards scaled by their data sheets.")
+    console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
 
 
 def given_arguments(args: Args) -> dict[str, Any]:
@@ -138,10 +139,44 @@ def given_arguments(args: Args) -> dict[str, Any]:
     return given
 
 
+def check(args: Args, given: dict[str, Any]) -> None:
+    """Raise InputError for arguments that do not go together, as the recipe does."""
+    if args.gpus < 1:
+        raise InputError(f"--gpus {args.gpus}: expected 1 or more")
+    if args.sharded and args.gpus == 1:
+        raise InputError("--sharded divides the weights among GPUs: give --gpus 2 or more")
+    if args.price is not None and args.price <= 0:
+        raise InputError(f"--price {args.price:g}: expected more than 0")
+    if args.price is not None and not args.data:
+        raise InputError("--price is of hours, and those are of a data file: give --data")
+    if args.num_train_epochs is not None and args.num_train_epochs <= 0:
+        raise InputError(f"--num-train-epochs {args.num_train_epochs:g}: expected more than 0")
+    if args.rollouts == "vllm":
+        raise InputError("--rollouts=vllm is not planned, since vLLM takes its own share of the memory; plan with auto")
+    if args.checkpoint_skip_layers is not None and args.checkpoint_skip_layers < 0:
+        raise InputError(f"--checkpoint-skip-layers {args.checkpoint_skip_layers}: expected 0 or more")
+    if args.load_in_fp8 and args.load_in_4bit:
+        raise InputError("--load-in-4bit and --load-in-fp8 are two ways to store the base; give one of the two")
+    if args.method == "grpo":
+        values = recipe_defaults("grpo") | given
+        completions = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
+        if completions % values["num_generations"]:
+            raise InputError(
+                f"{completions} completions a step do not divide into groups of {values['num_generations']}: change "
+                "--num-generations, --per-device-train-batch-size or --gradient-accumulation-steps"
+            )
+
+
 def several(args: Args) -> str:
     if args.gpus == 1:
         return ""
-    return f" on {args.gpus} GPUs, {'sharded' if args.sharded else 'a copy on each'}: not measured"
+    text = f" on {args.gpus} GPUs, {'sharded' if args.sharded else 'a copy on each'}: not measured"
+    return text if runs_here(args) else f"{text}; no recipe does it yet"
+
+
+def runs_here(args: Args) -> bool:
+    """Whether a recipe can use the GPUs so."""
+    return args.gpus == 1 or (args.method == "sft" and not args.sharded)
 
 
 def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args) -> None:
@@ -192,10 +227,16 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
             seconds += f", {one.time.sampling:.2f} s of it sampling"
         console.print(f"\n{cell(one)} of {one.work.length} tokens")
         console.print(f"{seconds}, {one.time.tokens_per_second:,.0f} tokens/s")
-        words = variables({**given, **one.changed})
-        console.print(f"\nmake {args.method} MODEL={args.model} {words}".rstrip(), soft_wrap=True)
+        if runs_here(args):
+            extra = {"gpus": args.gpus} if args.gpus > 1 else {}
+            words = variables(
+                {"model": args.model, **({"data": args.data} if args.data else {}), **given, **one.changed}
+            )
+            words += f" {variables(extra)}" if extra else ""
+            rewards = " REWARD=outputs/reward" if args.method == "ppo" and not args.reward_model else ""
+            console.print(f"\nmake {args.method} {words}{rewards}", soft_wrap=True)
         return
-    console.print("\nA larger card, a smaller model, or SHARDED=yes with more GPUS, would do.")
+    console.print("\nA larger card or a smaller model would do.")
     for other in advice(sizes, args.method, given, device):
         console.print(f"  {variables(other.changed)}: {other.total:.1f} GiB", soft_wrap=True)
 

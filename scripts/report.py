@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import parse_arguments
-from common.errors import InputError, run_command
+from common.errors import InputError, MachineError, run_command
 from common.pages.reading import read_run
 from common.pages.report import NAME, write_report
 
@@ -37,8 +37,13 @@ def main() -> None:
     )
     if file.is_dir():
         raise InputError(f"--output {file}: is a folder; give a file, such as {file / NAME}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_report(folders, file)
+    if file.suffix.lower() not in (".html", ".htm"):  # it would be written over a file of another kind
+        raise InputError(f"--output {file}: is no name of a page; give a file that ends in .html")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_report(folders, file)
+    except OSError as error:
+        raise MachineError(f"--output {file}: {error.strerror}") from None
     print(f"{file} written")
 
 

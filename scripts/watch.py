@@ -68,6 +68,14 @@ def server(folders: list[Path], port: int) -> http.server.ThreadingHTTPServer:
         raise MachineError(f"--port {port}: {error.strerror}") from None
 
 
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        return urlsplit("//" + host).hostname in LOCAL
+    except ValueError:
+        return False
+
+
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
@@ -84,7 +92,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # A page of another site could have its name resolve to 127.0.0.1, and read what is served here.
-        if urlsplit("//" + self.headers.get("Host", "")).hostname not in LOCAL:
+        if not is_local(self.headers.get("Host", "")):
             self._send(403, "text/plain", "This is for browsers on this machine.")
             return
         match self.path.partition("?")[0]:

@@ -235,7 +235,7 @@ def _convert(field: Field, flag: str, value: str) -> Any:
 
 def example(field: Field) -> str:
     """A value to show for an argument that is required."""
-    return {"model": "qwen2.5-7b", "time": "4:00:00"}.get(field.name, "outputs/try/adapter")
+    return {"model": "qwen2.5-7b", "time": "4:00:00", "run": "outputs/try"}.get(field.name, "outputs/try/adapter")
 
 
 def parse(cls: type[Args], words: Sequence[str], command: str) -> Args:

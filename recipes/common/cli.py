@@ -18,7 +18,8 @@ from common.arguments import Given, check, read_fields
 from common.errors import PLAN_ADVICE, InputError
 from common.lm.cards import method_settings
 from common.lm.hub import Model, find_model
-from common.plan.fit import where_it_fits
+from common.plan.fit import check_fit, where_it_fits
+from common.run.profile import profiled_steps
 
 Args = TypeVar("Args")
 
@@ -45,6 +46,8 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     origins = {
         name: "command line" if name in typed else f"card {model.name}" if name in card else "recipe" for name in fields
     }
+    check_fit(args)
+    profiled_steps()
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, model, method, args)]
     return args, model, origins
 

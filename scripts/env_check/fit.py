@@ -16,6 +16,7 @@ from common.plan.workload import workload
 from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Facts, judge
 from env_check.machine import existing, hub_cache, hub_token, read
 
+PLAIN = ("load_in_4bit", "gradient_checkpointing")  # settings that are named in any case
 SMALL = 50e6  # parameters; a CPU trains such a model in minutes
 
 
@@ -41,6 +42,7 @@ def what_runs(recipe: str, cards: dict[str, Any], facts: Facts) -> list[dict[str
             if found:
                 line["load_in_4bit"] = found.work.precision == "nf4"
                 line["gradient_checkpointing"] = found.work.gradient_checkpointing
+                line["checkpoint_skip_layers"] = found.work.kept_layers
                 line["gib"] = round(found.total, 1)
         lines.append(line)
     return lines
@@ -58,8 +60,8 @@ def check_job(recipe: str, model: str, card: Any, lines: list[dict[str, Any]], f
         found = f"{card.parameters / 1e6:,.0f} M parameters on a CPU, {'minutes' if line['fits'] else 'days'}"
         yield judge(name, line["fits"], found, "", f"use a machine with an NVIDIA GPU; here {smaller}")
     elif line["fits"]:
-        settings = ("load_in_4bit", "gradient_checkpointing")
-        chosen = variables({setting: line[setting] for setting in settings})
+        settings = ("load_in_4bit", "gradient_checkpointing", "checkpoint_skip_layers")
+        chosen = variables({setting: line[setting] for setting in settings if line[setting] != 0 or setting in PLAIN})
         yield Check(name, OK, f"{line['gib']} GiB with {chosen}", f"<= {facts.free_gib:.1f} GiB, what is free")
     else:
         device = device_with(facts.free_gib)

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 
-from common.aliases import ours
+from common.aliases import ELSEWHERE, ours
 from common.arguments import NUMBER, Field
 from common.errors import InputError, did_you_mean
 
@@ -96,5 +96,7 @@ def explain(variable: str, name: str, command: Command, by_variable: dict[str, F
         return f"{variable} is {variable.upper()} here"
     if variable in VARIABLES:
         return f"{name} takes no {variable}"
+    if reason := ELSEWHERE.get(variable.lower()):
+        return f"{name} takes no {variable}: {reason}"
     near = did_you_mean(variable.upper(), [*known.values(), *command.variables])
     return f"{name} takes no {variable}{near}"

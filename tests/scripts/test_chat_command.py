@@ -31,8 +31,9 @@ def test_the_adapter_of_a_run_is_found_or_a_message_tells_why_there_is_none(tmp_
         adapter_of(record(tmp_path / "stopped", status="stopped", step=12))
     with pytest.raises(InputError, match="a reward model scores and writes nothing"):
         adapter_of(record(tmp_path / "reward", "reward"))
-    with pytest.raises(InputError, match="holds no run"):
-        adapter_of(tmp_path / "nothing")
+    for none in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError, match="holds no run"):
+            adapter_of(none)
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, capsys):
@@ -42,6 +43,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, capsys):
         (["--prompt", " "], "--prompt: is empty"),
         (["--temperature", "-1"], "from 0 to 10"),
         (["--temperature", "nan"], "from 0 to 10"),
+        (["--prompt", "caf\udce9"], "not UTF-8"),
         (["--max-new-tokens", "0"], "at least 1"),
         (["--run", tmp_path], "holds no run"),
     ):
@@ -62,6 +64,11 @@ class Echo(command.Talk):
 
 def talk(**settings):
     return Echo(None, None, "", adapted=False, args=replace(command.Args(), **settings))
+
+
+def test_what_a_model_writes_is_shown_as_it_is(capsys):
+    command.say("[bold] :100: and :smile:")
+    assert capsys.readouterr().out == "[bold] :100: and :smile:"
 
 
 def test_commands_change_the_conversation_as_they_say(tmp_path, capsys):
@@ -94,7 +101,11 @@ def test_what_cannot_be_done_has_a_message_and_changes_nothing(tmp_path, capsys)
     for line, why in (
         ("/compre", "/compre: no such command"),
         ("/compare", "/compare needs an adapter"),
-        ("/temperature", "give a number"),
+        ("/compare off", "/compare takes no word"),
+        ("/temperature", "nothing is no number"),
+        ("/temperature\thigh", "high is no number"),
+        ("caf\udce9", "not UTF-8"),
+        ("/system caf\udce9", "not UTF-8"),
         ("/temperature 11", "from 0 to 10"),
         ("/save", "give a file"),
         (f"/save {there}", "is there already"),

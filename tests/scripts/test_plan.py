@@ -106,6 +106,15 @@ def test_tokens_are_counted_by_the_models_tokenizer():
         (("--card", "h10"), "no such card (did you mean h100?)"),
         (("--method", "orpo"), "--method=orpo: unknown"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--price", "2"), "give --data"),
+        (("--price", "-1"), "expected more than 0"),
+        (("--sharded",), "give --gpus 2 or more"),
+        (("--load-in-fp8", "--load-in-4bit"), "give one of the two"),
+        (("--load-in-fp8", "--card", "a100"), "a100 has no fp8"),
+        (("--method", "grpo", "--num-generations", "5"), "do not divide into groups of 5"),
+        (("--method", "grpo", "--rollouts", "vllm"), "is not planned"),
+        (("--checkpoint-skip-layers", "-1"), "expected 0 or more"),
+        (("--num-train-epochs", "0"), "expected more than 0"),
     ],
 )
 def test_bad_input_is_refused_with_the_place(words, says, capsys):

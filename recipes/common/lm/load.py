@@ -94,7 +94,7 @@ def choose_dtype(name: str) -> "torch.dtype":
 
 
 def check_precision(args: Any, origins: Mapping[str, str]) -> None:
-    """Raise InputError where a recipe's --load-in-fp8 does not go with its --load-in-4bit or --dtype.
+    """Raise InputError where --load-in-fp8 does not go with --load-in-4bit or --dtype, MachineError without fp8 here.
 
     `origins` are those of `parse`: a --load-in-4bit that nobody typed, the default of recipe or card, is off with it.
     """
@@ -104,14 +104,13 @@ def check_precision(args: Any, origins: Mapping[str, str]) -> None:
         raise InputError("--load-in-4bit and --load-in-fp8 are two ways to store the base; give one of the two")
     if args.dtype not in ("auto", "bfloat16"):
         raise InputError(f"--load-in-fp8 computes the rest in bfloat16; leave out --dtype {args.dtype}")
+    from common.lm.fp8 import check_fp8_device
+
+    check_fp8_device()  # before the run has a folder
 
 
 def in_4bit(load_in_4bit: bool, load_in_fp8: bool) -> bool:
-    """Is the base to be loaded in 4 bit? Raises MachineError for --load-in-fp8 on a device that has no fp8."""
-    if load_in_fp8:
-        from common.lm.fp8 import check_fp8_device
-
-        check_fp8_device()
+    """Is the base to be loaded in 4 bit?"""
     return load_in_4bit and not load_in_fp8
 
 

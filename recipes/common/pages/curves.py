@@ -114,7 +114,11 @@ def values(metrics: Iterable[dict[str, Any]], key: str) -> Iterator[tuple[int, f
     for row in metrics:
         value = row.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield row["step"], float(value)
+            try:
+                number = float(value)
+            except OverflowError:  # a whole number of hundreds of digits
+                number = math.inf
+            yield row["step"], number
 
 
 def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
@@ -131,15 +135,21 @@ def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float
     return kept
 
 
+def names(runs: list[RunFiles]) -> list[str]:
+    """A name of each run: that of its folder, where two have the same with the folder above."""
+    own = [run.name for run in runs]
+    return own if len(set(own)) == len(own) else [f"{run.folder.resolve().parent.name}/{run.name}" for run in runs]
+
+
 def _chart(group: Group, runs: list[RunFiles], most: int) -> Chart | None:
-    traces, undefined = [], 0
+    traces, undefined, of = [], 0, names(runs)
     for number, run in enumerate(runs):
         for index, (name, key) in enumerate(group.lines.items()):
             found = list(values(run.metrics, key))
             finite = [point for point in found if math.isfinite(point[1])]
             undefined += len(found) - len(finite)
             if finite:
-                label = name if len(runs) == 1 else run.name if len(group.lines) == 1 else f"{run.name}: {name}"
+                label = name if len(runs) == 1 else of[number] if len(group.lines) == 1 else f"{of[number]}: {name}"
                 held_out = key.startswith(HELD_OUT)
                 line = {"color": colour(index if len(runs) == 1 else number), "width": 1.5}
                 line["dash"] = DASHES[index % len(DASHES)] if len(runs) > 1 else "dot" if held_out else "solid"

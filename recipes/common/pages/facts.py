@@ -166,9 +166,14 @@ def chosen(run: RunFiles) -> list[list[str]]:
 
 
 def arguments(run: RunFiles) -> list[list[str]]:
-    """All arguments: [make variable, value, what gave it]."""
+    """All arguments: [make variable, value, what gave it]; those that --fit auto chose as it chose them."""
+    fitted = run.record.get("fit") or {}
     return [
-        [variable(name), text(argument["value"]), str(argument.get("from", ""))]
+        [
+            variable(name),
+            text(fitted.get(name, argument["value"])),
+            "fit" if name in fitted else argument.get("from", ""),
+        ]
         for name, argument in run.record.get("arguments", {}).items()
     ]
 

@@ -45,7 +45,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw
 const live = document.body.querySelector("[data-live]");
 const parts = new Map(); // {id of a section: its markup as it came}
 const markup = (part) => part.innerHTML;
-const titles = (part) => [...part.querySelectorAll(".chart h3")].map((title) => title.textContent).join("\n");
+const titles = (part) => [...part.querySelectorAll(".chart h3, .chart > p")].map((title) => title.textContent).join("\n");
 
 function replace(old, fresh) {
   const kept = [...old.querySelectorAll("details")].map((one) => [one.dataset.name, one.open]);

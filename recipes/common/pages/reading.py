@@ -123,3 +123,5 @@ def _samples(file: Path) -> list[dict[str, Any]]:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise InputError(f"{file}: is damaged ({error}); without the file the report can be made") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.pages import curves, facts
 from common.pages.page import render
-from common.pages.reading import RunFiles, read_run, reward_of
+from common.pages.reading import read_run, reward_of
 from common.run.files import write_bytes
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -33,7 +33,7 @@ def page(folders: list[Path], live: bool = False) -> str:
         live=REFRESH if live else None,
         title=facts.title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs",
         runs=runs,
-        names=names(runs),
+        names=curves.names(runs),
         facts=facts,
         charts=main,
         others=others,
@@ -44,11 +44,6 @@ def page(folders: list[Path], live: bool = False) -> str:
         reward_of=reward_of,
         shown_samples=SHOWN_SAMPLES,
     )
-
-
-def names(runs: list[RunFiles]) -> list[str]:
-    """A name of each run for the page: that of its folder."""
-    return [run.name for run in runs]
 
 
 def turns(prompt: Any) -> list[tuple[str, str]]:

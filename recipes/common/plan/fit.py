@@ -1,13 +1,14 @@
 """`--fit auto`, and what to change where the GPU's memory is full: the planner for a run on this machine's GPU."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.environment import several_processes
-from common.errors import MachineError
+from common.errors import PLAN_ADVICE, InputError, MachineError, spell
 from common.plan.devices import DEVICES, Device, by_driver_name
-from common.plan.memory import GIB
+from common.plan.memory import CUDA_CONTEXT, GIB
 from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
@@ -20,14 +21,31 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args")
 
-BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo"}  # losses that compare the rows of a micro-batch
+BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo", "sft"}  # losses over the rows of a micro-batch
+
+
+def check_fit(args: Any) -> None:
+    """Raise InputError for a --fit or --checkpoint-skip-layers that the other arguments of a recipe rule out."""
+    skipped = getattr(args, "checkpoint_skip_layers", 0)
+    if skipped < 0:
+        raise InputError(f"--checkpoint-skip-layers={skipped}: give 0 or more")
+    if skipped and not args.gradient_checkpointing:
+        raise InputError("--checkpoint-skip-layers: with --no-gradient-checkpointing every layer keeps its activations")
+    if getattr(args, "fit", "off") == "off":
+        return
+    if not getattr(args, "use_peft", True):
+        raise InputError(
+            "--fit=auto plans a LoRA adapter, and --no-use-peft trains every weight; leave one of the two out"
+        )
+    if getattr(args, "rollouts", "") == "vllm":
+        raise InputError("--fit=auto does not count the memory of --rollouts=vllm; leave one of the two out")
 
 
 def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
     """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU; as they are with off.
 
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
-    stay, and so does every argument from the command line. The choice is in run.json; a resumed run makes it again.
+    stay, and so does every argument from the command line. The choice is in run.json, and a resumed run keeps it.
     Raises MachineError where no settings fit.
     """
     if mode == "off":
@@ -36,29 +54,33 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     import torch
 
     if not torch.cuda.is_available():
-        say("--fit auto does nothing without a GPU: the settings stay as they are.")
+        say("--fit=auto does nothing without a GPU: the settings stay as they are.")
         return args
     chosen = run.record.get("fit")
     if chosen is None:
         sizes = sizes_of(base)
         if sizes is None:
-            say(f"--fit auto does nothing for {base.name}: its sizes are not known before it is loaded.")
+            say(f"--fit=auto does nothing for {base.name}: its sizes are not known before it is loaded.")
             return args
         given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
         fixed = {name for name, origin in origins.items() if origin == "command line"}
         losses = getattr(values, "loss_type", ())
         if BY_MICRO_BATCH & set(losses if isinstance(losses, tuple) else (losses,)):
             fixed |= set(BATCH)
+        if method == "grpo" and values.share_prompts:  # which needs the completions of a group side by side
+            fixed |= set(BATCH)
         device = this_gpu()
         found = choose(sizes, method, given, fixed, device)
         say(why(sizes, method, given, found, device))
         chosen = found.changed
         run.update(fit=chosen)
-    return replace(values, **chosen)
+    fitted = replace(values, **chosen)
+    PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
+    return fitted
 
 
 def say(text: str) -> None:
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+    console().print(spell(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], device: Device) -> Plan:
@@ -70,14 +92,14 @@ def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], devi
             cure = f"{arguments(smallest.changed)} would need {smallest.total:.1f}"
         else:
             cure = f"the least is {smallest.total:.1f}; take a larger GPU or a smaller model"
-        raise MachineError(f"--fit auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
+        raise MachineError(f"--fit=auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
     return found
 
 
 def why(sizes: Any, method: str, given: dict[str, Any], found: Plan, device: Device) -> str:
     """The choice and its reason, in one line."""
     before = measure(sizes, workload(sizes, method, given), device)
-    text = f"--fit auto: {setting_words(found.work)}: {found.total:.1f} of {device.gib:.1f} GiB"
+    text = f"--fit=auto: {setting_words(found.work)}: {found.total:.1f} of {device.gib:.1f} GiB"
     if not found.changed:
         return f"{text}, as it was: the fastest that fits."
     gain = found.time.tokens_per_second / before.time.tokens_per_second
@@ -95,8 +117,9 @@ def this_gpu() -> Device:
     limit = properties.total_memory * torch.cuda.get_per_process_memory_fraction()
     free, _ = torch.cuda.mem_get_info()
     mine = torch.cuda.memory_reserved()
-    # Of several processes each must choose the same: the whole card counts, not what is free at this moment.
-    usable = limit if several_processes() else min(limit, free + mine)
+    # Of several processes each must choose the same: the whole card counts, not what is free at this moment. What is
+    # free is without the CUDA context of this process, which a plan counts.
+    usable = limit if several_processes() else min(limit, free + mine + CUDA_CONTEXT)
     known = by_driver_name(properties.name)
     return device_with(usable / GIB, known or DEVICES["a100"])
 
@@ -104,8 +127,8 @@ def this_gpu() -> Device:
 def where_it_fits(base: "Model", method: str, args: Any) -> str:
     """What to change where the GPU's memory is full: settings that would have fit, with what each needs."""
     sizes = sizes_of(base)
-    if sizes is None:
-        return ""
+    if sizes is None or not getattr(args, "use_peft", True) or getattr(args, "rollouts", "") == "vllm":
+        return ""  # not planned
     given = {name: value for name, value in asdict(args).items() if name in COUNTED}
     device = this_gpu()
     now = measure(sizes, workload(sizes, method, given), device)

@@ -109,8 +109,10 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
         single.append({"gradient_checkpointing": True})
     if now.precision == "16 bit":
         single.append({"load_in_4bit": True})
+    if now.precision == "fp8":
+        single.append({"load_in_fp8": False, "load_in_4bit": True})
     step, rows = now.rows * now.accumulation, now.rows
-    while rows % 2 == 0 and rows // 2 >= LEAST_ROWS.get(method, 1):
+    while method != "kto" and rows % 2 == 0 and rows // 2 >= LEAST_ROWS.get(method, 1):
         rows //= 2
         single.append({"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows})
     for name in ("max_length", "max_completion_length", "max_prompt_length"):
@@ -124,6 +126,8 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
         found += [tried] if tried.fits else []
     if not found:
         saving = {**given, "load_in_4bit": True, "gradient_checkpointing": True}
+        if now.precision == "fp8":
+            saving["load_in_fp8"] = False
         together = plan(card, method, device, saving, fixed=PRECISION + RECOMPUTATION)
         also = {name: value for name, value in saving.items() if given.get(name) != value}
         found = [replace(together, changed=also | together.changed)] if together.fits else []

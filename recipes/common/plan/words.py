@@ -1,13 +1,15 @@
 """Settings in words, and as the arguments that make them. Standard library only."""
 
+import shlex
 from typing import Any
 
+from common.arguments import SHORT
 from common.errors import SPELLING
 from common.plan.workload import Workload
 
 
 def setting_words(work: Workload) -> str:
-    """Precision, recomputation and micro-batch, such as "nf4, all recomputed, 4 x 4 rows"."""
+    """Precision, recomputation and micro-batch, such as "nf4, activations recomputed, 4 x 4 rows"."""
     return f"{work.precision}, {recomputed(work)}, {work.rows} x {work.accumulation} {unit(work)}"
 
 
@@ -34,12 +36,15 @@ def as_flag(name: str, value: Any) -> list[str]:
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{dashed}" if value else f"--no-{dashed}"]
-    return [f"--{dashed}", str(value)]
+    return [f"--{dashed}", *map(str, value)] if isinstance(value, tuple) else [f"--{dashed}", str(value)]
 
 
 def variables(changed: dict[str, Any]) -> str:
     """Arguments as variables of make: "MAX_LENGTH=1024 LOAD_IN_4BIT=no"."""
-    words = {True: "yes", False: "no"}
-    return " ".join(
-        f"{name.upper()}={words[value] if isinstance(value, bool) else value}" for name, value in changed.items()
-    )
+    return " ".join(f"{SHORT.get(name, name.upper())}={shlex.quote(_typed(value))}" for name, value in changed.items())
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

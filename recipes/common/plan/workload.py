@@ -119,7 +119,7 @@ def workload(card: Any, method: str, given: dict[str, Any] | None = None, *, gpu
         completion=completion,
         lora_r=values["lora_r"],
         attention_only=set(adapted) <= set(ATTENTION),
-        kept_layers=values.get("checkpoint_skip_layers", 0),
+        kept_layers=min(values.get("checkpoint_skip_layers", 0), card.architecture.layers),
         packing=None if method == "sft" and values["packing"] else False,
         train_embeddings=values.get("train_embeddings", False),
         rollouts=values.get("rollouts", "auto"),

@@ -158,11 +158,13 @@ def parent_of(adapter: Path) -> Parent | None:
 
 def adapter_of(folder: Path) -> Path:
     """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
-    record = _read(folder) if folder.is_dir() else None
+    record = _read(folder) if (folder / "run.json").is_file() else None
     if record is None:
         raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
     if record["recipe"] == "reward":
-        raise InputError(f"{folder}: a reward model scores and writes nothing; judge it with --reward-model {folder}")
+        raise InputError(
+            f"{folder}: a reward model scores and writes nothing; judge it with `make evaluate REWARD={folder}`"
+        )
     adapter = folder / "adapter"
     if not adapter.is_dir():
         step = f" after step {record['step']}" if record.get("step") else ""

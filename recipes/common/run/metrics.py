@@ -82,6 +82,7 @@ class ProgressCallback(TrainerCallback):
             self.console.print(self.bar.line(as_text(row, self.shown)), soft_wrap=True, highlight=False)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.profile.finish(state.global_step)
         end_live()
         if state.global_step >= state.max_steps:
             wait_for("Saving, and running the held-out data")  # until show_ending

@@ -27,17 +27,17 @@ class Profile:
     """
 
     def __init__(self, folder: Path) -> None:
-        words = os.environ.get(VARIABLE, "")
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", words)
-        if words and not found:
-            raise InputError(f"{VARIABLE}={words}: expected a step, or the first and the last, as 12-13")
         self.folder = folder
-        self.first, self.last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        self.first, self.last = profiled_steps()
         self.profiler: Any = None
 
     def before(self, step: int) -> None:
-        """Start where `step`, counted from 1, is the first of them. Call it when the step before is complete."""
-        if step == self.first and self.last >= self.first > 0 and is_first_process():
+        """Start where `step`, counted from 1, is the first of them. Call it when the step before is complete.
+
+        A run that is resumed among them starts there.
+        """
+        if self.profiler is None and self.first <= step <= self.last and is_first_process():
+            self.first = step
             from torch.profiler import profile
 
             self.profiler = profile()  # every activity that this machine can record
@@ -45,8 +45,14 @@ class Profile:
 
     def after(self, step: int) -> None:
         """Stop where `step` is the last of them, and write what was recorded."""
-        if self.profiler is None or step < self.last:
+        if self.profiler is not None and step >= self.last:
+            self.finish(step)
+
+    def finish(self, step: int) -> None:
+        """Write what was recorded up to `step`, the last of the run; nothing where nothing is being recorded."""
+        if self.profiler is None:
             return
+        self.last = step
         self.profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
@@ -54,6 +60,18 @@ class Profile:
         table = kernel_table(self.profiler.key_averages())
         write_bytes(self.folder / "kernels.md", f"{steps}.\n\n{table}".encode())
         self.profiler = None
+
+
+def profiled_steps() -> tuple[int, int]:
+    """The first and the last step that PROFILE_STEPS names; without it (0, -1), which is none. Raises InputError."""
+    words = os.environ.get(VARIABLE, "")
+    if not words:
+        return 0, -1
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", words)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < first <= last:
+        raise InputError(f"{VARIABLE}={words}: expected a step from 1, or the first and the last, as 12-13")
+    return first, last
 
 
 def kernel_table(averages: Any) -> str:

@@ -44,7 +44,7 @@ _height = 0  # lines that the live display has on the terminal
 @cache
 def console() -> Console:
     """The console of this process; of several processes only the first one prints."""
-    return Console(quiet=not is_first_process())
+    return Console(quiet=not is_first_process(), emoji=False)  # :100: stays what a model wrote
 
 
 def loading(what: str, notes: Iterable[str] = ()) -> Console:

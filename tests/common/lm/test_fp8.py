@@ -167,23 +167,27 @@ def test_a_base_that_the_tensor_cores_cannot_multiply_is_refused_whole():
         fp8.quantize_base(base)
 
 
+FP8 = SimpleNamespace(load_in_fp8=True, load_in_4bit=True, dtype="auto")
+
+
 @pytest.mark.parametrize(("capability", "works"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((12, 0), True)])
 def test_older_gpus_are_refused_by_name(monkeypatch, capability, works):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     if works:
+        check_precision(FP8, {"load_in_4bit": "recipe"})
         assert not in_4bit(load_in_4bit=True, load_in_fp8=True)  # the default, nf4, is off
     else:
         with pytest.raises(MachineError, match=rf"NVIDIA A100 has {capability[0]}.{capability[1]}") as refused:
-            in_4bit(load_in_4bit=True, load_in_fp8=True)
+            check_precision(FP8, {"load_in_4bit": "recipe"})
         assert refused.value.exit_code == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_refused():
     with pytest.raises(MachineError, match="needs a GPU of Ada, Hopper or Blackwell"):
-        in_4bit(load_in_4bit=False, load_in_fp8=True)
+        check_precision(FP8, {"load_in_4bit": "recipe"})
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,8 @@ def test_without_a_gpu_it_is_refused():
         (False, "command line", "auto", None),
     ],
 )
-def test_it_replaces_4_bit_unless_both_are_given(four_bit, origin, dtype, message):
+def test_it_replaces_4_bit_unless_both_are_given(monkeypatch, four_bit, origin, dtype, message):
+    monkeypatch.setattr(fp8, "check_fp8_device", lambda: None)
     args = SimpleNamespace(load_in_fp8=True, load_in_4bit=four_bit, dtype=dtype)
     if message is None:
         check_precision(args, {"load_in_4bit": origin})

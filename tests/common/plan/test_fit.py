@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from common.errors import MachineError
+from common.errors import InputError, MachineError
 from common.lm.cards import read_card
 from common.plan import fit as fitting
 from common.plan.search import device_with
@@ -51,7 +52,7 @@ def test_the_line_has_the_choice_and_its_reason():
     given, device = settings(card, "sft"), device_with(130)
     found = fitting.choose(card, "sft", given, set(), device)
     line = fitting.why(card, "sft", given, found, device)
-    assert line.startswith("--fit auto: 16 bit, nothing recomputed, 4 x 4 rows: ")
+    assert line.startswith("--fit=auto: 16 bit, nothing recomputed, 4 x 4 rows: ")
     assert "times as fast as nf4" in line
     assert "\n" not in line
     tight = fitting.why(card, "sft", given, chosen(7.5), device_with(7.5))
@@ -108,3 +109,19 @@ def test_a_full_gpu_names_settings_that_would_have_fit(spelling, named):
     assert lines[3] == "These would have fit:"
     assert lines[4].startswith(f"  {named}")
     assert 1 <= len(lines[4:]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"fit": "auto", "use_peft": False}, "--no-use-peft trains every weight"),
+        ({"fit": "auto", "rollouts": "vllm"}, "does not count the memory of --rollouts=vllm"),
+        ({"checkpoint_skip_layers": -1}, "give 0 or more"),
+        ({"checkpoint_skip_layers": 2, "gradient_checkpointing": False}, "every layer keeps its activations"),
+    ],
+)
+def test_what_a_plan_does_not_count_is_refused(arguments, why):
+    given = {"fit": "off", "gradient_checkpointing": True, "checkpoint_skip_layers": 0, **arguments}
+    with pytest.raises(InputError, match=why):
+        fitting.check_fit(SimpleNamespace(**given))
+    fitting.check_fit(SimpleNamespace(**{**given, "fit": "off", "checkpoint_skip_layers": 0}))

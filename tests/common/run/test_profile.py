@@ -19,6 +19,7 @@ def steps(folder, count: int) -> Profile:
             matrix @ matrix
         profile.after(step)
         profile.before(step + 1)
+    profile.finish(count)
     return profile
 
 
@@ -34,14 +35,25 @@ def test_the_named_steps_are_in_the_trace_and_the_table(tmp_path, monkeypatch):
     assert row.endswith("| 7 |")
 
 
-@pytest.mark.parametrize("words", ["", "9", "4-3"])
+@pytest.mark.parametrize("words", ["", "9"])
 def test_without_a_step_that_comes_nothing_is_written(words, tmp_path, monkeypatch):
     monkeypatch.setenv("PROFILE_STEPS", words)
     steps(tmp_path / "profile", 2)
     assert not (tmp_path / "profile").exists()
 
 
-def test_other_words_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROFILE_STEPS", "all")
-    with pytest.raises(InputError, match="PROFILE_STEPS=all: expected a step"):
+def test_a_run_that_ends_or_begins_among_the_steps_writes_what_it_saw(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROFILE_STEPS", "3-9")
+    steps(tmp_path / "ended", 4)
+    assert (tmp_path / "ended" / "kernels.md").read_text(encoding="utf-8").startswith("Steps 3 to 4.\n")
+    profile = Profile(tmp_path / "resumed")
+    profile.before(9)
+    profile.after(9)
+    assert (tmp_path / "resumed" / "kernels.md").read_text(encoding="utf-8").startswith("Step 9.\n")
+
+
+@pytest.mark.parametrize("words", ["all", "4-3", "0", "-2"])
+def test_other_words_are_refused(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROFILE_STEPS", words)
+    with pytest.raises(InputError, match=f"PROFILE_STEPS={words}: expected a step"):
         Profile(tmp_path)

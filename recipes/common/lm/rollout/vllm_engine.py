@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.environment import ROOT
+from common.environment import compiled_code
 from common.lm.rollout.architecture import Unsupported
 from common.lm.rollout.decoder import Decoded
 from common.lm.rollout.rows import Request
@@ -204,7 +204,7 @@ def set_variables() -> None:
     """Set what vLLM reads from the environment."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs here, where the weights are
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # else vLLM imports flashinfer, which compiles at run time
-    os.environ.setdefault("VLLM_CACHE_ROOT", str(ROOT / ".cache" / "vllm"))
+    os.environ.setdefault("VLLM_CACHE_ROOT", str(compiled_code() / "vllm"))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns with tracebacks of what is meant to be so
 
