@@ -107,6 +107,8 @@ def main() -> None:
     check(args, given)
     more = {"gpus": args.gpus, "sharded": args.sharded}
     rows = count(args.data, args.method, base) if args.data else None
+    if rows and args.method == "reward":
+        more["pairs"] = rows.pairs  # rated completions are one sequence a row
     devices = [find_device(args.card)] if args.card else [of_size(size) for size in SIZES]
     if args.card and args.load_in_fp8 and not devices[0].fp8:
         raise InputError(f"--load-in-fp8: {devices[0].name} has no fp8; Ada, Hopper and Blackwell have it")

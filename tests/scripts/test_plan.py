@@ -84,6 +84,23 @@ def test_hours_and_money_are_of_the_data(planned):
     assert "hours" in planned("--model", "tiny", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
 
 
+def test_rated_completions_are_one_sequence_a_row_and_pairs_two(planned):
+    given = ("--method", "reward", "--card", "24GB", "--json", "--load-in-4bit", "--gradient-checkpointing")
+    given += (
+        "--per-device-train-batch-size",
+        "4",
+        "--gradient-accumulation-steps",
+        "4",
+        "--checkpoint-skip-layers",
+        "0",
+    )
+    rated, pairs = (
+        json.loads(planned(*given, "--data", SAMPLES / name))["plans"][0]["parts_gib"]["activations"]
+        for name in ("scores.jsonl", "preferences.jsonl")
+    )
+    assert pairs == pytest.approx(2 * rated, rel=0.01)
+
+
 def test_tokens_are_counted_by_the_models_tokenizer():
     rows = count(str(SAMPLES / "sft.jsonl"), "sft", find_model("tiny"))
     assert rows.counted
