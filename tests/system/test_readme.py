@@ -304,7 +304,9 @@ def test_the_commands_that_a_run_ends_with_run_when_pasted(checkout):
     for number, words in enumerate(ENDINGS):
         done = run(["make", *words, f"OUT=outputs/run {number}", *SHORT[words[0]]], checkout)
         assert done.returncode == 0, done.stderr
-        proposed = done.stdout.partition("\nNext:\n")[2].splitlines()
+        after = done.stdout.partition("\nNext:\n")[2].splitlines()
+        proposed = [line for line in after if line.startswith("  ")]
+        assert after[len(proposed) :] == [f"Report in outputs/run {number}/report.html"]
         assert 1 <= len(proposed) <= 3, done.stdout
         for line in proposed:
             pasted.setdefault(tuple(word.partition("=")[0] for word in shlex.split(line)), line.strip())
