@@ -556,14 +556,16 @@ def test_a_function_that_hangs_leaves_no_more_than_its_thread(own, problems):
 def test_what_other_threads_print_is_not_held_against_a_reward(own, problems, capsys):
     """Such as the thread that draws a spinner while a reward model loads."""
     [reward] = own(TEXT + f"def reward(completions, answer): return {GOOD}")
-    over = threading.Event()
+    drawn, over = threading.Event(), threading.Event()
 
     def draw():
         while not over.wait(0.001):
             print("spinner")
+            drawn.set()
 
     spinner = threading.Thread(target=draw)
     spinner.start()
+    assert drawn.wait(60)  # on a busy machine the thread may get its turn late
     try:
         assert contract(reward, problems) == []
     finally:
