@@ -230,13 +230,16 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
         console.print(f"\n{cell(one)} of {one.work.length} tokens")
         console.print(f"{seconds}, {one.time.tokens_per_second:,.0f} tokens/s")
         if runs_here(args):
-            extra = {"gpus": args.gpus} if args.gpus > 1 else {}
-            words = variables(
-                {"model": args.model, **({"data": args.data} if args.data else {}), **given, **one.changed}
-            )
-            words += f" {variables(extra)}" if extra else ""
-            rewards = " REWARD=outputs/reward" if args.method == "ppo" and not args.reward_model else ""
-            console.print(f"\nmake {args.method} {words}{rewards}", soft_wrap=True)
+            whole_command = {
+                "model": args.model,
+                "data": args.data,
+                **given,
+                **one.changed,
+                "gpus": args.gpus if args.gpus > 1 else None,
+                "reward_model": args.reward_model or ("outputs/reward" if args.method == "ppo" else None),
+            }
+            words = variables({name: value for name, value in whole_command.items() if value is not None})
+            console.print(f"\nmake {args.method} {words}", soft_wrap=True)
         return
     console.print("\nA larger card or a smaller model would do.")
     for other in advice(sizes, args.method, given, device):

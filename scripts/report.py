@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
-from common.pages.reading import read_run
+from common.pages.reading import run_folders
 from common.pages.report import NAME, write_report
 
 
@@ -27,11 +27,7 @@ class Args:
 
 def main() -> None:
     args = parse_arguments(Args, __doc__)
-    if not args.run:
-        raise InputError("--run needs the folder of a run, for example --run outputs/try")
-    folders = [Path(run).expanduser() for run in args.run]
-    for folder in folders:
-        read_run(folder)  # before anything is written
+    folders = run_folders(args.run)  # before anything is written
     file = (
         Path(args.output).expanduser() if args.output else (folders[0] if len(folders) == 1 else Path("outputs")) / NAME
     )

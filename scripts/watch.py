@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
 from common.pages.page import plotly
-from common.pages.reading import read_run
+from common.pages.reading import run_folders
 from common.pages.report import page
 
 HOST = "127.0.0.1"
@@ -38,11 +38,7 @@ class Args:
 
 def main() -> None:
     args = parse_arguments(Args, __doc__)
-    if not args.run:
-        raise InputError("--run needs the folder of a run, for example --run outputs/try")
-    folders = [Path(run).expanduser() for run in args.run]
-    for folder in folders:
-        read_run(folder)
+    folders = run_folders(args.run)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server(folders, args.port) as serving:
         print(f"http://{HOST}:{serving.server_port} shows {', '.join(args.run)}. Ctrl-C ends it.", flush=True)

@@ -24,6 +24,11 @@ SHORT = {"output_dir": "OUT", "output": "OUT", "reward_model": "REWARD"}
 NUMBER = re.compile(r"-(\d|\.\d|inf)")
 
 
+def variable(name: str) -> str:
+    """An argument as a variable of make: MAX_LENGTH; OUT and REWARD are short ones."""
+    return SHORT.get(name, name.upper())
+
+
 @dataclass(frozen=True)
 class Field:
     """An argument: a field of `class Args`, with its type, default and help as the source has them."""
@@ -52,7 +57,7 @@ class Field:
     @property
     def variable(self) -> str:
         """Its name in make, such as MAX_LENGTH; OUT and REWARD are short ones."""
-        return SHORT.get(self.name, self.name.upper())
+        return variable(self.name)
 
     @property
     def required(self) -> bool:

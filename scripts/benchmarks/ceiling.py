@@ -16,11 +16,11 @@ of a group are the same.
 from dataclasses import dataclass
 
 from common.lm.cards import Architecture
+from common.plan.memory import NF4_BYTES, adapter_weights, linear_weights
 
 from benchmarks.workloads import AT_ONCE, RANK, Workload
 
 PPO_EPOCHS = 4
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its share of a scale, and of the scale's own scale
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,16 @@ class Need:
         return self.flops / flops_per_second + self.bytes / bytes_per_second
 
 
-def linear_parameters(shape: Architecture) -> int:
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    layer = 2 * shape.hidden_size * (queries + keys) + 3 * shape.hidden_size * shape.intermediate_size
-    return shape.layers * layer
-
-
-def lora_parameters(shape: Architecture) -> int:
-    h, i, q, kv = (
-        shape.hidden_size,
-        shape.intermediate_size,
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-    )
-    return RANK * shape.layers * (2 * (h + q) + 2 * (h + kv) + 3 * (h + i))
-
-
 def forward(shape: Architecture, length: int, head: bool = True) -> float:
     """FLOPs of a token in a forward pass over rows of `length` tokens; `head`: up to the logits."""
     logits = 2 * shape.vocab_size * shape.hidden_size if head else 0
-    return 2 * linear_parameters(shape) + logits + attention(shape, length) + 2 * lora_parameters(shape)
+    return 2 * linear_weights(shape) + logits + attention(shape, length) + 2 * adapter_weights(shape, RANK)
 
 
 def training(shape: Architecture, length: int, recomputation: bool, head: bool = True) -> float:
     """FLOPs of a token in a forward and a backward pass."""
     logits = 2 * shape.vocab_size * shape.hidden_size if head else 0
-    backward = 2 * linear_parameters(shape) + logits + 2.5 * attention(shape, length) + 4 * lora_parameters(shape)
+    backward = 2 * linear_weights(shape) + logits + 2.5 * attention(shape, length) + 4 * adapter_weights(shape, RANK)
     recomputed = forward(shape, length, head=False) if recomputation else 0.0
     return forward(shape, length, head) + backward + recomputed
 
@@ -71,7 +55,7 @@ def attention(shape: Architecture, length: int) -> float:
 
 def decoding(shape: Architecture, work: Workload, rows: int, tokens: float) -> Need:
     """To decode `tokens` tokens, `rows` at once, behind the workload's prompts."""
-    weights = linear_parameters(shape) * (NF4_BYTES if work.load_in_4bit and work.method != "rollout" else 2)
+    weights = linear_weights(shape) * (NF4_BYTES if work.load_in_4bit and work.method != "rollout" else 2)
     weights += 2 * shape.vocab_size * shape.hidden_size
     context = work.prompt_length + work.length / 2
     cache = 4 * shape.kv_heads * shape.head_dim * shape.layers * context

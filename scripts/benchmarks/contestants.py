@@ -14,8 +14,9 @@ from typing import Any
 
 from common.environment import ROOT
 from common.errors import MachineError
+from common.plan.workload import METHODS
 
-from benchmarks.workloads import TRAINED, Job, Workload
+from benchmarks.workloads import Job, Workload
 
 CONTESTANTS = {
     "ours": "the recipe, or the class that it samples or scores with",
@@ -70,7 +71,7 @@ def measure(contestant: str, job: Job, recipe_args: str, profile: bool) -> dict[
     name, log = job.folder / contestant, job.folder / f"{contestant}.log"
     job.write(job.folder / "job.json")
     method, words = job.workload.method, [job.folder / "job.json", f"{name}.json"]
-    if contestant == "ours" and method in TRAINED:
+    if contestant == "ours" and method in METHODS:
         return run_recipe(job, log, recipe_args, profile)
     if contestant == "ours" and method == "score":
         reward = train_reward(job, log)

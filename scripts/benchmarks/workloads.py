@@ -1,18 +1,15 @@
 """The named workloads: a method on a model's shape, with every number that decides how much there is to compute."""
 
-import ast
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from common.arguments import read_fields
-from common.environment import ROOT
 from common.lm.cards import Card
+from common.plan.workload import METHODS, recipe_defaults
 
 RANK = 16  # of the LoRA adapter, as the recipes have it
 AT_ONCE = 256  # completions of a rollout that are decoded together, at most
-TRAINED = ("sft", "dpo", "kto", "reward", "grpo", "ppo")  # the methods that are recipes
 # Of the others: rows of a batch, and tokens of a completion.
 ROWS, LENGTH = {"score": 1, "rollout": 64}, {"score": 512, "rollout": 256}
 
@@ -49,8 +46,7 @@ class Workload:
 
     def _default(self, argument: str) -> int:
         """The recipe's own value of an argument; 0 where the method is no recipe."""
-        fields = read_fields(ROOT / "recipes" / f"{self.method}.py") or [] if self.method in TRAINED else []
-        return next((ast.literal_eval(one.default) for one in fields if one.name == argument and one.default), 0)
+        return recipe_defaults(self.method).get(argument, 0) if self.method in METHODS else 0
 
     def described(self, card: Card) -> str:
         """In words, for the head of a table: `sft, qwen2.5-7b, nf4, recomputation, 4 x 1 x 2048`."""
@@ -61,7 +57,7 @@ class Workload:
         elif self.method in ("grpo", "ppo"):
             shape = f"{self.batch} x {self.accumulation} completions, {self.prompt_length} + {self.length}"
         recomputed = ["recomputation" if self.gradient_checkpointing else "no recomputation"]
-        words = [self.method, card.name, weights, *(recomputed if self.method in TRAINED else []), f"{shape} tokens"]
+        words = [self.method, card.name, weights, *(recomputed if self.method in METHODS else []), f"{shape} tokens"]
         return ", ".join([*words, *(["ragged"] if self.ragged else [])])
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.arguments import SHORT
+from common.arguments import variable
 from common.pages.curves import HELD_OUT, NO_CURVE, values
 from common.pages.reading import RunFiles
 from common.run.ending import METRICS, make
@@ -203,11 +203,6 @@ def commands(run: RunFiles) -> list[str]:
     commit = _git(run).get("commit")
     code = [f"git checkout {commit}"] if commit and not _git(run).get("dirty") else []
     return [*code, again, make(run.recipe, **given, OUT="outputs/again")]
-
-
-def variable(name: str) -> str:
-    """An argument as a variable of make."""
-    return SHORT.get(name, name.upper())
 
 
 def text(value: Any) -> str:

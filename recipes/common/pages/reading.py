@@ -39,6 +39,16 @@ class RunFiles:
         return {name: argument["value"] for name, argument in self.record.get("arguments", {}).items()}
 
 
+def run_folders(run: tuple[str, ...]) -> list[Path]:
+    """The folders that --run names. Raises InputError where there are none, and where one holds no run."""
+    if not run:
+        raise InputError("--run needs the folder of a run, for example --run outputs/try")
+    folders = [Path(one).expanduser() for one in run]
+    for folder in folders:
+        read_run(folder)
+    return folders
+
+
 def read_run(folder: Path) -> RunFiles:
     """The run in a folder. Raises InputError where there is none."""
     file = folder / "run.json"

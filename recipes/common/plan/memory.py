@@ -110,12 +110,12 @@ def linear_weights(shape: Any) -> int:
     return shape.layers * (2 * h * a + 2 * h * kv + 3 * h * i)
 
 
-def adapter_weights(shape: Any, work: Workload) -> int:
+def adapter_weights(shape: Any, lora_r: int, attention_only: bool = False) -> int:
     """How many weights one LoRA adapter has: r x (in + out) a projection."""
     h, i = shape.hidden_size, shape.intermediate_size
     a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    projections = 2 * (h + a) + 2 * (h + kv) + (0 if work.attention_only else 3 * (h + i))
-    return work.lora_r * shape.layers * projections
+    projections = 2 * (h + a) + 2 * (h + kv) + (0 if attention_only else 3 * (h + i))
+    return lora_r * shape.layers * projections
 
 
 def _trained(shape: Any, work: Workload) -> tuple[float, float, float]:
@@ -125,7 +125,7 @@ def _trained(shape: Any, work: Workload) -> tuple[float, float, float]:
     the other; with a reward model it has a third that is frozen.
     """
     h, ppo = shape.hidden_size, work.method == "ppo"
-    one = adapter_weights(shape, work)
+    one = adapter_weights(shape, work.lora_r, work.attention_only)
     trained = one * (2 if ppo else 1) + (h if work.method in ("ppo", "reward") else 0)
     weights, optimizer = trained * 4 + ((one + h) * 4 if work.reward_model else 0), trained * 2
     gradients = trained * 4

@@ -83,7 +83,7 @@ def _forward(shape: Any, work: Workload, device: Device) -> float:
 
 
 def _flops(shape: Any, work: Workload, passes: float, attention: float, head: float) -> float:
-    linear = linear_weights(shape) + adapter_weights(shape, work) * 1.5
+    linear = linear_weights(shape) + adapter_weights(shape, work.lora_r, work.attention_only) * 1.5
     wide = shape.heads * shape.head_dim
     a_token = 2 * linear * passes
     a_token += 2 * work.length * wide * shape.layers * attention  # causal: half of the keys, two products

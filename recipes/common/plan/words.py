@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from common.arguments import SHORT
+from common.arguments import variable
 from common.errors import SPELLING
 from common.plan.workload import Workload
 
@@ -41,7 +41,7 @@ def as_flag(name: str, value: Any) -> list[str]:
 
 def variables(changed: dict[str, Any]) -> str:
     """Arguments as variables of make: "MAX_LENGTH=1024 LOAD_IN_4BIT=no"."""
-    return " ".join(f"{SHORT.get(name, name.upper())}={shlex.quote(_typed(value))}" for name, value in changed.items())
+    return " ".join(f"{variable(name)}={shlex.quote(_typed(value))}" for name, value in changed.items())
 
 
 def _typed(value: Any) -> str:

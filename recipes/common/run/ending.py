@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from common import errors
-from common.arguments import SHORT
+from common.arguments import variable
 from common.environment import ROOT
 from common.run.folder import Run
 from common.run.progress import duration
@@ -71,7 +71,7 @@ def command(name: str, **arguments: Any) -> str:
     """
     given = {argument: value for argument, value in arguments.items() if value}
     if errors.SPELLING == "make" or Path.cwd() == ROOT:
-        return make(name, **{SHORT.get(argument, argument.upper()): value for argument, value in given.items()})
+        return make(name, **{variable(argument): value for argument, value in given.items()})
     words = [str(ROOT / "scripts" / "run"), name]
     for argument, value in given.items():
         words += ["--" + argument.replace("_", "-"), *(value if isinstance(value, list | tuple) else [str(value)])]
