@@ -185,6 +185,7 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
+    from common.lm.fused_mlp import fuse_mlps
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
@@ -248,6 +249,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_mlps(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(weights=asdict(weights))
 

@@ -162,6 +162,7 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
+    from common.lm.fused_mlp import fuse_mlps
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
@@ -228,6 +229,7 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
+            fuse_mlps(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 

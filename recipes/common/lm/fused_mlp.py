@@ -1,0 +1,175 @@
+"""The MLP of a decoder layer under LoRA, with what lies between the large products in two kernels.
+
+With gate and up of the frozen base W and adapters B A, of which A has the scale in it:
+
+    h  = silu(x Wg^T + (x Ag^T) Bg^T) * (x Wu^T + (x Au^T) Bu^T)
+    y  = h Wd^T + (h Ad^T) Bd^T
+
+Unsloth and PEFT add an adapter's part to each product in a pass of its own, and the gradients of the adapters read the
+matrices of the intermediate size, the largest there are, again. Here they are read and written once: forward gate and
+up are read and h is written; backward the gradients of gate and up are made of gate, up and the gradient of h, and
+those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
+
+gate and up are saved without the adapters' part, which the backward pass adds again.
+"""
+
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peft.tuners.lora import LoraLayer
+from transformers.activations import SiLUActivation
+
+from common.lm.fp8 import E4M3, Fp8Linear, input_gradient, product, quantize_rows
+
+if torch.cuda.is_available():
+    import common.lm.fused_mlp_kernels  # noqa: F401  it registers the operators
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from peft import PeftModel
+
+RANKS = 128  # at most
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def swiglu(gate: "Tensor", up: "Tensor", xa: "Tensor", gate_b: "Tensor", up_b: "Tensor") -> "Tensor":
+    """silu(gate + xa[:, 0] Bg^T) * (up + xa[:, 1] Bu^T), (M, N), of gate and up (M, N), xa (M, 2, R) and B (N, R)."""
+    if gate.is_cuda:
+        return torch.ops.recipes.swiglu(gate, up, xa, gate_b, up_b)
+    gate, up = gate.float() + (xa[:, 0] @ gate_b.t()).float(), up.float() + (xa[:, 1] @ up_b.t()).float()
+    return (torch.nn.functional.silu(gate) * up).to(xa.dtype)
+
+
+def swiglu_gradients(
+    dh: "Tensor", gate: "Tensor", up: "Tensor", xa: "Tensor", dyb: "Tensor",
+    gate_b: "Tensor", up_b: "Tensor", down_a: "Tensor",
+) -> tuple["Tensor", "Tensor", "Tensor"]:  # fmt: skip
+    """The gradients of gate and up, (M, N), and of Bg, Bu and Ad as (3, R, N) in float32.
+
+    `dh` (M, N) is the gradient of h without the adapter's part, which is dyb Ad: dyb (M, R), Ad (R, N).
+    """
+    if gate.is_cuda:
+        return torch.ops.recipes.swiglu_gradients(dh, gate, up, xa, dyb, gate_b, up_b, down_a)
+    gate, up = gate.float() + (xa[:, 0] @ gate_b.t()).float(), up.float() + (xa[:, 1] @ up_b.t()).float()
+    full = dh.float() + (dyb @ down_a).float()
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    dup, dgate = (full * silu).to(dh.dtype), (full * up * sigmoid * (1 + gate * (1 - sigmoid))).to(dh.dtype)
+    h = (silu * up).to(dh.dtype)
+    sums = torch.stack([(xa[:, 0].t() @ dgate).float(), (xa[:, 1].t() @ dup).float(), (dyb.t() @ h).float()])
+    return dgate, dup, sums
+
+
+class _Mlp(torch.autograd.Function):
+    """The MLP of rows x (M, K), and its gradients with respect to x and the adapters. The base is frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: "Tensor", gate_up_a: "Tensor", gate_b: "Tensor", up_b: "Tensor", down_a: "Tensor",
+        down_b: "Tensor", gate_w: "Tensor", gate_q: Any, up_w: "Tensor", up_q: Any, down_w: "Tensor", down_q: Any,
+    ) -> "Tensor":  # fmt: skip
+        xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))  # (M, 2, R)
+        gate, up = _products(x, (gate_w, gate_q), (up_w, up_q))  # (M, N)
+        h = swiglu(gate, up, xa, gate_b, up_b)
+        ha = h @ down_a.t()  # (M, R)
+        (y,) = _products(h, (down_w, down_q))
+        ctx.save_for_backward(x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha)
+        ctx.frozen = (gate_w, gate_q, up_w, up_q, down_w, down_q)
+        return torch.addmm(y, ha, down_b.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
+        (dy,) = grad_outputs
+        x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha = ctx.saved_tensors
+        gate_w, gate_q, up_w, up_q, down_w, down_q = ctx.frozen
+        dyb = dy @ down_b  # (M, R)
+        dh = _input_gradient(dy, down_w, down_q)
+        dgate, dup, sums = swiglu_gradients(dh, gate, up, xa, dyb, gate_b, up_b, down_a)
+        sums = sums.to(x.dtype)
+        dxa = torch.cat([dgate @ gate_b, dup @ up_b], 1)  # (M, 2R)
+        dx = _input_gradient(dgate, gate_w, gate_q) + _input_gradient(dup, up_w, up_q)
+        dx = torch.addmm(dx, dxa, gate_up_a)
+        return (dx, dxa.t() @ x, sums[0].t(), sums[1].t(), sums[2], dy.t() @ ha, *(None,) * 6)
+
+
+def _products(x: "Tensor", *weights: tuple["Tensor", Any]) -> list["Tensor"]:
+    """x W^T of each frozen weight, which is W, nf4 codes with their quantization state, or fp8 codes with scales."""
+    if isinstance(weights[0][1], torch.Tensor):
+        rows, scale = quantize_rows(x)
+        return [product(rows, w.view(E4M3), scale, q[:, None]).to(x.dtype) for w, q in weights]
+    return [x @ _dense(w, q, x.dtype).t() for w, q in weights]
+
+
+def _input_gradient(dy: "Tensor", w: "Tensor", q: Any) -> "Tensor":
+    """dy W."""
+    if isinstance(q, torch.Tensor):
+        return input_gradient(dy, w, q)
+    return dy @ _dense(w, q, dy.dtype)
+
+
+def _dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
+    if q is None:
+        return w
+    from unsloth.kernels.utils import fast_dequantize
+
+    return fast_dequantize(w, q, dtype=dtype)
+
+
+def _frozen(layer: Any) -> tuple["Tensor", Any]:
+    """The weight of a LoRA layer's base, and what makes it dense."""
+    base = layer.base_layer
+    if isinstance(base, Fp8Linear):
+        return base.qweight, base.scale
+    return base.weight, getattr(base.weight, "quant_state", None)
+
+
+def fuse_mlps(model: "PeftModel") -> int:
+    """Have the MLPs of `model` that are SiLU-gated with a plain LoRA adapter computed as above; returns how many.
+
+    Where an adapter is disabled, merged or none, and for states that are not in 16 bit, the forward from before runs.
+    """
+    found = 0
+    for module in model.modules():
+        if _is_plain(module):
+            module.forward = types.MethodType(_forward_of(module.forward), module)
+            found += 1
+    return found
+
+
+def _is_plain(module: Any) -> bool:
+    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | SiLUActivation):
+        return False
+    if not all(isinstance(layer, LoraLayer) and isinstance(layer, torch.nn.Module) for layer in layers):
+        return False
+    ranks = {rank for layer in layers for rank in layer.r.values()}
+    return len(ranks) == 1 and max(ranks) <= RANKS and all(map(_is_plain_layer, layers))
+
+
+def _is_plain_layer(layer: Any) -> bool:
+    biased = layer.base_layer.bias is not None or any(one.bias is not None for one in layer.lora_B.values())
+    dropout = any(not isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values())
+    special = bool(layer.lora_variant) or bool(layer.lora_magnitude_vector)
+    weight, state = _frozen(layer)
+    known = state is None or isinstance(state, torch.Tensor) or getattr(state, "quant_type", "") == "nf4"
+    dense = state is not None or weight.is_floating_point()
+    return not biased and not dropout and not special and known and dense
+
+
+def _forward_of(before: Callable) -> Callable:
+    def forward(self: Any, x: "Tensor") -> "Tensor":
+        layers = (self.gate_proj, self.up_proj, self.down_proj)
+        name = layers[0].active_adapters[0]
+        idle = any(layer.disable_adapters or layer.merged or name not in layer.lora_A for layer in layers)
+        if idle or x.dtype not in DTYPES:
+            return before(x)
+        a = [(layer.lora_A[name].weight * layer.scaling[name]).to(x.dtype) for layer in layers]
+        b = [layer.lora_B[name].weight.to(x.dtype) for layer in layers]
+        frozen = [part for layer in layers for part in _frozen(layer)]
+        y = _Mlp.apply(x.flatten(0, -2), torch.cat(a[:2]), b[0], b[1], a[2], b[2], *frozen)
+        return y.unflatten(0, x.shape[:-1])
+
+    return forward
