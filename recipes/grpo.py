@@ -36,7 +36,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.plan.fit import fit_to_gpu
@@ -261,7 +261,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

@@ -62,7 +62,7 @@ from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
 from common.lm.hidden_states import pad_right
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -317,7 +317,7 @@ def main() -> None:
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,

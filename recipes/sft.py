@@ -31,7 +31,14 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer, load_text_tokenizer
+from common.lm.load import (
+    check_precision,
+    choose_dtype,
+    in_4bit,
+    keep_activations,
+    load_chat_tokenizer,
+    load_text_tokenizer,
+)
 from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -202,7 +209,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(

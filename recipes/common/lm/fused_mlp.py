@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from peft.tuners.lora import LoraLayer
 from transformers.activations import SiLUActivation
 
@@ -28,8 +27,8 @@ if torch.cuda.is_available():
     import common.lm.fused_mlp_kernels  # noqa: F401  it registers the operators
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from peft import PeftModel
+    from torch import Tensor
 
 RANKS = 128  # at most
 DTYPES = (torch.bfloat16, torch.float16)

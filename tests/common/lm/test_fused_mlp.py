@@ -1,9 +1,5 @@
 """The MLP under LoRA in few passes computes what PEFT computes, values and gradients."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from common.lm import fused_mlp
@@ -11,12 +7,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
+TARGETS = ["q_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def adapted(rank: int = 4, **more: object):
     torch.manual_seed(0)
     config = Qwen2Config(hidden_size=48, intermediate_size=80, **SHAPE)
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"], **more)
+    lora = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"], **more
+    )
     model = get_peft_model(Qwen2ForCausalLM(config), lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -39,7 +38,7 @@ def worst(ours, theirs):
 
 def test_loss_and_gradients_are_those_of_peft():
     model = adapted()
-    loss, gradients = loss_and_gradients(model)
+    _, gradients = loss_and_gradients(model)
     exact_loss, exact = loss_and_gradients(model.float())
     model.bfloat16()
     assert fused_mlp.fuse_mlps(model) == 2
