@@ -79,10 +79,10 @@ def product(a: "Tensor", b: "Tensor", a_scale: "Tensor", b_scale: "Tensor") -> "
 
 
 def input_gradient(dy: "Tensor", codes: "Tensor", scale: "Tensor") -> "Tensor":
-    """dy W as (M, K) in bfloat16, of dy (M, N) and W's codes (N, K), bytes, and scales (N,)."""
+    """dy W as (M, K) in bfloat16, of dy (M, N), the codes of W^T (K, N), bytes, and W's scales (N,)."""
     rows, row_scale = quantize_rows(dy, scale)
-    ones = torch.ones(codes.shape[1], 1, dtype=torch.float32, device=dy.device)
-    return product(rows, transposed(codes).view(E4M3), row_scale, ones)
+    ones = torch.ones(len(codes), 1, dtype=torch.float32, device=dy.device)
+    return product(rows, codes.view(E4M3), row_scale, ones)
 
 
 class _Fp8Product(torch.autograd.Function):
@@ -102,7 +102,7 @@ class _Fp8Product(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
         codes, scale = ctx.saved_tensors
-        dx = input_gradient(dy.reshape(-1, codes.shape[0]), codes, scale).to(ctx.dtype)
+        dx = input_gradient(dy.reshape(-1, codes.shape[0]), transposed(codes), scale).to(ctx.dtype)
         return dx.view(*dy.shape[:-1], codes.shape[1]), None, None, None, None
 
 

@@ -13,6 +13,7 @@ those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 25
 gate and up are saved without the adapters' part, which the backward pass adds again.
 """
 
+import functools
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers.activations import SiLUActivation
 
-from common.lm.fp8 import E4M3, Fp8Linear, input_gradient, product, quantize_rows
+from common.lm.fp8 import E4M3, Fp8Linear, input_gradient, product, quantize_rows, transposed
+from common.lm.shared_prompts import FAMILIES
 
 if torch.cuda.is_available():
     import common.lm.fused_mlp_kernels  # noqa: F401  it registers the operators
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RANKS = 128  # at most
+PART = 4096  # rows of a part of the backward pass
+RECOMPUTING = [False]  # whether the layer that runs is computed a second time, for the backward pass
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -69,14 +73,17 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, x: "Tensor", gate_up_a: "Tensor", gate_b: "Tensor", up_b: "Tensor", down_a: "Tensor",
         down_b: "Tensor", gate_w: "Tensor", gate_q: Any, up_w: "Tensor", up_q: Any, down_w: "Tensor", down_q: Any,
+        recomputing: bool,
     ) -> "Tensor":  # fmt: skip
         xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))  # (M, 2, R)
         gate, up = _products(x, (gate_w, gate_q), (up_w, up_q))  # (M, N)
         h = swiglu(gate, up, xa, gate_b, up_b)
         ha = h @ down_a.t()  # (M, R)
-        (y,) = _products(h, (down_w, down_q))
         ctx.save_for_backward(x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha)
         ctx.frozen = (gate_w, gate_q, up_w, up_q, down_w, down_q)
+        if recomputing:
+            return torch.zeros_like(x)
+        (y,) = _products(h, (down_w, down_q))
         return torch.addmm(y, ha, down_b.t())
 
     @staticmethod
@@ -84,14 +91,32 @@ class _Mlp(torch.autograd.Function):
         (dy,) = grad_outputs
         x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha = ctx.saved_tensors
         gate_w, gate_q, up_w, up_q, down_w, down_q = ctx.frozen
-        dyb = dy @ down_b  # (M, R)
-        dh = _input_gradient(dy, down_w, down_q)
-        dgate, dup, sums = swiglu_gradients(dh, gate, up, xa, dyb, gate_b, up_b, down_a)
-        sums = sums.to(x.dtype)
-        dxa = torch.cat([dgate @ gate_b, dup @ up_b], 1)  # (M, 2R)
-        dx = _input_gradient(dgate, gate_w, gate_q) + _input_gradient(dup, up_w, up_q)
-        dx = torch.addmm(dx, dxa, gate_up_a)
-        return (dx, dxa.t() @ x, sums[0].t(), sums[1].t(), sums[2], dy.t() @ ha, *(None,) * 6)
+        gate_w, up_w, down_w = (_prepared(*w, x.dtype) for w in ((gate_w, gate_q), (up_w, up_q), (down_w, down_q)))
+        # Where memory is short, and layers are computed again, part by part: three matrices less of the largest size.
+        compiled = torch.compiler.is_compiling()
+        parts = [slice(None)] if compiled else [slice(at, at + PART) for at in range(0, len(x), PART)]
+        dx, dxa, sums = [], [], None
+        for part in parts:
+            dh = _input_gradient(dy[part], down_w)
+            dgate, dup, sums_of_part = swiglu_gradients(
+                dh, gate[part], up[part], xa[part], dy[part] @ down_b, gate_b, up_b, down_a
+            )
+            del dh
+            sums = sums_of_part if sums is None else sums + sums_of_part
+            dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
+            of_part = _input_gradient(dgate, gate_w) + _input_gradient(dup, up_w)
+            del dgate, dup
+            dx.append(torch.addmm(of_part, dxa[-1], gate_up_a))
+        dxa, sums = torch.cat(dxa), sums.to(x.dtype)
+        return (torch.cat(dx), dxa.t() @ x, sums[0].t(), sums[1].t(), sums[2], dy.t() @ ha, *(None,) * 7)
+
+
+def _base_alone(x: "Tensor", gate_w: Any, up_w: Any, down_w: Any) -> "Tensor":
+    """The MLP without adapters, rounded as it is with them: a reference policy must not differ by rounding."""
+    gate, up = _products(x, gate_w, up_w)
+    none = x.new_zeros(1, 2, 1).expand(len(x), 2, 1), x.new_zeros(gate.shape[1], 1)
+    (y,) = _products(swiglu(gate, up, none[0], none[1], none[1]), down_w)
+    return y
 
 
 def _products(x: "Tensor", *weights: tuple["Tensor", Any]) -> list["Tensor"]:
@@ -102,11 +127,15 @@ def _products(x: "Tensor", *weights: tuple["Tensor", Any]) -> list["Tensor"]:
     return [x @ _dense(w, q, x.dtype).t() for w, q in weights]
 
 
-def _input_gradient(dy: "Tensor", w: "Tensor", q: Any) -> "Tensor":
-    """dy W."""
-    if isinstance(q, torch.Tensor):
-        return input_gradient(dy, w, q)
-    return dy @ _dense(w, q, dy.dtype)
+def _prepared(w: "Tensor", q: Any, dtype: torch.dtype) -> tuple["Tensor", Any]:
+    """What the input gradient needs of a frozen weight: W and None, or W^T in fp8 codes and W's scales."""
+    return (transposed(w), q) if isinstance(q, torch.Tensor) else (_dense(w, q, dtype), None)
+
+
+def _input_gradient(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
+    """dy W, of a prepared weight."""
+    w, scale = weight
+    return dy @ w if scale is None else input_gradient(dy, w, scale).to(dy.dtype)
 
 
 def _dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
@@ -131,11 +160,24 @@ def fuse_mlps(model: "PeftModel") -> int:
     Where an adapter is disabled, merged or none, and for states that are not in 16 bit, the forward from before runs.
     """
     found = 0
-    for module in model.modules():
-        if _is_plain(module):
-            module.forward = types.MethodType(_forward_of(module.forward), module)
+    # Of these families the MLP is the last of a layer and only added to its input: where a layer is computed a second
+    # time, for its activations, the down projection is not needed.
+    last = model.get_base_model().config.get_text_config().model_type in FAMILIES
+    for layer in list(model.modules()):
+        if _is_plain(mlp := getattr(layer, "mlp", None)):
+            mlp.forward = types.MethodType(_forward_of(mlp.forward), mlp)
+            layer.register_forward_pre_hook(functools.partial(_before_layer, last))
+            layer.register_forward_hook(_after_layer, always_call=True)
             found += 1
     return found
+
+
+def _before_layer(last: bool, *_: Any) -> None:
+    RECOMPUTING[0] = last and torch._C._current_graph_task_id() != -1  # in a backward pass
+
+
+def _after_layer(*_: Any) -> None:
+    RECOMPUTING[0] = False
 
 
 def _is_plain(module: Any) -> bool:
@@ -163,12 +205,23 @@ def _forward_of(before: Callable) -> Callable:
         layers = (self.gate_proj, self.up_proj, self.down_proj)
         name = layers[0].active_adapters[0]
         idle = any(layer.disable_adapters or layer.merged or name not in layer.lora_A for layer in layers)
-        if idle or x.dtype not in DTYPES:
+        if x.dtype not in DTYPES or (idle and torch.is_grad_enabled()):
             return before(x)
+        if idle:
+            return _base_alone(x.flatten(0, -2), *map(_frozen, layers)).unflatten(0, x.shape[:-1])
         a = [(layer.lora_A[name].weight * layer.scaling[name]).to(x.dtype) for layer in layers]
         b = [layer.lora_B[name].weight.to(x.dtype) for layer in layers]
         frozen = [part for layer in layers for part in _frozen(layer)]
-        y = _Mlp.apply(x.flatten(0, -2), torch.cat(a[:2]), b[0], b[1], a[2], b[2], *frozen)
+        y = _Mlp.apply(
+            x.flatten(0, -2),
+            torch.cat(a[:2]),
+            b[0],
+            b[1],
+            a[2],
+            b[2],
+            *frozen,
+            RECOMPUTING[0] and torch.is_grad_enabled(),
+        )
         return y.unflatten(0, x.shape[:-1])
 
     return forward

@@ -1,8 +1,13 @@
 """The MLP under LoRA in few passes computes what PEFT computes, values and gradients."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from common.lm import fused_mlp
+from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -45,3 +50,61 @@ def test_loss_and_gradients_are_those_of_peft():
     fused_loss, fused = loss_and_gradients(model)
     assert fused_loss == pytest.approx(exact_loss, abs=2e-3)
     assert worst(fused, exact) < 1.5 * worst(gradients, exact) < 0.1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_recomputed_layer_has_the_gradients_without_the_product_that_it_does_not_need(reentrant, monkeypatch):
+    model, products = adapted(), []
+    fused_mlp.fuse_mlps(model)
+    whole = fused_mlp._products
+    monkeypatch.setattr(fused_mlp, "_products", lambda x, *w: products.append(len(w)) or whole(x, *w))
+    loss, plain = loss_and_gradients(model)
+    assert products == [2, 1, 2, 1]  # gate and up, down; of each layer
+    products.clear()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    again, recomputed = loss_and_gradients(model)
+    assert products == [2, 1, 2, 1, 2, 2]
+    assert again == loss
+    assert worst(recomputed, plain) == 0
+    assert fused_mlp.RECOMPUTING == [False]
+
+
+def test_parts_of_the_rows_have_the_gradients_of_all(monkeypatch):
+    model = adapted()
+    fused_mlp.fuse_mlps(model)
+    _, whole = loss_and_gradients(model)
+    monkeypatch.setattr(fused_mlp, "PART", 25)
+    _, parts = loss_and_gradients(model)
+    assert 0 < worst(parts, whole) < 0.02
+
+
+def test_no_other_mlp_is_fused():
+    assert fused_mlp.fuse_mlps(adapted(lora_dropout=0.1)) == 0
+    assert fused_mlp.fuse_mlps(adapted(lora_bias=True)) == 0
+    assert fused_mlp.fuse_mlps(adapted(use_dora=True)) == 0
+    assert fused_mlp.fuse_mlps(adapted(rank_pattern={"up_proj": 8})) == 0
+
+
+def test_a_disabled_adapter_is_left_out():
+    model, ids = adapted(), torch.arange(40).view(2, 20)
+    with torch.no_grad(), model.disable_adapter():
+        base = model(input_ids=ids).logits
+    fused_mlp.fuse_mlps(model)
+    with torch.no_grad():
+        adapter = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, base)
+    assert not torch.equal(adapter, base)
+
+
+@pytest.mark.slow
+def test_the_kernels_compute_the_formulas():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "recipes")}
+    script = [sys.executable, str(ROOT / "tests" / "references" / "mlp_kernels.py")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    differences = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
+    assert len(differences) == 4
+    assert max(differences) < 1e-5
