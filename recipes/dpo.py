@@ -185,6 +185,7 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
     from common.lm.generate import generate
     from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.metrics import ProgressCallback, mean_loss
@@ -238,6 +239,7 @@ def main() -> None:
             random_state=args.seed,
         )
         fuse_mlps(model)
+        fuse_qkv(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         def dataset(examples: list[TokenPair]) -> Dataset:

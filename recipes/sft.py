@@ -170,6 +170,7 @@ def main() -> None:
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
@@ -237,6 +238,7 @@ def main() -> None:
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
             fuse_mlps(model)
+            fuse_qkv(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 

@@ -184,14 +184,17 @@ def _is_plain(module: Any) -> bool:
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | SiLUActivation):
         return False
-    if not all(isinstance(layer, LoraLayer) and isinstance(layer, torch.nn.Module) for layer in layers):
+    if not all(map(is_plain_layer, layers)) or any(layer.base_layer.bias is not None for layer in layers):
         return False
     ranks = {rank for layer in layers for rank in layer.r.values()}
-    return len(ranks) == 1 and max(ranks) <= RANKS and all(map(_is_plain_layer, layers))
+    return len(ranks) == 1 and max(ranks) <= RANKS
 
 
-def _is_plain_layer(layer: Any) -> bool:
-    biased = layer.base_layer.bias is not None or any(one.bias is not None for one in layer.lora_B.values())
+def is_plain_layer(layer: Any) -> bool:
+    """Whether `layer` is a frozen projection in 16 bit, nf4 or fp8 under a plain LoRA adapter."""
+    if not isinstance(layer, LoraLayer) or not isinstance(layer, torch.nn.Module):
+        return False
+    biased = any(one.bias is not None for one in layer.lora_B.values())
     dropout = any(not isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values())
     special = bool(layer.lora_variant) or bool(layer.lora_magnitude_vector)
     weight, state = _frozen(layer)
