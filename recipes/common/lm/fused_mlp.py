@@ -76,14 +76,14 @@ class _Mlp(torch.autograd.Function):
         recomputing: bool,
     ) -> "Tensor":  # fmt: skip
         xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))  # (M, 2, R)
-        gate, up = _products(x, (gate_w, gate_q), (up_w, up_q))  # (M, N)
+        gate, up = products(x, (gate_w, gate_q), (up_w, up_q))  # (M, N)
         h = swiglu(gate, up, xa, gate_b, up_b)
         ha = h @ down_a.t()  # (M, R)
         ctx.save_for_backward(x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha)
         ctx.frozen = (gate_w, gate_q, up_w, up_q, down_w, down_q)
         if recomputing:
             return torch.zeros_like(x)
-        (y,) = _products(h, (down_w, down_q))
+        (y,) = products(h, (down_w, down_q))
         return torch.addmm(y, ha, down_b.t())
 
     @staticmethod
@@ -91,20 +91,20 @@ class _Mlp(torch.autograd.Function):
         (dy,) = grad_outputs
         x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha = ctx.saved_tensors
         gate_w, gate_q, up_w, up_q, down_w, down_q = ctx.frozen
-        gate_w, up_w, down_w = (_prepared(*w, x.dtype) for w in ((gate_w, gate_q), (up_w, up_q), (down_w, down_q)))
+        gate_w, up_w, down_w = (prepared(*w, x.dtype) for w in ((gate_w, gate_q), (up_w, up_q), (down_w, down_q)))
         # Where memory is short, and layers are computed again, part by part: three matrices less of the largest size.
         compiled = torch.compiler.is_compiling()
         parts = [slice(None)] if compiled else [slice(at, at + PART) for at in range(0, len(x), PART)]
         dx, dxa, sums = [], [], None
         for part in parts:
-            dh = _input_gradient(dy[part], down_w)
+            dh = input_gradient_of(dy[part], down_w)
             dgate, dup, sums_of_part = swiglu_gradients(
                 dh, gate[part], up[part], xa[part], dy[part] @ down_b, gate_b, up_b, down_a
             )
             del dh
             sums = sums_of_part if sums is None else sums + sums_of_part
             dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
-            of_part = _input_gradient(dgate, gate_w) + _input_gradient(dup, up_w)
+            of_part = input_gradient_of(dgate, gate_w) + input_gradient_of(dup, up_w)
             del dgate, dup
             dx.append(torch.addmm(of_part, dxa[-1], gate_up_a))
         dxa, sums = torch.cat(dxa), sums.to(x.dtype)
@@ -113,32 +113,32 @@ class _Mlp(torch.autograd.Function):
 
 def _base_alone(x: "Tensor", gate_w: Any, up_w: Any, down_w: Any) -> "Tensor":
     """The MLP without adapters, rounded as it is with them: a reference policy must not differ by rounding."""
-    gate, up = _products(x, gate_w, up_w)
+    gate, up = products(x, gate_w, up_w)
     none = x.new_zeros(1, 2, 1).expand(len(x), 2, 1), x.new_zeros(gate.shape[1], 1)
-    (y,) = _products(swiglu(gate, up, none[0], none[1], none[1]), down_w)
+    (y,) = products(swiglu(gate, up, none[0], none[1], none[1]), down_w)
     return y
 
 
-def _products(x: "Tensor", *weights: tuple["Tensor", Any]) -> list["Tensor"]:
+def products(x: "Tensor", *weights: tuple["Tensor", Any]) -> list["Tensor"]:
     """x W^T of each frozen weight, which is W, nf4 codes with their quantization state, or fp8 codes with scales."""
     if isinstance(weights[0][1], torch.Tensor):
         rows, scale = quantize_rows(x)
         return [product(rows, w.view(E4M3), scale, q[:, None]).to(x.dtype) for w, q in weights]
-    return [x @ _dense(w, q, x.dtype).t() for w, q in weights]
+    return [x @ dense(w, q, x.dtype).t() for w, q in weights]
 
 
-def _prepared(w: "Tensor", q: Any, dtype: torch.dtype) -> tuple["Tensor", Any]:
+def prepared(w: "Tensor", q: Any, dtype: torch.dtype) -> tuple["Tensor", Any]:
     """What the input gradient needs of a frozen weight: W and None, or W^T in fp8 codes and W's scales."""
-    return (transposed(w), q) if isinstance(q, torch.Tensor) else (_dense(w, q, dtype), None)
+    return (transposed(w), q) if isinstance(q, torch.Tensor) else (dense(w, q, dtype), None)
 
 
-def _input_gradient(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
+def input_gradient_of(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
     """dy W, of a prepared weight."""
     w, scale = weight
     return dy @ w if scale is None else input_gradient(dy, w, scale).to(dy.dtype)
 
 
-def _dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
+def dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
     if q is None:
         return w
     from unsloth.kernels.utils import fast_dequantize
@@ -146,7 +146,7 @@ def _dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
     return fast_dequantize(w, q, dtype=dtype)
 
 
-def _frozen(layer: Any) -> tuple["Tensor", Any]:
+def frozen(layer: Any) -> tuple["Tensor", Any]:
     """The weight of a LoRA layer's base, and what makes it dense."""
     base = layer.base_layer
     if isinstance(base, Fp8Linear):
@@ -197,7 +197,7 @@ def is_plain_layer(layer: Any) -> bool:
     biased = any(one.bias is not None for one in layer.lora_B.values())
     dropout = any(not isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values())
     special = bool(layer.lora_variant) or bool(layer.lora_magnitude_vector)
-    weight, state = _frozen(layer)
+    weight, state = frozen(layer)
     known = state is None or isinstance(state, torch.Tensor) or getattr(state, "quant_type", "") == "nf4"
     dense = state is not None or weight.is_floating_point()
     return not biased and not dropout and not special and known and dense
@@ -211,10 +211,10 @@ def _forward_of(before: Callable) -> Callable:
         if x.dtype not in DTYPES or (idle and torch.is_grad_enabled()):
             return before(x)
         if idle:
-            return _base_alone(x.flatten(0, -2), *map(_frozen, layers)).unflatten(0, x.shape[:-1])
+            return _base_alone(x.flatten(0, -2), *map(frozen, layers)).unflatten(0, x.shape[:-1])
         a = [(layer.lora_A[name].weight * layer.scaling[name]).to(x.dtype) for layer in layers]
         b = [layer.lora_B[name].weight.to(x.dtype) for layer in layers]
-        frozen = [part for layer in layers for part in _frozen(layer)]
+        weights = [part for layer in layers for part in frozen(layer)]
         y = _Mlp.apply(
             x.flatten(0, -2),
             torch.cat(a[:2]),
@@ -222,7 +222,7 @@ def _forward_of(before: Callable) -> Callable:
             b[1],
             a[2],
             b[2],
-            *frozen,
+            *weights,
             RECOMPUTING[0] and torch.is_grad_enabled(),
         )
         return y.unflatten(0, x.shape[:-1])

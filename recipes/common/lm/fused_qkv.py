@@ -1,12 +1,12 @@
 """Queries, keys and values under LoRA by one product of the base and two small ones of the adapters.
 
-The weights of a layer's three projections become rows of one matrix, and their adapters A rows of one and B blocks of
-one, of which A has the scale in it:
+The three adapters A of a layer are rows of one matrix, which has the scale in it, and the adapters B blocks of one:
 
     [q k v] = x W^T + b + (x A^T) B^T
 
 PEFT, which Unsloth leaves projections with a bias to, makes nine products of that, and adds each adapter's part in a
-pass of its own. The weights stay where modules and checkpoints look for them: they are views of the one matrix.
+pass of its own. A base in 16 bit or fp8 is stored as the one W too, and the weights of the modules become views of it,
+so that they stay where checkpoints look for them; one in nf4 is made dense for the product.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.lm.fused_mlp import DTYPES, is_plain_layer
+from common.lm.fp8 import Fp8Linear
+from common.lm.fused_mlp import DTYPES, dense, frozen, input_gradient_of, is_plain_layer, prepared, products
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,36 +24,84 @@ if TYPE_CHECKING:
 NAMES = ("q_proj", "k_proj", "v_proj")
 
 
-def fuse_qkv(model: "PeftModel") -> int:
-    """Have the attention of `model` that Unsloth runs computed as above, where its base is in 16 bit; returns how many.
+class _Qkv(torch.autograd.Function):
+    """Rows of queries, keys and values (M, N) of rows x (M, K), and the gradients of x and the adapters."""
 
-    Where an adapter is disabled with gradients, merged or none, the projections from before run.
+    @staticmethod
+    def forward(
+        ctx: Any, x: "Tensor", a: "Tensor", b: "Tensor", bias: "Tensor | None", *frozen: Any
+    ) -> "Tensor":  # a (3R, K), b (N, 3R); frozen: one or three weights, each with what makes it dense
+        xa = x @ a.t()  # (M, 3R)
+        y = _base(x, bias, frozen)
+        ctx.save_for_backward(x, a, b, xa)
+        ctx.frozen = frozen
+        return y.addmm_(xa, b.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
+        (dy,) = grad_outputs
+        x, a, b, xa = ctx.saved_tensors
+        dya = dy @ b  # (M, 3R)
+        dx = input_gradient_of(dy, prepared(*_whole(ctx.frozen, x.dtype), x.dtype)).addmm_(dya, a)
+        return (dx, dya.t() @ x, dy.t() @ xa, None, *(None for _ in ctx.frozen))
+
+
+def _base(x: "Tensor", bias: "Tensor | None", frozen: tuple) -> "Tensor":
+    weight, state = _whole(frozen, x.dtype)
+    if state is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    (y,) = products(x, (weight, state))
+    return y if bias is None else y.add_(bias)
+
+
+def _whole(frozen: tuple, dtype: torch.dtype) -> tuple["Tensor", Any]:
+    """The one weight of queries, keys and values; of nf4 made dense."""
+    if len(frozen) == 2:
+        return frozen[0], frozen[1]
+    return torch.cat([dense(w, q, dtype) for w, q in zip(frozen[::2], frozen[1::2], strict=True)]), None
+
+
+def fuse_qkv(model: "PeftModel") -> int:
+    """Have the attention of `model` that Unsloth runs computed as above; returns of how many layers.
+
+    Where an adapter is merged, or none and gradients are computed, the projections from before run.
     """
     found = 0
     for module in list(model.modules()):
         layers = [getattr(module, name, None) for name in NAMES]
-        if hasattr(module, "apply_qkv") and all(map(is_plain_layer, layers)) and _in_16_bit(layers):
+        if hasattr(module, "apply_qkv") and all(map(is_plain_layer, layers)) and _alike(layers):
             _stack(module, layers)
             module.apply_qkv = _forward_of(module.apply_qkv)
             found += 1
     return found
 
 
-def _in_16_bit(layers: list[Any]) -> bool:
-    return all(type(layer.base_layer) is torch.nn.Linear and layer.weight.dtype in DTYPES for layer in layers)
+def _alike(layers: list[Any]) -> bool:
+    return len({(type(layer.base_layer), layer.base_layer.bias is None) for layer in layers}) == 1
 
 
 def _stack(module: Any, layers: list[Any]) -> None:
-    weights = [layer.base_layer.weight for layer in layers]
-    stacked = torch.cat([weight.data for weight in weights])
-    for weight, rows in zip(weights, stacked.split([len(weight) for weight in weights]), strict=True):
-        weight.data = rows
-    module.register_buffer("qkv_weight", stacked, persistent=False)
-    biases = [layer.base_layer.bias for layer in layers]
-    some = any(bias is not None for bias in biases)
-    pairs = zip(biases, weights, strict=True)
-    bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias.data for bias, weight in pairs])
-    module.register_buffer("qkv_bias", bias if some else None, persistent=False)
+    """Make the weights, and their scales in fp8, views of one tensor each; the biases stay, and have a copy."""
+    bases = [layer.base_layer for layer in layers]
+    module.register_buffer("qkv_bias", None, persistent=False)
+    if bases[0].bias is not None:
+        module.qkv_bias = torch.cat([base.bias.data for base in bases])
+    names = ("qweight", "scale") if isinstance(bases[0], Fp8Linear) else ("weight",)
+    module.qkv_stacked = frozen(layers[0])[1] is None or len(names) == 2
+    for name in names if module.qkv_stacked else ():
+        tensors = [getattr(base, name) for base in bases]
+        whole = torch.cat([tensor.data for tensor in tensors])
+        for tensor, rows in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
+            tensor.data = rows
+        module.register_buffer(f"qkv_{name}", whole, persistent=False)
+
+
+def _frozen_of(module: Any, layers: list[Any]) -> tuple:
+    if not module.qkv_stacked:
+        return tuple(part for layer in layers for part in frozen(layer))
+    if isinstance(layers[0].base_layer, Fp8Linear):
+        return module.qkv_qweight, module.qkv_scale
+    return module.qkv_weight, None
 
 
 def _forward_of(before: Callable) -> Callable:
@@ -62,11 +111,13 @@ def _forward_of(before: Callable) -> Callable:
         idle = any(layer.disable_adapters or layer.merged or name not in layer.lora_A for layer in layers)
         if x.dtype not in DTYPES or (idle and torch.is_grad_enabled()):
             return before(self, x)
-        y = torch.nn.functional.linear(x, self.qkv_weight, self.qkv_bias)
-        if not idle:
-            a = torch.cat([layer.lora_A[name].weight * layer.scaling[name] for layer in layers]).to(x.dtype)  # (3R, K)
-            b = torch.block_diag(*(layer.lora_B[name].weight for layer in layers)).to(x.dtype)  # (N, 3R)
-            y = y + (x @ a.t()) @ b.t()
-        return y.split([layer.out_features for layer in layers], -1)
+        rows, weights = x.flatten(0, -2), _frozen_of(self, layers)
+        if idle:
+            y = _base(rows, self.qkv_bias, weights)
+        else:
+            a = torch.cat([layer.lora_A[name].weight * layer.scaling[name] for layer in layers]).to(x.dtype)
+            b = torch.block_diag(*(layer.lora_B[name].weight for layer in layers)).to(x.dtype)
+            y = _Qkv.apply(rows, a, b, self.qkv_bias, *weights)
+        return y.unflatten(0, x.shape[:-1]).split([layer.out_features for layer in layers], -1)
 
     return qkv

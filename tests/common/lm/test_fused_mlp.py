@@ -54,18 +54,18 @@ def test_loss_and_gradients_are_those_of_peft():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_recomputed_layer_has_the_gradients_without_the_product_that_it_does_not_need(reentrant, monkeypatch):
-    model, products = adapted(), []
+    model, counts = adapted(), []
     fused_mlp.fuse_mlps(model)
-    whole = fused_mlp._products
-    monkeypatch.setattr(fused_mlp, "_products", lambda x, *w: products.append(len(w)) or whole(x, *w))
+    whole = fused_mlp.products
+    monkeypatch.setattr(fused_mlp, "products", lambda x, *w: counts.append(len(w)) or whole(x, *w))
     loss, plain = loss_and_gradients(model)
-    assert products == [2, 1, 2, 1]  # gate and up, down; of each layer
-    products.clear()
+    assert counts == [2, 1, 2, 1]  # gate and up, down; of each layer
+    counts.clear()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.train()
     again, recomputed = loss_and_gradients(model)
-    assert products == [2, 1, 2, 1, 2, 2]
+    assert counts == [2, 1, 2, 1, 2, 2]
     assert again == loss
     assert worst(recomputed, plain) == 0
     assert fused_mlp.RECOMPUTING == [False]
