@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 FORWARD = 32, 128, 4  # rows and columns of a tile, warps: the fastest of those tried on an H200
-BACKWARD = 64, 64, 4
+BACKWARD = 64, 64, 4, 3  # and stages
 SPLITS = 16  # of the rows, over which gradients of the adapters are added up apart: more programs than processors
 
 
@@ -119,11 +119,11 @@ def swiglu_gradients(
     (M, N), R = gate.shape, gate_b.shape[1]
     dgate, dup = _like(gate), _like(gate)
     parts = torch.empty((SPLITS, 3, R, N), dtype=torch.float32, device=gate.device)
-    rows, columns, warps = BACKWARD
+    rows, columns, warps, stages = BACKWARD
     _backward[(triton.cdiv(N, columns), SPLITS)](
         dh.contiguous(), gate.contiguous(), up.contiguous(), xa.contiguous(), dyb.contiguous(), gate_b.contiguous(),
         up_b.contiguous(), down_a.contiguous(), dgate, dup, parts,
-        M, N, R, _rank(R), rows, columns, num_warps=warps,
+        M, N, R, _rank(R), rows, columns, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return dgate, dup, parts.sum(0)
 
