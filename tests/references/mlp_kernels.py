@@ -23,17 +23,22 @@ def plain(gate, up, dh, xa, dyb, gate_b, up_b, down_a):
     return h.detach(), dgate, dup, torch.stack([dgate_b.t(), dup_b.t(), ddown_a])
 
 
-def main() -> None:
+def worst(rows: int, width: int, rank: int, **like: object) -> float:
+    """The largest relative difference of an output; `like` are the dtype and device of the inputs."""
     torch.manual_seed(0)
-    for rows, width, rank in SHAPES:
-        gate, up, dh = (torch.randn(rows, width) for _ in range(3))
-        xa, dyb, down_a = torch.randn(rows, 2, rank), torch.randn(rows, rank), torch.randn(rank, width)
-        gate_b, up_b = torch.randn(width, rank), torch.randn(width, rank)
-        h = swiglu(gate, up, xa, gate_b, up_b)
-        ours = (h, *swiglu_gradients(dh, gate, up, xa, dyb, gate_b, up_b, down_a))
-        theirs = plain(gate, up, dh, xa, dyb, gate_b, up_b, down_a)
-        worst = max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
-        print(f"{rows} x {width}, rank {rank}: {worst:.2e}")
+    gate, up, dh = (torch.randn(rows, width).to(**like) for _ in range(3))
+    xa, dyb, down_a = (torch.randn(shape).to(**like) for shape in ((rows, 2, rank), (rows, rank), (rank, width)))
+    gate_b, up_b = (torch.randn(width, rank).to(**like) for _ in range(2))
+    h = swiglu(gate, up, xa, gate_b, up_b)
+    ours = (h, *swiglu_gradients(dh, gate, up, xa, dyb, gate_b, up_b, down_a))
+    theirs = plain(gate, up, dh, xa, dyb, gate_b, up_b, down_a)
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+
+
+def main() -> None:
+    for shape in SHAPES:
+        rows, width, rank = shape
+        print(f"{rows} x {width}, rank {rank}: {worst(*shape, dtype=torch.float32):.2e}")
 
 
 if __name__ == "__main__":
