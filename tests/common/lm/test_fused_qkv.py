@@ -33,7 +33,7 @@ def outputs_and_gradients(model, attention, x):
     model.zero_grad()
     x = x.clone().requires_grad_()
     parts = attention.apply_qkv(attention, x)
-    sum((part.float() * torch.arange(part.shape[-1]).cos()).sum() for part in parts).backward()
+    torch.stack([(part.float() * torch.arange(part.shape[-1]).cos()).sum() for part in parts]).sum().backward()
     return [*parts, x.grad, *(p.grad for p in attention.parameters() if p.grad is not None)]
 
 
