@@ -213,7 +213,6 @@ def main() -> None:
         )
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
-
     console.print(
         f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
     )

@@ -173,7 +173,7 @@ def main() -> None:
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
 
-    # 3. Tokens: by the model's own chat template, with the loss mask on the turns of the assistant; documents as they are.
+    # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)

@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 FORWARD = 32, 128, 4  # rows and columns of a tile, warps: the fastest of those tried on an H200
-ALLOWED = True
 BACKWARD = 64, 64, 4, 4  # and stages
 SPLITS = 8  # of the rows, over which gradients of the adapters are added up apart: more programs than processors
 
@@ -137,7 +136,7 @@ def swiglu_gradients(
     _backward[(triton.cdiv(N, columns), SPLITS)](
         dh.contiguous(), gate.contiguous(), up.contiguous(), xa.contiguous(), dyb.contiguous(), gate_b.contiguous(),
         up_b.contiguous(), down_a.contiguous(), dgate, dup, parts,
-        M, N, R, _rank(R), rows, columns, ALLOWED and M % rows == 0 and N % columns == 0, num_warps=warps, num_stages=stages,
+        M, N, R, _rank(R), rows, columns, M % rows == 0 and N % columns == 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return dgate, dup, parts.sum(0)
 
