@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from common.lm.fp8 import Fp8Linear
 from common.lm.fused_mlp import DTYPES, dense, frozen, input_gradient_of, is_plain_layer, prepared, products
@@ -73,6 +74,9 @@ def fuse_qkv(model: "PeftModel") -> int:
             _stack(module, layers)
             module.apply_qkv = _forward_of(module.apply_qkv)
             found += 1
+    ours = [name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("qkv_")]
+    # Of several processes each has the same frozen weights: none is sent to the others before every step.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ours)
     return found
 
 
