@@ -1,6 +1,6 @@
 """What fused_mlp.py does between the products, as Triton kernels that read and write each large matrix once.
 
-They are operators that torch.compile leaves whole. R, the rank, is at most 128; other dimensions are free.
+They are operators that torch.compile leaves whole. R, the rank, is at most 64; other dimensions are free.
 """
 
 import torch
