@@ -137,6 +137,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -186,6 +188,7 @@ def main() -> None:
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.lm.shared_prompts import PairCollator, share_prompts
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
@@ -273,6 +276,7 @@ def main() -> None:
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=DPOConfig(

@@ -38,7 +38,7 @@ from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
-from common.rewards.report import held_out_rows, report_on, show
+from common.rewards.report import figures_in_training, held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
@@ -136,6 +136,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
 
@@ -193,6 +195,7 @@ def main() -> None:
 
     from common.lm.fp8 import quantize_base
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
     from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
@@ -266,6 +269,7 @@ def main() -> None:
             data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id, facts=facts),
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=TrainingArguments(
@@ -336,6 +340,7 @@ class RewardLoss(Trainer):
         super().__init__(**trainer)
         self.head = head
         self.facts = facts
+        self.since_log: list[tuple[torch.Tensor, ...]] = []  # outputs, lengths and scores, read when they are logged
 
     def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
         from common.lm.hidden_states import at_last_token, last_hidden
@@ -344,9 +349,19 @@ class RewardLoss(Trainer):
         mask = inputs["attention_mask"]
         hidden = at_last_token(last_hidden(model, inputs["input_ids"], mask), mask)  # (B, h)
         outputs = apply_head(self.head, hidden)  # (B,)
+        self.since_log.append((outputs.detach(), mask.sum(1), inputs.get("scores", outputs.detach())))
         if self.facts["kind"] == "bradley-terry":
             return bradley_terry_loss(outputs[0::2], outputs[1::2])
         return regression_loss(outputs, inputs["scores"])
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        import torch
+
+        if "loss" in logs and self.since_log:
+            outputs, lengths, scores = (torch.cat(column).tolist() for column in zip(*self.since_log, strict=True))
+            logs |= figures_in_training(outputs, lengths, None if self.facts["kind"] == "bradley-terry" else scores)
+            self.since_log = []
+        super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         from common.lm.scalar_head import save_head

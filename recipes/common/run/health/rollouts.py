@@ -1,0 +1,288 @@
+"""What goes wrong in GRPO and PPO, which learn from what they sample.
+
+A rule returns a finding, or None: nothing wrong, or too little evidence. Every number that a rule compares with is
+here, with its reason.
+"""
+
+import statistics
+
+from common.run.health import texts
+from common.run.health.seen import Change, Finding, Seen, correlation
+from common.run.health.supervised import Rule
+
+STEPS = 10  # logged steps before a median counts: fewer are one lucky or unlucky batch
+TREND = 20  # logged steps before a reward counts as flat
+HALF = 0.5  # of a run
+FLAT = 0.75  # of the groups: a quarter of the sampling teaches anything; DAPO (arXiv:2503.14476) refills far below
+TRUNCATED = 0.5  # of the completions: more of them end at the limit than where the model would end them
+RUNNING, FOLLOWS = 1.5, 0.8  # length against that at the beginning; correlation of reward and length
+LATER_TRUNCATED = 0.25  # more of the completions truncated than at the beginning
+FORMED = 0.2  # gain of a reward of format, which is 0 to 1
+KL = 1.0  # nats a token: the policy gives what it samples e times the probability; 0.01 to 0.1 is usual
+ENTROPY, NATS = 2.0, 1.0  # times that at the beginning, and nats a token more
+TARGETS = 5  # times --kl-target: the controller no longer holds the policy
+LOST = 0.1  # of a judge's score at the beginning
+RATIO = 0.5  # of the recent steps in which the update was ended by --max-approx-kl
+VALUES, VALUE_LOSS = 5.0, 1.0  # value loss against that at the beginning, and in squared standard deviations of a score
+EXPLAINED = -0.1  # a critic of one constant has 0, noise of a small batch some hundredths below
+BROKEN, WERE_BROKEN = 0.5, 0.2  # of the completions, now and at the beginning
+SHAPE = {"format", "tags", "json", "json_schema", "xml", "language", "length", "overlong", "repetition"}  # not truth
+
+
+def no_spread(seen: Seen) -> Finding | None:
+    """All completions of most groups have one reward, and not because the rewards rose until all are right."""
+    flat, reward = seen.curve("flat"), seen.change("reward", 3)
+    if flat.count < STEPS or reward is None or statistics.median(flat.last(STEPS)) < FLAT or reward.rises:
+        return None
+    return Finding(
+        "no spread in groups",
+        *flat.steps(STEPS),
+        f"in {statistics.median(flat.last(STEPS)):.0%} of the groups all rewards are equal, the mean reward is"
+        f" {reward.after:.3g}",
+        "Nothing is learned from such a group: raise --num-generations or --temperature, give --refill 2 or"
+        " --difficulty auto, or start from a model that solves some of the prompts",
+    )
+
+
+def flat_reward(seen: Seen) -> Finding | None:
+    """The reward has not risen since the beginning, though it differs within groups."""
+    key = _reward(seen)
+    reward = seen.change(key, TREND // 3)
+    if reward is None or seen.curve(key).count < TREND or not seen.reached(HALF) or no_spread(seen):
+        return None
+    if reward.rise > reward.error:
+        return None
+    return Finding(
+        f"flat {'score' if key == 'score/mean' else 'reward'}",
+        reward.first,
+        reward.last,
+        f"it was {reward.before:.3g} and is {reward.after:.3g} (standard error {reward.error:.2g})",
+        f"Raise --learning-rate {seen.arguments.get('learning_rate', 0):g}, and read samples.jsonl: does the reward"
+        " prefer the better completions? `make test-rewards` shows it",
+    )
+
+
+def format_only(seen: Seen) -> Finding | None:
+    """A reward of format rose, and no reward of what the completions say did."""
+    names = _rewards(seen)
+    shape = {name: change for name, change in names.items() if name in SHAPE}
+    content = {name: change for name, change in names.items() if name not in SHAPE}
+    if not content or any(change.rise > change.error for change in content.values()):
+        return None
+    for name, change in shape.items():
+        if change.rises and change.rise >= FORMED:
+            other = next(iter(content))
+            return Finding(
+                "format only",
+                change.first,
+                change.last,
+                f"{name} rose from {change.before:.2f} to {change.after:.2f}, {other} went from"
+                f" {content[other].before:.2f} to {content[other].after:.2f}",
+                f"Lower the weight of {name} in --rewards, and check the gold answers; --difficulty easy gives"
+                " prompts that the model can solve",
+            )
+    return None
+
+
+def truncated(seen: Seen) -> Finding | None:
+    """Most completions end at the length limit."""
+    clipped = seen.curve("completions/clipped_ratio")
+    if clipped.count < STEPS or statistics.median(clipped.last(STEPS)) < TRUNCATED:
+        return None
+    return Finding(
+        "truncated completions",
+        *clipped.steps(STEPS),
+        f"{statistics.median(clipped.last(STEPS)):.0%} end at --max-completion-length",
+        f"Raise --max-completion-length {seen.arguments.get('max_completion_length', '')}, or start from a model that"
+        " SFT has taught to end its answers",
+    )
+
+
+def running_length(seen: Seen) -> Finding | None:
+    """Completions grow, and because the reward follows their length, or into the length limit.
+
+    Growth alone is no fault: reasoning that solves more problems may be longer (arXiv:2501.12948).
+    """
+    length, clipped = seen.change("completions/mean_length", 3), seen.change("completions/clipped_ratio", 3)
+    if length is None or seen.curve("completions/mean_length").count < STEPS or not length.rises:
+        return None
+    if length.after < RUNNING * length.before:
+        return None
+    written = [entry for entry in seen.late if _total(entry) is not None]
+    follows = correlation(
+        [_total(entry) or 0.0 for entry in written], [len(str(entry["completion"])) for entry in written]
+    )
+    into_limit = clipped is not None and clipped.rise >= LATER_TRUNCATED
+    if not into_limit and (len(written) < STEPS or follows < FOLLOWS):
+        return None
+    why = (
+        f"{clipped.after:.0%} are truncated"
+        if clipped and into_limit
+        else f"reward and length correlate by {follows:.2f}"
+    )
+    return Finding(
+        "running length",
+        length.first,
+        length.last,
+        f"completions grew from {length.before:.0f} to {length.after:.0f} tokens, {why}",
+        "Add --rewards overlong=1 or length=0.1 to what is rewarded, and look in samples.jsonl for filler",
+    )
+
+
+def kl_too_large(seen: Seen) -> Finding | None:
+    """The policy is far from the reference policy."""
+    key = "objective/kl" if seen.recipe == "ppo" else "kl"
+    kl, length = seen.curve(key), seen.curve("completions/mean_length")
+    if kl.count < 5 or not length.count:
+        return None
+    latest, target = statistics.median(kl.last(5)), seen.arguments.get("kl_target")
+    tokens = statistics.median(length.last(5)) if seen.recipe == "ppo" else 1.0
+    limit = max(KL * tokens, TARGETS * target if target else 0.0) if seen.recipe == "ppo" else KL
+    if not latest >= limit and latest == latest:
+        return None
+    unit = "nats a completion" if seen.recipe == "ppo" else "nats a token"
+    weight = "--kl-coef" if seen.recipe == "ppo" else "--beta"
+    return Finding(
+        "KL too large",
+        *kl.steps(5),
+        f"{latest:.3g} {unit} from the reference policy",
+        f"Divide --learning-rate {seen.arguments.get('learning_rate', 0):g} by 10, or raise {weight}",
+    )
+
+
+def entropy_too_large(seen: Seen) -> Finding | None:
+    """The policy becomes random: nothing that it writes is likely to it."""
+    entropy = seen.change("policy/entropy" if seen.recipe == "ppo" else "entropy", 3)
+    if entropy is None or not entropy.rises or entropy.after < max(ENTROPY * entropy.before, entropy.before + NATS):
+        return None
+    return Finding(
+        "entropy too large",
+        entropy.first,
+        entropy.last,
+        f"it rose from {entropy.before:.2f} to {entropy.after:.2f} nats a token",
+        f"Divide --learning-rate {seen.arguments.get('learning_rate', 0):g} by 10, or lower --temperature",
+    )
+
+
+def judged_quality_falls(seen: Seen) -> Finding | None:
+    """The reward rises while a judge, a reward of weight 0, gives less."""
+    reward = seen.change(_reward(seen), 3)
+    if reward is None or seen.curve(_reward(seen)).count < STEPS or not reward.rises:
+        return None
+    for name, change in _rewards(seen, judges=True).items():
+        if change.falls and -change.rise >= LOST * abs(change.before):
+            return Finding(
+                "judged quality falls",
+                reward.first,
+                reward.last,
+                f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while {name}, of weight 0, fell from"
+                f" {change.before:.3g} to {change.after:.3g}",
+                f"The reward is exploited: read the latest of samples.jsonl, and give {name} a weight in --rewards or"
+                f" raise {'--kl-coef' if seen.recipe == 'ppo' else '--beta'}",
+            )
+    return None
+
+
+def texts_break(seen: Seen) -> Finding | None:
+    """The reward rises while completions repeat themselves, or are the same for most prompts."""
+    reward = seen.change(_reward(seen), 3)
+    if reward is None or not reward.rises or len(seen.late) < STEPS:
+        return None
+    before, after = (_broken(entries) for entries in (seen.early[: len(seen.late)], list(seen.late)))
+    if after < BROKEN or before > WERE_BROKEN:
+        return None
+    return Finding(
+        "texts break",
+        seen.late[0]["step"] + 1,
+        seen.step,
+        f"{after:.0%} of the completions repeat themselves or are the same for other prompts ({before:.0%} at the"
+        f" beginning), while the reward rose from {reward.before:.3g} to {reward.after:.3g}",
+        f"The reward is exploited: raise {'--kl-coef' if seen.recipe == 'ppo' else '--beta'}, lower --learning-rate, or"
+        " add repetition=0.5 to --rewards",
+    )
+
+
+# PPO.
+
+
+def ratio_explodes(seen: Seen) -> Finding | None:
+    """In most steps the policy leaves the one that sampled so far that its update is ended."""
+    stopped = seen.curve("policy/stopped")
+    recent = stopped.last(STEPS)
+    if len(recent) < STEPS // 2 or sum(value > 0 for value in recent) <= RATIO * len(recent):
+        return None
+    kl = statistics.median(seen.curve("policy/approx_kl").last(STEPS))
+    return Finding(
+        "ratio explodes",
+        *stopped.steps(STEPS),
+        f"in {sum(value > 0 for value in recent)} of {len(recent)} steps the update was ended by --max-approx-kl; the"
+        f" median is {kl:.3g} nats a token",
+        f"Divide --learning-rate {seen.arguments.get('learning_rate', 0):g} by 3, or lower --num-ppo-epochs",
+    )
+
+
+def value_loss_diverges(seen: Seen) -> Finding | None:
+    loss = seen.curve("loss/value_avg")
+    if loss.count < 6:
+        return None
+    before, after = statistics.median(loss.begin(3)), statistics.median(loss.last(3))
+    if not after > max(VALUES * before, VALUE_LOSS) and after == after:
+        return None
+    return Finding(
+        "value loss diverges",
+        *loss.steps(3),
+        f"it was {before:.3g} and is {after:.3g}",
+        f"Divide --critic-learning-rate {seen.arguments.get('critic_learning_rate', 0):g} by 10",
+    )
+
+
+def explained_variance(seen: Seen) -> Finding | None:
+    """The critic is worse than a constant."""
+    explained = seen.curve("value/explained_variance")
+    if explained.count < STEPS + seen.arguments.get("critic_warmup_steps", 0):
+        return None
+    latest = statistics.median(explained.last(STEPS))
+    if not latest < EXPLAINED:
+        return None
+    return Finding(
+        "explained variance below 0",
+        *explained.steps(STEPS),
+        f"its median is {latest:.2f}: the values are worse than their mean",
+        f"Lower --critic-learning-rate {seen.arguments.get('critic_learning_rate', 0):g}, or raise"
+        " --critic-warmup-steps or --rollout-batch-size",
+    )
+
+
+def _reward(seen: Seen) -> str:
+    return "score/mean" if seen.recipe == "ppo" else "reward"
+
+
+def _rewards(seen: Seen, judges: bool = False) -> dict[str, Change]:
+    """How the mean of each reward changed: of those with a weight, or of the judges, whose weight is 0."""
+    found = {}
+    for entry in seen.arguments.get("rewards") or ():
+        source, _, weight = str(entry).partition("=")
+        name = "model" if source.startswith("model:") else source.rsplit(":", 1)[-1]
+        change = seen.change(f"rewards/{name}/mean", 5)
+        if change is not None and (float(weight or 1) == 0) == judges:
+            found[name] = change
+    return found
+
+
+def _total(entry: dict) -> float | None:
+    total = entry.get("reward", entry.get("score"))
+    return float(total) if isinstance(total, int | float) else None
+
+
+def _broken(entries: list[dict]) -> float:
+    return statistics.mean(
+        texts.broken([str(entry.get("completion")) for entry in entries], [entry.get("prompt") for entry in entries])
+    )
+
+
+OF_BOTH: tuple[Rule, ...] = (
+    *(truncated, running_length, kl_too_large, entropy_too_large),
+    *(flat_reward, format_only, judged_quality_falls, texts_break),
+)
+GRPO: tuple[Rule, ...] = (no_spread, *OF_BOTH)
+PPO: tuple[Rule, ...] = (ratio_explodes, value_loss_diverges, explained_variance, *OF_BOTH)

@@ -1,0 +1,168 @@
+"""What goes wrong in SFT, and with the loss and the data of DPO, KTO and reward models too.
+
+A rule returns a finding, or None: nothing wrong, or too little evidence. Every number that a rule compares with is
+here, with its reason.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+
+from common.run.health import texts
+from common.run.health.seen import Finding, Seen
+
+Rule = Callable[[Seen], Finding | None]
+
+ROWS = 15  # logged steps before a curve counts as flat: fewer are within the noise of their batches
+SOME, HALF = 0.25, 0.5  # of a run: warm-up and the first descent are over; a run is what it will be
+DIVERGED = 1.5  # times the loss before training: noise of a batch is a few tenths, what a run unlearns is more
+SPIKE, SPIKES = (
+    2.0,
+    3,
+)  # a loss of twice the median around it; one may be a strange batch, three in a row of 20 are none
+FALL = 0.02  # of a loss: what fine-tuning gains in its first quarter is ten times as much
+LEARNED = 0.1  # nats a token, below which there is nothing left to learn and a flat loss is no fault
+RISE, RISE_NATS = 0.05, 0.02  # of a held-out loss, on the same rows each time, so without noise
+COPIES = 0.2  # of the rows; web text has 3 to 14 % near duplicates (arXiv:2107.06499), curated data fewer
+SAMPLED = 3  # held-out prompts whose completions are compared
+TRAINED = 20  # steps before completions are compared: a run of a few steps is a test of the installation
+
+
+def nothing_trainable(seen: Seen) -> Finding | None:
+    """The gradient is exactly 0 from the first step on."""
+    norms = seen.curve("grad_norm")
+    if norms.count < 5 or any(norms.begin(5)) or any(norms.last(5)):
+        return None
+    return Finding(
+        "nothing trainable",
+        *norms.steps(norms.count),
+        "the norm of the gradient is 0 in every logged step",
+        "No weight that can learn has an effect on the loss: check --lora-target-modules, --lora-dropout, and"
+        " the loss mask with `make check-data`",
+    )
+
+
+def learning_rate_too_large(seen: Seen) -> Finding | None:
+    """The loss is above that before training, is no number, or jumps again and again."""
+    loss = seen.curve("loss")
+    if loss.count < 3:
+        return None
+    latest, before = loss.last(5), loss.begin(1)[0]
+    evidence = ""
+    if not all(map(math.isfinite, latest)):
+        evidence = "the loss is no longer a number"
+    elif loss.count >= 8 and statistics.median(latest) > DIVERGED * max(before, LEARNED):
+        evidence = f"the loss rose from {before:.3g} to {statistics.median(latest):.3g}"
+    elif loss.count >= ROWS:
+        recent = loss.last(20)
+        usual = statistics.median(recent)
+        jumps = [value for value in recent if value > SPIKE * max(usual, before / 2)]
+        if len(jumps) >= SPIKES:
+            evidence = f"{len(jumps)} of {len(recent)} losses are above twice their median {usual:.3g}"
+    if not evidence:
+        return None
+    rate = seen.arguments.get("learning_rate", 0)
+    return Finding(
+        "learning rate too large",
+        *loss.steps(5),
+        evidence,
+        f"Divide --learning-rate {rate:g} by 10, or raise --warmup-steps",
+    )
+
+
+def flat_loss(seen: Seen) -> Finding | None:
+    """The loss has not fallen since the beginning."""
+    loss = seen.change("loss", 5)
+    if loss is None or seen.curve("loss").count < ROWS or not seen.reached(SOME) or nothing_trainable(seen):
+        return None
+    if loss.after < LEARNED or -loss.rise > FALL * loss.before or loss.rise > FALL * loss.before + 2 * loss.error:
+        return None
+    return Finding(
+        "flat loss",
+        loss.first,
+        loss.last,
+        f"it was {loss.before:.4g} and is {loss.after:.4g}",
+        f"Raise --learning-rate {seen.arguments.get('learning_rate', 0):g} (LoRA learns at 1e-4 to 5e-4), or --lora-r;"
+        " check the loss mask with `make check-data`",
+    )
+
+
+def over_fitting(seen: Seen) -> Finding | None:
+    """The held-out loss is above its lowest value in the last two evaluations, while the loss in training fell."""
+    held_out, loss = seen.curve("eval_loss"), seen.change("loss", 3)
+    if held_out.count < 4 or loss is None or not loss.falls:
+        return None
+    step, lowest = held_out.lowest
+    if min(held_out.last(2)) <= lowest + max(RISE * abs(lowest), RISE_NATS):
+        return None
+    return Finding(
+        "over-fitting",
+        step,
+        seen.step,
+        f"the held-out loss rose from {lowest:.4g} to {held_out.last(1)[0]:.4g} while the loss in training fell to"
+        f" {loss.after:.4g}",
+        f"Lower --num-train-epochs to end near step {step}, or --learning-rate or --lora-r, or add data",
+    )
+
+
+def forgetting(seen: Seen) -> Finding | None:
+    """The loss on general text, where it is measured, is above what it was before training."""
+    general = seen.curve("eval_general_loss")
+    if general.count < 2:
+        return None
+    before, after = general.begin(1)[0], general.last(1)[0]
+    if after <= before + max(2 * RISE * before, RISE_NATS):
+        return None
+    return Finding(
+        "forgetting",
+        general.first[0][0],
+        seen.step,
+        f"the loss on general text rose from {before:.4g} to {after:.4g}",
+        "Lower --learning-rate, --num-train-epochs or --lora-r, or mix general rows into the data",
+    )
+
+
+def duplicate_rows(seen: Seen) -> Finding | None:
+    rows, distinct = seen.data.get("rows", 0), seen.data.get("distinct", 0)
+    if not distinct or rows - distinct < COPIES * rows:
+        return None
+    return Finding(
+        "duplicate rows",
+        0,
+        0,
+        f"{rows - distinct:,} of {rows:,} rows are copies of another one",
+        "The model learns them by heart: remove the copies from --data, or lower --num-train-epochs",
+    )
+
+
+def answers_collapse(seen: Seen) -> Finding | None:
+    """After training most held-out prompts get the same completion, or one that repeats itself; before they did not."""
+    if not seen.ended or seen.step < TRAINED or len(seen.samples) < SAMPLED:
+        return None
+    share = {when: _broken(seen, when) for when in ("before", "after", "reference")}
+    if share["after"] < 2 / 3 or share["before"] > 1 / 3 or share["reference"] > 1 / 3:
+        return None
+    after = [str(sample.get("after")) for sample in seen.samples]
+    common, times = texts.most_common(after)
+    kind = f"{times} of {len(after)} are {_short(common)}" if times > 1 else f"as {_short(common)}"
+    return Finding(
+        "answers collapse",
+        1,
+        seen.step,
+        f"completions of held-out prompts are equal or repeat themselves, {kind}",
+        "Lower --learning-rate or --num-train-epochs, and look at the data for one answer to many prompts",
+    )
+
+
+def _broken(seen: Seen, when: str) -> float:
+    written = [str(sample.get(when)) for sample in seen.samples]
+    return statistics.mean(texts.broken(written, [sample.get("prompt") for sample in seen.samples]))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 40 else text[:40] + " ...")
+
+
+OF_LOSS: tuple[Rule, ...] = (nothing_trainable, learning_rate_too_large)
+SFT: tuple[Rule, ...] = (duplicate_rows, *OF_LOSS, flat_loss, over_fitting, forgetting, answers_collapse)

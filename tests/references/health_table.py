@@ -1,0 +1,274 @@
+"""Runs with a planted fault and healthy runs, each recipe on the tiny model, and what health finds in them: a table.
+
+    .venv/bin/python tests/references/health_table.py --out outputs/health                     all runs, half an hour
+    .venv/bin/python tests/references/health_table.py --out outputs/health --only "sft: flat loss"
+    .venv/bin/python tests/references/health_table.py --out outputs/health --table             judge the runs again
+
+A run is a child of this process, which has imported unsloth. Runs that are there already are not repeated.
+"""
+
+import argparse
+import json
+import os
+import random
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data_samples"
+Rows = list[dict]
+ROLES = ["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: its recipe, what health must find in it (nothing in a healthy one), its arguments, and its data."""
+
+    recipe: str
+    finds: str
+    flags: tuple[object, ...]
+    data: Callable[[random.Random], Rows] | None = None
+    base: str = "merged"
+    also: tuple[str, ...] = ()  # what the fault causes besides
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}: {self.finds}"
+
+
+def rows_of(name: str) -> Rows:
+    return [json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def few(name: str, count: int) -> Callable[[random.Random], Rows]:
+    return lambda order: rows_of(name)[:count]
+
+
+def duplicated(order: random.Random) -> Rows:
+    rows = rows_of("sft")[:80] * 5
+    order.shuffle(rows)
+    return rows
+
+
+def nearly_equal(order: random.Random) -> Rows:
+    return [{**row, "rejected": row["chosen"] + " "} for row in rows_of("preferences-train")[:320]]
+
+
+def longer_chosen(order: random.Random) -> Rows:
+    """Chosen goes on after the answer; nothing else differs from rejected."""
+    more = " This follows from what is known about it, and there is nothing else to add here."
+    rows = rows_of("preferences-train")[:480]
+    return [{**row, "chosen": row["chosen"] + more, "rejected": row["chosen"]} for row in rows]
+
+
+def single_turns() -> list[tuple[str, str]]:
+    """Prompts and answers of the conversations of one turn."""
+    turns = [row["messages"] for row in rows_of("sft")]
+    return [(one[0]["content"], one[1]["content"]) for one in turns if [turn["role"] for turn in one] == ROLES]
+
+
+def conversations(pairs: list[tuple[str, str]]) -> Rows:
+    return [
+        {"messages": [{"role": role, "content": text} for role, text in zip(ROLES, pair, strict=True)]}
+        for pair in pairs
+    ]
+
+
+def shuffled_answers(order: random.Random) -> Rows:
+    """Every prompt has the answer to another one: there is nothing to learn but the rows themselves."""
+    prompts, answers = zip(*single_turns()[:64], strict=True)
+    return conversations([*zip(prompts, order.sample(answers, len(answers)), strict=True)])
+
+
+def stock_answers(order: random.Random) -> Rows:
+    """Two of five prompts have the same answer, two more one of two others, whatever the prompt is."""
+    stock = ["I do not know.", "I do not know.", "Ask somebody else.", "That is hard to say.", ""]
+    return conversations([(prompt, order.choice(stock) or answer) for prompt, answer in single_turns()])
+
+
+def shuffled_pairs(order: random.Random) -> Rows:
+    rows = rows_of("preferences-train")[:320]
+    return [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if order.random() < 0.5 else row for row in rows
+    ]
+
+
+def long_scores(order: random.Random) -> Rows:
+    """The score is how long the completion is."""
+    texts = ["word " * order.randrange(1, 60) for _ in range(300)]
+    return [
+        {**row, "response": text, "score": len(text) / 30} for row, text in zip(rows_of("scores"), texts, strict=True)
+    ]
+
+
+def shuffled_scores(order: random.Random) -> Rows:
+    rows = rows_of("scores")
+    scores = [row["score"] for row in rows]
+    order.shuffle(scores)
+    return [{**row, "score": score} for row, score in zip(rows, scores, strict=True)]
+
+
+def wrong_answers(order: random.Random) -> Rows:
+    """No gold answer that the model could give."""
+    return [{**row, "answer": str(order.randrange(10**6, 10**7))} for row in rows_of("arithmetic-train")]
+
+
+REWARDS = """
+import zlib
+
+
+def longer(texts):
+    return [min(len(text) / 400, 1.0) for text in texts]
+
+
+def chance(texts):
+    return [zlib.crc32(text.encode()) % 1000 / 1000 for text in texts]
+
+
+def broken(texts):
+    return [min(text.count("the") + text.count("的"), 12) / 12 for text in texts]
+"""
+
+# Small batches: they are quick, and their noise is what may raise a false alarm.
+SFT = ("--per-device-train-batch-size", 4, "--max-steps", 40, "--logging-steps", 1)
+DPO = ("--per-device-train-batch-size", 4, "--max-steps", 40, "--logging-steps", 1)
+GRPO = ("--per-device-train-batch-size", 32, "--max-steps", 24, "--max-completion-length", 48)
+PPO = ("--rollout-batch-size", 16, "--per-device-train-batch-size", 16, "--max-steps", 20, "--eval-ratio", 0.02)
+REWARD = ("--logging-steps", 5, "--max-steps", 150)
+LENGTH = ("--sample-prompts", 6, "--learning-rate", 2e-3, "--loss-type", "sigmoid", "sft", "--max-steps", 60)
+HEALTHY = {"sft": SFT, "dpo": DPO, "grpo": GRPO, "ppo": PPO, "reward": REWARD}
+FAULTS = [
+    Case("sft", "flat loss", ("--learning-rate", 1e-9, *SFT, "--per-device-train-batch-size", 16), base="tiny"),
+    Case("sft", "nothing trainable", ("--lora-dropout", 1.0, *SFT), base="tiny"),
+    Case("sft", "learning rate too large", ("--learning-rate", 1.0, *SFT)),
+    Case("sft", "over-fitting", (*SFT, "--max-steps", 100, "--eval-ratio", 0.5), shuffled_answers),
+    Case("sft", "duplicate rows", (*SFT, "--max-steps", 6), duplicated, base="tiny"),
+    Case(
+        "sft",
+        "answers collapse",
+        (*SFT, "--per-device-train-batch-size", 8, "--sample-prompts", 6),
+        stock_answers,
+        base="tiny",
+    ),
+    Case("dpo", "flat margins", ("--learning-rate", 1e-9, *DPO)),
+    Case("dpo", "learning rate too large", ("--learning-rate", 0.3, *DPO)),
+    Case("dpo", "chosen becomes less likely", ("--learning-rate", 1e-2, "--beta", 0.01, *DPO)),
+    Case("dpo", "length", (*DPO, *LENGTH), longer_chosen),
+    Case("dpo", "chosen equals rejected", DPO, nearly_equal),
+    Case("kto", "flat margins", ("--learning-rate", 1e-9, *DPO)),
+    Case("grpo", "entropy too large", ("--learning-rate", 0.02, *GRPO), base="weak"),
+    Case("grpo", "no spread in groups", ("--rewards", "math", *GRPO), base="tiny"),
+    Case("grpo", "flat reward", ("--rewards", "{mine}:chance", *GRPO)),
+    Case("grpo", "format only", ("--rewards", "math", "format=0.5", *GRPO), wrong_answers, base="weak"),
+    Case("grpo", "truncated", ("--max-completion-length", 12, *GRPO)),
+    Case("grpo", "length", ("--rewards", "{mine}:longer", "--learning-rate", 3e-3, *GRPO)),
+    Case("grpo", "KL too large", ("--learning-rate", 0.1, *GRPO)),
+    Case("grpo", "judged quality falls", ("--rewards", "{mine}:longer", "math=0", "--learning-rate", 3e-3, *GRPO)),
+    Case("ppo", "KL too large", ("--learning-rate", 0.1, *PPO)),
+    Case("ppo", "value loss diverges", ("--critic-learning-rate", 10.0, *PPO)),
+    Case("ppo", "explained variance below 0", ("--critic-learning-rate", 0.1, *PPO)),
+    Case(
+        "ppo",
+        "texts break",
+        ("--rewards", "{mine}:broken", "--kl-coef", 0, "--kl-target", None, "--learning-rate", 5e-3, *PPO),
+    ),
+    Case("reward", "accuracy near chance", REWARD, shuffled_scores),
+    Case("reward", "flat margins", ("--learning-rate", 1e-9, *REWARD)),
+    Case("reward", "length", REWARD, long_scores),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "health")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", nargs="*", default=None, help="names of cases, or `healthy`")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "mine.py").write_text(REWARDS, encoding="utf-8")
+    import_once()
+    bases = args.out / "bases"
+    run("sft", bases / "sft", ["--model", "tiny"])
+    run("sft", bases / "sft-weak", ["--model", "tiny", "--max-steps", "20"])
+    merge(bases / "sft", bases / "merged")
+    merge(bases / "sft-weak", bases / "weak")
+    for case in FAULTS:
+        if args.only is None or case.name in args.only:
+            folder = args.out / "faults" / case.name.replace(": ", "-").replace(" ", "-")
+            run(case.recipe, folder, flags_of(case, args.out, folder))
+    for recipe, flags in HEALTHY.items():
+        for seed in range(1, args.seeds + 1):
+            if args.only is None or f"healthy {recipe}" in args.only:
+                case = Case(recipe, "", (*flags, "--seed", seed), base="tiny" if recipe == "sft" else "merged")
+                run(recipe, args.out / "healthy" / f"{recipe}-{seed}", flags_of(case, args.out, None))
+
+
+def flags_of(case: Case, out: Path, folder: Path | None) -> list[str]:
+    words = [str(flag).format(mine=out / "mine.py") for flag in case.flags]
+    words += ["--model", "tiny" if case.base == "tiny" else str(out / "bases" / case.base)]
+    if case.data:
+        assert folder is not None
+        file = folder.with_suffix(".data.jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = case.data(random.Random(0))
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        words += ["--data", str(file)]
+    return words
+
+
+def import_once() -> None:
+    sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "scripts")]
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from common import environment
+
+    environment.set_variables()
+    environment.quiet_loggers()
+    import unsloth  # noqa: F401, I001  first: it changes what is imported after it
+    import trl  # noqa: F401
+    from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer  # noqa: F401
+
+
+def run(recipe: str, folder: Path, words: list[str]) -> None:
+    """Run a recipe in a child of this process, unless it is done."""
+    record = folder / "run.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] in ("done", "stopped"):
+        return
+    child(ROOT / "recipes" / f"{recipe}.py", [*words, "--output-dir", str(folder)], folder.with_suffix(".log"))
+
+
+def merge(source: Path, target: Path) -> None:
+    if not target.exists():
+        words = ["--adapter", str(source / "adapter"), "--output-dir", str(target)]
+        child(ROOT / "scripts" / "merge.py", words, target.with_suffix(".log"))
+
+
+def child(script: Path, words: list[str], log: Path) -> None:
+    print(script.stem, *words, flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if process := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        print(f"  -> {code}", flush=True)
+        return
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [str(script), *words]
+    sys.path[0] = str(script.parent)
+    code = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  as the interpreter does it
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
