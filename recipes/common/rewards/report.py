@@ -110,7 +110,7 @@ def figures_in_training(
     """
     if scores is None:
         margins = np.array(outputs[0::2]) - np.array(outputs[1::2])  # (N,)
-        figures = {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}
+        figures: dict[str, float | None] = {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}
     else:
         figures = {"spread": float(np.std(outputs)), "correlation": pearson(outputs, scores)}
     figures["length_correlation"] = pearson(outputs, lengths)

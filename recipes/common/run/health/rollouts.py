@@ -7,18 +7,18 @@ here, with its reason.
 import statistics
 
 from common.run.health import texts
-from common.run.health.seen import Change, Finding, Seen, correlation
+from common.run.health.seen import KEPT, Change, Finding, Seen, correlation
 from common.run.health.supervised import Rule
 
 STEPS = 10  # logged steps before a median counts: fewer are one lucky or unlucky batch
-TREND = 20  # logged steps before a reward counts as flat
+TREND, EFFECT = 20, 0.25  # logged steps before a reward counts as flat, and standard deviations that it rose at most
 HALF = 0.5  # of a run
-FLAT = 0.75  # of the groups: a quarter of the sampling teaches anything; DAPO (arXiv:2503.14476) refills far below
+FLAT = 0.75  # of the groups: three of four completions were sampled for nothing
 TRUNCATED = 0.5  # of the completions: more of them end at the limit than where the model would end them
 RUNNING, FOLLOWS = 1.5, 0.8  # length against that at the beginning; correlation of reward and length
 LATER_TRUNCATED = 0.25  # more of the completions truncated than at the beginning
-FORMED = 0.2  # gain of a reward of format, which is 0 to 1
-KL = 1.0  # nats a token: the policy gives what it samples e times the probability; 0.01 to 0.1 is usual
+FORMED = 0.15  # gain of a reward of format, which is 0 to 1
+KL = 2.0  # nats a token: what the policy samples it finds seven times as likely; 0.01 to 0.1 is usual
 ENTROPY, NATS = 2.0, 1.0  # times that at the beginning, and nats a token more
 TARGETS = 5  # times --kl-target: the controller no longer holds the policy
 LOST = 0.1  # of a judge's score at the beginning
@@ -50,7 +50,8 @@ def flat_reward(seen: Seen) -> Finding | None:
     reward = seen.change(key, TREND // 3)
     if reward is None or seen.curve(key).count < TREND or not seen.reached(HALF) or no_spread(seen):
         return None
-    if reward.rise > reward.error:
+    deviations = seen.curve("score/std" if seen.recipe == "ppo" else "reward_std").last(KEPT)
+    if not deviations or reward.rise + 2 * reward.error > EFFECT * statistics.median(deviations):
         return None
     return Finding(
         f"flat {'score' if key == 'score/mean' else 'reward'}",
@@ -63,11 +64,11 @@ def flat_reward(seen: Seen) -> Finding | None:
 
 
 def format_only(seen: Seen) -> Finding | None:
-    """A reward of format rose, and no reward of what the completions say did."""
+    """Half of the run a reward of format rose, and no reward of what the completions hold did: format comes first."""
     names = _rewards(seen)
     shape = {name: change for name, change in names.items() if name in SHAPE}
     content = {name: change for name, change in names.items() if name not in SHAPE}
-    if not content or any(change.rise > change.error for change in content.values()):
+    if not content or not seen.reached(HALF) or any(change.rise > change.error for change in content.values()):
         return None
     for name, change in shape.items():
         if change.rises and change.rise >= FORMED:

@@ -15,15 +15,17 @@ Rule = Callable[[Seen], Finding | None]
 
 ROWS = 15  # logged steps before a curve counts as flat: fewer are within the noise of their batches
 SOME, HALF = 0.25, 0.5  # of a run: warm-up and the first descent are over; a run is what it will be
-DIVERGED = 1.5  # times the loss before training: noise of a batch is a few tenths, what a run unlearns is more
-SPIKE, SPIKES = (
+DIVERGED, NATS = 1.5, 0.5  # times the loss before training, and nats more: batches differ by a few tenths of it
+JUMP, JUMPS, LOOK = (
     2.0,
     3,
-)  # a loss of twice the median around it; one may be a strange batch, three in a row of 20 are none
+    20,
+)  # times the loss before it; once in so many logged steps it is a strange batch, not thrice
 FALL = 0.02  # of a loss: what fine-tuning gains in its first quarter is ten times as much
+CERTAIN = 0.05  # of a loss: the standard error of the fall, above which a curve is too noisy to call flat
 LEARNED = 0.1  # nats a token, below which there is nothing left to learn and a flat loss is no fault
 RISE, RISE_NATS = 0.05, 0.02  # of a held-out loss, on the same rows each time, so without noise
-COPIES = 0.2  # of the rows; web text has 3 to 14 % near duplicates (arXiv:2107.06499), curated data fewer
+COPIES = 0.2  # of the rows; web text has up to 14 % near duplicates (arXiv:2107.06499)
 SAMPLED = 3  # held-out prompts whose completions are compared
 TRAINED = 20  # steps before completions are compared: a run of a few steps is a test of the installation
 
@@ -47,27 +49,28 @@ def learning_rate_too_large(seen: Seen) -> Finding | None:
     loss = seen.curve("loss")
     if loss.count < 3:
         return None
-    latest, before = loss.last(5), loss.begin(1)[0]
+    latest, before = loss.last(5), statistics.median(loss.begin(3))
     evidence = ""
     if not all(map(math.isfinite, latest)):
         evidence = "the loss is no longer a number"
-    elif loss.count >= 8 and statistics.median(latest) > DIVERGED * max(before, LEARNED):
+    elif loss.count >= 8 and statistics.median(latest) > max(DIVERGED * before, before + NATS):
         evidence = f"the loss rose from {before:.3g} to {statistics.median(latest):.3g}"
-    elif loss.count >= ROWS:
-        recent = loss.last(20)
-        usual = statistics.median(recent)
-        jumps = [value for value in recent if value > SPIKE * max(usual, before / 2)]
-        if len(jumps) >= SPIKES:
-            evidence = f"{len(jumps)} of {len(recent)} losses are above twice their median {usual:.3g}"
+    elif (jumps := _jumps(loss.last(LOOK + 5))) >= JUMPS:
+        evidence = f"the loss jumped {jumps} times in {LOOK} logged steps to more than twice what it was"
     if not evidence:
         return None
-    rate = seen.arguments.get("learning_rate", 0)
     return Finding(
         "learning rate too large",
         *loss.steps(5),
         evidence,
-        f"Divide --learning-rate {rate:g} by 10, or raise --warmup-steps",
+        f"Divide --learning-rate {seen.arguments.get('learning_rate', 0):g} by 10, or raise --warmup-steps",
     )
+
+
+def _jumps(losses: list[float]) -> int:
+    """How many losses are twice the median of the five before, and half a nat above it."""
+    usual = [statistics.median(losses[index - 5 : index]) for index in range(5, len(losses))]
+    return sum(value > max(JUMP * before, before + NATS) for value, before in zip(losses[5:], usual, strict=True))
 
 
 def flat_loss(seen: Seen) -> Finding | None:
@@ -75,14 +78,15 @@ def flat_loss(seen: Seen) -> Finding | None:
     loss = seen.change("loss", 5)
     if loss is None or seen.curve("loss").count < ROWS or not seen.reached(SOME) or nothing_trainable(seen):
         return None
-    if loss.after < LEARNED or -loss.rise > FALL * loss.before or loss.rise > FALL * loss.before + 2 * loss.error:
+    fall, noise = -loss.rise, FALL * loss.before
+    if loss.after < LEARNED or loss.error > CERTAIN * loss.before or not -noise - 2 * loss.error < fall < noise:
         return None
     return Finding(
         "flat loss",
         loss.first,
         loss.last,
         f"it was {loss.before:.4g} and is {loss.after:.4g}",
-        f"Raise --learning-rate {seen.arguments.get('learning_rate', 0):g} (LoRA learns at 1e-4 to 5e-4), or --lora-r;"
+        f"Raise --learning-rate {seen.arguments.get('learning_rate', 0):g}, or --lora-r;"
         " check the loss mask with `make check-data`",
     )
 

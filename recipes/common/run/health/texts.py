@@ -7,13 +7,14 @@ from typing import Any
 
 from common.rewards.builtin import repetition_reward
 
-REPEATED = 0.5  # of its phrases of four words; a text that says everything twice is at it, prose stays below 0.1
-WORDS = 20  # phrases that a text must have to be judged: a short answer repeats by chance
+REPEATED = 0.5  # of its phrases of four words; a text that writes everything twice is at it, prose far below
+LONG = 40  # characters that a text must have to be judged: a short answer repeats by chance
 
 
 def repeats(text: str) -> bool:
     """Whether at least half of the four-word phrases of a text came in it before."""
-    return len(text) >= WORDS and -repetition_reward([text])[0] >= REPEATED
+    (score,) = repetition_reward([text])
+    return len(text) >= LONG and score is not None and -score >= REPEATED
 
 
 def broken(texts: Sequence[str], prompts: Sequence[Any]) -> list[bool]:
