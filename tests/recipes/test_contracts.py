@@ -20,7 +20,8 @@ OURS = {
     "system_prompt", "max_prompt_length", "rewards", "difficulty", "difficulty_by", "difficulty_prompts", "refill",
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
-    "time_limit", "stop_on_fault", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings", "fit",
+    "time_limit", "stop_on_fault", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings",
+    "fit",
     "checkpoint_skip_layers",  # of Unsloth's get_peft_model, which has it on a GPU only
     "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
