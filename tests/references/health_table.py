@@ -134,8 +134,9 @@ def chance(texts):
     return [zlib.crc32(text.encode()) % 1000 / 1000 for text in texts]
 
 
-def broken(texts):
-    return [min(text.count("the") + text.count("的"), 12) / 12 for text in texts]
+def again(texts):
+    pairs = [[text[i : i + 2] for i in range(len(text) - 1)] for text in texts]
+    return [min((len(two) - len(set(two))) / 40, 1.0) for two in pairs]
 """
 
 # What the rules read.
@@ -155,51 +156,44 @@ GRPO = ("--per-device-train-batch-size", 32, "--max-steps", 24, "--max-completio
 PPO = ("--rollout-batch-size", 16, "--per-device-train-batch-size", 16, "--max-steps", 20, "--eval-ratio", 0.02)
 REWARD = ("--logging-steps", 5, "--max-steps", 150)
 LENGTH = ("--sample-prompts", 6, "--learning-rate", 2e-3, "--loss-type", "sigmoid", "sft", "--max-steps", 60)
+STOCK = (*SFT, "--per-device-train-batch-size", 8, "--sample-prompts", 6)
+FORMAT = ("--rewards", "math", "format=0.5")
+LONGER = ("--learning-rate", 3e-3, "--rewards", "{mine}:longer")
+AGAIN = ("--learning-rate", 5e-3, "--kl-coef", 0, "--kl-target", None, "--rewards", "{mine}:again")
+# What a policy that is lost shows besides, and a critic that is.
+LOST = ("KL too large", "entropy too large", "no spread in groups", "truncated completions", "running length")
+LOST += ("falling reward", "falling score", "answers collapse", "forgetting")
+OF_CRITIC = ("value loss diverges", "explained variance below 0")
 HEALTHY = {"sft": SFT, "dpo": DPO, "grpo": GRPO, "ppo": PPO, "reward": REWARD}
 FAULTS = [
     Case("sft", "flat loss", ("--learning-rate", 1e-9, *SFT, "--per-device-train-batch-size", 16), base="tiny"),
     Case("sft", "nothing trainable", ("--lora-dropout", 1.0, *SFT), base="tiny"),
-    Case("sft", "learning rate too large", ("--learning-rate", 1.0, *SFT)),
+    Case("sft", "learning rate too large", ("--learning-rate", 1.0, *SFT), also=("answers collapse", "forgetting")),
     Case("sft", "over-fitting", (*SFT, "--max-steps", 100, "--eval-ratio", 0.5), shuffled_answers),
     Case("sft", "duplicate rows", (*SFT, "--max-steps", 6), duplicated, base="tiny"),
-    Case(
-        "sft",
-        "answers collapse",
-        (*SFT, "--per-device-train-batch-size", 8, "--sample-prompts", 6),
-        stock_answers,
-        base="tiny",
-    ),
+    Case("sft", "answers collapse", STOCK, stock_answers, base="tiny"),
+    Case("sft", "forgetting", ("--learning-rate", 0.05, *SFT), also=("answers collapse", "learning rate too large")),
     Case("dpo", "flat margins", ("--learning-rate", 1e-9, *DPO)),
-    Case("dpo", "learning rate too large", ("--learning-rate", 0.3, *DPO)),
     Case("dpo", "chosen becomes less likely", ("--learning-rate", 1e-2, "--beta", 0.01, *DPO)),
     Case("dpo", "length", (*DPO, *LENGTH), longer_chosen),
     Case("dpo", "chosen equals rejected", DPO, nearly_equal),
     Case("kto", "flat margins", ("--learning-rate", 1e-9, *DPO)),
-    Case("grpo", "entropy too large", ("--learning-rate", 0.02, *GRPO), base="weak"),
     Case("grpo", "no spread in groups", ("--rewards", "math", *GRPO), wrong_answers),
     Case("grpo", "flat reward", ("--rewards", "{mine}:chance", *GRPO, "--max-steps", 40)),
-    Case(
-        "grpo",
-        "format only",
-        ("--rewards", "math", "format=0.5", "--learning-rate", 2e-3, *GRPO),
-        wrong_answers,
-        base="weak",
-    ),
-    Case("grpo", "truncated", (*GRPO, "--max-completion-length", 12)),
-    Case("grpo", "length", ("--rewards", "{mine}:longer", "--learning-rate", 3e-3, *GRPO)),
-    Case("grpo", "KL too large", ("--learning-rate", 0.1, *GRPO)),
-    Case("grpo", "judged quality falls", ("--rewards", "{mine}:longer", "math=0", "--learning-rate", 3e-3, *GRPO)),
-    Case("ppo", "KL too large", ("--learning-rate", 0.1, *PPO)),
-    Case("ppo", "value loss diverges", ("--critic-learning-rate", 10.0, *PPO)),
-    Case("ppo", "explained variance below 0", ("--critic-learning-rate", 0.1, *PPO)),
-    Case(
-        "ppo",
-        "texts break",
-        ("--rewards", "{mine}:broken", "--kl-coef", 0, "--kl-target", None, "--learning-rate", 5e-3, *PPO),
-    ),
-    Case("reward", "accuracy near chance", REWARD, shuffled_scores),
-    Case("reward", "flat margins", ("--learning-rate", 1e-9, *REWARD)),
+    Case("grpo", "format only", ("--learning-rate", 2e-3, *FORMAT, *GRPO), wrong_answers, base="weak"),
+    Case("grpo", "truncated completions", (*GRPO, "--max-completion-length", 12)),
+    Case("grpo", "running length", (*LONGER, *GRPO), also=("truncated completions",)),
+    Case("grpo", "KL too large", ("--learning-rate", 0.1, *GRPO), also=LOST),
+    Case("grpo", "entropy too large", ("--learning-rate", 0.02, *GRPO), base="weak", also=LOST),
+    Case("grpo", "judged quality falls", (*LONGER, "math=0", *GRPO), also=("running length", "truncated completions")),
+    Case("ppo", "ratio explodes", ("--learning-rate", 0.1, *PPO), also=(*LOST, *OF_CRITIC)),
+    Case("ppo", "value loss diverges", ("--critic-learning-rate", 10.0, *PPO), also=OF_CRITIC),
+    Case("ppo", "explained variance below 0", ("--critic-learning-rate", 0.1, *PPO), also=OF_CRITIC),
+    Case("ppo", "texts break", (*AGAIN, *PPO, "--max-steps", 30), also=("running length", "truncated completions")),
+    Case("reward", "near chance", REWARD, shuffled_scores, also=("flat outputs",)),
+    Case("reward", "flat outputs", ("--learning-rate", 1e-9, *REWARD), also=("near chance",)),
     Case("reward", "length", REWARD, long_scores),
+    Case("reward", "learning rate too large", ("--learning-rate", 1.0, *REWARD), also=("near chance",)),
 ]
 
 
@@ -276,7 +270,9 @@ def record(cases: dict[Path, Case], file: Path) -> None:
         if not case.finds and not folder.name.endswith(("-1", "-2")):  # two healthy runs of each recipe are enough
             continue
         known = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        kept = {name: known[name] for name in ("recipe", "status", "steps", "data", "report") if name in known}
+        kept = {
+            name: known[name] for name in ("recipe", "status", "steps", "data", "report", "general") if name in known
+        }
         kept["arguments"] = {
             name: {"value": known["arguments"][name]["value"]} for name in ARGUMENTS & known["arguments"].keys()
         }

@@ -8,7 +8,7 @@ import statistics
 
 from common.run.health import texts
 from common.run.health.seen import KEPT, Change, Finding, Seen, correlation
-from common.run.health.supervised import Rule
+from common.run.health.supervised import Rule, forgetting
 
 STEPS = 10  # logged steps before a median counts: fewer are one lucky or unlucky batch
 TREND, EFFECT = 20, 0.25  # logged steps before a reward counts as flat, and standard deviations that it rose at most
@@ -23,7 +23,10 @@ ENTROPY, NATS = 2.0, 1.0  # times that at the beginning, and nats a token more
 TARGETS = 5  # times --kl-target: the controller no longer holds the policy
 LOST = 0.1  # of a judge's score at the beginning
 RATIO = 0.5  # of the recent steps in which the update was ended by --max-approx-kl
-VALUES, VALUE_LOSS = 5.0, 1.0  # value loss against that at the beginning, and in squared standard deviations of a score
+VALUES, VALUE_LOSS = (
+    5.0,
+    1.0,
+)  # times the lowest value loss; and in variances of a normalized score, where 0.5 is no critic
 EXPLAINED = -0.1  # a critic of one constant has 0, noise of a small batch some hundredths below
 BROKEN, WERE_BROKEN = 0.5, 0.2  # of the completions, now and at the beginning
 SHAPE = {"format", "tags", "json", "json_schema", "xml", "language", "length", "overlong", "repetition"}  # not truth
@@ -54,7 +57,7 @@ def flat_reward(seen: Seen) -> Finding | None:
     if not deviations or reward.rise + 2 * reward.error > EFFECT * statistics.median(deviations):
         return None
     return Finding(
-        f"flat {'score' if key == 'score/mean' else 'reward'}",
+        f"{'falling' if reward.falls else 'flat'} {'score' if key == 'score/mean' else 'reward'}",
         reward.first,
         reward.last,
         f"it was {reward.before:.3g} and is {reward.after:.3g} (standard error {reward.error:.2g})",
@@ -226,13 +229,13 @@ def value_loss_diverges(seen: Seen) -> Finding | None:
     loss = seen.curve("loss/value_avg")
     if loss.count < 6:
         return None
-    before, after = statistics.median(loss.begin(3)), statistics.median(loss.last(3))
+    before, after = loss.lowest[1], statistics.median(loss.last(3))
     if not after > max(VALUES * before, VALUE_LOSS) and after == after:
         return None
     return Finding(
         "value loss diverges",
         *loss.steps(3),
-        f"it was {before:.3g} and is {after:.3g}",
+        f"it was {before:.3g} at step {loss.lowest[0]} and is {after:.3g}",
         f"Divide --critic-learning-rate {seen.arguments.get('critic_learning_rate', 0):g} by 10",
     )
 
@@ -283,7 +286,7 @@ def _broken(entries: list[dict]) -> float:
 
 OF_BOTH: tuple[Rule, ...] = (
     *(truncated, running_length, kl_too_large, entropy_too_large),
-    *(flat_reward, format_only, judged_quality_falls, texts_break),
+    *(flat_reward, format_only, judged_quality_falls, texts_break, forgetting),
 )
 GRPO: tuple[Rule, ...] = (no_spread, *OF_BOTH)
 PPO: tuple[Rule, ...] = (ratio_explodes, value_loss_diverges, explained_variance, *OF_BOTH)
