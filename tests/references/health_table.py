@@ -145,6 +145,7 @@ KEYS = re.compile(
     r"|completions/(mean_length|clipped_ratio)|objective/kl|policy/(entropy|stopped|approx_kl)|loss/value_avg"
     r"|value/explained_variance|accuracy|margin|spread|correlation|length_correlation"
 )
+RECORD = ("recipe", "status", "steps", "data", "report", "general")
 ARGUMENTS = {
     *("learning_rate", "beta", "critic_learning_rate", "critic_warmup_steps", "kl_target", "rewards"),
     *("max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps"),

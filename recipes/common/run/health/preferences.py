@@ -45,7 +45,7 @@ def flat_margins(seen: Seen) -> Finding | None:
     margins, beta = seen.change("rewards/margins", 5), seen.arguments.get("beta") or 1.0
     if margins is None or seen.curve("rewards/margins").count < ROWS or not seen.reached(HALF):
         return None
-    if abs(margins.after) > MARGIN * beta and not abs(margins.after) <= 2 * margins.error:
+    if abs(margins.after) + margins.error > MARGIN * beta:
         return None
     return Finding(
         "flat margins",
@@ -70,8 +70,8 @@ def chosen_less_likely(seen: Seen) -> Finding | None:
         chosen.first,
         chosen.last,
         f"chosen completions lost {lost:.3g} nats since the reference policy, which gave them {-start:.3g}",
-        f"Lower --learning-rate {seen.arguments.get('learning_rate', 0):g} or raise --beta {beta:g};"
-        " --loss-type sigmoid sft with --loss-weights 1 0.2 keeps them likely",
+        f"Lower --learning-rate {seen.arguments.get('learning_rate', 0):g} or raise --beta {beta:g}"
+        + (", or add sft to --loss-type, which keeps them likely" if seen.recipe == "dpo" else ""),
     )
 
 
