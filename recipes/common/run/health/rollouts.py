@@ -91,7 +91,7 @@ def format_only(seen: Seen) -> Finding | None:
 def truncated(seen: Seen) -> Finding | None:
     """Most completions end at the length limit."""
     clipped = seen.curve("completions/clipped_ratio")
-    if clipped.count < STEPS or statistics.median(clipped.last(STEPS)) < TRUNCATED:
+    if clipped.count < STEPS or not statistics.median(clipped.last(STEPS)) >= TRUNCATED:
         return None
     return Finding(
         "truncated completions",
@@ -129,7 +129,7 @@ def running_length(seen: Seen) -> Finding | None:
         length.first,
         length.last,
         f"completions grew from {length.before:.0f} to {length.after:.0f} tokens, {why}",
-        "Add --rewards overlong=1 or length=0.1 to what is rewarded, and look in samples.jsonl for filler",
+        "Add overlong=1 or length=0.1 to --rewards, and look in samples.jsonl for filler",
     )
 
 
