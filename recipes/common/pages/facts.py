@@ -88,9 +88,11 @@ def health(run: RunFiles) -> list[tuple[str, str, str, str]]:
     known = (run.folder / FILE).exists()
     findings = read_findings(run.folder) if known else judge_again(run.folder, run.record).findings
     spelled = {"--" + name.replace("_", "-"): variable(name) for name in run.arguments}
-    return [
-        (one.name, one.steps, *(as_variables(text, spelled) for text in (one.evidence, one.advice))) for one in findings
-    ]
+
+    def spell(text: str) -> str:
+        return as_variables(text, spelled)
+
+    return [(one.name, one.steps, spell(one.evidence), spell(one.advice)) for one in findings]
 
 
 def held_out(run: RunFiles) -> list[Table]:
