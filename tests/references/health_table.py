@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/references/health_table.py                              all runs, about 40 minutes
     .venv/bin/python tests/references/health_table.py --only "sft: flat loss" "healthy dpo"
+    .venv/bin/python tests/references/health_table.py --jobs 8                     on a machine with 8 cores to spare
     .venv/bin/python tests/references/health_table.py --table                      no runs: judge those that are there
     .venv/bin/python tests/references/health_table.py --table --record tests/common/run/health_runs.json
 
@@ -16,6 +17,7 @@ import os
 import random
 import re
 import runpy
+import shlex
 import sys
 import traceback
 from collections import Counter
@@ -26,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
 Rows = list[dict]
+CHILDREN: dict[int, str] = {}  # the processes that run, each with its command
 ROLES = ["user", "assistant"]
 
 
@@ -203,6 +206,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "health")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", nargs="*", default=None, help="names of cases, and `healthy RECIPE`")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--record", type=Path, help="write what the runs logged to this file, for the fast tests")
     args = parser.parse_args()
@@ -218,7 +222,8 @@ def main() -> int:
         import_once()
         make_bases(args.out)
         for folder, case in cases.items():
-            run(case.recipe, folder, flags_of(case, args.out, folder))
+            run(case.recipe, folder, flags_of(case, args.out, folder), args.jobs)
+        wait_for_fewer_than(1)
     if args.record:
         record(cases, args.record)
     return table(cases)
@@ -230,6 +235,7 @@ def folder_of(case: Case, out: Path) -> Path:
 
 def make_bases(out: Path) -> None:
     """The tiny model after SFT, and after so little of it that half of the answers have the format."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "mine.py").write_text(REWARDS, encoding="utf-8")
     for name, flags in (("merged", []), ("weak", ["--max-steps", "20"])):
         run("sft", out / "bases" / f"sft-{name}", ["--model", "tiny", *flags])
@@ -237,6 +243,7 @@ def make_bases(out: Path) -> None:
             words = ["--adapter", str(out / "bases" / f"sft-{name}" / "adapter")]
             words += ["--output-dir", str(out / "bases" / name)]
             child(ROOT / "scripts" / "merge.py", words, out / "bases" / f"{name}.log")
+            wait_for_fewer_than(1)
 
 
 def table(cases: dict[Path, Case]) -> int:
@@ -248,8 +255,9 @@ def table(cases: dict[Path, Case]) -> int:
     for folder, case in cases.items():
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         findings = judge_again(folder, record).findings
-        if findings != read_findings(folder):
-            print(f"{folder}: not as it was judged while it ran: {read_findings(folder)}", file=sys.stderr)
+        live = read_findings(folder)
+        if [(one.rule, one.found) for one in findings] != [(one.rule, one.found) for one in live]:
+            print(f"{folder}: while it ran {[(one.name, one.found) for one in live]} was found", file=sys.stderr)
         names = {finding.name for finding in findings}
         fine = (
             record["status"] == "done" and names <= {case.finds, *case.also} and (not case.finds or case.finds in names)
@@ -311,7 +319,7 @@ def lines(file: Path) -> Rows:
 
 
 def rounded(value: object) -> object:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def flags_of(case: Case, out: Path, folder: Path) -> list[str]:
@@ -337,20 +345,28 @@ def import_once() -> None:
     from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer  # noqa: F401
 
 
-def run(recipe: str, folder: Path, words: list[str]) -> None:
-    """Run a recipe in a child of this process, unless it is done."""
+def run(recipe: str, folder: Path, words: list[str], jobs: int = 0) -> None:
+    """Run a recipe in a child of this process, unless it is done; with `jobs` it is not waited for."""
     record = folder / "run.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] in ("done", "stopped"):
         return
+    wait_for_fewer_than(max(jobs, 1))
     child(ROOT / "recipes" / f"{recipe}.py", [*words, "--output-dir", str(folder)], folder.with_suffix(".log"))
+    if not jobs:
+        wait_for_fewer_than(1)
+
+
+def wait_for_fewer_than(count: int) -> None:
+    """Wait until fewer than `count` children run, and print how each of the others ended."""
+    while len(CHILDREN) >= count:
+        process, status = os.wait()
+        print(f"{os.waitstatus_to_exitcode(status)} {CHILDREN.pop(process)}", flush=True)
 
 
 def child(script: Path, words: list[str], log: Path) -> None:
-    print(script.stem, *words, flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     if process := os.fork():
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(f"  -> {code}", flush=True)
+        CHILDREN[process] = shlex.join([script.stem, *words])
         return
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)

@@ -76,10 +76,12 @@ def steps_of(folder: Path, last: int | None = None) -> Iterator[tuple[dict[str, 
     completions = json_lines(folder / "samples.jsonl")
     entry = next(completions, None)
     for row in json_lines(folder / "metrics.jsonl"):
+        if not isinstance(row.get("step"), int):
+            continue
         if last is not None and row["step"] > last:
             return
         entries = []
-        while entry is not None and entry["step"] < row["step"]:
+        while entry is not None and entry.get("step", 0) < row["step"]:
             entries.append(entry)
             entry = next(completions, None)
         yield row, entries
