@@ -21,6 +21,7 @@ Left out: several scores for one completion, process rewards, full-parameter tra
 import functools
 import os
 import random
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -340,7 +341,9 @@ class RewardLoss(Trainer):
         super().__init__(**trainer)
         self.head = head
         self.facts = facts
-        self.since_log: list[tuple[torch.Tensor, ...]] = []  # outputs, lengths and scores, read when they are logged
+        self._metrics = {
+            "train": defaultdict[str, list[Any]](list)
+        }  # since the last log, where TRL's trainers have theirs
 
     def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
         from common.lm.hidden_states import at_last_token, last_hidden
@@ -349,18 +352,19 @@ class RewardLoss(Trainer):
         mask = inputs["attention_mask"]
         hidden = at_last_token(last_hidden(model, inputs["input_ids"], mask), mask)  # (B, h)
         outputs = apply_head(self.head, hidden)  # (B,)
-        self.since_log.append((outputs.detach(), mask.sum(1), inputs.get("scores", outputs.detach())))
+        since_log = self._metrics["train"]
+        since_log["outputs"] += outputs.detach().unbind()
+        since_log["lengths"] += mask.sum(1).unbind()
         if self.facts["kind"] == "bradley-terry":
             return bradley_terry_loss(outputs[0::2], outputs[1::2])
+        since_log["scores"] += inputs["scores"].unbind()
         return regression_loss(outputs, inputs["scores"])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        import torch
-
-        if "loss" in logs and self.since_log:
-            outputs, lengths, scores = (torch.cat(column).tolist() for column in zip(*self.since_log, strict=True))
-            logs |= figures_in_training(outputs, lengths, None if self.facts["kind"] == "bradley-terry" else scores)
-            self.since_log = []
+        since_log = {name: [*map(float, values)] for name, values in self._metrics["train"].items()}
+        if "loss" in logs and since_log:
+            logs |= figures_in_training(since_log["outputs"], since_log["lengths"], since_log.get("scores"))
+            self._metrics["train"].clear()
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -99,7 +99,7 @@ def score_report(predictions: Sequence[float], scores: Sequence[float], lengths:
 
 
 def figures_in_training(
-    outputs: Sequence[float], lengths: Sequence[int], scores: Sequence[float] | None
+    outputs: Sequence[float], lengths: Sequence[float], scores: Sequence[float] | None
 ) -> dict[str, float]:
     """What a reward model shows while it learns, for metrics.jsonl; of fewer than FEWEST completions no correlations.
 
