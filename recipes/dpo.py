@@ -39,7 +39,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 Loss = Literal[
@@ -206,9 +206,7 @@ def main() -> None:
         console.print(notes)
     evaluation, training = hold_out_share(examples, args.eval_ratio, order)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} pairs of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

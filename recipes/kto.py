@@ -43,7 +43,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -213,9 +213,7 @@ def main() -> None:
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -84,7 +84,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, append, forget_after, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 from common.run.training_state import Learner, random_state, restore_random_state
 
@@ -308,9 +308,7 @@ def main() -> None:
     held_out, prompts = hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")
     steps = number_of_steps(args, len(prompts))
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(prompts)} prompts of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

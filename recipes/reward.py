@@ -44,7 +44,7 @@ from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -216,9 +216,7 @@ def main() -> None:
     facts = {"kind": kind, "base": identity, "mean": mean, "std": std}
 
     what = f"{len(training)} {'pairs' if paired else 'rated completions'}"
-    console.print(
-        f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{what} of {args.data}, {kind}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")

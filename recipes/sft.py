@@ -37,7 +37,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 
@@ -193,9 +193,7 @@ def main() -> None:
     if notes:
         console.print(notes, soft_wrap=True)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
