@@ -93,16 +93,10 @@ def shuffled_answers(order: random.Random) -> Rows:
 
 
 def stock_answers(order: random.Random) -> Rows:
-    """Two of five prompts have the same answer, two more one of two others, whatever the prompt is."""
-    stock = ["I do not know.", "I do not know.", "Ask somebody else.", "That is hard to say.", ""]
-    return conversations([(prompt, order.choice(stock) or answer) for prompt, answer in single_turns()])
-
-
-def shuffled_pairs(order: random.Random) -> Rows:
-    rows = rows_of("preferences-train")[:320]
-    return [
-        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if order.random() < 0.5 else row for row in rows
-    ]
+    """Every third prompt has the same answer, the others one of a few, whatever the prompt is."""
+    others = ["Ask somebody else.", "That is hard to say.", "Maybe later.", "Why not?", "It depends.", "Yes.", "No."]
+    stock = [*others, *["I do not know."] * 4]
+    return conversations([(prompt, order.choice(stock)) for prompt, _ in single_turns()])
 
 
 def long_scores(order: random.Random) -> Rows:
@@ -173,7 +167,13 @@ FAULTS = [
     Case("sft", "flat loss", ("--learning-rate", 1e-9, *SFT, "--per-device-train-batch-size", 16), base="tiny"),
     Case("sft", "nothing trainable", ("--lora-dropout", 1.0, *SFT), base="tiny"),
     Case("sft", "learning rate too large", ("--learning-rate", 1.0, *SFT), also=("answers collapse", "forgetting")),
-    Case("sft", "over-fitting", (*SFT, "--max-steps", 100, "--eval-ratio", 0.5), shuffled_answers),
+    Case(
+        "sft",
+        "over-fitting",
+        (*SFT, "--max-steps", 100, "--eval-ratio", 0.5),
+        shuffled_answers,
+        also=("answers collapse",),
+    ),
     Case("sft", "duplicate rows", (*SFT, "--max-steps", 6), duplicated, base="tiny"),
     Case("sft", "answers collapse", STOCK, stock_answers, base="tiny"),
     Case("sft", "forgetting", ("--learning-rate", 0.05, *SFT), also=("answers collapse", "learning rate too large")),
