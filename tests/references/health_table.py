@@ -139,7 +139,7 @@ def again(texts):
 # What the rules read.
 KEYS = re.compile(
     r"step|loss|reward_std|score/std|grad_norm|eval_loss|rewards/(.+/mean|chosen|margins)|logps/chosen|reward|flat|kl|entropy|score/mean"
-    r"|completions/(mean_length|clipped_ratio)|objective/kl|policy/(entropy|stopped|approx_kl)|loss/value_avg"
+    r"|completions/(mean_length|clipped_ratio)|objective/(kl|entropy)|policy/(entropy|stopped|approx_kl)|loss/value_avg"
     r"|value/explained_variance|accuracy|margin|spread|correlation|length_correlation"
 )
 RECORD = ("recipe", "status", "steps", "data", "report", "general")
@@ -161,7 +161,7 @@ AGAIN = ("--learning-rate", 5e-3, "--kl-coef", 0, "--kl-target", None, "--reward
 # What a policy that is lost shows besides, and a critic that is.
 LOST = ("KL too large", "entropy too large", "no spread in groups", "truncated completions", "running length")
 LOST += ("falling reward", "falling score", "answers collapse", "forgetting")
-OF_CRITIC = ("value loss diverges", "explained variance below 0")
+OF_CRITIC = ("value loss diverges", "explained variance below 0", "flat score")
 HEALTHY = {"sft": SFT, "dpo": DPO, "grpo": GRPO, "ppo": PPO, "reward": REWARD}
 FAULTS = [
     Case("sft", "flat loss", ("--learning-rate", 1e-9, *SFT, "--per-device-train-batch-size", 16), base="tiny"),
@@ -185,7 +185,7 @@ FAULTS = [
     Case("grpo", "no spread in groups", ("--rewards", "math", *GRPO), wrong_answers),
     Case("grpo", "flat reward", ("--rewards", "{mine}:chance", *GRPO, "--max-steps", 40)),
     Case("grpo", "format only", ("--learning-rate", 2e-3, *FORMAT, *GRPO), wrong_answers, base="weak"),
-    Case("grpo", "truncated completions", (*GRPO, "--max-completion-length", 12)),
+    Case("grpo", "truncated completions", (*GRPO, "--max-completion-length", 12), also=("no spread in groups",)),
     Case("grpo", "running length", (*LONGER, *GRPO), also=("truncated completions",)),
     Case("grpo", "KL too large", ("--learning-rate", 0.1, *GRPO), also=LOST),
     Case("grpo", "entropy too large", ("--learning-rate", 0.02, *GRPO), base="weak", also=LOST),
@@ -193,7 +193,7 @@ FAULTS = [
     Case("ppo", "ratio explodes", ("--learning-rate", 0.1, *PPO), also=(*LOST, *OF_CRITIC)),
     Case("ppo", "value loss diverges", ("--critic-learning-rate", 10.0, *PPO), also=OF_CRITIC),
     Case("ppo", "explained variance below 0", ("--critic-learning-rate", 0.1, *PPO), also=OF_CRITIC),
-    Case("ppo", "texts break", (*AGAIN, *PPO, "--max-steps", 30), also=("running length", "truncated completions")),
+    Case("ppo", "texts break", (*AGAIN, *PPO, "--max-steps", 30), also=LOST + OF_CRITIC),
     Case("reward", "near chance", REWARD, shuffled_scores, also=("flat outputs",)),
     Case("reward", "flat outputs", ("--learning-rate", 1e-9, *REWARD), also=("near chance",)),
     Case("reward", "length", REWARD, long_scores),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from common.run.health import preferences, rollouts, supervised
+from common.run.health import ppo, preferences, rollouts, supervised
 from common.run.health.seen import Finding, Seen
 from common.run.health.supervised import Rule
 
@@ -14,7 +14,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "kto": preferences.DPO,
     "reward": preferences.REWARD,
     "grpo": rollouts.GRPO,
-    "ppo": rollouts.PPO,
+    "ppo": ppo.PPO,
 }
 
 

@@ -11,7 +11,7 @@ from common.run.health.seen import KEPT, Change, Finding, Seen, correlation
 from common.run.health.supervised import Rule, forgetting
 
 STEPS = 10  # logged steps before a median counts: fewer are one lucky or unlucky batch
-TREND, EFFECT = 20, 0.25  # logged steps before a reward counts as flat, and standard deviations that it rose at most
+TREND, EFFECT = 20, 0.5  # logged steps before a reward counts as flat, and standard deviations that it rose at most
 HALF = 0.5  # of a run
 FLAT = 0.75  # of the groups: three of four completions were sampled for nothing
 TRUNCATED = 0.5  # of the completions: more of them end at the limit than where the model would end them
@@ -22,13 +22,8 @@ KL = 2.0  # nats a token: what the policy samples it finds seven times as likely
 ENTROPY, NATS = 2.0, 1.0  # times that at the beginning, and nats a token more
 TARGETS = 5  # times --kl-target: the controller no longer holds the policy
 LOST = 0.1  # of a judge's score at the beginning
-RATIO = 0.5  # of the recent steps in which the update was ended by --max-approx-kl
-VALUES, VALUE_LOSS = (
-    5.0,
-    1.0,
-)  # times the lowest value loss; and in variances of a normalized score, where 0.5 is no critic
-EXPLAINED = -0.1  # a critic of one constant has 0, noise of a small batch some hundredths below
 BROKEN, WERE_BROKEN = 0.5, 0.2  # of the completions, now and at the beginning
+UNLIKELY = 1.5  # nats a token: to the reference policy a fifth as likely as what it wrote itself
 SHAPE = {"format", "tags", "json", "json_schema", "xml", "language", "length", "overlong", "repetition"}  # not truth
 
 
@@ -54,7 +49,7 @@ def flat_reward(seen: Seen) -> Finding | None:
     if reward is None or seen.curve(key).count < TREND or not seen.reached(HALF) or no_spread(seen):
         return None
     deviations = seen.curve("score/std" if seen.recipe == "ppo" else "reward_std").last(KEPT)
-    if not deviations or reward.rise + 2 * reward.error > EFFECT * statistics.median(deviations):
+    if not deviations or reward.rises or reward.rise + 2 * reward.error > EFFECT * statistics.median(deviations):
         return None
     return Finding(
         f"{'falling' if reward.falls else 'flat'} {'score' if key == 'score/mean' else 'reward'}",
@@ -188,73 +183,36 @@ def judged_quality_falls(seen: Seen) -> Finding | None:
 
 
 def texts_break(seen: Seen) -> Finding | None:
-    """The reward rises while completions repeat themselves, or are the same for most prompts."""
+    """The reward rises while completions repeat themselves, are the same for most prompts, or become unlikely texts."""
     reward = seen.change(_reward(seen), 3)
     if reward is None or not reward.rises or len(seen.late) < STEPS:
         return None
     before, after = (_broken(entries) for entries in (seen.early[: len(seen.late)], list(seen.late)))
-    if after < BROKEN or before > WERE_BROKEN:
+    unlikely = _to_reference(seen)
+    if after >= BROKEN and before <= WERE_BROKEN:
+        what = f"{after:.0%} of the completions repeat themselves or are those of other prompts ({before:.0%} at first)"
+    elif unlikely[1] >= unlikely[0] + UNLIKELY:
+        what = f"to the reference policy a token has {unlikely[1]:.2f} nats ({unlikely[0]:.2f} at first)"
+    else:
         return None
     return Finding(
         "texts break",
-        seen.late[0]["step"] + 1,
+        reward.first,
         seen.step,
-        f"{after:.0%} of the completions repeat themselves or are the same for other prompts ({before:.0%} at the"
-        f" beginning), while the reward rose from {reward.before:.3g} to {reward.after:.3g}",
+        f"{what}, while the reward rose from {reward.before:.3g} to {reward.after:.3g}",
         f"The reward is exploited: raise {'--kl-coef' if seen.recipe == 'ppo' else '--beta'}, lower --learning-rate, or"
         " add repetition=0.5 to --rewards",
     )
 
 
-# PPO.
-
-
-def ratio_explodes(seen: Seen) -> Finding | None:
-    """In most steps the policy leaves the one that sampled so far that its update is ended."""
-    stopped = seen.curve("policy/stopped")
-    recent = stopped.last(STEPS)
-    if len(recent) < STEPS // 2 or sum(value > 0 for value in recent) <= RATIO * len(recent):
-        return None
-    kl = statistics.median(seen.curve("policy/approx_kl").last(STEPS))
-    return Finding(
-        "ratio explodes",
-        *stopped.steps(STEPS),
-        f"in {sum(value > 0 for value in recent)} of {len(recent)} steps the update was ended by --max-approx-kl; the"
-        f" median is {kl:.3g} nats a token",
-        f"Divide --learning-rate {seen.arguments.get('learning_rate', 0):g} by 3, or lower --num-ppo-epochs",
-    )
-
-
-def value_loss_diverges(seen: Seen) -> Finding | None:
-    loss = seen.curve("loss/value_avg")
-    if loss.count < 6:
-        return None
-    before, after = loss.lowest[1], statistics.median(loss.last(3))
-    if not after > max(VALUES * before, VALUE_LOSS) and after == after:
-        return None
-    return Finding(
-        "value loss diverges",
-        *loss.steps(3),
-        f"it was {before:.3g} at step {loss.lowest[0]} and is {after:.3g}",
-        f"Divide --critic-learning-rate {seen.arguments.get('critic_learning_rate', 0):g} by 10",
-    )
-
-
-def explained_variance(seen: Seen) -> Finding | None:
-    """The critic is worse than a constant."""
-    explained = seen.curve("value/explained_variance")
-    if explained.count < STEPS + seen.arguments.get("critic_warmup_steps", 0):
-        return None
-    latest = statistics.median(explained.last(STEPS))
-    if not latest < EXPLAINED:
-        return None
-    return Finding(
-        "explained variance below 0",
-        *explained.steps(STEPS),
-        f"its median is {latest:.2f}: the values are worse than their mean",
-        f"Lower --critic-learning-rate {seen.arguments.get('critic_learning_rate', 0):g}, or raise"
-        " --critic-warmup-steps or --rollout-batch-size",
-    )
+def _to_reference(seen: Seen) -> tuple[float, float]:
+    """Nats of a token of PPO's completions under the reference policy, at first and now: what no words are has many."""
+    keys = ("objective/entropy", "objective/kl", "completions/mean_length")
+    changes = [seen.change(key, 3) for key in keys]
+    if seen.recipe != "ppo" or seen.arguments.get("kl_estimator", "k1") != "k1" or None in changes:
+        return 0.0, 0.0
+    entropy, kl, length = (change for change in changes if change is not None)
+    return (entropy.before + kl.before) / max(length.before, 1), (entropy.after + kl.after) / max(length.after, 1)
 
 
 def _reward(seen: Seen) -> str:
@@ -289,4 +247,3 @@ OF_BOTH: tuple[Rule, ...] = (
     *(flat_reward, format_only, judged_quality_falls, texts_break, forgetting),
 )
 GRPO: tuple[Rule, ...] = (no_spread, *OF_BOTH)
-PPO: tuple[Rule, ...] = (ratio_explodes, value_loss_diverges, explained_variance, *OF_BOTH)
