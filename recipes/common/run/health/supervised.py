@@ -17,11 +17,7 @@ Rule = Callable[[Seen], Finding | None]
 ROWS = 15  # logged steps before a curve counts as flat: fewer are within the noise of their batches
 SOME, HALF = 0.25, 0.5  # of a run: warm-up and the first descent are over; a run is what it will be
 DIVERGED, NATS = 1.5, 0.5  # times the loss before training, and nats more: batches differ by a few tenths of it
-JUMP, JUMPS, LOOK = (
-    2.0,
-    3,
-    20,
-)  # times the loss before it; once in so many logged steps it is a strange batch, not thrice
+JUMP, JUMPS, LOOK = 2.0, 3, 20  # times the loss before; one in so many logged steps is a strange batch, three are not
 FALL = 0.02  # of a loss: what fine-tuning gains in its first quarter is ten times as much
 CERTAIN = 0.05  # of a loss: the standard error of the fall, above which a curve is too noisy to call flat
 LEARNED = 0.1  # nats a token, below which there is nothing left to learn and a flat loss is no fault
