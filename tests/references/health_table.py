@@ -67,7 +67,7 @@ def nearly_equal(order: random.Random) -> Rows:
 
 
 def longer_chosen(order: random.Random) -> Rows:
-    """Chosen goes on after the answer; nothing else differs from rejected."""
+    """Chosen has a sentence more after the answer; nothing else differs from rejected."""
     more = " This follows from what is known about it, and there is nothing else to add here."
     rows = rows_of("preferences-train")[:480]
     return [{**row, "chosen": row["chosen"] + more, "rejected": row["chosen"]} for row in rows]

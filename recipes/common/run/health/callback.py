@@ -27,7 +27,7 @@ class HealthCallback(TrainerCallback):
 
     Args:
         run: its record gets `data`, the measures of the rows, and `steps`, how many it is to take.
-        stop: is asked to stop the run at a finding, with `stop_on_fault`.
+        stop: stops the run at a finding, with `stop_on_fault`.
         rows: the examples of the data.
     """
 

@@ -23,10 +23,7 @@ CERTAIN = 0.05  # of a loss: the standard error of the fall, above which a curve
 LEARNED = 0.1  # nats a token, below which there is nothing left to learn and a flat loss is no fault
 RISE, RISE_NATS = 0.05, 0.02  # of a held-out loss, on the same rows each time, so without noise
 COPIES = 0.2  # of the rows; web text has up to 14 % near duplicates (arXiv:2107.06499)
-KNOWN, FORGOTTEN = (
-    3.0,
-    0.5,
-)  # nats a token: a base above the first knows no facts; tokens that became 0.6 times as likely
+KNOWN, FORGOTTEN = 3.0, 0.5  # nats a token: above 3 a base knows no facts; 0.5 more is 0.6 times as likely
 SAMPLED = 3  # held-out prompts whose completions are compared
 TRAINED = 20  # steps before completions are compared: a run of a few steps is a test of the installation
 
