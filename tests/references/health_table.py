@@ -154,6 +154,7 @@ GRPO = ("--per-device-train-batch-size", 32, "--max-steps", 24, "--max-completio
 PPO = ("--rollout-batch-size", 16, "--per-device-train-batch-size", 16, "--max-steps", 20, "--eval-ratio", 0.02)
 REWARD = ("--logging-steps", 5, "--max-steps", 150)
 LENGTH = ("--sample-prompts", 6, "--learning-rate", 2e-3, "--loss-type", "sigmoid", "sft", "--max-steps", 60)
+HARD = ("--learning-rate", 1e-2, "--beta", 0.01)
 STOCK = (*SFT, "--per-device-train-batch-size", 8, "--sample-prompts", 6)
 FORMAT = ("--rewards", "math", "format=0.5")
 LONGER = ("--learning-rate", 3e-3, "--rewards", "{mine}:longer")
@@ -178,7 +179,7 @@ FAULTS = [
     Case("sft", "answers collapse", STOCK, stock_answers, base="tiny"),
     Case("sft", "forgetting", ("--learning-rate", 0.05, *SFT), also=("answers collapse", "learning rate too large")),
     Case("dpo", "flat margins", ("--learning-rate", 1e-9, *DPO)),
-    Case("dpo", "chosen becomes less likely", ("--learning-rate", 1e-2, "--beta", 0.01, *DPO)),
+    Case("dpo", "chosen becomes less likely", (*HARD, *DPO), also=("forgetting",)),
     Case("dpo", "length", (*DPO, *LENGTH), longer_chosen),
     Case("dpo", "chosen equals rejected", DPO, nearly_equal),
     Case("kto", "flat margins", ("--learning-rate", 1e-9, *DPO)),
@@ -204,7 +205,8 @@ FAULTS = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "health")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="healthy runs of each recipe")
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=None, help="names of cases, and `healthy RECIPE`")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--table", action="store_true")
@@ -213,7 +215,7 @@ def main() -> int:
     sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "scripts")]
     cases = {folder_of(case, args.out): case for case in FAULTS}
     for recipe, flags in HEALTHY.items():
-        for seed in range(1, args.seeds + 1):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             base = "tiny" if recipe == "sft" else "merged"
             cases[args.out / "healthy" / f"{recipe}-{seed}"] = Case(recipe, "", (*flags, "--seed", seed), base=base)
     if args.only is not None:

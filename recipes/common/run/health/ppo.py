@@ -43,12 +43,15 @@ def value_loss_diverges(seen: Seen) -> Finding | None:
 
 
 def explained_variance(seen: Seen) -> Finding | None:
-    """The critic is worse than a constant."""
-    explained = seen.curve("value/explained_variance")
+    """The critic is worse than a constant, and no better than at its first step.
+
+    Where all completions get one score there is nothing to explain: then the share is far below 0, and the loss small.
+    """
+    explained, loss = seen.curve("value/explained_variance"), seen.curve("loss/value_avg")
     if explained.count < STEPS + seen.arguments.get("critic_warmup_steps", 0):
         return None
     latest = statistics.median(explained.last(STEPS))
-    if not latest < EXPLAINED:
+    if not latest < EXPLAINED or statistics.median(loss.last(STEPS)) < loss.begin(1)[0]:
         return None
     return Finding(
         "explained variance below 0",

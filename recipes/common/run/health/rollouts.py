@@ -13,7 +13,7 @@ from common.run.health.supervised import Rule, forgetting
 STEPS = 10  # logged steps before a median counts: fewer are one lucky or unlucky batch
 TREND, EFFECT = 20, 0.5  # logged steps before a reward counts as flat, and standard deviations that it rose at most
 HALF = 0.5  # of a run
-FLAT = 0.75  # of the groups: three of four completions were sampled for nothing
+FLAT = 0.8  # of the groups: four of five completions were sampled for nothing
 TRUNCATED = 0.5  # of the completions: more of them end at the limit than where the model would end them
 RUNNING, FOLLOWS = 1.5, 0.8  # length against that at the beginning; correlation of reward and length
 LATER_TRUNCATED = 0.25  # more of the completions truncated than at the beginning
