@@ -46,8 +46,10 @@ def ensure(variant: str = "", whole: bool = False) -> None:
             with one_at_a_time():
                 if not up_to_date(variant):  # the one we waited for may have done it
                     install(variant)
+                link_recipes()
                 converter.ensure(needed=whole)
-        link_recipes()
+        else:
+            link_recipes()
 
 
 def check_variant(variant: str) -> None:

@@ -324,7 +324,7 @@ def test_two_at_once_take_turns(checkout: Checkout) -> None:
     assert second.stderr is not None
     assert second.stderr.readline() == "setup: another set-up is at work in this checkout; waiting for it\n"
     checkout.index.slow.clear()
-    assert first.wait(60) == 0
+    assert first.wait(60) == 0, first.stderr.read()
     assert second.communicate(timeout=60)[1] == ""  # nothing was left to do
     assert second.returncode == 0
     assert sum(path.endswith(".whl") for path in checkout.index.requests) == 1
