@@ -1,1 +1,1 @@
-"""The parts of scripts/export.py: a run as files that other programs load, and the gate that compares them with it."""
+"""The parts of `make export`, `make push` and `make serve`: files for other programs, and how those run them."""
