@@ -65,9 +65,7 @@ def main() -> None:
     loading(trained.name)
     from dataclasses import replace
 
-    trained = replace(
-        trained, base=trained.base and fetch(trained.base), whole=trained.whole and fetch(trained.whole)
-    )
+    trained = replace(trained, base=trained.base and fetch(trained.base), whole=trained.whole and fetch(trained.whole))
     export(trained, folder, args.format, quants)
     print(f"Export in {folder}")
 

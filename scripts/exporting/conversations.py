@@ -26,10 +26,16 @@ def _assistant(text: str) -> dict:
 # {name: (turns, tools)}
 CONVERSATIONS: dict[str, tuple[list[dict], list[dict] | None]] = {
     "one turn": ([_user("What is 2 + 3?")], None),
-    "several turns": ([_user("Name a colour."), _assistant("Blue."), _user("Another one."), _assistant("Red."), _user("Why?")], None),
+    "several turns": (
+        [_user("Name a colour."), _assistant("Blue."), _user("Another one."), _assistant("Red."), _user("Why?")],
+        None,
+    ),
     "a system turn": ([{"role": "system", "content": "Answer in one sentence."}, _user("What is water?")], None),
     "Chinese": ([_user("“二加三”等于多少？\n请用中文回答。"), _assistant("等于五。"), _user("谢谢！再见👋")], None),
-    "spaces, digits and code": ([_user("  1234567 == 0x12D687\n\n\tif a:\n        return  b  # it's\r\n<b>&amp;</b> ")], None),
+    "spaces, digits and code": (
+        [_user("  1234567 == 0x12D687\n\n\tif a:\n        return  b  # it's\r\n<b>&amp;</b> ")],
+        None,
+    ),
     "a tool": (
         [
             _user("What is 2 + 3?"),

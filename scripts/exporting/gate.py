@@ -210,7 +210,9 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
     found = divergence(reference, merged)
     measured = {"tokens": sum(map(len, reference)), "dtype": dtype, "adapter": {"kl of the base": change}}
     if base and all(torch.equal(one, other) for one, other in zip(base, merged, strict=True)):
-        raise Difference(f"{exported.merged} computes what the base computes: the base was exported, not what was trained")
+        raise Difference(
+            f"{exported.merged} computes what the base computes: the base was exported, not what was trained"
+        )
     _judge(exported.merged.name, found, MERGED, "the adapter on its base" if base else "the trained model", change)
     report(f"merged: {_words(found)}, against the trained model" + (f"; the base: KL {change:.2g}" if base else ""))
     measured["merged"] = found
