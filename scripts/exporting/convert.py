@@ -35,7 +35,7 @@ def convert(folder: Path, file: Path, kind: str, name: str, end: str) -> None:
     """
     if not (CONVERTER / "conversion").is_dir():
         raise MachineError(f"{CONVERTER}: llama.cpp's converter is not there; `make setup` fetches it")
-    command = [sys.executable, "-P", __file__, *map(str, (folder, file, kind, name, end))]
+    command = [sys.executable, "-P", __file__, *map(str, (CONVERTER, folder, file, kind, name, end))]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -51,8 +51,8 @@ def split_name(tokenizer_json: str) -> str | None:
     return SPLITS.get(patterns[0] or "") if len(patterns) == 1 else None
 
 
-def main(folder: str, file: str, kind: str, name: str, end: str) -> None:
-    sys.path[:0] = [str(CONVERTER / "gguf-py"), str(CONVERTER)]
+def main(converter: str, folder: str, file: str, kind: str, name: str, end: str) -> None:
+    sys.path[:0] = [str(Path(converter, "gguf-py")), converter]
     import gguf  # pyrefly: ignore  # the converter's
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class  # pyrefly: ignore
