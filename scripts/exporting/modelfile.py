@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
@@ -102,6 +103,12 @@ def template_of(modelfile_text: str) -> str:
     if found is None:
         raise InputError("the Modelfile has no TEMPLATE")
     return found[1]
+
+
+def stops_of(file: Path) -> list[str]:
+    """The stop texts of a Modelfile; none where there is no such file."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
 
 
 def collate(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
