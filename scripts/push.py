@@ -118,7 +118,9 @@ def push(files: dict[str, Path], args: Args, message: str) -> None:
 
     token = get_token()
     if not token:
-        raise MachineError("there is no token of the hub: `hf auth login` saves one, or set HF_TOKEN; it has to allow writing")
+        raise MachineError(
+            "there is no token of the hub: `hf auth login` saves one, or set HF_TOKEN; it has to allow writing"
+        )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise MachineError("HF_HUB_OFFLINE=1 forbids to ask the hub; unset it to upload")
     api = HfApi(token=token)
@@ -163,7 +165,9 @@ def confirm(api: "HfApi", repo: str, files: dict[str, Path], commit: str) -> Non
             else:
                 same = one is not None and one.blob_id == sha.git_hash(stream.read())
         if not same:
-            raise MachineError(f"{name}: the hub has {'another' if one else 'no'} file of that name at {commit}; repeat it")
+            raise MachineError(
+                f"{name}: the hub has {'another' if one else 'no'} file of that name at {commit}; repeat it"
+            )
     others = [name for name in there if name not in files and name != ".gitattributes"]
     print(f"The hub has all {len(files)} files, byte for byte, at commit {commit}.")
     if others:

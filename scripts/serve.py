@@ -154,7 +154,10 @@ def gguf_of(served: Served, quant: str | None) -> Path:
     found = ggufs(served)
     if not any(wanted in found for wanted in ([quant] if quant else found)):
         wanted = (quant or PREFERRED[0]).lower()
-        print(f"{served.export}/gguf has no {wanted} file: {command('export', run=served.folder, quant=wanted)}", flush=True)
+        print(
+            f"{served.export}/gguf has no {wanted} file: {command('export', run=served.folder, quant=wanted)}",
+            flush=True,
+        )
         script = [sys.executable, str(ROOT / "scripts" / "export.py"), "--run", str(served.folder)]
         code = subprocess.run([*script, "--format", "gguf", "--quant", wanted], check=False).returncode
         if code:
@@ -253,7 +256,9 @@ def show_address(name: str, what: str, url: str) -> None:
         f"print(client.chat.completions.create(model={name!r}, messages={message}).choices[0].message.content)"
     )
     print(f"{what}\n  base URL  {url}\n  model     {name}")
-    print(f"  {commands.shell(['curl', f'{url}/chat/completions', '-H', 'Content-Type: application/json', '-d', body])}")
+    print(
+        f"  {commands.shell(['curl', f'{url}/chat/completions', '-H', 'Content-Type: application/json', '-d', body])}"
+    )
     print(f"  {commands.shell(['python', '-c', code])}")
     print("Ctrl-C ends it.", flush=True)
 

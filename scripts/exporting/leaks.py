@@ -28,7 +28,9 @@ def leaks(file: Path, name: str, own: Iterable[Path] = ()) -> list[str]:
     """
     folders = {str(folder).encode() for folder in (ROOT, Path.home(), *own) if len(folder.parts) > 2}
     found: dict[str, None] = {}
-    is_text = file.stat().st_size < PIECE and file.name not in VOCABULARIES and file.suffix not in (".gguf", ".safetensors")
+    is_text = (
+        file.stat().st_size < PIECE and file.name not in VOCABULARIES and file.suffix not in (".gguf", ".safetensors")
+    )
     with file.open("rb") as stream:
         before = b""
         while piece := stream.read(PIECE):

@@ -20,13 +20,26 @@ from typing import TYPE_CHECKING, Any
 from common.errors import InputError
 
 from exporting.go_template import TemplateError, render_template
-from exporting.turns import LETTERS, PROMPT, START, SYSTEM, TOOL_LIST, Refused, Turns, find_turns, message, renderer
+from exporting.turns import (
+    LETTERS,
+    PROMPT,
+    START,
+    SYSTEM,
+    TOOL_LIST,
+    TRIMMED,
+    Refused,
+    Turns,
+    find_turns,
+    message,
+    renderer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # As in training and in `make chat`: no top-k, no top-p, no penalty, which Ollama would have on.
 PARAMETERS = {"temperature": 0.7, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
+BEGIN = "comes first; the tokenizer in the GGUF file adds it."
 ROLES = ("system", "user", "call", "assistant", "tool")
 CHECKED = ["u", "su", "uau", "suau", "suauau", "uauauau", "uct", "suct", "uctau", "uctt", "sucttau"]
 TEXTS = ["你好，今天天气怎么样？", "What is 3 + 4?", "line 1\nline 2", 'é 🙂 "quoted"', "{{ .Content }} <b> & \\n"]
@@ -52,7 +65,7 @@ def modelfile(
     lines = ["# Written by make export: what the chat template of the model writes, in Go."]
     lines += [f"# {note}" for note in turns.notes]
     if begin:
-        lines.append(f"# {begin} comes first; the tokenizer in the GGUF file adds it.")
+        lines.append(f"# {begin} {BEGIN}")
     lines += [f"FROM ./{gguf_name}", "", f'TEMPLATE """{template}"""', ""]
     lines += [f'PARAMETER stop "{stop}"' for stop in stop_texts]
     lines += [f"PARAMETER {name} {value}" for name, value in {**PARAMETERS, **parameters}.items()]
@@ -80,14 +93,21 @@ def render(modelfile_text: str, messages: Sequence[dict[str, Any]], tools: list[
         raise InputError(f"Ollama: {error}") from None
 
 
-def prompt_ids(
-    tokenizer: "PreTrainedTokenizerBase",
-    modelfile_text: str,
-    messages: Sequence[dict[str, Any]],
-    tools: list[dict[str, Any]] | None = None,
-) -> list[int]:
-    """The token ids that Ollama sends to the model: its tokenizer adds the beginning token, as that of the GGUF does."""
-    return tokenizer(render(modelfile_text, messages, tools), add_special_tokens=True)["input_ids"]
+def comparable(
+    modelfile_text: str, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+) -> str | None:
+    """The text whose tokens Ollama sends to the model, its beginning token included, or None where Ollama is known to
+    write another text than the chat template: JSON without blanks, texts with blanks at their ends.
+
+    Raises InputError where the TEMPLATE refuses the conversation.
+    """
+    trimmed = TRIMMED in modelfile_text and any(
+        (one.get("content") or "") != (one.get("content") or "").strip() for one in messages
+    )
+    if trimmed or other_json(messages, tools):
+        return None
+    begin = re.search(rf"^# (\S+) {BEGIN}$", modelfile_text, re.MULTILINE)
+    return (begin[1] if begin else "") + render(modelfile_text, messages, tools)
 
 
 def other_json(messages: Iterable[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> bool:
@@ -286,7 +306,8 @@ def _by_previous(texts: dict[str, str], refused: str) -> str:
         return usual
     shared = usual if all(text.endswith(usual) for text in rest) and not usual.endswith("}}") else ""
     chain = [
-        f"if eq $prev {' '.join(map(_string, previous))} }}}}{text.removesuffix(shared)}" for text, previous in rest.items()
+        f"if eq $prev {' '.join(map(_string, previous))} }}}}{text.removesuffix(shared)}"
+        for text, previous in rest.items()
     ]
     otherwise = "" if shared else "{{ else }}" + usual
     return "{{ " + "{{ else ".join(chain) + otherwise + "{{ end }}" + shared

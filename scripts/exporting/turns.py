@@ -16,11 +16,49 @@ from common.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TRIMMED = "The chat template takes blanks from both ends of a text"
 START, PROMPT = "start", "prompt"  # before the first turn; where an answer is to begin
 LETTERS = {"s": "system", "u": "user", "a": "assistant", "c": "call", "t": "tool"}
 # The conversations that are rendered, each to a place where an answer begins.
-PROBES = "u uau uauau uctau ucttau uctauctau uct uctt uctu ucu au us usu uasu uat uatau uatt uattau uctct".split()
-PROBES += "uctctau ucttctau su suau suauau suctau sucttau suct suctt suctu suctct s sau suat suatau suatt".split()
+PROBES = [
+    "u",
+    "uau",
+    "uauau",
+    "uctau",
+    "ucttau",
+    "uctauctau",
+    "uct",
+    "uctt",
+    "uctu",
+    "ucu",
+    "au",
+    "us",
+    "usu",
+    "uasu",
+    "uat",
+    "uatau",
+    "uatt",
+    "uattau",
+    "uctct",
+]
+PROBES += [
+    "uctctau",
+    "ucttctau",
+    "su",
+    "suau",
+    "suauau",
+    "suctau",
+    "sucttau",
+    "suct",
+    "suctt",
+    "suctu",
+    "suctct",
+    "s",
+    "sau",
+    "suat",
+    "suatau",
+    "suatt",
+]
 TOOLS = [
     {"type": "function", "function": {"name": f"tool{n}", "description": f"Tool {n}.", "parameters": PARAMETERS}}
     for n, PARAMETERS in enumerate([{"type": "object", "properties": {"a": {"type": "integer"}}}] * 2)
@@ -206,9 +244,7 @@ def _note(render: Callable[..., str], turns: Turns) -> None:
     """Say what a template does with contents that Ollama's templates cannot do."""
     trimmed = [role for role, how in turns.raw.items() if how == "trimmed"]
     if trimmed:
-        turns.notes.append(
-            f"The chat template takes blanks from both ends of a text ({', '.join(trimmed)}); Ollama leaves them."
-        )
+        turns.notes.append(f"{TRIMMED} ({', '.join(trimmed)}); Ollama leaves them.")
     if "json" in turns.raw.values():
         turns.notes.append("Ollama escapes <, > and & in the JSON of a tool's result; the chat template does not.")
     answer = "<think>\nX\n</think>\n\nX1qcontent"

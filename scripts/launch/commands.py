@@ -165,7 +165,14 @@ GROUPS: dict[str, dict[str, Command]] = {
         "clean": plain("remove .venv and .cache; outputs/ stays", "rm", "-rf", f"{ROOT}/.venv", f"{ROOT}/.cache"),
     },
 }
-BRIEF = {"models", "shell", "slurm-status", "image", "setup", *GROUPS["This repository"]}  # in the list by their names alone
+BRIEF = {
+    "models",
+    "shell",
+    "slurm-status",
+    "image",
+    "setup",
+    *GROUPS["This repository"],
+}  # in the list by their names alone
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 # Any program where the recipes run, for job scripts; the paths that its flags name are mounted as those of a recipe.
 COMMANDS["exec"] = script("run a program where the recipes run", several=True)

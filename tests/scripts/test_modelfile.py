@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from references.chat_families import FAMILIES, Family
 from common.errors import InputError
-from exporting.modelfile import modelfile, other_json, prompt_ids, render, template_of
+from exporting.modelfile import comparable, modelfile, other_json, render, template_of
+from references.chat_families import FAMILIES, Family
 
 REFERENCES = Path(__file__).parents[1] / "references"
 # By the format that Mistral publishes for 7B v0.3: the system text stands in the last turn of the user.
@@ -51,7 +51,10 @@ TOOL = {
         },
     },
 }
-USER, SYSTEM = {"role": "user", "content": "你好，3 + 4？"}, {"role": "system", "content": "Answer briefly.\n简短回答。"}
+USER, SYSTEM = (
+    {"role": "user", "content": "你好，3 + 4？"},
+    {"role": "system", "content": "Answer briefly.\n简短回答。"},
+)
 ANSWER = {"role": "assistant", "content": "Seven {{ .Content }}."}
 AGAIN = {"role": "user", "content": 'And "x" \\n é 🙂?'}
 RESULT = {"role": "tool", "name": "add", "content": "seven"}
@@ -71,7 +74,13 @@ CONVERSATIONS = {
         ANSWER,
         AGAIN,
     ],
-    "a word before a call": [USER, {"role": "assistant", "content": "So:", "tool_calls": [call()]}, RESULT, ANSWER, USER],
+    "a word before a call": [
+        USER,
+        {"role": "assistant", "content": "So:", "tool_calls": [call()]},
+        RESULT,
+        ANSWER,
+        USER,
+    ],
 }
 
 
@@ -103,7 +112,7 @@ def test_ollama_gets_the_text_of_the_chat_template(families, name):
                     render(text, messages)
             continue
         assert render(text, messages) == expected, what
-        assert prompt_ids(tokenizer, text, messages) == tokenizer(expected, add_special_tokens=False)["input_ids"]
+        assert comparable(text, messages) == expected
         compared += 1
     assert compared >= 3
 
@@ -141,7 +150,7 @@ def test_tools_differ_in_the_blanks_of_their_json_alone(families, name):
     plain = {**TOOL, "function": {**TOOL["function"], "description": "Adds."}}
     assert other_json(messages) and other_json([USER], [plain]) and not other_json(CONVERSATIONS["a tool"])
     expected, ours = written(tokenizer, messages, [plain]), render(text, messages, [plain])
-    assert expected != ours
+    assert expected != ours and comparable(text, messages, [plain]) is None
     assert "".join(expected.split()) == "".join(ours.split())
 
 
@@ -169,7 +178,9 @@ def test_the_beginning_token_is_left_to_the_tokenizer_that_adds_it(tokenizer):
     text = modelfile(adding, "model.gguf", ["<|eot_id|>"], {})
     expected = written(adding, [USER])
     assert expected.startswith(begin[0]) and not render(text, [USER]).startswith(begin[0])
-    assert prompt_ids(adding, text, [USER]) == adding(expected, add_special_tokens=False)["input_ids"]
+    assert comparable(text, [USER]) == expected
+    assert adding(render(text, [USER]))["input_ids"] == adding(expected, add_special_tokens=False)["input_ids"]
+    assert comparable(text, [{"role": "user", "content": " x"}]) is None  # the template strips it, Ollama does not
 
 
 def test_a_modelfile_stops_at_the_trained_tokens_and_samples_as_training_does(families):
@@ -201,9 +212,7 @@ def test_a_template_that_ollama_cannot_express_is_refused_with_the_first_differe
 
 def test_what_a_modelfile_would_lose_is_escaped(tokenizer):
     other = copy.deepcopy(tokenizer)
-    other.chat_template = (
-        "{% for m in messages %}{{ '\\u3000{{' + m.role + '\"\"\"\\t}}\\u200d' + m.content + '<|im_end|>' }}{% endfor %}"
-    )
+    other.chat_template = "{% for m in messages %}{{ '\\u3000{{' + m.role + '\"\"\"\\t}}\\u200d' + m.content + '<|im_end|>' }}{% endfor %}"
     text = modelfile(other, "model.gguf", ["<|im_end|>"], {})
     assert '"""' not in template_of(text) and all(one.isprintable() or one == "\n" for one in text)
     assert render(text, [USER]) == written(other, [USER])

@@ -125,7 +125,9 @@ def test_kinds_are_told_by_the_files():
 
 def test_the_card_of_a_base_without_a_hub_names_its_hash(run):
     record = RECORD | {"matters": {"data": "d" * 64, "base": "b" * 64}, "revision": None}
-    record["arguments"] = RECORD["arguments"] | {"model": {"value": "/home/somebody/models/mine", "from": "command line"}}
+    record["arguments"] = RECORD["arguments"] | {
+        "model": {"value": "/home/somebody/models/mine", "from": "command line"}
+    }
     (run / "run.json").write_text(json.dumps(record))
     text = model_card(run, ["adapter/adapter_model.safetensors"])
     assert "base_model" not in text.split("---")[1]
@@ -172,7 +174,9 @@ def test_what_is_exported_arrives_whole_and_private(run):
     with serve({}) as hub:
         dry = push(hub, run, "--format", "gguf", "--dry-run")
         assert dry.returncode == 0, dry.stderr
-        assert "gguf of" in dry.stdout and "4.0 kB  sft-qwen-q8_0.gguf" in dry.stdout and "Nothing was sent" in dry.stdout
+        assert (
+            "gguf of" in dry.stdout and "4.0 kB  sft-qwen-q8_0.gguf" in dry.stdout and "Nothing was sent" in dry.stdout
+        )
         assert hub.requests == []
         done = push(hub, run, "--format", "gguf")
         assert done.returncode == 0, done.stderr

@@ -96,7 +96,12 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                 return self.answer(json.dumps({"files": [{**file, "shouldIgnore": False} for file in files]}))
             if path.endswith("/info/lfs/objects/batch"):
                 objects = [
-                    one | ({} if one["oid"] in hub.stored else {"actions": {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}})
+                    one
+                    | (
+                        {}
+                        if one["oid"] in hub.stored
+                        else {"actions": {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}}
+                    )
                     for one in json.loads(body)["objects"]
                 ]
                 return self.answer(json.dumps({"transfer": "basic", "objects": objects}))
@@ -128,7 +133,11 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                 blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
                 one = {"rfilename": file, "size": len(content), "blobId": blob}
                 if file.endswith(LFS):
-                    one["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+                    one["lfs"] = {
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                        "size": len(content),
+                        "pointerSize": 134,
+                    }
                 siblings.append(one)
             return {"id": name, "sha": hub.commit, "private": repository.private, "siblings": siblings}
 

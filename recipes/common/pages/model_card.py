@@ -193,7 +193,13 @@ def _judged(line: dict[str, Any]) -> list[str]:
     """A figure of an evaluation: its name, before, after, the difference with its interval, and the verdict."""
     low, high = line.get("interval") or (None, None)
     change = f"{line['difference']:+.4g} ({number(low)} to {number(high)})" if low is not None else "–"
-    return [str(line["name"]), number(line.get("before")), number(line.get("after")), change, str(line.get("verdict", ""))]
+    return [
+        str(line["name"]),
+        number(line.get("before")),
+        number(line.get("after")),
+        change,
+        str(line.get("verdict", "")),
+    ]
 
 
 def _repeat(run: RunFiles) -> list[str]:
@@ -232,4 +238,6 @@ def _table(rows: Sequence[tuple[str, str | None]]) -> str:
 
 def _rows(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
+UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
@@ -65,7 +66,9 @@ def make_reproducible(folder: Path) -> None:
         if base and Path(base).is_absolute():
             origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name
             config["base_model_name_or_path"] = str(origin)
-        file.with_name("README.md").unlink(missing_ok=True)
+        form = file.with_name("README.md")
+        if form.is_file() and UNFILLED in form.read_text(encoding="utf-8"):
+            form.unlink()
         for name in SETS & config.keys():
             config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
