@@ -5,8 +5,8 @@
     make push RUN=outputs/sft-tiny-1a2b3c4d REPO=me/my-model PRIVATE=no       for everybody to see
 
 The token is that of `hf auth login`, or HF_TOKEN; it has to allow writing. A new repository is private unless
-PRIVATE=no. Files with a token or a key in them, or with a path of this machine, are refused. After the upload the hub is
-asked what it has, and every file is compared by its hash.
+PRIVATE=no. Files with a token or a key in them, or with a path of this machine, are refused. After the upload every file
+is compared with what the hub has, by its hash.
 """
 
 import os

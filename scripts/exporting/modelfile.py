@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,7 @@ def first_difference(tokenizer: "PreTrainedTokenizerBase", modelfile_text: str, 
             if isinstance(found, str) and isinstance(expected, Refused) and "c" not in letters:
                 return f"{_roles(letters)}: the chat template refuses them ({expected}), Ollama does not"
         elif expected != found:
-            at = len(os.path.commonprefix([expected, found]))
+            at = len(commonpath([expected, found]))
             return (
                 f"{_roles(letters)}: after {expected[max(0, at - 40) : at]!r} the chat template writes "
                 f"{expected[at : at + 60]!r}, Ollama {found[at : at + 60]!r}"
@@ -242,8 +243,8 @@ def _begin_of_call(turns: Turns, after: dict[str, dict[tuple[bool, bool], str]])
         for (before, turn, last), text in table.items():
             if turn == "call":
                 answer = turns.gap(before, "assistant", last, *flags) or after[before].get(flags, "")
-                texts.append(text.removeprefix(os.path.commonprefix([text, answer])))
-    return os.path.commonprefix([text[::-1] for text in texts])[::-1] if texts else ""
+                texts.append(text.removeprefix(commonpath([text, answer])))
+    return commonpath([text[::-1] for text in texts])[::-1] if texts else ""
 
 
 def _after(turns: Turns, role: str, stop_texts: Sequence[str]) -> dict[tuple[bool, bool], str]:
@@ -251,7 +252,7 @@ def _after(turns: Turns, role: str, stop_texts: Sequence[str]) -> dict[tuple[boo
     after = {}
     for flags, table in turns.gaps.items():
         found = set()
-        for (before, turn, _), text in table.items():
+        for (before, _turn, _), text in table.items():
             if before == role:
                 ends = [match.end() for stop in stop_texts if (match := re.search(re.escape(stop) + r"\n*", text))]
                 found.add(text[: min(ends)] if ends else "")

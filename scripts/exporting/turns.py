@@ -180,11 +180,8 @@ def _arguments(call: dict[str, Any]) -> str:
 
 
 def _written(render: Callable[..., str], letter: str) -> str:
-    """How a template writes the content of a turn: "raw", "trimmed", "json" or "left out"; "raw" where it refuses it."""
-    if letter == "s":
-        probes = ["su"]
-    else:
-        probes = {"u": ["u"], "a": ["uau", "uaua"], "t": ["uct", "uctau", "uat"]}[letter]
+    """How a template writes the content of a turn: "raw", "trimmed", "json" or "left out"; "raw" if it refuses it."""
+    probes = ["su"] if letter == "s" else {"u": ["u"], "a": ["uau", "uaua"], "t": ["uct", "uctau", "uat"]}[letter]
     content = ' \n<x>"y"\n '
     for probe in probes:
         place = probe.index(letter)

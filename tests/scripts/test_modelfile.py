@@ -148,9 +148,12 @@ def test_tools_differ_in_the_blanks_of_their_json_alone(families, name):
     tokenizer, text = families[name]
     messages = [SYSTEM, USER, {"role": "assistant", "content": "", "tool_calls": [call(a=3, b=4)]}, RESULT]
     plain = {**TOOL, "function": {**TOOL["function"], "description": "Adds."}}
-    assert other_json(messages) and other_json([USER], [plain]) and not other_json(CONVERSATIONS["a tool"])
+    assert other_json(messages)
+    assert other_json([USER], [plain])
+    assert not other_json(CONVERSATIONS["a tool"])
     expected, ours = written(tokenizer, messages, [plain]), render(text, messages, [plain])
-    assert expected != ours and comparable(text, messages, [plain]) is None
+    assert expected != ours
+    assert comparable(text, messages, [plain]) is None
     assert "".join(expected.split()) == "".join(ours.split())
 
 
@@ -177,7 +180,8 @@ def test_the_beginning_token_is_left_to_the_tokenizer_that_adds_it(tokenizer):
     adding.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
     text = modelfile(adding, "model.gguf", ["<|eot_id|>"], {})
     expected = written(adding, [USER])
-    assert expected.startswith(begin[0]) and not render(text, [USER]).startswith(begin[0])
+    assert expected.startswith(begin[0])
+    assert not render(text, [USER]).startswith(begin[0])
     assert comparable(text, [USER]) == expected
     assert adding(render(text, [USER]))["input_ids"] == adding(expected, add_special_tokens=False)["input_ids"]
     assert comparable(text, [{"role": "user", "content": " x"}]) is None  # the template strips it, Ollama does not
@@ -186,8 +190,10 @@ def test_the_beginning_token_is_left_to_the_tokenizer_that_adds_it(tokenizer):
 def test_a_modelfile_stops_at_the_trained_tokens_and_samples_as_training_does(families):
     _, text = families["gemma-3"]
     lines = text.splitlines()
-    assert "FROM ./model.gguf" in lines and 'PARAMETER stop "<end_of_turn>"' in lines
-    assert "PARAMETER num_ctx 4096" in lines and "PARAMETER repeat_penalty 1" in lines
+    assert "FROM ./model.gguf" in lines
+    assert 'PARAMETER stop "<end_of_turn>"' in lines
+    assert "PARAMETER num_ctx 4096" in lines
+    assert "PARAMETER repeat_penalty 1" in lines
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,9 @@ def test_a_template_that_ollama_cannot_express_is_refused_with_the_first_differe
 
 def test_what_a_modelfile_would_lose_is_escaped(tokenizer):
     other = copy.deepcopy(tokenizer)
-    other.chat_template = "{% for m in messages %}{{ '\\u3000{{' + m.role + '\"\"\"\\t}}\\u200d' + m.content + '<|im_end|>' }}{% endfor %}"
+    before, after = r"'\u3000{{' + m.role + '\"\"\"\t}}\u200d'", "'<|im_end|>'"
+    other.chat_template = "{% for m in messages %}{{ " + before + " + m.content + " + after + " }}{% endfor %}"
     text = modelfile(other, "model.gguf", ["<|im_end|>"], {})
-    assert '"""' not in template_of(text) and all(one.isprintable() or one == "\n" for one in text)
+    assert '"""' not in template_of(text)
+    assert all(one.isprintable() or one == "\n" for one in text)
     assert render(text, [USER]) == written(other, [USER])

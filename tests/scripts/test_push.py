@@ -104,13 +104,20 @@ def test_a_card_tells_the_hub_what_it_is_and_has_no_place_of_this_machine(run, f
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
     text = model_card(run, files, "me/my-model")
     header = ModelCard(text).data.to_dict()
-    assert header["library_name"] == library and header["base_model_relation"] == relation
-    assert header["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct" and header["license"] == "apache-2.0"
+    assert header["library_name"] == library
+    assert header["base_model_relation"] == relation
+    assert header["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert header["license"] == "apache-2.0"
     assert yaml.safe_load(text.split("---")[1]) == header
-    assert "somebody" not in text and "/scratch" not in text and "~/" not in text and "More Information" not in text
+    assert "somebody" not in text
+    assert "/scratch" not in text
+    assert "~/" not in text
+    assert "More Information" not in text
     for fact in ("c" * 40, "d" * 64, "e" * 40, "1,234 rows", "`my.jsonl`", "Apache-2.0", "2.5", "1.25"):
         assert fact in text, fact
-    assert "| `--learning-rate` | `0.0003` |" in text and "`--lora-r`" in text and "--packing" not in text
+    assert "| `--learning-rate` | `0.0003` |" in text
+    assert "`--lora-r`" in text
+    assert "--packing" not in text
     assert "make sft MODEL=qwen2.5-0.5b DATA=my.jsonl LEARNING_RATE=0.0003" in text
     assert "| loss | 2 | 1.5 | -0.5 (-0.6 to -0.4) | better |" in text
 
@@ -131,7 +138,9 @@ def test_the_card_of_a_base_without_a_hub_names_its_hash(run):
     (run / "run.json").write_text(json.dumps(record))
     text = model_card(run, ["adapter/adapter_model.safetensors"])
     assert "base_model" not in text.split("---")[1]
-    assert "`mine`" in text and "b" * 64 in text and "somebody" not in text
+    assert "`mine`" in text
+    assert "b" * 64 in text
+    assert "somebody" not in text
 
 
 # --- what may not leave ---------------------------------------------------------------------------------------------
@@ -163,7 +172,8 @@ def test_a_secret_across_two_pieces_is_found(tmp_path, monkeypatch):
 def test_a_url_and_the_words_of_a_vocabulary_are_no_places(tmp_path):
     (tmp_path / "README.md").write_text("https://huggingface.co/home/page and a/tmp/b")
     (tmp_path / "tokenizer.json").write_text('{"/usr/local": 1, "/tmp/x": 2}')
-    assert not leaks(tmp_path / "README.md", "README.md") and not leaks(tmp_path / "tokenizer.json", "tokenizer.json")
+    assert not leaks(tmp_path / "README.md", "README.md")
+    assert not leaks(tmp_path / "tokenizer.json", "tokenizer.json")
 
 
 # --- the upload -----------------------------------------------------------------------------------------------------
@@ -174,22 +184,25 @@ def test_what_is_exported_arrives_whole_and_private(run):
     with serve({}) as hub:
         dry = push(hub, run, "--format", "gguf", "--dry-run")
         assert dry.returncode == 0, dry.stderr
-        assert (
-            "gguf of" in dry.stdout and "4.0 kB  sft-qwen-q8_0.gguf" in dry.stdout and "Nothing was sent" in dry.stdout
-        )
+        assert "gguf of" in dry.stdout
+        assert "4.0 kB  sft-qwen-q8_0.gguf" in dry.stdout
+        assert "Nothing was sent" in dry.stdout
         assert hub.requests == []
         done = push(hub, run, "--format", "gguf")
         assert done.returncode == 0, done.stderr
         model = hub.models["me/my-model"]
-        assert model.private and model.commits == ["Upload the gguf of sft-qwen"]
+        assert model.private
+        assert model.commits == ["Upload the gguf of sft-qwen"]
         assert set(model.files) == {"README.md", "sft-qwen-q8_0.gguf", "Modelfile"}
         assert model.files["sft-qwen-q8_0.gguf"] == b"GGUF" * 1000
         assert b"ollama create sft-qwen -f Modelfile" in model.files["README.md"]
-        assert "all 3 files, byte for byte" in done.stdout and "/me/my-model/commit/" in done.stdout
+        assert "all 3 files, byte for byte" in done.stdout
+        assert "/me/my-model/commit/" in done.stdout
         hub.models["me/my-model"].files["old.txt"] = b"old"
         hub.broken = "Modelfile"
         broken = push(hub, run, "--format", "gguf")
-        assert broken.returncode == 3 and "Modelfile: the hub has another file" in broken.stderr
+        assert broken.returncode == 3
+        assert "Modelfile: the hub has another file" in broken.stderr
 
 
 @pytest.mark.slow
@@ -197,14 +210,18 @@ def test_what_cannot_be_pushed_is_refused_in_one_message(run):
     with serve({}) as hub:
         hub.models["me/my-model"] = Repository(private=False)
         public = push(hub, run, "--format", "merged")
-        assert public.returncode == 2 and "is there already and public" in public.stderr
+        assert public.returncode == 2
+        assert "is there already and public" in public.stderr
         wrong = push(hub, run, "--format", "merged", "--no-private", HF_TOKEN="hf_" + "b" * 34)
-        assert wrong.returncode == 3 and "the token may not write there" in wrong.stderr
+        assert wrong.returncode == 3
+        assert "the token may not write there" in wrong.stderr
         nobody = push(hub, run, "--format", "merged", HF_TOKEN="")
-        assert nobody.returncode == 3 and "hf auth login" in nobody.stderr
+        assert nobody.returncode == 3
+        assert "hf auth login" in nobody.stderr
         assert hub.models["me/my-model"].files == {}
     gone = push(hub, run, "--format", "merged")
-    assert gone.returncode == 3 and "cannot be reached" in gone.stderr
+    assert gone.returncode == 3
+    assert "cannot be reached" in gone.stderr
     for done in (public, wrong, nobody, gone):
         assert "Traceback" not in done.stderr
 

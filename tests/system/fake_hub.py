@@ -87,6 +87,9 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                 private = bool(given.get("private") or given.get("visibility") == "private")
                 hub.models[name] = Repository(private)
                 return self.answer(json.dumps({"url": f"{hub.url}/{name}", "id": "1"}))
+            if path == "/api/validate-yaml":  # of a README.md, before it is sent
+                fine = json.loads(body)["content"].startswith("---\nlibrary_name: ")
+                return self.answer(json.dumps({"errors": [] if fine else [{"message": "no metadata"}], "warnings": []}))
             name = next(name for name in hub.models if f"/{name}" in path)
             if "/preupload/" in path:
                 files = [

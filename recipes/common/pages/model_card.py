@@ -39,8 +39,8 @@ METHODS = {
 }
 USE = {
     "model": "The weights are whole; transformers' `AutoModelForCausalLM.from_pretrained` loads them.",
-    "adapter": "A LoRA adapter, for the base below and no other; PEFT's `PeftModel.from_pretrained` puts it on. The chat "
-    "template beside it is that of the training.",
+    "adapter": "A LoRA adapter, for the base below and no other; PEFT's `PeftModel.from_pretrained` puts it on. The "
+    "chat template beside it is that of the training.",
 }
 SHOWN_ANYWAY = ("learning_rate", "max_length", "lora_r", "lora_alpha", "seed")  # also where it is the recipe's default
 
@@ -227,7 +227,7 @@ def _short(value: Any) -> Any:
     """A value with paths as their last part: a place on this machine says nothing elsewhere."""
     if isinstance(value, list | tuple):
         return [_short(one) for one in value]
-    if isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or value.startswith("outputs/")):
+    if isinstance(value, str) and (value.startswith(("/", "~", "./", "../", "outputs/"))):
         return Path(value).name
     return re.sub(r"(?<![\w.])[~.]{0,2}/(?:[^\s/=:]+/)+", "", value) if isinstance(value, str) else value
 
