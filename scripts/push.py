@@ -5,8 +5,8 @@
     make push RUN=outputs/sft-tiny-1a2b3c4d REPO=me/my-model PRIVATE=no       for everybody to see
 
 The token is that of `hf auth login`, or HF_TOKEN; it has to allow writing. A new repository is private unless
-PRIVATE=no. Files with a token or a key in them, or with a path of this machine, are refused. After the upload every file
-is compared with what the hub has, by its hash.
+PRIVATE=no. Files with a token or a key in them, or with a path of this machine, are refused. After the upload every
+file is compared with what the hub has, by its hash.
 """
 
 import os
@@ -147,7 +147,7 @@ def make_repository(api: "HfApi", args: Args) -> None:
     """Make the repository. Raises InputError where it is there and public, and a private one was asked for."""
     if not api.repo_exists(args.repo):
         api.create_repo(args.repo, private=args.private)
-    elif args.private and not api.repo_info(args.repo).private:
+    elif args.private and not api.model_info(args.repo).private:
         raise InputError(f"--repo {args.repo}: is there already and public; give another name, or --no-private")
 
 
@@ -155,7 +155,7 @@ def confirm(api: "HfApi", repo: str, files: dict[str, Path], commit: str) -> Non
     """Print what the hub has at the commit. Raises MachineError where a file is not there as it is here."""
     from huggingface_hub.utils import sha
 
-    info = api.repo_info(repo, revision=commit, files_metadata=True)
+    info = api.model_info(repo, revision=commit, files_metadata=True)
     there = {one.rfilename: one for one in info.siblings or []}
     for name, file in files.items():
         one = there.get(name)

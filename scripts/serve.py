@@ -133,7 +133,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
     """llama.cpp's server of a GGUF file, which listens once this returns: its `listening_address` is the URL."""
     import xllamacpp
 
-    parameters = xllamacpp.CommonParams()
+    parameters = xllamacpp.CommonParams()  # pyrefly: ignore[missing-attribute]  it is no Python
     parameters.model.path = str(gguf)
     parameters.model_alias = {name}
     parameters.hostnames, parameters.port = [host], port
@@ -144,7 +144,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
     parameters.sampling.temp, parameters.sampling.top_k = PARAMETERS["temperature"], PARAMETERS["top_k"]
     parameters.sampling.top_p, parameters.sampling.min_p = PARAMETERS["top_p"], PARAMETERS["min_p"]
     try:
-        return xllamacpp.Server(parameters)
+        return xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]
     except RuntimeError as error:
         raise MachineError(f"{gguf}: llama.cpp cannot serve it: {error}") from None
 
@@ -250,10 +250,10 @@ def show_commands(served: Served, args: Args) -> None:
 def show_address(name: str, what: str, url: str) -> None:
     """Print the address, the model's name, and what to type to try it."""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
-    message = "[{'role': 'user', 'content': 'Hello'}]"
     code = (
-        f"from openai import OpenAI; client = OpenAI(base_url={url!r}, api_key='none'); "
-        f"print(client.chat.completions.create(model={name!r}, messages={message}).choices[0].message.content)"
+        f'from openai import OpenAI; client = OpenAI(base_url="{url}", api_key="none"); '
+        f'print(client.chat.completions.create(model={json.dumps(name)}, messages=[{{"role": "user", "content": "Hello"}}])'
+        ".choices[0].message.content)"
     )
     print(f"{what}\n  base URL  {url}\n  model     {name}")
     print(

@@ -271,7 +271,7 @@ def _before(turns: Turns, turn: str, after: dict[str, dict[tuple[bool, bool], st
             continue  # which Ollama makes one turn, or which is no place to answer
         if (previous == "call" and turns.name_to_arguments is None) or (previous == "system" and turns.system_inside):
             continue
-        variants = {
+        variants: dict[tuple[bool, ...], str] = {
             (last, *flags): text.removeprefix(after[previous].get(flags, "")).removesuffix(begin)
             for last, flags in product((True, False), turns.gaps)
             if (text := turns.gap(previous, turn, last, *flags)) is not None

@@ -203,7 +203,7 @@ def _judged(line: dict[str, Any]) -> list[str]:
 
 
 def _repeat(run: RunFiles) -> list[str]:
-    given = {}
+    given: dict[str, Any] = {}
     for name, argument in run.record.get("arguments", {}).items():
         if argument.get("from") != "recipe" and argument["value"] is not None and name not in NO_OUTCOME:
             value = _short(argument["value"])
