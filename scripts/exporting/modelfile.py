@@ -1,0 +1,387 @@
+"""The Modelfile of Ollama for a trained model: its TEMPLATE says in Go what the model's chat template says in jinja.
+
+The texts are found by rendering conversations (exporting/turns.py), written as a Go template, and compared with the
+chat template on other conversations; a template that Ollama cannot express is refused with the first difference.
+
+How Ollama renders, by its template/template.go, server/prompt.go and parser/parser.go: turns of one role that follow
+each other become one, with an empty line between them, tools' results excepted; the tokenizer then puts its beginning
+token in front, so that the TEMPLATE must not have it; JSON has no blanks; characters that Go does not print are lost
+from a Modelfile, so that they are written as escapes.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from os.path import commonpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError
+
+from exporting.go_template import TemplateError, render_template
+from exporting.turns import (
+    LETTERS,
+    PROMPT,
+    START,
+    SYSTEM,
+    TOOL_LIST,
+    TRIMMED,
+    Refused,
+    Turns,
+    find_turns,
+    message,
+    renderer,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# As in training and in `make chat`: no top-k, no top-p, no penalty, which Ollama would have on.
+PARAMETERS = {"temperature": 0.7, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
+BEGIN = "comes first; the tokenizer in the GGUF file adds it."
+ROLES = ("system", "user", "call", "assistant", "tool")
+CHECKED = ["u", "su", "uau", "suau", "suauau", "uauauau", "uct", "suct", "uctau", "uctt", "sucttau"]
+TEXTS = ["你好，今天天气怎么样？", "What is 3 + 4?", "line 1\nline 2", 'é 🙂 "quoted"', "{{ .Content }} <b> & \\n"]
+
+
+def modelfile(
+    tokenizer: "PreTrainedTokenizerBase",
+    gguf_name: str,
+    stop_texts: Sequence[str],
+    parameters: Mapping[str, Any],
+) -> str:
+    """The Modelfile beside a GGUF file of that name.
+
+    `stop_texts` are the end tokens that the model was trained with; `parameters`, such as num_ctx, are added to
+    PARAMETERS. Raises InputError where Ollama cannot express the tokenizer's chat template.
+    """
+    try:
+        turns = find_turns(tokenizer)
+        begin = _beginning(tokenizer, turns)
+        template = go_template(turns, stop_texts)
+    except InputError as error:
+        raise InputError(f"the chat template of {_name(tokenizer)} cannot be written for Ollama: {error}") from None
+    lines = ["# Written by make export: what the chat template of the model writes, in Go."]
+    lines += [f"# {note}" for note in turns.notes]
+    if begin:
+        lines.append(f"# {begin} {BEGIN}")
+    lines += [f"FROM ./{gguf_name}", "", f'TEMPLATE """{template}"""', ""]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stop_texts]
+    lines += [f"PARAMETER {name} {value}" for name, value in {**PARAMETERS, **parameters}.items()]
+    text = "\n".join(lines) + "\n"
+    if difference := first_difference(tokenizer, text, begin):
+        raise InputError(f"the chat template of {_name(tokenizer)} cannot be written for Ollama: {difference}")
+    return text
+
+
+def render(modelfile_text: str, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+    """The text that Ollama makes of a conversation, before the tokenizer adds its beginning token, if it adds one.
+
+    Raises InputError where the TEMPLATE refuses the conversation.
+    """
+    collated = collate(messages)
+    data = {
+        "Messages": collated,
+        "System": "\n\n".join(one["Content"] for one in collated if one["Role"] == "system"),
+        "Tools": [_go_tool(tool) for tool in tools or []],
+        "Response": "",
+    }
+    try:
+        return render_template(template_of(modelfile_text), data)
+    except TemplateError as error:
+        raise InputError(f"Ollama: {error}") from None
+
+
+def comparable(
+    modelfile_text: str, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+) -> str | None:
+    """The text whose tokens Ollama sends to the model, its beginning token included, or None where Ollama is known to
+    write another text than the chat template: JSON without blanks, texts with blanks at their ends.
+
+    Raises InputError where the TEMPLATE refuses the conversation.
+    """
+    trimmed = TRIMMED in modelfile_text and any(
+        (one.get("content") or "") != (one.get("content") or "").strip() for one in messages
+    )
+    if trimmed or other_json(messages, tools):
+        return None
+    begin = re.search(rf"^# (\S+) {BEGIN}$", modelfile_text, re.MULTILINE)
+    return (begin[1] if begin else "") + render(modelfile_text, messages, tools)
+
+
+def other_json(messages: Iterable[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> bool:
+    """Has a conversation JSON, which Ollama writes without blanks? Then its tokens differ from the chat template's."""
+    return bool(tools) or any(
+        call["function"]["arguments"] not in ({}, "{}") for one in messages for call in one.get("tool_calls") or []
+    )
+
+
+def template_of(modelfile_text: str) -> str:
+    """The TEMPLATE of a Modelfile."""
+    found = re.search(r'^TEMPLATE """(.*?)"""$', modelfile_text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise InputError("the Modelfile has no TEMPLATE")
+    return found[1]
+
+
+def stops_of(file: Path) -> list[str]:
+    """The stop texts of a Modelfile; none where there is no such file."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
+
+
+def collate(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as Ollama hands them to a template: neighbours of one role are one, except results of tools."""
+    collated: list[dict[str, Any]] = []
+    for one in messages:
+        calls = [{"Function": _go_call(call["function"])} for call in one.get("tool_calls") or []]
+        content = one.get("content") or ""
+        if collated and collated[-1]["Role"] == one["role"] != "tool":
+            collated[-1]["Content"] += "\n\n" + content
+        else:
+            collated.append({"Role": one["role"], "Content": content, "ToolCalls": calls})
+    return collated
+
+
+def first_difference(tokenizer: "PreTrainedTokenizerBase", modelfile_text: str, begin: str) -> str | None:
+    """Where a Modelfile writes another text than the chat template, in words; None where it never does."""
+    jinja = renderer(tokenizer)
+    for number, letters in enumerate(CHECKED):
+        messages = [
+            message(letter, "", "" if letter == "c" else TEXTS[(number + at) % (len(TEXTS) - (letter == "t"))])
+            for at, letter in enumerate(letters)
+        ]
+        for one in messages:
+            for call in one.get("tool_calls", []):
+                call["function"]["arguments"] = {}
+        try:
+            expected = jinja(messages)
+        except Refused as refusal:
+            expected = refusal
+        try:
+            found = begin + render(modelfile_text, messages)
+        except InputError as refusal:
+            found = refusal
+        if isinstance(expected, Refused) or isinstance(found, InputError):
+            if isinstance(expected, str) and "c" not in letters and "t" not in letters:
+                return f"{_roles(letters)}: Ollama refuses them ({found}), the chat template does not"
+            if isinstance(found, str) and isinstance(expected, Refused) and "c" not in letters:
+                return f"{_roles(letters)}: the chat template refuses them ({expected}), Ollama does not"
+        elif expected != found:
+            at = len(commonpath([expected, found]))
+            return (
+                f"{_roles(letters)}: after {expected[max(0, at - 40) : at]!r} the chat template writes "
+                f"{expected[at : at + 60]!r}, Ollama {found[at : at + 60]!r}"
+            )
+    return None
+
+
+# --- the Go template ------------------------------------------------------------------------------------------------
+
+
+def go_template(turns: Turns, stop_texts: Sequence[str]) -> str:
+    """The texts of a chat template as a template of Go, for the data that Ollama gives one."""
+    after = {role: _after(turns, role, stop_texts) for role in (START, *ROLES)}
+    endings = {
+        role: _by_flag({(True, *flags): text for flags, text in after[role].items()} or {(True,) * 3: ""}, turns)
+        for role in after
+    }
+    begin = _begin_of_call(turns, after)
+    branches = []
+    for role in ROLES:
+        condition = f'eq .Role "{role}"'
+        content = "{{ json .Content }}" if turns.raw.get(role) == "json" else "{{ .Content }}"
+        before, ending = _before(turns, role, after, begin if role == "call" else ""), endings[role]
+        if role == "system" and turns.system_inside:
+            branches.append(f"if {condition} }}}}")  # its text stands in a turn of the user
+            continue
+        if role == "call":
+            if turns.name_to_arguments is None:
+                continue
+            condition = 'and (eq .Role "assistant") .ToolCalls'
+            before, content = _call(turns, before, _before(turns, "assistant", after), begin), ""
+        elif role == "assistant" and ending:
+            ending = f"{{{{ if not $last }}}}{ending}{{{{ end }}}}"
+        branches.append(f'if {condition} }}}}{before}{content}{ending}{{{{ $prev = "{role}" }}}}')
+    prompt = _before(turns, PROMPT, after)
+    used = endings[START] + prompt + "".join(branches)
+    lines = ['{{- $prev := "start" }}']
+    lines += ['{{- $system := eq (index .Messages 0).Role "system" }}'] * ("$system" in used)
+    lines[-1] += endings[START] + '{{ "" }}' * bool(endings[START])  # else the next line would take a line break off
+    lines += ["{{- range $i, $message := .Messages }}"]
+    lines += ["{{- $last := eq (len (slice $.Messages $i)) 1 }}"] * ("$last" in used)
+    lines += [("{{- else " if number else "{{- ") + branch for number, branch in enumerate(branches)]
+    lines += ["{{- end }}", "{{- end }}", f'{{{{- if ne $prev "assistant" }}}}{prompt}{{{{ end }}}}']
+    return "\n".join(lines)
+
+
+def _call(turns: Turns, before: str, before_answer: str, begin: str) -> str:
+    """An answer that calls tools. Ollama finds the mark of a call in the first text of the range: it stands there."""
+    if turns.content_to_call is not None:
+        content = "{{ .Content }}" + _literal(turns.content_to_call.removesuffix(begin))
+        if before == before_answer:
+            before += f"{{{{ if .Content }}}}{content}{{{{ end }}}}"
+        else:
+            before = f"{{{{ if .Content }}}}{before_answer}{content}{{{{ else }}}}{before}{{{{ end }}}}"
+    more = separator = ""
+    if turns.between_calls is None:
+        more = "{{ if slice .ToolCalls 1 }}" + _refusal("the chat template has one call in an answer") + "{{ end }}"
+    elif text := turns.between_calls.removesuffix(begin):
+        separator = f"{{{{ if $j }}}}{{{{ {_string(text)} }}}}{{{{ end }}}}"
+    return (
+        f"{more}{before}{{{{ range $j, $call := .ToolCalls }}}}{separator}{_literal(begin)}{{{{ .Function.Name }}}}"
+        f"{_literal(turns.name_to_arguments or '')}{{{{ .Function.Arguments }}}}{{{{ end }}}}"
+    )
+
+
+def _begin_of_call(turns: Turns, after: dict[str, dict[tuple[bool, bool], str]]) -> str:
+    """The text with which every call begins, and which no answer without calls has there."""
+    texts = [text for text in (turns.between_calls, turns.content_to_call) if text is not None]
+    for flags, table in turns.gaps.items():
+        for (before, turn, last), text in table.items():
+            if turn == "call":
+                answer = turns.gap(before, "assistant", last, *flags) or after[before].get(flags, "")
+                texts.append(text.removeprefix(commonpath([text, answer])))
+    return commonpath([text[::-1] for text in texts])[::-1] if texts else ""
+
+
+def _after(turns: Turns, role: str, stop_texts: Sequence[str]) -> dict[tuple[bool, bool], str]:
+    """What stands after a turn, whatever follows: up to its end token and a line break. "" where that differs."""
+    after = {}
+    for flags, table in turns.gaps.items():
+        found = set()
+        for (before, _turn, _), text in table.items():
+            if before == role:
+                ends = [match.end() for stop in stop_texts if (match := re.search(re.escape(stop) + r"\n*", text))]
+                found.add(text[: min(ends)] if ends else "")
+        if found:  # else no conversation has it with these flags
+            after[flags] = found.pop() if len(found) == 1 else ""
+    return after
+
+
+def _before(turns: Turns, turn: str, after: dict[str, dict[tuple[bool, bool], str]], begin: str = "") -> str:
+    """What stands before a turn, by the turn before it; `begin` at its end is left out."""
+    refused = _refusal(f"the chat template has no {f'{turn} turn' if turn in ROLES else 'answer'} here")
+    texts: dict[str, str] = {}
+    for previous in (START, *ROLES):
+        same = {previous, turn} <= {"call", "assistant"} or (previous == turn != "tool")
+        if same or (turn == PROMPT and previous in (START, "assistant")):
+            continue  # which Ollama makes one turn, or which is no place to answer
+        if (previous == "call" and turns.name_to_arguments is None) or (previous == "system" and turns.system_inside):
+            continue
+        variants: dict[tuple[bool, ...], str] = {
+            (last, *flags): text.removeprefix(after[previous].get(flags, "")).removesuffix(begin)
+            for last, flags in product((True, False), turns.gaps)
+            if (text := turns.gap(previous, turn, last, *flags)) is not None
+        }
+        texts[previous] = _by_flag(variants, turns) if variants else refused
+    return _by_previous(texts, refused)
+
+
+def _by_flag(variants: dict[tuple[bool, ...], str], turns: Turns) -> str:
+    """The text for each setting of ($last, $system, .Tools), asking only for those that change it."""
+    if len(set(variants.values())) == 1:
+        return _literal(next(iter(variants.values())), turns)
+    for at, condition in ((2, "$.Tools"), (1, "$system"), (0, "$last")):
+        sides = [{flags: text for flags, text in variants.items() if flags[at] is side} for side in (True, False)]
+        changes = any(
+            sides[1].get((*flags[:at], False, *flags[at + 1 :]), text) != text for flags, text in sides[0].items()
+        )
+        if changes:
+            yes, no = (_by_flag(side, turns) for side in sides)
+            if not yes:
+                return f"{{{{ if not {condition} }}}}{no}{{{{ end }}}}"
+            return f"{{{{ if {condition} }}}}{yes}{f'{{{{ else }}}}{no}' if no else ''}{{{{ end }}}}"
+    raise InputError(f"what it writes depends on more than the turns: {sorted(set(variants.values()))[:2]}")
+
+
+def _by_previous(texts: dict[str, str], refused: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for previous, text in texts.items():
+        groups.setdefault(text, []).append(previous)
+    usual = max(groups, key=lambda text: (text != refused, len(groups[text]), text))
+    rest = {text: previous for text, previous in groups.items() if text != usual}
+    if not rest:
+        return usual
+    shared = usual if all(text.endswith(usual) for text in rest) and not usual.endswith("}}") else ""
+    chain = [
+        f"if eq $prev {' '.join(map(_string, previous))} }}}}{text.removesuffix(shared)}"
+        for text, previous in rest.items()
+    ]
+    otherwise = "" if shared else "{{ else }}" + usual
+    return "{{ " + "{{ else ".join(chain) + otherwise + "{{ end }}" + shared
+
+
+def _refusal(text: str) -> str:
+    """An action that fails: Ollama shows the action, and with it the text."""
+    return f"{{{{ slice {_string(text)} 999 }}}}"
+
+
+def _literal(text: str, turns: Turns | None = None) -> str:
+    """Text for a template in a Modelfile, with what Go or the Modelfile would change written as a string of Go."""
+    if turns and TOOL_LIST in text:
+        before, _, rest = text.partition(TOOL_LIST)
+        separator = f"{{{{ if $j }}}}{{{{ {_string(turns.between_tools or '')} }}}}{{{{ end }}}}"
+        loop = f"{{{{ range $j, $tool := $.Tools }}}}{separator}{{{{ $tool }}}}{{{{ end }}}}"
+        return _literal(before, turns) + loop + _literal(rest, turns)
+    if SYSTEM in text:
+        return "{{ $.System }}".join(_literal(part) for part in text.split(SYSTEM))
+    special = re.compile(r'\{\{|\}\}|""+|[^\n -\U0010ffff]|[^\n]')
+    return special.sub(lambda found: found[0] if _plain(found[0]) else f"{{{{ {_string(found[0])} }}}}", text)
+
+
+def _plain(text: str) -> bool:
+    return len(text) == 1 and (text == "\n" or text.isprintable())
+
+
+def _string(text: str) -> str:
+    """A string of Go on one line, without what would end an action or the Modelfile's quotes."""
+    quoted = json.dumps(text, ensure_ascii=False)[1:-1].replace("{", r"\u007b").replace("}", r"\u007d")
+    quoted = quoted.replace(r"\"", r"\u0022")
+    return '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in quoted) + '"'
+
+
+# --- small things ---------------------------------------------------------------------------------------------------
+
+
+def _beginning(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
+    """The beginning token where the tokenizer adds it, which then is taken out of the texts; "" where it does not."""
+    ids = tokenizer("a")["input_ids"]
+    begin = tokenizer.bos_token
+    if not begin or not ids or ids[0] != tokenizer.bos_token_id:
+        return ""
+    for table in turns.gaps.values():
+        for key, text in table.items():
+            if key[0] == START:
+                if not text.startswith(begin):
+                    raise InputError(f"the tokenizer adds {begin}, and the chat template does not begin with it")
+                table[key] = text.removeprefix(begin)
+    return begin
+
+
+def _go_call(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function["arguments"]
+    return {
+        "Name": function["name"],
+        "Arguments": json.loads(arguments) if isinstance(arguments, str) else arguments,
+    }
+
+
+def _go_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool with the keys in the order in which Ollama's types have them."""
+    function = tool.get("function", {})
+    parameters = function.get("parameters", {})
+    order = ("type", "$defs", "items", "required", "properties")
+    ordered = {name: parameters[name] for name in order if name in parameters}
+    described = {name: function[name] for name in ("name", "description") if name in function}
+    return {"type": tool.get("type", "function"), "function": {**described, "parameters": ordered}}
+
+
+def _roles(letters: str) -> str:
+    return ", ".join(LETTERS[letter] for letter in letters)
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return os.path.basename(str(tokenizer.name_or_path)) or "this model"
