@@ -17,9 +17,10 @@ Left out: importance matrices and i-quants, 4-bit formats of other programs, rew
 """
 
 import hashlib
+import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,14 +31,18 @@ from common.environment import describe_code
 from common.errors import InputError, did_you_mean, run_command
 from common.lm.hub import contents, fetch
 from common.lm.render import end_token
-from common.run.files import PART, write_folder, write_json
+from common.run.files import PART, write_bytes, write_folder, write_json
 from common.run.screen import loading
 from exporting.merged import Trained, find_trained, trained_tokenizer, write_adapter, write_merged
+from exporting.model_card import model_card
+from exporting.modelfile import modelfile
 from exporting.quantize import FILE_TYPES
+from merge import identify
 
 if TYPE_CHECKING:
     from exporting.gate import Exported
 
+CONTEXT = 4096  # tokens that Ollama makes room for, if the model has that many
 WIDE = ("f16", "bf16")  # 16-bit GGUF files, which the others are made of
 
 
@@ -52,7 +57,8 @@ class Args:
     model: str | None = None
     """The base of an adapter that has no run.json beside it."""
     output_dir: str | None = None
-    """Where the export goes; else `export`, in the run's folder. An older export there is replaced."""
+    """Where the export goes; else `export`, in the run's folder. An earlier one there keeps its formats if it is of the
+    same weights, and is replaced if not."""
 
 
 def main() -> None:
@@ -63,15 +69,14 @@ def main() -> None:
     check_target(folder, trained)
     environment.set_variables(models=trained.models)
     loading(trained.name)
-    from dataclasses import replace
-
     trained = replace(trained, base=trained.base and fetch(trained.base), whole=trained.whole and fetch(trained.whole))
-    export(trained, folder, args.format, quants)
+    form, quants = with_earlier(folder, trained, args.format, quants)
+    export(trained, folder, form, quants)
     print(f"Export in {folder}")
 
 
 def read_quants(given: tuple[str, ...]) -> list[str]:
-    """The quantizations, each once, in lower case; they may be joined by commas. Raises InputError for an unknown one."""
+    """The quantizations, each once; they may be joined by commas. Raises InputError for an unknown one."""
     names = list(dict.fromkeys(name.lower() for text in given for name in text.replace(",", " ").split()))
     known = [*WIDE, *FILE_TYPES]
     for name in names:
@@ -90,8 +95,22 @@ def check_target(folder: Path, trained: Trained) -> None:
         raise InputError(f"{folder}: holds something else than an export; give another folder with --output-dir")
 
 
-def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> dict[str, Any]:
-    """Write the export of `trained` to `folder`, when the gate passes; returns the record, export.json.
+def with_earlier(folder: Path, trained: Trained, form: str, quants: list[str]) -> tuple[str, list[str]]:
+    """Format and quantizations with those of an earlier export in `folder`, if that is of the same weights."""
+    file = folder / "export.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if earlier.get("weights") != identify_weights(trained):
+        return form, quants
+    kept = [name for name in earlier["quants"] if name not in quants]
+    if form != earlier["format"]:
+        form = "all"
+    if kept and form != "merged":
+        say(f"The export there has {', '.join(kept)}, too: made again, to be compared with the rest")
+    return form, [*quants, *kept] if form != "merged" else quants
+
+
+def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> None:
+    """Write the export of `trained` to `folder`, when the gate passes.
 
     Raises InputError and MachineError as the steps do, and then leaves nothing.
     """
@@ -114,26 +133,39 @@ def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> dict
                     file.unlink()
             if form == "gguf":
                 shutil.rmtree(part / "merged")
+            files = describe_files(part)
+            if (trained.folder / "run.json").is_file():
+                write_bytes(part / "README.md", model_card(trained.folder, files).encode())
             record = {
                 "run": trained.name,
+                "format": form,
+                "quants": quants if form != "merged" else [],
+                "weights": identify_weights(trained),
                 "base": trained.base and (trained.base.name if trained.base.local else trained.base.source),
-                "base contents": trained.base and contents(trained.base),
                 "merge": merge_check,
                 "gate": measured,
                 "notes": notes,
                 "seconds": round(time.monotonic() - started, 1),
                 "code": describe_code(),
                 "versions": {name: metadata.version(name) for name in ("xllamacpp", "transformers", "peft")},
+                "files": files,
             }
-            write_json(part / "export.json", {**record, "files": describe_files(part)})
+            write_json(part / "export.json", record)
     except BaseException:
         shutil.rmtree(folder.with_name(f"{folder.name}.{PART}"), ignore_errors=True)
         raise
-    return record
+
+
+def identify_weights(trained: Trained) -> dict[str, str | None]:
+    """What an export is made of: hashes of its base and its adapter, or of its whole model."""
+    if trained.adapter and trained.base:
+        return identify(trained.base, trained.adapter)
+    assert trained.whole
+    return {"whole": contents(trained.whole)}
 
 
 def write_gguf(trained: Trained, part: Path, quants: list[str], exported: "Exported") -> list[str]:
-    """Write the GGUF files and the Modelfile, and name them in `exported`; returns what fell back to something else."""
+    """Write the GGUF files and the Modelfile, and name them in `exported`; returns what is otherwise than was asked."""
     from exporting.convert import convert
     from exporting.quantize import quantize
 
@@ -154,6 +186,16 @@ def write_gguf(trained: Trained, part: Path, quants: list[str], exported: "Expor
             notes += [f"{kind}: {line}" for line in fallen]
             if fallen:
                 say(f"{kind}: {fallen[0]}" + (f"; and {len(fallen) - 1} more" if fallen[1:] else ""))
+    if tokenizer.chat_template:
+        config = json.loads((part / "merged" / "config.json").read_text(encoding="utf-8"))
+        room = min(config.get("max_position_embeddings", CONTEXT), CONTEXT)
+        try:
+            exported.modelfile = modelfile(tokenizer, exported.gguf[quants[0]].name, [end], {"num_ctx": room})
+        except InputError as error:
+            notes.append(f"no Modelfile: {error}")
+            say(f"No Modelfile for Ollama: {error}")
+        else:
+            write_bytes(target / "Modelfile", exported.modelfile.encode())
     return notes
 
 

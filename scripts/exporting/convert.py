@@ -14,13 +14,12 @@ from pathlib import Path
 from common.errors import BAD_INPUT, InputError, MachineError
 
 CONVERTER = Path(sys.prefix, "share", "llama.cpp")
-# {how a tokenizer.json splits texts: llama.cpp's name for it}, as src/llama-vocab.cpp of llama.cpp has them.
-SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
-        "llama-bpe"
-    ),
-}
+# How a tokenizer.json splits texts into words, but for its digits; and {its digits: llama.cpp's name for it}, as
+# src/llama-vocab.cpp of llama.cpp has them.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {SPLIT.replace("DIGITS", r"\p{N}"): "qwen2", SPLIT.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe"}
 
 
 def convert(folder: Path, file: Path, kind: str, name: str, end: str) -> None:
@@ -71,7 +70,7 @@ def main(converter: str, folder: str, file: str, kind: str, name: str, end: str)
         return
     by_hash = kinds.get_vocab_base_pre
 
-    def split(model, tokenizer) -> str:  # noqa: ANN001  the converter's
+    def split(model, tokenizer) -> str:
         try:
             return by_hash(model, tokenizer)
         except NotImplementedError:

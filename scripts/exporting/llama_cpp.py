@@ -1,11 +1,23 @@
-"""What llama.cpp itself makes of a GGUF file: prompts, token ids and completions by its server, logits by its library."""
+"""What llama.cpp makes of a GGUF file: prompts, token ids and completions by its server, logits by its library."""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_byte, c_char_p, c_float, c_int, c_int8, c_int32
-from ctypes import c_uint32, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_bool,
+    c_byte,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int8,
+    c_int32,
+    c_uint32,
+    c_void_p,
+)
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +63,7 @@ class Server:
 
 @contextmanager
 def server(file: Path, context: int = 2048) -> Iterator[Server]:
-    """llama.cpp's server with `file`, for the length of the block. Raises MachineError where it cannot load the file."""
+    """llama.cpp's server with `file`, for the length of the block. Raises MachineError where it cannot load that."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -71,7 +83,7 @@ def server(file: Path, context: int = 2048) -> Iterator[Server]:
 
 
 class Weights:
-    """A model as llama.cpp computes it on the CPU; close it with `close`. Raises MachineError where it cannot be loaded."""
+    """A model as llama.cpp computes it on the CPU, until `close`. Raises MachineError where it cannot be loaded."""
 
     def __init__(self, file: Path, context: int = 512) -> None:
         lib = self.lib = _bind()
@@ -160,7 +172,7 @@ def _silent(_level: int, _text: bytes, _data: object) -> None:
 
 
 @cache
-def _bind():  # noqa: ANN202  a library of ctypes
+def _bind():
     """llama.cpp with the types of the functions used here."""
     lib = library()
     lib.llama_log_set(_silent, None)

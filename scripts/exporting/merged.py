@@ -17,14 +17,14 @@ from merge import identify, load_tokenizers, merge
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What PEFT, TRL and the tokenizer write beside an adapter, of use to whoever loads it. Not README.md, a form to fill in.
+# What PEFT and the tokenizer write beside an adapter, of use to whoever loads it. Not README.md, a form to fill in.
 ADAPTER_FILES = (CONFIG, WEIGHTS, "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 ADAPTER_FILES += ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run trained: an `adapter` on its `base`, or a `whole` model; of a folder that is no run, the whole alone."""
+    """What a run trained: an `adapter` on its `base`, or a `whole` model; in a folder that is no run, that alone."""
 
     name: str
     folder: Path
@@ -82,7 +82,8 @@ def trained_tokenizer(trained: Trained) -> "PreTrainedTokenizerBase":
 
 def write_adapter(trained: Trained, folder: Path) -> None:
     """Copy the adapter to `folder`. Its configuration names the base by id and commit, never by a path."""
-    assert trained.adapter and trained.base
+    assert trained.adapter
+    assert trained.base
     folder.mkdir(parents=True)
     for name in ADAPTER_FILES:
         if (trained.adapter / name).is_file():

@@ -4,15 +4,25 @@ llama.cpp gives each tensor a type of its own: a file q4_k_m has some tensors in
 for the file types in FILE_TYPES, as src/llama-quant.cpp of llama.cpp has them (tests compare whole files with those of
 llama-quantize). Tensors are read, quantized and written in pieces: memory holds one piece of one tensor.
 
-Left out: importance matrices, and with them the i-quants; Falcon, GLM-5 and models with 8 experts, which have more rules.
+Left out: importance matrices, and with them the i-quants; Falcon, GLM-5 and models with 8 experts, of more rules.
 """
 
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
-from ctypes import create_string_buffer
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_int,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_void_p,
+    create_string_buffer,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,7 +270,7 @@ def _quantize_rows(rows: np.ndarray, kind: str, wanted: str, pool: ThreadPoolExe
     return out.tobytes()
 
 
-def _bind(lib):  # noqa: ANN001, ANN202  a library of ctypes
+def _bind(lib):
     """Tell ctypes the types of the functions used here."""
     lib.gguf_init_from_file.restype, lib.gguf_init_from_file.argtypes = c_void_p, [c_char_p, _Start]
     lib.gguf_init_empty.restype = c_void_p

@@ -64,7 +64,8 @@ def bare(text: str) -> str:
 def fetch(what: str, project: str, name: str, hashes: list[str]) -> BinaryIO:
     """The file of a project on the index whose name the pattern `name` matches; `what` it is, for messages.
 
-    It is a file without a name, at its beginning: one of 77 MB would be much for the memory of a small machine. Raises MachineError without an answer, without such a file, and when its sha256 is none of `hashes`.
+    It is an open file without a name: 77 MB would be much in the memory of a small machine. Raises MachineError without
+    an answer, without such a file, and when its sha256 is none of `hashes`.
     """
     page = bare(index_url()).rstrip("/") + f"/{project}/"
     host = urlsplit(index_url())
@@ -81,7 +82,7 @@ def fetch(what: str, project: str, name: str, hashes: list[str]) -> BinaryIO:
         urls = [url for url in urls if re.fullmatch(name, unquote(url.rpartition("/")[2]))]
         if not urls:
             raise MachineError(f"{page} lists no {what}: set PIP_INDEX_URL to an index that does.")
-        file, digest = cast("BinaryIO", tempfile.TemporaryFile()), hashlib.sha256()
+        file, digest = cast("BinaryIO", tempfile.TemporaryFile()), hashlib.sha256()  # noqa: SIM115  the caller's
         with opener.open(urls[0], timeout=60) as answer:
             while block := answer.read(2**20):
                 digest.update(block)

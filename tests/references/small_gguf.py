@@ -73,7 +73,13 @@ MODELS = {
     "no 256": {"architecture": "qwen2", "layers": 3, "hidden": 192, "inner": 320, "kv_heads": 2, "tied": True},
     "no 32": {"architecture": "qwen2", "layers": 2, "hidden": 104, "inner": 72, "kv_heads": 2, "tied": False},
     "one matrix": {
-        **{"architecture": "phi3", "layers": 9, "hidden": 256, "inner": 256, "kv_heads": 4, "tied": False},
-        **{"whole": True, "wide": True},
+        "architecture": "phi3",
+        "layers": 9,
+        "hidden": 256,
+        "inner": 256,
+        "kv_heads": 4,
+        "tied": False,
+        "whole": True,
+        "wide": True,
     },
 }

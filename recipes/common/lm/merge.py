@@ -108,7 +108,7 @@ def stop_at(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> N
 
 
 def check_written(model: "PreTrainedModel", folder: Path) -> None:
-    """Raise MachineError where the files in `folder` do not hold the weights of `model`. One tensor at a time is read."""
+    """Raise MachineError where the files in `folder` do not hold the weights of `model`; read one tensor at a time."""
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 

@@ -110,7 +110,9 @@ def test_a_70b_gets_more_bits_for_its_few_values():
 
 
 def test_models_with_other_rules_are_refused_by_name():
-    with pytest.raises(InputError, match="--quant q4_k_m: llama.cpp has rules of its own for the architecture falcon"):
+    with pytest.raises(
+        InputError, match=r"--quant q4_k_m: llama\.cpp has rules of its own for the architecture falcon"
+    ):
         tensor_types("q4_k_m", {}, Shape("falcon", 2, 4, 1))
     with pytest.raises(InputError, match="for a model with 8 experts"):
         tensor_types("q4_k_m", {}, Shape("llama", 2, 4, 1, experts=8))
