@@ -101,12 +101,11 @@ def with_earlier(folder: Path, trained: Trained, form: str, quants: list[str]) -
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if earlier.get("weights") != identify_weights(trained):
         return form, quants
-    kept = [name for name in earlier["quants"] if name not in quants]
-    if form != earlier["format"]:
-        form = "all"
-    if kept and form != "merged":
+    wanted = [] if form == "merged" else quants
+    kept = [name for name in earlier["quants"] if name not in wanted]
+    if kept:
         say(f"The export there has {', '.join(kept)}, too: made again, to be compared with the rest")
-    return form, [*quants, *kept] if form != "merged" else quants
+    return form if form == earlier["format"] else "all", [*wanted, *kept]
 
 
 def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> None:
@@ -165,7 +164,7 @@ def identify_weights(trained: Trained) -> dict[str, str | None]:
 
 
 def write_gguf(trained: Trained, part: Path, quants: list[str], exported: "Exported") -> list[str]:
-    """Write the GGUF files and the Modelfile, and name them in `exported`; returns what is otherwise than was asked."""
+    """Write the GGUF files and the Modelfile, and name them in `exported`; returns what could not be as requested."""
     from exporting.convert import convert
     from exporting.quantize import quantize
 

@@ -204,7 +204,11 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
     merged = _of_folder(exported.merged, paths)
     change = divergence(reference, base)["kl"] if base else None
     found = divergence(reference, merged)
-    measured = {"tokens": sum(map(len, reference)), "dtype": dtype, "adapter": {"kl of the base": change}}
+    measured: dict[str, Any] = {
+        "tokens": sum(map(len, reference)),
+        "dtype": dtype,
+        "adapter": {"kl of the base": change},
+    }
     if base and all(torch.equal(one, other) for one, other in zip(base, merged, strict=True)):
         raise Difference(
             f"{exported.merged} computes what the base computes: the base was exported, not what was trained"

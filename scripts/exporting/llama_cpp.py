@@ -66,14 +66,14 @@ def server(file: Path, context: int = 2048) -> Iterator[Server]:
     """llama.cpp's server with `file`, for the length of the block. Raises MachineError where it cannot load that."""
     import xllamacpp
 
-    parameters = xllamacpp.CommonParams()
+    parameters = xllamacpp.CommonParams()  # pyrefly: ignore[missing-attribute]  it is no Python
     parameters.model.path = str(file)
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = context, 1, False
     parameters.no_extra_bufts = True  # else it keeps a second copy of quantized weights, arranged for speed
     parameters.use_jinja = True
     with quiet():
         try:
-            running = xllamacpp.Server(parameters)
+            running = xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]
         except RuntimeError as error:
             raise MachineError(f"{file}: llama.cpp cannot load it: {error}") from None
         try:

@@ -52,8 +52,9 @@ def find_trained(run: str, base: str | None = None) -> Trained:
     name = folder.resolve().name
     if (folder / "run.json").is_file() and (folder / "model" / "config.json").is_file():
         parent = parent_of(folder / "model")
-        before = find_model(base or parent.model) if base or parent else None
-        return Trained(name, folder, before, whole=find_model(str(folder / "model")))
+        before = base or (parent.model if parent else None)
+        found = find_model(before) if before else None
+        return Trained(name, folder, found, whole=find_model(str(folder / "model")))
     if (folder / "run.json").is_file() or (folder / CONFIG).is_file():
         adapter = adapter_of(folder) if (folder / "run.json").is_file() else folder
         name = name if adapter != folder or name != "adapter" else folder.resolve().parent.name

@@ -182,7 +182,7 @@ def quantize(source: Path, target: Path, file_type: str) -> list[str]:
         for name, kind in types.items():
             start = out.tell()
             for piece in file.pieces(name):
-                out.write(piece if kind is None else _quantize_rows(piece, file.kinds[name], kind, pool))
+                out.write(piece.tobytes() if kind is None else _quantize_rows(piece, file.kinds[name], kind, pool))
             out.write(bytes(-(out.tell() - start) % ALIGNMENT))
             if kind and BLOCK[kind] < BLOCK[FILE_TYPES[file_type][1]] and kind != "Q8_0":
                 fallen.append(f"{name} is {kind}: its rows of {file.shapes[name][0]} weights are no multiple of 256")
