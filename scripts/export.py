@@ -132,9 +132,9 @@ def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> None
                     file.unlink()
             if form == "gguf":
                 shutil.rmtree(part / "merged")
-            files = describe_files(part)
             if (trained.folder / "run.json").is_file():
-                write_bytes(part / "README.md", model_card(trained.folder, files).encode())
+                names = [file.relative_to(part) for file in part.rglob("*") if file.is_file()]
+                write_bytes(part / "README.md", model_card(trained.folder, names).encode())
             record = {
                 "run": trained.name,
                 "format": form,
@@ -147,7 +147,7 @@ def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> None
                 "seconds": round(time.monotonic() - started, 1),
                 "code": describe_code(),
                 "versions": {name: metadata.version(name) for name in ("xllamacpp", "transformers", "peft")},
-                "files": files,
+                "files": describe_files(part),
             }
             write_json(part / "export.json", record)
     except BaseException:

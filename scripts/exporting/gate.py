@@ -22,6 +22,8 @@ from exporting import llama_cpp
 from exporting.conversations import CONVERSATIONS, PLAIN
 from exporting.merged import Trained, trained_tokenizer
 from exporting.modelfile import other_json, render
+from exporting.tensors import BOUNDS as WEIGHTS
+from exporting.tensors import tensor_errors
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +50,8 @@ BOUNDS = {
     "q6_k": Bound(0.05, 0.85),
     "q5": Bound(0.1, 0.8),
     "q4": Bound(0.3, 0.7),
-    "q3": Bound(1.0, 0.5),
-    "q2": Bound(2.0, 0.3),
+    "q3": Bound(0.5, 0.6),
+    "q2": Bound(1.0, 0.5),
 }
 
 
@@ -216,7 +218,7 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
     _judge(exported.merged.name, found, MERGED, "the adapter on its base" if base else "the trained model", change)
     report(f"merged: {_words(found)}, against the trained model" + (f"; the base: KL {change:.2g}" if base else ""))
     measured["merged"] = found
-    before, what = merged, "the merged model"
+    before, what, wide = merged, "the merged model", None
     for kind, file in exported.gguf.items():
         with llama_cpp.quiet(), llama_cpp.weights(file, context=_room(paths)) as model:
             rows = [torch.from_numpy(model.log_probs(ids, len(one))) for ids, one in zip(paths, reference, strict=True)]
@@ -225,8 +227,26 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
         report(f"{kind}: {_words(found)}, against {what}")
         measured[kind] = found
         if kind in ("f16", "bf16"):
-            before, what = rows, f"{kind}"
+            before, what, wide = rows, kind, file
+        elif wide:
+            measured[kind]["weights"] = check_tensors(wide, file)
     return measured
+
+
+def check_tensors(wide: Path, file: Path) -> dict[str, float]:
+    """Raise Difference where a tensor of `file` is not that of `wide`, quantized; returns {type: largest error}.
+
+    One broken matrix of a large model may hardly be seen in its log-probabilities.
+    """
+    worst: dict[str, float] = {}
+    for name, kind, error in tensor_errors(wide, file):
+        if not error <= WEIGHTS[kind]:  # also where it is not a number
+            raise Difference(
+                f"{file.name}: {name}, of type {kind}, is not that of {wide.name}: its weights differ by {error:.1%}, "
+                f"and quantizing changes at most {WEIGHTS[kind]:.1%}"
+            )
+        worst[kind] = max(error, worst.get(kind, 0.0))
+    return worst
 
 
 def bound(kind: str) -> Bound:

@@ -174,7 +174,7 @@ def quantize(source: Path, target: Path, file_type: str) -> list[str]:
 
     Raises InputError as `tensor_types`.
     """
-    file = _File(source)
+    file = GgufFile(source)
     types = tensor_types(file_type, file.shapes, file.model)
     fallen = []
     with target.open("wb") as out, ThreadPoolExecutor() as pool:
@@ -197,7 +197,7 @@ class _Start(Structure):
     _fields_ = (("no_alloc", c_bool), ("context", POINTER(c_void_p)))
 
 
-class _File:
+class GgufFile:
     """A GGUF file as llama.cpp reads it: its metadata, and its tensors in pieces."""
 
     def __init__(self, path: Path) -> None:
