@@ -36,14 +36,13 @@ from common.run.screen import loading
 from exporting.merged import Trained, find_trained, trained_tokenizer, write_adapter, write_merged
 from exporting.model_card import model_card
 from exporting.modelfile import modelfile
-from exporting.quantize import FILE_TYPES
+from exporting.quantize import FILE_TYPES, WIDE
 from merge import identify
 
 if TYPE_CHECKING:
     from exporting.gate import Exported
 
 CONTEXT = 4096  # tokens that Ollama makes room for, if the model has that many
-WIDE = ("f16", "bf16")  # 16-bit GGUF files, which the others are made of
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from exporting import llama_cpp
 from exporting.conversations import CONVERSATIONS, PLAIN
 from exporting.merged import Trained, trained_tokenizer
 from exporting.modelfile import other_json, render
+from exporting.quantize import WIDE
 from exporting.tensors import BOUNDS as WEIGHTS
 from exporting.tensors import tensor_errors
 
@@ -218,18 +219,19 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
     _judge(exported.merged.name, found, MERGED, "the adapter on its base" if base else "the trained model", change)
     report(f"merged: {_words(found)}, against the trained model" + (f"; the base: KL {change:.2g}" if base else ""))
     measured["merged"] = found
-    before, what, wide = merged, "the merged model", None
+    half, wide = merged, None  # those of the 16-bit file that the others were made of, and that file
     for kind, file in exported.gguf.items():
         with llama_cpp.quiet(), llama_cpp.weights(file, context=_room(paths)) as model:
             rows = [torch.from_numpy(model.log_probs(ids, len(one))) for ids, one in zip(paths, reference, strict=True)]
-        found = divergence([one[:, : row.shape[1]] for one, row in zip(before, rows, strict=True)], rows)
+        before, what = (half, wide.name) if wide and kind not in WIDE else (merged, "the merged model")
+        found = divergence(before, rows)
         _judge(file.name, found, bound(kind), what)
         report(f"{kind}: {_words(found)}, against {what}")
         measured[kind] = found
-        if kind in ("f16", "bf16"):
-            before, what, wide = rows, kind, file
-        elif wide:
+        if kind not in WIDE and wide:
             measured[kind]["weights"] = check_tensors(wide, file)
+        elif not wide:
+            half, wide = rows, file
     return measured
 
 
@@ -259,6 +261,7 @@ def divergence(reference: "Sequence[torch.Tensor]", other: "Sequence[torch.Tenso
     import torch
 
     a, b = torch.cat(list(reference)).double(), torch.cat(list(other)).double()  # (N, V)
+    a, b = a[:, : b.shape[1]], b[:, : a.shape[1]]  # of one vocabulary, which tokens were added to later
     kl = (a.exp() * (a - b)).nan_to_num(nan=torch.inf).sum(-1).clamp(min=0)
     best = a.topk(2, dim=-1).values
     same = (a.argmax(-1) == b.argmax(-1))[best[:, 0] - best[:, 1] > MARGIN]

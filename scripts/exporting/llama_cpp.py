@@ -93,7 +93,7 @@ class Weights:
         self.vocabulary = lib.llama_model_get_vocab(self.model)
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
-        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+        parameters.n_threads = parameters.n_threads_batch = len(os.sched_getaffinity(0))
         self.context = lib.llama_init_from_model(self.model, parameters)
         if not self.context or lib.llama_n_batch(self.context) != context:
             raise MachineError(f"{file}: xllamacpp's llama.cpp takes other settings than those here")

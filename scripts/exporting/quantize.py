@@ -31,6 +31,7 @@ from common.errors import InputError
 
 from exporting.library import library
 
+WIDE = ("f16", "bf16")  # files in 16 bit, as the converter writes them: the others are made of one
 # {name: (number of the file type in llama.cpp, type of a tensor that no rule names)}
 FILE_TYPES = {
     "q8_0": (7, "Q8_0"),
@@ -257,7 +258,7 @@ def _quantize_rows(rows: np.ndarray, kind: str, wanted: str, pool: ThreadPoolExe
         return rows.astype(np.float16 if wanted == "F16" else np.float32).tobytes()
     size = lib.ggml_row_size(TYPES[wanted], columns)
     out = np.empty(count * size, np.uint8)
-    step = -(-count // (os.cpu_count() or 1))
+    step = -(-count // len(os.sched_getaffinity(0)))
 
     def quantize_some(first: int) -> bool:
         some, target = min(step, count - first), out.ctypes.data + first * size

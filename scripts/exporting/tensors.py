@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,9 @@ def tensor_errors(wide: Path, file: Path) -> Iterator[tuple[str, str, float]]:
             yield name, after.kinds.get(name, "none"), float("inf")
             continue
         wrong = size = 0.0
+        norms = partial(_norms, kinds=(before.kinds[name], after.kinds[name]), columns=before.shapes[name][0])
         with ThreadPoolExecutor() as pool:
-            pairs = zip(before.pieces(name), after.pieces(name), strict=True)
-            kinds, columns = (before.kinds[name], after.kinds[name]), before.shapes[name][0]
-            for one, other in pool.map(lambda pair: _norms(*pair, kinds, columns), pairs):  # noqa: B023  used at once
+            for one, other in pool.map(norms, before.pieces(name), after.pieces(name)):
                 wrong, size = wrong + one, size + other
         yield name, after.kinds[name], float(np.sqrt(wrong / size)) if size else float(wrong > 0)
 
