@@ -127,7 +127,11 @@ def test_the_names_in_the_map_of_the_code_are_in_their_files():
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/code.md").read_text(encoding="utf-8"), re.M)
     checked = 0
     for files, names in rows:
-        paths = [ROOT / path for path in re.findall(r"`(recipes/[\w./-]+)`", files + names) if (ROOT / path).exists()]
+        paths = [
+            ROOT / path
+            for path in re.findall(r"`((?:recipes|scripts)/[\w./-]+)`", files + names)
+            if (ROOT / path).exists()
+        ]
         text = "".join(
             file.read_text(encoding="utf-8")
             for path in paths
