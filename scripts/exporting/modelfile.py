@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +169,7 @@ def first_difference(tokenizer: "PreTrainedTokenizerBase", modelfile_text: str, 
             if isinstance(found, str) and isinstance(expected, Refused) and "c" not in letters:
                 return f"{_roles(letters)}: the chat template refuses them ({expected}), Ollama does not"
         elif expected != found:
-            at = len(commonpath([expected, found]))
+            at = len(_common_prefix([expected, found]))
             return (
                 f"{_roles(letters)}: after {expected[max(0, at - 40) : at]!r} the chat template writes "
                 f"{expected[at : at + 60]!r}, Ollama {found[at : at + 60]!r}"
@@ -243,8 +242,8 @@ def _begin_of_call(turns: Turns, after: dict[str, dict[tuple[bool, bool], str]])
         for (before, turn, last), text in table.items():
             if turn == "call":
                 answer = turns.gap(before, "assistant", last, *flags) or after[before].get(flags, "")
-                texts.append(text.removeprefix(commonpath([text, answer])))
-    return commonpath([text[::-1] for text in texts])[::-1] if texts else ""
+                texts.append(text.removeprefix(_common_prefix([text, answer])))
+    return _common_prefix([text[::-1] for text in texts])[::-1] if texts else ""
 
 
 def _after(turns: Turns, role: str, stop_texts: Sequence[str]) -> dict[tuple[bool, bool], str]:
@@ -346,6 +345,12 @@ def _string(text: str) -> str:
 # --- small things ---------------------------------------------------------------------------------------------------
 
 
+def _common_prefix(texts: Sequence[str]) -> str:
+    shortest = min(texts, key=len)
+    at = next((at for at, one in enumerate(shortest) if any(text[at] != one for text in texts)), len(shortest))
+    return shortest[:at]
+
+
 def _beginning(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
     """The beginning token where the tokenizer adds it, which then is taken out of the texts; "" where it does not."""
     ids = tokenizer("a")["input_ids"]
@@ -363,20 +368,32 @@ def _beginning(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
 
 def _go_call(function: dict[str, Any]) -> dict[str, Any]:
     arguments = function["arguments"]
-    return {
-        "Name": function["name"],
-        "Arguments": json.loads(arguments) if isinstance(arguments, str) else arguments,
-    }
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"Name": function["name"], "Arguments": _sorted(arguments)}
 
 
 def _go_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool with the keys in the order in which Ollama's types have them."""
+    """A tool as Ollama hands it to a template: the keys of its types in their order, those of its maps sorted."""
     function = tool.get("function", {})
-    parameters = function.get("parameters", {})
-    order = ("type", "$defs", "items", "required", "properties")
-    ordered = {name: parameters[name] for name in order if name in parameters}
     described = {name: function[name] for name in ("name", "description") if name in function}
-    return {"type": tool.get("type", "function"), "function": {**described, "parameters": ordered}}
+    parameters = _schema(function.get("parameters", {}), ("type", "$defs", "items", "required", "properties"))
+    return {"type": tool.get("type", "function"), "function": {**described, "parameters": parameters}}
+
+
+def _schema(schema: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """The part of a JSON schema that Ollama's types have."""
+    found = {name: _sorted(schema[name]) for name in order if name in schema}
+    if isinstance(schema.get("properties"), dict):
+        properties = sorted(schema["properties"].items())
+        own = ("anyOf", "type", "items", "description", "enum", "properties", "required")
+        found["properties"] = {name: _schema(value, own) for name, value in properties}
+    return found
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(one) for key, one in sorted(value.items())}
+    return [_sorted(one) for one in value] if isinstance(value, list) else value
 
 
 def _roles(letters: str) -> str:
