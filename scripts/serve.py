@@ -161,10 +161,8 @@ def gguf_of(served: Served, quant: str | None) -> Path:
             f"{served.export}/gguf has no {wanted} file: {command('export', run=served.folder, quant=wanted)}",
             flush=True,
         )
-        # An export replaces the one before it: what that had is made again.
-        form = "all" if (served.export / "merged").is_dir() else "gguf"
-        script = [sys.executable, str(ROOT / "scripts" / "export.py"), "--run", str(served.folder), "--format", form]
-        code = subprocess.run([*script, "--quant", wanted, *found], check=False).returncode
+        script = [sys.executable, str(ROOT / "scripts" / "export.py"), "--run", str(served.folder)]
+        code = subprocess.run([*script, "--format", "gguf", "--quant", wanted], check=False).returncode
         if code:
             raise SystemExit(code)
         found = ggufs(served)
