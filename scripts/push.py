@@ -71,14 +71,14 @@ def main() -> None:
 
 def what_to_push(run: Path, wanted: str | None) -> tuple[str, Path]:
     """The kind and the folder to upload. Raises InputError where it is not there, or was not proved by the export."""
-    adapter = adapter_of(run)
+    adapter = None if (run / "model").is_dir() else adapter_of(run)
     export = run / "export"
     proved = (export / "export.json").is_file()
     there = [name for name in ("adapter", "merged", "gguf") if proved and (export / name).is_dir()]
-    kind = wanted or (there[0] if len(there) == 1 else "adapter")
+    kind = wanted or (there[0] if len(there) == 1 else "adapter" if adapter else "merged")
     if kind in there:
         return kind, export / kind
-    if kind == "adapter":
+    if kind == "adapter" and adapter:
         return kind, adapter
     raise InputError(f"{run}: has no {kind} that an export has proved; first {command('export', run=run, format=kind)}")
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from common.cli import parse_arguments
 from common.environment import ROOT
 from common.errors import InputError, MachineError, run_command
+from common.lm.hub import find_model
 from common.lm.load import base_of
 from common.run.ending import command
 from common.run.folder import adapter_of
@@ -57,7 +58,7 @@ class Served:
     """A run to be served: its files, and what it is called."""
 
     folder: Path
-    adapter: Path
+    adapter: Path | None  # None of a whole model
     name: str
     context: int
 
@@ -67,9 +68,9 @@ class Served:
 
     @property
     def merged(self) -> Path | None:
-        """The folder of the merged model; None before it is exported."""
-        folder = self.export / "merged"
-        return folder if (folder / "config.json").is_file() else None
+        """The folder of the whole model; None where an adapter is not yet exported."""
+        folders = [self.export / "merged", self.folder / "model", self.folder]
+        return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def main() -> None:
@@ -85,13 +86,15 @@ def main() -> None:
 
 
 def find(args: Args) -> Served:
-    """The run of --run. Raises InputError where it has no adapter, and for a name that a client could not give."""
+    """The run of --run, or a model that `make merge` wrote. Raises InputError where there is neither, and for a name
+    that a client could not give."""
     folder = Path(args.run).expanduser()
-    adapter = adapter_of(folder)
+    whole = next((one for one in (folder / "model", folder) if (one / "config.json").is_file()), None)
+    adapter = None if whole else adapter_of(folder)
     name = args.name or folder.resolve().name
     if not name.isprintable() or not name.strip():
         raise InputError(f"--name {name!r}: give a word, such as my-model")
-    base = base_of(None, str(adapter))
+    base = find_model(f"{whole}/") if whole else base_of(None, str(adapter))
     limit = base.card.context if base.card else CONTEXT
     if args.context is not None and not 0 < args.context <= limit:
         raise InputError(f"--context {args.context}: {base.name} reads 1 to {limit} tokens")
@@ -192,8 +195,8 @@ def serve_vllm(served: Served, args: Args) -> None:
 
 def vllm_words(served: Served, args: Args) -> list[str]:
     """vLLM with the merged model, else with the base and the adapter beside it."""
-    if served.merged:
-        return commands.vllm_merged(served.merged, served.name, served.context, args.host, args.port)
+    if served.merged or served.adapter is None:
+        return commands.vllm_merged(served.merged or served.folder, served.name, served.context, args.host, args.port)
     base = base_of(None, str(served.adapter))
     config = json.loads((served.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     template = served.adapter / "chat_template.jinja"
@@ -252,8 +255,8 @@ def show_address(name: str, what: str, url: str) -> None:
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
     code = (
         f'from openai import OpenAI; client = OpenAI(base_url="{url}", api_key="none"); '
-        f'print(client.chat.completions.create(model={json.dumps(name)}, messages=[{{"role": "user", "content": "Hello"}}])'
-        ".choices[0].message.content)"
+        f"print(client.chat.completions.create(model={json.dumps(name)}, "
+        'messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)'
     )
     print(f"{what}\n  base URL  {url}\n  model     {name}")
     print(

@@ -21,7 +21,7 @@ from merge import check_prompts, greedy, log_probs, prompt_ids, widen
 from exporting import llama_cpp
 from exporting.conversations import CONVERSATIONS, PLAIN
 from exporting.merged import Trained, trained_tokenizer
-from exporting.modelfile import other_json, render
+from exporting.modelfile import comparable
 from exporting.quantize import WIDE
 from exporting.tensors import BOUNDS as WEIGHTS
 from exporting.tensors import tensor_errors
@@ -161,9 +161,8 @@ def check_file(file: Path, texts: Texts, modelfile: str | None = None) -> None:
                     f"{file.name}: its chat template refuses the conversation {name!r} in llama.cpp: {error}"
                 ) from None
             _compare(f"{file.name}, read by llama.cpp", name, texts, (text, ids), (rendered, server.tokenize(rendered)))
-            if modelfile and not other_json(turns, tools):  # Ollama writes JSON without blanks
-                rendered = render(modelfile, turns, tools)
-                read = (rendered, server.tokenize(rendered))
+            if modelfile and (other := comparable(modelfile, turns, tools)) is not None:  # else it has other blanks
+                read = (other, server.tokenize(other, special=False))
                 _compare("the Modelfile, read as Ollama does", name, texts, (text, ids), read)
         ids = next(iter(texts.found.values()))[1]
         done = server.complete(ids, 4, forced=end)

@@ -13,27 +13,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
-from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 
 from exporting.go_template import TemplateError, render_template
-from exporting.turns import (
-    LETTERS,
-    PROMPT,
-    START,
-    SYSTEM,
-    TOOL_LIST,
-    TRIMMED,
-    Refused,
-    Turns,
-    find_turns,
-    message,
-    renderer,
-)
+from exporting.go_writer import common_prefix, go_template
+from exporting.turns import LETTERS, START, TRIMMED, Refused, Turns, find_turns, message, renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +28,6 @@ if TYPE_CHECKING:
 # As in training and in `make chat`: no top-k, no top-p, no penalty, which Ollama would have on.
 PARAMETERS = {"temperature": 0.7, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
 BEGIN = "comes first; the tokenizer in the GGUF file adds it."
-ROLES = ("system", "user", "call", "assistant", "tool")
 CHECKED = ["u", "su", "uau", "suau", "suauau", "uauauau", "uct", "suct", "uctau", "uctt", "sucttau"]
 TEXTS = ["你好，今天天气怎么样？", "What is 3 + 4?", "line 1\nline 2", 'é 🙂 "quoted"', "{{ .Content }} <b> & \\n"]
 
@@ -170,177 +156,12 @@ def first_difference(tokenizer: "PreTrainedTokenizerBase", modelfile_text: str, 
             if isinstance(found, str) and isinstance(expected, Refused) and "c" not in letters:
                 return f"{_roles(letters)}: the chat template refuses them ({expected}), Ollama does not"
         elif expected != found:
-            at = len(commonpath([expected, found]))
+            at = len(common_prefix([expected, found]))
             return (
                 f"{_roles(letters)}: after {expected[max(0, at - 40) : at]!r} the chat template writes "
                 f"{expected[at : at + 60]!r}, Ollama {found[at : at + 60]!r}"
             )
     return None
-
-
-# --- the Go template ------------------------------------------------------------------------------------------------
-
-
-def go_template(turns: Turns, stop_texts: Sequence[str]) -> str:
-    """The texts of a chat template as a template of Go, for the data that Ollama gives one."""
-    after = {role: _after(turns, role, stop_texts) for role in (START, *ROLES)}
-    endings = {
-        role: _by_flag({(True, *flags): text for flags, text in after[role].items()} or {(True,) * 3: ""}, turns)
-        for role in after
-    }
-    begin = _begin_of_call(turns, after)
-    branches = []
-    for role in ROLES:
-        condition = f'eq .Role "{role}"'
-        content = "{{ json .Content }}" if turns.raw.get(role) == "json" else "{{ .Content }}"
-        before, ending = _before(turns, role, after, begin if role == "call" else ""), endings[role]
-        if role == "system" and turns.system_inside:
-            branches.append(f"if {condition} }}}}")  # its text stands in a turn of the user
-            continue
-        if role == "call":
-            if turns.name_to_arguments is None:
-                continue
-            condition = 'and (eq .Role "assistant") .ToolCalls'
-            before, content = _call(turns, before, _before(turns, "assistant", after), begin), ""
-        elif role == "assistant" and ending:
-            ending = f"{{{{ if not $last }}}}{ending}{{{{ end }}}}"
-        branches.append(f'if {condition} }}}}{before}{content}{ending}{{{{ $prev = "{role}" }}}}')
-    prompt = _before(turns, PROMPT, after)
-    used = endings[START] + prompt + "".join(branches)
-    lines = ['{{- $prev := "start" }}']
-    lines += ['{{- $system := eq (index .Messages 0).Role "system" }}'] * ("$system" in used)
-    lines[-1] += endings[START] + '{{ "" }}' * bool(endings[START])  # else the next line would take a line break off
-    lines += ["{{- range $i, $message := .Messages }}"]
-    lines += ["{{- $last := eq (len (slice $.Messages $i)) 1 }}"] * ("$last" in used)
-    lines += [("{{- else " if number else "{{- ") + branch for number, branch in enumerate(branches)]
-    lines += ["{{- end }}", "{{- end }}", f'{{{{- if ne $prev "assistant" }}}}{prompt}{{{{ end }}}}']
-    return "\n".join(lines)
-
-
-def _call(turns: Turns, before: str, before_answer: str, begin: str) -> str:
-    """An answer that calls tools. Ollama finds the mark of a call in the first text of the range: it stands there."""
-    if turns.content_to_call is not None:
-        content = "{{ .Content }}" + _literal(turns.content_to_call.removesuffix(begin))
-        if before == before_answer:
-            before += f"{{{{ if .Content }}}}{content}{{{{ end }}}}"
-        else:
-            before = f"{{{{ if .Content }}}}{before_answer}{content}{{{{ else }}}}{before}{{{{ end }}}}"
-    more = separator = ""
-    if turns.between_calls is None:
-        more = "{{ if slice .ToolCalls 1 }}" + _refusal("the chat template has one call in an answer") + "{{ end }}"
-    elif text := turns.between_calls.removesuffix(begin):
-        separator = f"{{{{ if $j }}}}{{{{ {_string(text)} }}}}{{{{ end }}}}"
-    return (
-        f"{more}{before}{{{{ range $j, $call := .ToolCalls }}}}{separator}{_literal(begin)}{{{{ .Function.Name }}}}"
-        f"{_literal(turns.name_to_arguments or '')}{{{{ .Function.Arguments }}}}{{{{ end }}}}"
-    )
-
-
-def _begin_of_call(turns: Turns, after: dict[str, dict[tuple[bool, bool], str]]) -> str:
-    """The text with which every call begins, and which no answer without calls has there."""
-    texts = [text for text in (turns.between_calls, turns.content_to_call) if text is not None]
-    for flags, table in turns.gaps.items():
-        for (before, turn, last), text in table.items():
-            if turn == "call":
-                answer = turns.gap(before, "assistant", last, *flags) or after[before].get(flags, "")
-                texts.append(text.removeprefix(commonpath([text, answer])))
-    return commonpath([text[::-1] for text in texts])[::-1] if texts else ""
-
-
-def _after(turns: Turns, role: str, stop_texts: Sequence[str]) -> dict[tuple[bool, bool], str]:
-    """What stands after a turn, whatever follows: up to its end token and a line break. "" where that differs."""
-    after = {}
-    for flags, table in turns.gaps.items():
-        found = set()
-        for (before, _turn, _), text in table.items():
-            if before == role:
-                ends = [match.end() for stop in stop_texts if (match := re.search(re.escape(stop) + r"\n*", text))]
-                found.add(text[: min(ends)] if ends else "")
-        if found:  # else no conversation has it with these flags
-            after[flags] = found.pop() if len(found) == 1 else ""
-    return after
-
-
-def _before(turns: Turns, turn: str, after: dict[str, dict[tuple[bool, bool], str]], begin: str = "") -> str:
-    """What stands before a turn, by the turn before it; `begin` at its end is left out."""
-    refused = _refusal(f"the chat template has no {f'{turn} turn' if turn in ROLES else 'answer'} here")
-    texts: dict[str, str] = {}
-    for previous in (START, *ROLES):
-        same = {previous, turn} <= {"call", "assistant"} or (previous == turn != "tool")
-        if same or (turn == PROMPT and previous in (START, "assistant")):
-            continue  # which Ollama makes one turn, or which is no place to answer
-        if (previous == "call" and turns.name_to_arguments is None) or (previous == "system" and turns.system_inside):
-            continue
-        variants: dict[tuple[bool, ...], str] = {
-            (last, *flags): text.removeprefix(after[previous].get(flags, "")).removesuffix(begin)
-            for last, flags in product((True, False), turns.gaps)
-            if (text := turns.gap(previous, turn, last, *flags)) is not None
-        }
-        texts[previous] = _by_flag(variants, turns) if variants else refused
-    return _by_previous(texts, refused)
-
-
-def _by_flag(variants: dict[tuple[bool, ...], str], turns: Turns) -> str:
-    """The text for each setting of ($last, $system, .Tools), asking only for those that change it."""
-    if len(set(variants.values())) == 1:
-        return _literal(next(iter(variants.values())), turns)
-    for at, condition in ((2, "$.Tools"), (1, "$system"), (0, "$last")):
-        sides = [{flags: text for flags, text in variants.items() if flags[at] is side} for side in (True, False)]
-        changes = any(
-            sides[1].get((*flags[:at], False, *flags[at + 1 :]), text) != text for flags, text in sides[0].items()
-        )
-        if changes:
-            yes, no = (_by_flag(side, turns) for side in sides)
-            if not yes:
-                return f"{{{{ if not {condition} }}}}{no}{{{{ end }}}}"
-            return f"{{{{ if {condition} }}}}{yes}{f'{{{{ else }}}}{no}' if no else ''}{{{{ end }}}}"
-    raise InputError(f"what it writes depends on more than the turns: {sorted(set(variants.values()))[:2]}")
-
-
-def _by_previous(texts: dict[str, str], refused: str) -> str:
-    groups: dict[str, list[str]] = {}
-    for previous, text in texts.items():
-        groups.setdefault(text, []).append(previous)
-    usual = max(groups, key=lambda text: (text != refused, len(groups[text]), text))
-    rest = {text: previous for text, previous in groups.items() if text != usual}
-    if not rest:
-        return usual
-    shared = usual if all(text.endswith(usual) for text in rest) and not usual.endswith("}}") else ""
-    chain = [
-        f"if eq $prev {' '.join(map(_string, previous))} }}}}{text.removesuffix(shared)}"
-        for text, previous in rest.items()
-    ]
-    otherwise = "" if shared else "{{ else }}" + usual
-    return "{{ " + "{{ else ".join(chain) + otherwise + "{{ end }}" + shared
-
-
-def _refusal(text: str) -> str:
-    """An action that fails: Ollama shows the action, and with it the text."""
-    return f"{{{{ slice {_string(text)} 999 }}}}"
-
-
-def _literal(text: str, turns: Turns | None = None) -> str:
-    """Text for a template in a Modelfile, with what Go or the Modelfile would change written as a string of Go."""
-    if turns and TOOL_LIST in text:
-        before, _, rest = text.partition(TOOL_LIST)
-        separator = f"{{{{ if $j }}}}{{{{ {_string(turns.between_tools or '')} }}}}{{{{ end }}}}"
-        loop = f"{{{{ range $j, $tool := $.Tools }}}}{separator}{{{{ $tool }}}}{{{{ end }}}}"
-        return _literal(before, turns) + loop + _literal(rest, turns)
-    if SYSTEM in text:
-        return "{{ $.System }}".join(_literal(part) for part in text.split(SYSTEM))
-    special = re.compile(r'\{\{|\}\}|""+|[^\n -\U0010ffff]|[^\n]')
-    return special.sub(lambda found: found[0] if _plain(found[0]) else f"{{{{ {_string(found[0])} }}}}", text)
-
-
-def _plain(text: str) -> bool:
-    return len(text) == 1 and (text == "\n" or text.isprintable())
-
-
-def _string(text: str) -> str:
-    """A string of Go on one line, without what would end an action or the Modelfile's quotes."""
-    quoted = json.dumps(text, ensure_ascii=False)[1:-1].replace("{", r"\u007b").replace("}", r"\u007d")
-    quoted = quoted.replace(r"\"", r"\u0022")
-    return '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in quoted) + '"'
 
 
 # --- small things ---------------------------------------------------------------------------------------------------
@@ -363,20 +184,32 @@ def _beginning(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
 
 def _go_call(function: dict[str, Any]) -> dict[str, Any]:
     arguments = function["arguments"]
-    return {
-        "Name": function["name"],
-        "Arguments": json.loads(arguments) if isinstance(arguments, str) else arguments,
-    }
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"Name": function["name"], "Arguments": _sorted(arguments)}
 
 
 def _go_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool with the keys in the order in which Ollama's types have them."""
+    """A tool as Ollama hands it to a template: the keys of its types in their order, those of its maps sorted."""
     function = tool.get("function", {})
-    parameters = function.get("parameters", {})
-    order = ("type", "$defs", "items", "required", "properties")
-    ordered = {name: parameters[name] for name in order if name in parameters}
     described = {name: function[name] for name in ("name", "description") if name in function}
-    return {"type": tool.get("type", "function"), "function": {**described, "parameters": ordered}}
+    parameters = _schema(function.get("parameters", {}), ("type", "$defs", "items", "required", "properties"))
+    return {"type": tool.get("type", "function"), "function": {**described, "parameters": parameters}}
+
+
+def _schema(schema: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """The part of a JSON schema that Ollama's types have."""
+    found = {name: _sorted(schema[name]) for name in order if name in schema}
+    if isinstance(schema.get("properties"), dict):
+        properties = sorted(schema["properties"].items())
+        own = ("anyOf", "type", "items", "description", "enum", "properties", "required")
+        found["properties"] = {name: _schema(value, own) for name, value in properties}
+    return found
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(one) for key, one in sorted(value.items())}
+    return [_sorted(one) for one in value] if isinstance(value, list) else value
 
 
 def _roles(letters: str) -> str:

@@ -254,4 +254,6 @@ def _note(render: Callable[..., str], turns: Turns) -> None:
     except Refused:
         pass
     if turns.between_tools is not None or turns.name_to_arguments is not None:
-        turns.notes.append("Ollama writes the JSON of tools and calls without blanks; the chat template has some.")
+        turns.notes.append(
+            "Ollama writes the JSON of tools and calls without blanks and with sorted keys; the chat template does not."
+        )

@@ -12,23 +12,30 @@ import (
 	"text/template"
 )
 
-type raw struct{ json.RawMessage }
+type arguments map[string]any // a template gets a map, whose keys JSON sorts
 
-func (r raw) String() string {
-	out, err := json.Marshal(r.RawMessage)
+func (a arguments) String() string {
+	out, err := json.Marshal(a)
 	if err != nil {
 		panic(err)
 	}
 	return string(out)
 }
 
+type property struct {
+	Type        any    `json:"type,omitempty"`
+	Items       any    `json:"items,omitempty"`
+	Description string `json:"description,omitempty"`
+	Enum        []any  `json:"enum,omitempty"`
+}
+
 type toolFunction struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
 	Parameters  struct {
-		Type       string          `json:"type"`
-		Required   []string        `json:"required,omitempty"`
-		Properties json.RawMessage `json:"properties"`
+		Type       string              `json:"type"`
+		Required   []string            `json:"required,omitempty"`
+		Properties map[string]property `json:"properties"`
 	} `json:"parameters"`
 }
 
@@ -44,12 +51,10 @@ func (t tool) String() string {
 
 type toolCall struct {
 	Function struct {
-		Name      string `json:"name"`
-		Arguments raw    `json:"arguments"`
+		Name      string    `json:"name"`
+		Arguments arguments `json:"arguments"`
 	} `json:"function"`
 }
-
-func (r *raw) UnmarshalJSON(bytes []byte) error { return r.RawMessage.UnmarshalJSON(bytes) }
 
 type message struct {
 	Role      string     `json:"role"`

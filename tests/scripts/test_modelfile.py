@@ -147,7 +147,8 @@ def test_go_itself_renders_the_same(families, tmp_path):
 def test_tools_differ_in_the_blanks_of_their_json_alone(families, name):
     tokenizer, text = families[name]
     messages = [SYSTEM, USER, {"role": "assistant", "content": "", "tool_calls": [call(a=3, b=4)]}, RESULT]
-    plain = {**TOOL, "function": {**TOOL["function"], "description": "Adds."}}
+    numbers = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    plain = {**TOOL, "function": {**TOOL["function"], "description": "Adds.", "parameters": numbers}}
     assert other_json(messages)
     assert other_json([USER], [plain])
     assert not other_json(CONVERSATIONS["a tool"])

@@ -143,6 +143,22 @@ def test_the_card_of_a_base_without_a_hub_names_its_hash(run):
     assert "somebody" not in text
 
 
+@pytest.mark.slow
+def test_the_adapter_of_a_run_has_the_card_of_its_run_and_not_the_form_of_peft(trained):
+    from huggingface_hub import ModelCard
+
+    text = (trained[0] / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.to_dict()["library_name"] == "peft"
+    assert "More Information Needed" not in text
+    assert str(ROOT) not in text
+    assert str(trained[0].parent) not in text
+    for fact in ("`tiny`", "`sft.jsonl`", "loss, first step", "make sft"):
+        assert fact in text, fact
+    assert not [
+        file for file in trained[0].rglob("README.md") if "More Information" in file.read_text(encoding="utf-8")
+    ]
+
+
 # --- what may not leave ---------------------------------------------------------------------------------------------
 
 
