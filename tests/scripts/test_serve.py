@@ -162,7 +162,7 @@ def served(folder: Path) -> serve.Served:
     return serve.Served(folder, folder / "adapter", "mine", 512)
 
 
-def test_of_several_gguf_files_the_one_that_was_asked_for_is_served(tmp_path):
+def test_of_several_gguf_files_the_one_that_is_named_is_served(tmp_path):
     folder = tmp_path / "export" / "gguf"
     folder.mkdir(parents=True)
     for quant in ("f16", "q4_k_m", "Q5_K_M"):
