@@ -55,6 +55,11 @@ NO_PATH |= {
     "judge_key",
     "card",
     "workload",
+    "quant",
+    "host",
+    "name",
+    "repo",
+    "message",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 
