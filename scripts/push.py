@@ -144,7 +144,7 @@ def push(files: dict[str, Path], args: Args, message: str) -> None:
 
 
 def make_repository(api: "HfApi", args: Args) -> None:
-    """Make the repository. Raises InputError where it is there and public, and a private one was asked for."""
+    """Make the repository. Raises InputError where it is there and public, and a private one is wanted."""
     if not api.repo_exists(args.repo):
         api.create_repo(args.repo, private=args.private)
     elif args.private and not api.model_info(args.repo).private:

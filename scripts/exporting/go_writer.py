@@ -168,7 +168,7 @@ def _plain(text: str) -> bool:
 
 
 def _string(text: str) -> str:
-    """A string of Go on one line, without what would end an action or the Modelfile's quotes."""
+    """A string of Go in one line, without what would end an action or the Modelfile's quotes."""
     quoted = json.dumps(text, ensure_ascii=False)[1:-1].replace("{", r"\u007b").replace("}", r"\u007d")
     quoted = quoted.replace(r"\"", r"\u0022")
     return '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in quoted) + '"'

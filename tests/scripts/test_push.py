@@ -122,7 +122,7 @@ def test_a_card_tells_the_hub_what_it_is_and_has_no_place_of_this_machine(run, f
     assert "| loss | 2 | 1.5 | -0.5 (-0.6 to -0.4) | better |" in text
 
 
-def test_kinds_are_told_by_the_files():
+def test_kinds_show_in_the_names_of_files():
     assert kinds_of(["adapter/adapter_model.safetensors", "merged/a.safetensors", "gguf/b-f16.gguf", "x.json"]) == {
         "adapter": "adapter",
         "merged": "merged",

@@ -27,16 +27,14 @@ PROMPTS = ["What is 3 + 4?", "12 - 5 = ?", "三加四等于多少？", "Hello", 
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory) -> Path:
-    """The run of a newcomer, with its f16 GGUF file and its merged weights."""
-    run = tmp_path_factory.mktemp("served") / "my-run"
-    run.mkdir()
+def run(trained, exported, tmp_path_factory) -> Path:
+    """The run of a newcomer, with its export."""
+    folder = tmp_path_factory.mktemp("served") / "my-run"
+    folder.mkdir()
     for file in trained[0].iterdir():
-        (run / file.name).symlink_to(file)
-    script = [sys.executable, ROOT / "scripts" / "export.py", "--run", run, "--quant", "f16"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return run
+        (folder / file.name).symlink_to(file)
+    (folder / "export").symlink_to(exported)
+    return folder
 
 
 @contextlib.contextmanager
@@ -62,12 +60,12 @@ def serving(run: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, dict[str
 
 
 @pytest.mark.slow
-def test_llama_cpp_answers_openais_client_with_the_text_of_transformers(exported):
+def test_llama_cpp_answers_openais_client_with_the_text_of_transformers(run):
     import openai
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with serving(exported) as (process, printed):
+    with serving(run) as (process, printed):
         client = openai.OpenAI(base_url=printed["base URL"], api_key="none")
         assert [model.id for model in client.models.list()] == ["my-run"] == [printed["model"]]
 
@@ -75,8 +73,8 @@ def test_llama_cpp_answers_openais_client_with_the_text_of_transformers(exported
             messages = [{"role": "user", "content": prompt}]
             return client.chat.completions.create(model="my-run", messages=messages, temperature=0, **more)
 
-        tokenizer = AutoTokenizer.from_pretrained(exported / "export" / "merged")
-        model = AutoModelForCausalLM.from_pretrained(exported / "export" / "merged", dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(run / "export" / "merged")
+        model = AutoModelForCausalLM.from_pretrained(run / "export" / "merged", dtype=torch.float32)
         for prompt in PROMPTS:
             answer = ask(prompt, max_tokens=64).choices[0]
             ids = tokenizer.apply_chat_template(
@@ -125,22 +123,22 @@ def follow_the_page(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_other_engines_are_printed_or_refused_with_what_to_do(exported):
-    def run(*flags: str) -> subprocess.CompletedProcess:
-        script = [sys.executable, ROOT / "scripts" / "serve.py", "--run", exported, *flags]
+def test_the_other_engines_are_printed_or_refused_with_what_to_do(run):
+    def serve_run(*flags: str) -> subprocess.CompletedProcess:
+        script = [sys.executable, ROOT / "scripts" / "serve.py", "--run", run, *flags]
         return subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
 
-    shown = run("--commands")
+    shown = serve_run("--commands")
     assert shown.returncode == 0, shown.stderr
     for words in ("vllm serve", "text-generation-inference", "llama-server", "ollama create my-run -f"):
         assert words in shown.stdout
     if serve.importlib.util.find_spec("vllm") is None:
-        refused = run("--engine", "vllm", "--port", "0")
+        refused = serve_run("--engine", "vllm", "--port", "0")
         assert refused.returncode == 3
         assert "VARIANT=cuda-vllm" in refused.stderr
         assert "vllm serve" in refused.stderr
     if serve.importlib.util.find_spec("fastapi") is None:
-        refused = run("--engine", "transformers", "--port", "0")
+        refused = serve_run("--engine", "transformers", "--port", "0")
         assert refused.returncode == 3
         assert "needs fastapi" in refused.stderr
 
@@ -164,7 +162,7 @@ def served(folder: Path) -> serve.Served:
     return serve.Served(folder, folder / "adapter", "mine", 512)
 
 
-def test_of_several_gguf_files_the_one_that_was_asked_for_is_served(tmp_path):
+def test_of_several_gguf_files_the_one_that_is_named_is_served(tmp_path):
     folder = tmp_path / "export" / "gguf"
     folder.mkdir(parents=True)
     for quant in ("f16", "q4_k_m", "Q5_K_M"):
