@@ -222,14 +222,14 @@ def check_weights(trained: Trained, exported: Exported, report: Callable[[str], 
     for kind, file in exported.gguf.items():
         with llama_cpp.quiet(), llama_cpp.weights(file, context=_room(paths)) as model:
             rows = [torch.from_numpy(model.log_probs(ids, len(one))) for ids, one in zip(paths, reference, strict=True)]
-        before, what = (half, wide.name) if wide and kind not in WIDE else (merged, "the merged model")
+        before, what, errors = merged, "the merged model", {}
+        if wide and kind not in WIDE:
+            before, what, errors = half, wide.name, check_tensors(wide, file)  # which names the tensor: so first
         found = divergence(before, rows)
         _judge(file.name, found, bound(kind), what)
         report(f"{kind}: {_words(found)}, against {what}")
-        measured[kind] = found
-        if kind not in WIDE and wide:
-            measured[kind]["weights"] = check_tensors(wide, file)
-        elif not wide:
+        measured[kind] = {**found, "largest error of weights": errors} if errors else found
+        if not wide:
             half, wide = rows, file
     return measured
 

@@ -42,8 +42,11 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, capsys):
     assert "has no adapter yet" in refusal(command.main, capsys, "--run", run)
 
 
-def test_a_reward_model_is_refused_by_name(tmp_path, classifier):
+def test_a_reward_model_is_refused_by_name(tmp_path):
     run = run_of(tmp_path / "reward", recipe="reward")
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
     (run / "adapter" / "head.json").write_text("{}")
     for folder in (run, run / "adapter", classifier):
         with pytest.raises(
