@@ -31,9 +31,9 @@ from install.environment import ROOT, disk_errors, say
 DOCKER = ROOT / "docker"
 # The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.
 PYTHON = "3.11"
-# Wheels only: nothing is compiled, and no code of a package runs, at install time, but for SOURCES of lm-eval. glibc 2.31
-# (Debian 11, Ubuntu 20.04) is as old as it gets: llguidance, which vLLM needs, has no older wheel, and uv would walk back
-# to an old vLLM.
+# Wheels only: nothing is compiled, and no code of a package runs, at install time, but for SOURCES of lm-eval. glibc
+# 2.31 (Debian 11, Ubuntu 20.04) is as old as it gets: llguidance, which vLLM needs, has no older wheel, and uv would
+# walk back to an old vLLM.
 COMPILE = f"""
     pip compile --quiet --no-config --generate-hashes --only-binary :all: --python-version {PYTHON}
     --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-emit-find-links
