@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 from common.data.examples import Conversation
 from common.errors import InputError
@@ -15,21 +15,11 @@ from comparison.sampling import Sampling, complete
 JUDGE_TOKENS = 256
 
 
-class JudgeArgs(Protocol):
-    """The arguments that name a judge."""
+def server_of(args: Any) -> Server | None:
+    """The judge behind the URL that the arguments of a command name, None where they name none.
 
-    @property
-    def judge(self) -> str | None: ...
-    @property
-    def judge_url(self) -> str | None: ...
-    @property
-    def judge_model(self) -> str | None: ...
-    @property
-    def judge_key(self) -> str | None: ...
-
-
-def server_of(args: JudgeArgs) -> Server | None:
-    """The judge behind a URL, None where there is none. Raises InputError for arguments that contradict each other."""
+    Raises InputError for arguments that contradict each other.
+    """
     if args.judge and args.judge_url:
         raise InputError("--judge and --judge-url: give one of the two")
     if args.judge_url and not args.judge_model:

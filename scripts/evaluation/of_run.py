@@ -1,0 +1,240 @@
+"""`make evaluate RUN=…`: the model of a run before and after training, on rows that it never saw."""
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import environment
+from common.data.examples import Prompt
+from common.data.rows import find_source
+from common.errors import InputError
+from common.lm.hub import Model, fetch, find_model
+from common.lm.load import load_chat_tokenizer, load_for_inference, load_text_tokenizer
+from common.run.ending import command
+from common.run.screen import loading
+from comparison.judges import judge_here, server_of
+from comparison.sampling import Sampling as JudgeSampling
+
+from evaluation import general, harness, held_out, questions, results
+from evaluation.figures import Measured
+from evaluation.results import Section
+from evaluation.scorer import Scorer
+from evaluation.subject import Held, Side, Subject, find_subject
+from evaluation.subject import held_out as rows_of
+
+if TYPE_CHECKING:
+    from comparison.judge import Judge
+    from rich.console import Console
+
+GENERAL, QUESTIONS = "general ability", "questions"
+ANSWER_TOKENS = 512  # of an answer to a question
+SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method
+RunArgs = Any  # the Args of scripts/evaluate.py
+
+
+@dataclass
+class Findings:
+    """What one of the two models does: by the name of the rows what was measured, and its answers to the questions."""
+
+    measured: dict[str, list[Measured]] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+
+
+def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
+    """Print what training changed, and write it to the run's folder. Everything is checked before a model is loaded."""
+    subject = find_subject(str(args.run), args.base)
+    if subject.method == "reward":
+        from evaluation.of_reward_run import evaluate_reward_run
+
+        evaluate_reward_run(args, subject)
+        return
+    before = subject.before
+    assert before is not None
+    held = rows_of(subject, args.data)
+    given = subject.arguments
+    scorer = Scorer(given, args.load_in_4bit) if subject.method in ("grpo", "ppo") else None
+    for one in held:
+        if scorer and isinstance(one.examples[0], Prompt):
+            scorer.check(one.name, one.examples)
+    asked = questions.read(args.questions) if args.questions else []
+    server, judge_model = server_of(args), find_model(args.judge) if args.judge else None
+    compared = subject.folder / "compare"
+    if args.compare and compared.exists():
+        raise InputError(f"--compare: {compared} exists already; move it away, or leave --compare out")
+    tasks = harness.find(args.tasks)
+    if server:
+        server.check()
+    outside = dict(os.environ)  # for the harness, whose data may be on the hub where our models are not
+    environment.set_variables(models=models(subject, scorer, judge_model), sources=map(find_source, args.data))
+
+    sections = []
+    if tasks:
+        options = harness.Options(
+            args.task_limit, args.num_fewshot, args.apply_chat_template, args.load_in_4bit, args.seed
+        )
+        sections.append(harness.run(tasks, subject.after, before, subject.folder, options, outside))
+    console = loading(subject.after.model.name)
+    import unsloth  # noqa: F401  first: it changes what is imported after it
+
+    sample_data = Path(given["data"]).absolute().parent == environment.ROOT / "data_samples"
+    sampling = held_out.Sampling(
+        samples=SAMPLED.get(subject.method, 0) if args.samples is None else args.samples,
+        temperature=args.temperature or given.get("temperature") or 1.0,
+        max_new_tokens=args.max_new_tokens or given.get("max_completion_length"),
+        pattern=sample_pattern if args.answer_pattern is None and sample_data else args.answer_pattern or "",
+    )
+    after, earlier = both(args, subject, before, held, scorer, asked, sampling)
+
+    own = [
+        table(one.name, after.measured[one.name], earlier.measured[one.name], len(one.examples), args.seed)
+        for one in held
+    ]
+    if args.general:
+        own.append(table(GENERAL, after.measured[GENERAL], earlier.measured[GENERAL], len(general.items()), args.seed))
+    sections = [*own, *sections]
+    console.print(f"before: {before.name}\nafter:  {subject.after.name}", soft_wrap=True, highlight=False, markup=False)
+    if not held:
+        console.print(
+            "The run held out no row: give rows that it did not train on with --data (--eval-ratio of the recipe holds "
+            "some out).",
+            soft_wrap=True,
+        )
+    for section in sections:
+        results.show(console, section)
+    more: dict[str, Any] = {}
+    if asked:
+        judge = server or (judge_here(judge_model, JudgeSampling(0, 0.0, False, args.seed)) if judge_model else None)
+        more["questions"] = answer_questions(console, asked, earlier.answers, after.answers, judge, args.seed)
+    file = results.write(subject, args.seed, sections, more)
+    console.print(f"Figures in [bold]{file}[/bold], with their intervals in [bold]report.html[/bold]", soft_wrap=True)
+    compare(args, before, subject.after, compared, console)
+
+
+def models(subject: Subject, scorer: Scorer | None, judge: Model | None) -> list[Model]:
+    sides = [side.model for side in (subject.after, subject.before) if side]
+    return [*sides, *(scorer.models if scorer else []), *([judge] if judge else [])]
+
+
+def both(
+    args: RunArgs,
+    subject: Subject,
+    before: Side,
+    held: list[Held],
+    scorer: Scorer | None,
+    asked: list[Prompt],
+    sampling: held_out.Sampling,
+) -> tuple[Findings, Findings]:
+    """What is measured of the model after training and before: one model, its adapter on and off, where it can be."""
+    off = before.adapter is None and subject.after.adapter is not None
+    off = off and before.model.source == subject.after.model.source
+
+    def all_of(loaded: "Loaded", who: str, adapter: str | None) -> Findings:
+        from common.lm.rollout.rollouts import Rollouts
+
+        rollouts = Rollouts(loaded.model, loaded.tokenizer, loaded.end, seed=args.seed, adapter=adapter)
+        found = Findings()
+        for one in held:
+            found.measured[one.name] = held_out.measure(
+                loaded.model, rollouts, one, loaded.tokens[one.name], sampling, scorer, who
+            )
+        if args.general:
+            found.measured[GENERAL] = [general.know(loaded.model, loaded.tokenizer, f"{who}: {GENERAL}")]
+        if asked:
+            limit = args.max_new_tokens or ANSWER_TOKENS
+            found.answers = [one.text for one in rollouts.sample(asked, limit, 0.0)]
+        return found
+
+    with load(args, subject, subject.after, held, asked) as loaded:
+        after = all_of(loaded, "after", "default" if subject.after.adapter else None)
+        if off:
+            with loaded.model.disable_adapter():
+                return after, all_of(loaded, "before", None)
+        vocabulary = loaded.tokenizer.get_vocab()
+    with load(args, subject, before, held, asked) as loaded:
+        if loaded.tokenizer.get_vocab() != vocabulary:
+            raise InputError(
+                f"--base {before.name}: reads text as other tokens than {subject.after.model.name}, so that their "
+                f"likelihoods cannot be compared; `{command('compare', a=before.name, b=subject.folder)}` compares "
+                "what they write"
+            )
+        return after, all_of(loaded, "before", "default" if before.adapter else None)
+
+
+@dataclass
+class Loaded:
+    """A model that is ready, and the rows in its tokens."""
+
+    model: Any
+    tokenizer: Any
+    end: str
+    tokens: dict[str, list[Any]]
+
+
+@contextlib.contextmanager
+def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], asked: list[Prompt]) -> Iterator[Loaded]:
+    """A side, loaded; its memory is free afterwards. The chat template is that of the run."""
+    import torch
+    from common.data.examples import Document
+    from common.data.prompts import render_prompts
+
+    base = fetch(side.model)
+    raw_text = bool(held) and all(isinstance(one.examples[0], Document) for one in held)
+    given = subject.arguments.get("chat_template_path"), subject.arguments.get("pad_token")
+    tokenizer, end = (load_text_tokenizer if raw_text and not asked else load_chat_tokenizer)(base, *given)
+    tokens = {one.name: held_out.read_tokens(tokenizer, one, args.max_length) for one in held}
+    if asked:
+        render_prompts(tokenizer, asked)
+    loaded = Loaded(load_for_inference(base, side.adapter, args.load_in_4bit), tokenizer, end, tokens)
+    try:
+        yield loaded
+    finally:
+        del loaded.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def table(name: str, after: list[Measured], before: list[Measured], rows: int, seed: int) -> Section:
+    details = {
+        label: {key: listed for part in parts for key, listed in part.rows.items()}
+        for label, parts in (("after", after), ("before", before))
+    }
+    return Section(name, rows, held_out.all_lines(after, before, seed), results.few_rows(rows), details)
+
+
+def answer_questions(
+    console: "Console", asked: list[Prompt], before: list[str], after: list[str], judge: "Judge | None", seed: int
+) -> dict[str, Any]:
+    """Print each question with both answers and the verdict, and the total; as JSON."""
+    answers = questions.judged(asked, before, after, judge, seed)
+    total = questions.total(answers)
+    console.print(questions.as_table(answers, f"{len(asked)} questions"))
+    console.print(f"{len(asked)} questions: {total.in_words()}", soft_wrap=True, highlight=False)
+    return {
+        "rows": [one.as_json() for one in answers],
+        "total": {**total.__dict__, "verdict": total.verdict, "in words": total.in_words()},
+    }
+
+
+def compare(args: RunArgs, before: Side, after: Side, folder: Path, console: "Console") -> None:
+    """Run `make compare` on the two models, or print its command."""
+    a, b = (side.adapter or side.model.source for side in (before, after))
+    if not args.compare:
+        console.print("Both models' answers on four dimensions, rated blind:")
+        console.print(f"  {command('compare', a=a, b=b)}", markup=False, highlight=False, soft_wrap=True)
+        return
+    words = ["--a", a, "--b", b, "--output-dir", str(folder), "--seed", str(args.seed)]
+    for name in ("judge", "judge_url", "judge_model", "judge_key"):
+        if value := getattr(args, name):
+            words += ["--" + name.replace("_", "-"), value]
+    words += ["--load-in-4bit"] if args.load_in_4bit else []
+    script = environment.ROOT / "scripts" / "compare.py"
+    done = subprocess.run([sys.executable, script, *words], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
