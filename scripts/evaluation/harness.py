@@ -29,7 +29,9 @@ from evaluation.results import Section
 from evaluation.subject import Side
 
 CHILD = Path(__file__).with_name("run_tasks.py")
-NAME = re.compile(r"^(?:task|group|tag|- ?task): *['\"]?([\w.+-]+)['\"]?\s*$|^ +- (?!\{)([\w.+-]+)\s*$", re.MULTILINE)
+NAME = re.compile(
+    r"^['\"]?(?:task|group|tag|- ?task)['\"]?: *['\"]?([\w.+-]+)['\"]?\s*$|^ +- (?!\{)([\w.+-]+)\s*$", re.MULTILINE
+)
 OWN = re.compile(r"^(?:task|group): *['\"]?([\w.+-]+)", re.MULTILINE)
 
 

@@ -9,6 +9,7 @@ from common.data.examples import Conversation, Document, Feedback, Pair, Prompt
 from common.data.prompts import render_prompts
 from common.data.rows import Faults
 from common.errors import InputError
+from common.lm.render import prompt_ids
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
 from common.run.samples import Sample, as_samples
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 COMPLETED = 200  # held-out prompts that are completed, at most
 ANSWER_MARKS = {"</answer>", "\\boxed{", "####"}  # of a completion in the data that ends in an answer to compare with
-SHORTEST, LONGEST = 64, 1024  # tokens of a completion, where those of the data decide
+FEWEST_TOKENS, MOST_TOKENS = 64, 512  # of a completion, where those of the data decide
 FEW_TASKS = 2  # so many have lines of their own
 
 
@@ -34,7 +35,7 @@ class Sampling:
 
     samples: int
     temperature: float
-    max_new_tokens: int | None  # None: twice the longest completion of the data
+    max_new_tokens: int
     pattern: str  # what a whole completion of a question looks like; empty: anything
 
 
@@ -58,21 +59,26 @@ def measure(
         return solve(rollouts, held.examples[:COMPLETED], sampling, scorer, what)
     if isinstance(first, Document):
         return [imitate(model, tokenizer, tokens, what)]
+    samples = [one for row in held.examples for one in as_samples_of(row)]
     if isinstance(first, Conversation):
-        return [imitate(model, tokenizer, tokens, what), *write(rollouts, as_samples(held.examples), sampling, what)]
+        return [imitate(model, tokenizer, tokens, what), *write(rollouts, samples, sampling, what)]
     if isinstance(first, Pair):
         preferred = prefer(model, tokenizer, tokens, what)
         chosen = likelihood(preferred.rows["margins"])
-        samples = [sample(row, row.chosen) for row in held.examples]
         return [preferred, chosen, *write(rollouts, samples, sampling, what)]
     approved = approve(model, tokenizer, tokens, what)
     good = [row for row in approved.rows["log_probs"] if row["good"]]
-    samples = [sample(row, row.completion) for row in held.examples if row.label]
     return [approved, *([likelihood(good)] if good else []), *write(rollouts, samples, sampling, what)]
 
 
-def sample(row: Pair | Feedback, completion: list[dict[str, Any]]) -> Sample:
-    return Sample(Conversation(row.place, row.prompt, row.tools), str(completion[-1].get("content") or ""))
+def as_samples_of(row: Any) -> list[Sample]:
+    """The prompt of a row with its good completion; none of a document, a bad completion, or a prompt alone."""
+    if isinstance(row, Conversation):
+        return as_samples([row])
+    if not isinstance(row, Pair | Feedback) or (isinstance(row, Feedback) and not row.label):
+        return []
+    completion = row.chosen if isinstance(row, Pair) else row.completion
+    return [Sample(Conversation(row.place, row.prompt, row.tools), str(completion[-1].get("content") or ""))]
 
 
 def likelihood(rows: Sequence[dict[str, Any]]) -> Measured:
@@ -86,9 +92,9 @@ def write(rollouts: "Rollouts", samples: Sequence[Sample], sampling: Sampling, w
     samples = [one for one in samples if isinstance(one.prompt, Conversation)][:COMPLETED]
     if not samples:
         return []
-    limit = sampling.max_new_tokens or longest(rollouts.tokenizer, [one.reference for one in samples])
+    prompts = [one.prompt for one in samples if isinstance(one.prompt, Conversation)]
     with bar(what, len(samples)) as advance:
-        prompts = [one.prompt for one in samples if isinstance(one.prompt, Conversation)]
+        limit = room(rollouts, prompts, sampling.max_new_tokens)
         completions = rollouts.sample(prompts, limit, 0.0, advance=advance)
     kept = [
         completion.ended and layout(marks(completion.text)) == layout(marks(one.reference))
@@ -120,17 +126,29 @@ def marked_answer(reference: str) -> Gold | None:
         return None
 
 
-def longest(tokenizer: Any, references: Sequence[str]) -> int:
-    """Tokens that a completion may take: twice the longest of the data."""
-    counts = [len(ids) for ids in tokenizer(list(references), add_special_tokens=False)["input_ids"]]
-    return min(max(2 * max(counts), SHORTEST), LONGEST)
+def longest(tokenizer: Any, held: Sequence[Held]) -> int:
+    """Tokens that a completion may take: twice the longest of the data, and of data without completions MOST_TOKENS."""
+    references = [one.reference for rows in held for row in rows.examples for one in as_samples_of(row)]
+    if not references:
+        return MOST_TOKENS
+    counts = [len(ids) for ids in tokenizer(references, add_special_tokens=False, verbose=False)["input_ids"]]
+    return min(max(2 * max(counts), FEWEST_TOKENS), MOST_TOKENS)
+
+
+def room(rollouts: "Rollouts", prompts: Sequence[Prompt | Conversation], limit: int) -> int:
+    """`limit`, or what the model's positions leave after the longest prompt."""
+    positions = getattr(rollouts.model.config.get_text_config(), "max_position_embeddings", None)
+    return (
+        max(1, min(limit, positions - max(map(len, prompt_ids(rollouts.tokenizer, prompts))))) if positions else limit
+    )
 
 
 def solve(
     rollouts: "Rollouts", prompts: Sequence[Prompt], sampling: Sampling, scorer: Scorer | None, what: str
 ) -> list[Measured]:
     """The rewards of completions, where the run has some, and how often they are right, of those with a gold answer."""
-    drawn = draw(rollouts, prompts, what, sampling.samples, sampling.temperature, sampling.max_new_tokens or LONGEST)
+    limit = room(rollouts, prompts, sampling.max_new_tokens)
+    drawn = draw(rollouts, prompts, what, sampling.samples, sampling.temperature, limit)
     found = [rewarded(drawn, prompts, scorer)] if scorer else []
     questions = {index: asked for index, prompt in enumerate(prompts) if (asked := as_question(prompt))}
     if questions:

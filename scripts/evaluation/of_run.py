@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     sampling = held_out.Sampling(
         samples=SAMPLED.get(subject.method, 0) if args.samples is None else args.samples,
         temperature=args.temperature or given.get("temperature") or 1.0,
-        max_new_tokens=args.max_new_tokens or given.get("max_completion_length"),
+        max_new_tokens=args.max_new_tokens or given.get("max_completion_length") or 0,
         pattern=sample_pattern if args.answer_pattern is None and sample_data else args.answer_pattern or "",
     )
     after, earlier = both(args, subject, before, held, scorer, asked, sampling)
@@ -139,14 +139,15 @@ def both(
 
         rollouts = Rollouts(loaded.model, loaded.tokenizer, loaded.end, seed=args.seed, adapter=adapter)
         found = Findings()
+        own = sampling if sampling.max_new_tokens else replace(sampling, max_new_tokens=loaded.longest)
         for one in held:
             found.measured[one.name] = held_out.measure(
-                loaded.model, rollouts, one, loaded.tokens[one.name], sampling, scorer, who
+                loaded.model, rollouts, one, loaded.tokens[one.name], own, scorer, who
             )
         if args.general:
             found.measured[GENERAL] = [general.know(loaded.model, loaded.tokenizer, f"{who}: {GENERAL}")]
         if asked:
-            limit = args.max_new_tokens or ANSWER_TOKENS
+            limit = held_out.room(rollouts, asked, args.max_new_tokens or ANSWER_TOKENS)
             found.answers = [one.text for one in rollouts.sample(asked, limit, 0.0)]
         return found
 
@@ -174,6 +175,7 @@ class Loaded:
     tokenizer: Any
     end: str
     tokens: dict[str, list[Any]]
+    longest: int  # tokens that a completion may take, by the data
 
 
 @contextlib.contextmanager
@@ -190,7 +192,9 @@ def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], asked: l
     tokens = {one.name: held_out.read_tokens(tokenizer, one, args.max_length) for one in held}
     if asked:
         render_prompts(tokenizer, asked)
-    loaded = Loaded(load_for_inference(base, side.adapter, args.load_in_4bit), tokenizer, end, tokens)
+    model = load_for_inference(base, side.adapter, args.load_in_4bit)
+    loaded = Loaded(model, tokenizer, end, tokens, held_out.longest(tokenizer, held))
+    del model
     try:
         yield loaded
     finally:

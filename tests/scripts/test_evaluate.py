@@ -11,7 +11,6 @@ import pytest
 from common.data.hold_out import read_held_out
 from common.data.rows import Faults
 from common.lm.chat import tokenize
-from common.rewards.answers import gold
 from conftest import ROOT, read_jsonl, run_recipe
 from evaluation import policy
 from evaluation.figures import Measured, comparison_table, differences, figures, shown
