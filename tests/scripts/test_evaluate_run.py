@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from common.errors import InputError, MachineError
 from common.pages.evaluation import read_evaluation
 from common.rewards.answers import gold
 from common.run.intervals import interval
-from conftest import ROOT
+from conftest import ROOT, read_jsonl, run_recipe
 from evaluation import general, harness, questions
 from evaluation.figures import PERPLEXITY, Line, Measured, line_table, lines
 from evaluation.held_out import all_lines, marked_answer
@@ -408,3 +410,113 @@ def test_a_reward_model_answers_no_questions(tmp_path):
     args = SimpleNamespace(questions="q.jsonl", tasks=(), compare=False)
     with pytest.raises(InputError, match="a reward model scores"):
         evaluate_reward_run(args, Subject(tmp_path, "reward", {}, side("tiny"), None))
+
+
+# The whole, on real runs.
+
+
+def evaluate(*words: object, code: int = 0) -> str:
+    words = [sys.executable, ROOT / "scripts" / "evaluate.py", *map(str, words)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def figures(section: dict) -> dict[str, dict]:
+    return {line["name"]: line for line in section["lines"]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path):
+    run, data = tmp_path / "sft", tmp_path / "chats.jsonl"
+    data.write_text("".join((DATA / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:400]))
+    words = ("--data", data, "--output-dir", run, "--eval-ratio", 0.1, "--num-train-epochs", 2)
+    done = run_recipe("sft", *words)
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    printed = evaluate("--run", run, "--questions", DATA / "questions.jsonl")
+    found = read_evaluation(run)
+    own = figures(found["sections"]["held-out rows of chats.jsonl"])
+    # The trainer's own held-out loss is of 40 rows, ours of these and of the three whose completions are shown.
+    losses = [row["eval_loss"] for row in read_jsonl(run / "metrics.jsonl") if "eval_loss" in row]
+    assert own["loss (nats)"]["rows"] == trained["data"]["held_out"] == 43
+    assert own["loss (nats)"]["after"] == pytest.approx(min(losses), rel=0.3)
+    assert own["loss (nats)"]["verdict"] == "better"
+    assert own["perplexity (per token)"]["after"] == pytest.approx(math.exp(own["loss (nats)"]["after"]))
+    assert own["format kept"]["before"] < 0.1 < 0.5 < own["format kept"]["after"]
+    assert {"stops", "answer right"} <= own.keys()
+    kept = figures(found["sections"]["general ability"])
+    assert kept["right"]["rows"] == 80
+    assert {"right, English", "right end, Chinese (nats per byte)"} <= kept.keys()
+    assert len(found["questions"]["rows"]) == 10
+    for text in ("before: tiny", "held-out rows of chats.jsonl, 43 rows", "general ability", "make compare A=", "sign"):
+        assert text in printed, printed
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "perplexity (per token)" in report
+    # Another base is another "before": the adapter against itself shows no difference.
+    evaluate("--run", run, "--base", run, "--no-general")
+    again = figures(read_evaluation(run)["sections"]["held-out rows of chats.jsonl"])
+    assert {line["verdict"] for line in again.values()} == {"no difference"}
+    assert again["loss (nats)"]["difference"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_a_run_of_grpo_is_evaluated_by_its_rewards_pass_and_majority(merged, tmp_path):
+    run = tmp_path / "grpo"
+    words = ("--model", merged, "--output-dir", run, "--max-steps", 2, "--sample-prompts", 12)
+    done = run_recipe("grpo", *words, "--max-completion-length", 64)
+    assert done.returncode == 0, done.stderr
+    entry = read_jsonl(run / "samples.jsonl")[0]
+    (prompt, _, before), (text, count, after) = entry["mask"]
+    assert (before, after) == (False, True)
+    assert entry["completion"] in text
+    assert entry["prompt"][-1]["content"] in prompt
+    assert count > 1
+    evaluate("--run", run, "--samples", 4, "--no-general", "--data", DATA / "arithmetic.jsonl")
+    (section,) = read_evaluation(run)["sections"].values()
+    found = figures(section)
+    names = ["reward (greedy)", "math (greedy)", "format (greedy)", "reward (sampled)", "greedy right", "majority@4"]
+    assert {*names, "pass@1", "pass@4", "stops"} <= found.keys()
+    # The reward math is the scorer of the answers; the whole is math + 0.2 format.
+    assert found["math (greedy)"]["after"] == pytest.approx(found["greedy right"]["after"])
+    whole = found["math (greedy)"]["after"] + 0.2 * found["format (greedy)"]["after"]
+    assert found["reward (greedy)"]["after"] == pytest.approx(whole)
+    assert found["pass@1"]["after"] <= found["pass@4"]["after"]
+
+
+@pytest.mark.slow
+def test_tasks_of_lm_eval_run_with_the_adapter_on_and_off(trained, tmp_path):
+    """On a task of our own over a local file; the harness is installed if it is not yet, which needs an index."""
+    try:
+        overlay.ensure()
+    except MachineError as error:
+        pytest.skip(str(error))
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    rows = [
+        {"question": f"{a} + {b} =", "choices": [f" {a + b}", f" {a + b + 1}", f" {abs(a - b)}"]}
+        for a in range(2, 9)
+        for b in range(2, 7)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(
+        f"task: my_sums\ndataset_path: json\ndataset_kwargs:\n  data_files: {tmp_path / 'sums.jsonl'}\n"
+        "test_split: train\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_target: 0\n"
+        "doc_to_choice: '{{choices}}'\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n"
+    )
+    printed = evaluate("--run", run, "--tasks", tmp_path / "sums.yaml", "--no-general", "--max-new-tokens", 16)
+    section = read_evaluation(run)["sections"]["lm-evaluation-harness"]
+    line = figures(section)["my_sums acc"]
+    assert line["rows"] == 35
+    assert line["before"] != line["after"]  # the adapter was on, and off
+    own = section["details"]["results"]
+    assert own["after"]["my_sums"]["acc,none"] == pytest.approx(line["after"])
+    p = line["after"]
+    assert own["after"]["my_sums"]["acc_stderr,none"] == pytest.approx(math.sqrt(p * (1 - p) / 34))
+    assert line["after_interval"][0] <= p <= line["after_interval"][1]
+    assert "my_sums acc" in printed
+    # A public task whose data is on a hub that is not in reach.
+    printed = evaluate("--run", run, "--tasks", "gsm8k", "--task-limit", 1, code=3)
+    assert "the data of a task cannot be had here" in printed
