@@ -237,6 +237,7 @@ def compare(args: RunArgs, before: Side, after: Side, folder: Path, console: "Co
     for name in ("judge", "judge_url", "judge_model", "judge_key"):
         if value := getattr(args, name):
             words += ["--" + name.replace("_", "-"), value]
+    words += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
     words += ["--load-in-4bit"] if args.load_in_4bit else []
     script = environment.ROOT / "scripts" / "compare.py"
     done = subprocess.run([sys.executable, script, *words], check=False)

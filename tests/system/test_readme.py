@@ -30,6 +30,7 @@ ELSEWHERE = {
     r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
     r"make watch\b.*": "tests/scripts/test_watch.py",
     r"make pin\b.*": "tests/common/lm/test_models.py",
+    r"make evaluate\b.* (TASKS|COMPARE)=.*": "tests/scripts/test_evaluate_run.py",
     r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
