@@ -141,6 +141,8 @@ def check(args: Args) -> None:
         flags = ", ".join("--" + name.replace("_", "-") for name in strange)
         there = "the run names its models, and its folder takes the figures" if args.run else "they are about a run"
         raise InputError(f"{flags}: {'not with --run' if args.run else 'give --run too'}; {there}")
+    if args.tasks and args.load_in_4bit:
+        raise InputError("--load-in-4bit and --tasks: the harness runs in 16 bit; leave one of the two out")
     if args.samples is not None and args.samples < 0:
         raise InputError(f"--samples {args.samples}: expected 0 or more")
     if args.max_new_tokens is not None and args.max_new_tokens < 1:

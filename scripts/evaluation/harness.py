@@ -50,7 +50,6 @@ class Options:
     limit: int | None  # rows of a task
     num_fewshot: int | None  # None: as the task has it
     chat_template: bool
-    load_in_4bit: bool
     seed: int
 
 

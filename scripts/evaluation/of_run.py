@@ -75,9 +75,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
 
     sections = []
     if tasks:
-        options = harness.Options(
-            args.task_limit, args.num_fewshot, args.apply_chat_template, args.load_in_4bit, args.seed
-        )
+        options = harness.Options(args.task_limit, args.num_fewshot, args.apply_chat_template, args.seed)
         sections.append(harness.run(tasks, subject.after, before, subject.folder, options, outside))
     console = loading(subject.after.model.name)
     import unsloth  # noqa: F401  first: it changes what is imported after it

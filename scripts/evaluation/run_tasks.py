@@ -70,7 +70,6 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
                 device="cuda" if on_gpu else "cpu",
                 dtype="bfloat16" if on_gpu else "float32",
                 batch_size="auto" if on_gpu else 8,
-                load_in_4bit=request["load_in_4bit"] or None,
             )
         with lm.model.disable_adapter() if same_base else contextlib.nullcontext():
             out = simple_evaluate(

@@ -395,6 +395,7 @@ def test_without_an_index_in_reach_it_ends_as_a_fault_of_the_machine(tmp_path, m
         (["--run", "data_samples"], "holds no run"),
         (["--run", "{run}"], "the run is stopped after step 3; its command resumes it"),
         (["--run", "{run}", "--samples", "-1"], "expected 0 or more"),
+        (["--run", "{run}", "--tasks", "gsm8k", "--load-in-4bit"], "the harness runs in 16 bit"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(words, message, capsys, monkeypatch, tmp_path):
@@ -435,7 +436,8 @@ def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path
     done = run_recipe("sft", *words)
     assert done.returncode == 0, done.stderr
     trained = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    printed = evaluate("--run", run, "--questions", DATA / "questions.jsonl")
+    words = ("--questions", DATA / "questions.jsonl", "--compare", "--max-new-tokens", 48)
+    printed = evaluate("--run", run, *words)
     found = read_evaluation(run)
     own = figures(found["sections"]["held-out rows of chats.jsonl"])
     # The trainer's own held-out loss is of 40 rows, ours of these and of the three whose completions are shown.
@@ -450,12 +452,14 @@ def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path
     assert kept["right"]["rows"] == 80
     assert {"right, English", "right end, Chinese (nats per byte)"} <= kept.keys()
     assert len(found["questions"]["rows"]) == 10
-    for text in ("before: tiny", "held-out rows of chats.jsonl, 43 rows", "general ability", "make compare A=", "sign"):
+    for text in ("before: tiny", "held-out rows of chats.jsonl, 43 rows", "general ability", "B wins", "sign"):
         assert text in printed, printed
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "perplexity (per token)" in report
+    assert (run / "compare" / "compare.json").is_file()
     # Another base is another "before": the adapter against itself shows no difference.
-    evaluate("--run", run, "--base", run, "--no-general")
+    printed = evaluate("--run", run, "--base", run, "--no-general", "--max-new-tokens", 48)
+    assert f"make compare A={run / 'adapter'} B={run / 'adapter'}" in printed
     again = figures(read_evaluation(run)["sections"]["held-out rows of chats.jsonl"])
     assert {line["verdict"] for line in again.values()} == {"no difference"}
     assert again["loss (nats)"]["difference"] == 0
