@@ -169,6 +169,7 @@ def section(names: list[str], after: dict[str, Any], before: dict[str, Any] | No
             if line:
                 found.append(line)
                 counts.append(line.rows)
+                notes.append(f"{line.name}, as the harness reports it: {as_reported(task, metric, after, before)}")
     if any(line.rows == 0 for line in found):
         notes.append("Where a figure is no mean over rows, its interval is made from the harness's standard errors.")
     errors = {
@@ -177,6 +178,16 @@ def section(names: list[str], after: dict[str, Any], before: dict[str, Any] | No
         if side
     }
     return Section("lm-evaluation-harness", max(counts, default=0), found, notes, {"results": errors})
+
+
+def as_reported(task: str, metric: str, after: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """The figure of both models with the harness's standard error."""
+    sides = {"before": before, "after": after}
+    return ", ".join(
+        f"{name} {side['results'][task][metric]:.4g} ± {stderr(side, task, metric):.2g}"
+        for name, side in sides.items()
+        if side
+    )
 
 
 def metric_line(task: str, metric: str, after: dict[str, Any], before: dict[str, Any] | None, seed: int) -> Line | None:
