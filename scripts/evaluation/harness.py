@@ -177,7 +177,9 @@ def section(names: list[str], after: dict[str, Any], before: dict[str, Any] | No
         for name, side in (("after", after), ("before", before))
         if side
     }
-    return Section("lm-evaluation-harness", max(counts, default=0), found, notes, {"results": errors})
+    return Section(
+        f"lm-evaluation-harness: {', '.join(names)}", max(counts, default=0), found, notes, {"results": errors}
+    )
 
 
 def as_reported(task: str, metric: str, after: dict[str, Any], before: dict[str, Any] | None) -> str:

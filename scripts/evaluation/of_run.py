@@ -83,7 +83,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     sample_data = Path(given["data"]).absolute().parent == environment.ROOT / "data_samples"
     sampling = held_out.Sampling(
         samples=SAMPLED.get(subject.method, 0) if args.samples is None else args.samples,
-        temperature=args.temperature or given.get("temperature") or 1.0,
+        temperature=given.get("temperature", 1.0) if args.temperature is None else args.temperature,
         max_new_tokens=args.max_new_tokens or given.get("max_completion_length") or 0,
         pattern=sample_pattern if args.answer_pattern is None and sample_data else args.answer_pattern or "",
     )

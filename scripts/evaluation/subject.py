@@ -145,6 +145,12 @@ def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
         rows = read_held_out(name)
         if subject.method in ("grpo", "ppo") and isinstance(rows[0], Prompt | Pair | Rating):
             rows = as_prompts(rows, given)
+        elif subject.method == "kto" and isinstance(rows[0], Rating):
+            rows = as_feedback(rows, given.get("threshold"))
+        elif isinstance(rows[0], Rating) and subject.method != "reward":
+            raise InputError(f"{name}: scores judge a reward model, not what {subject.method} trains")
+        elif subject.method == "reward" and not isinstance(rows[0], Pair | Rating):
+            raise InputError(f"{name}: expected pairs or scores to judge a reward model by")
         found.append(Held(Path(name).name, rows))
     return found
 

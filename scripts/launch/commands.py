@@ -117,7 +117,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "chat": script("talk to the model of a run, beside its base if you like", "scripts/chat.py"),
         "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
         "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
-        "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
+        "evaluate": script("a run before and after, or any model, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),
     },
