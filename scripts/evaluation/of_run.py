@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common import environment
 from common.data.examples import Prompt
 from common.data.rows import find_source
-from common.errors import InputError
+from common.errors import InputError, spell
 from common.lm.hub import Model, fetch, find_model
 from common.lm.load import load_chat_tokenizer, load_for_inference, load_text_tokenizer
 from common.run.ending import command
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 GENERAL, QUESTIONS = "general ability", "questions"
 ANSWER_TOKENS = 512  # of an answer to a question
 SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method
+NOTHING_HELD_OUT = "The run held out no row: give rows that it did not train on with --data. EVAL_RATIO=0.05 of a recipe holds some out."
 RunArgs = Any  # the Args of scripts/evaluate.py
 
 
@@ -98,11 +99,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     sections = [*own, *sections]
     console.print(f"before: {before.name}\nafter:  {subject.after.name}", soft_wrap=True, highlight=False, markup=False)
     if not held:
-        console.print(
-            "The run held out no row: give rows that it did not train on with --data (--eval-ratio of the recipe holds "
-            "some out).",
-            soft_wrap=True,
-        )
+        console.print(spell(NOTHING_HELD_OUT), soft_wrap=True, highlight=False)
     for section in sections:
         results.show(console, section)
     more: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import spell
 from common.pages.evaluation import NAME as EVALUATION
 from common.pages.evaluation import read_evaluation
 from common.pages.report import NAME, write_report
@@ -42,7 +43,7 @@ def show(console: Console, section: Section) -> None:
     """Print a table, at most 80 columns wide."""
     console.print(line_table(f"{section.title}, {section.rows} rows", section.lines))
     for note in section.notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(spell(note), soft_wrap=True, highlight=False, markup=False)
 
 
 def few_rows(rows: int) -> list[str]:

@@ -52,7 +52,7 @@ def shown(name: str, value: float, sign: str = "") -> str:
     """A figure as text: a share in per cent; one with a unit in brackets in its name, such as (nats), as it is."""
     if name == "rows":
         return str(value)
-    return f"{value:{sign},.2f}" if "(" in name else f"{value:{sign}.1%}"
+    return f"{value:{sign}.1%}" if "(" not in name else f"{value:{sign},.{2 if abs(value) >= 1 else 3}f}"
 
 
 def bounds(name: str, interval: Sequence[float], sign: str = "") -> str:

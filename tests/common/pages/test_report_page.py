@@ -195,7 +195,7 @@ def test_a_report_tells_what_was_trained_how_it_went_and_how_to_repeat_it(tmp_pa
         "12 tokens, 5 with loss",
         "Before: qwen2.5-7b. After: outputs/ one.",
         "greedy right 25.0% 15.0% to 35.0% 50.0% 40.0% to 60.0% +25.0% +12.5% to +37.5% better",
-        "perplexity (per token) 3.50 3.40 to 3.60 4.25 4.15 to 4.35 +0.75 +0.62 to +0.88 worse",
+        "perplexity (per token) 3.50 3.40 to 3.60 4.25 4.15 to 4.35 +0.750 +0.625 to +0.875 worse",
         "no difference",
         "1 questions: 1 better, 0 worse, 0 the same",
     ):
