@@ -35,7 +35,7 @@ def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
     environment.set_variables(models=known, sources=map(find_source, args.data))
     console = loading(trained.model.name)
     import unsloth  # noqa: F401  first: it changes what is imported after it
-    from common.rewards.report import show
+    from common.rewards.report import show, shown
 
     after = {one.name: measure(trained, one, args.load_in_4bit, args.max_length) for one in held}
     before = {one.name: measure(other, one, args.load_in_4bit, args.max_length) for one in held} if other else {}
@@ -46,8 +46,10 @@ def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
         old = before[one.name][0] if other else None
         found: list[Line] = lines(measured, old, args.seed)
         rows = len(one.examples)
-        notes = [f"{name}: {value}" for name, value in report.items() if name in ("pearson", "pearson, 95 %")]
-        section = results.Section(one.name, rows, found, [*notes, *results.few_rows(rows)], {"report": report})
+        correlation = [shown(report[name]) for name in ("pearson", "pearson, 95 %") if name in report]
+        notes = [f"Pearson's correlation with the scores given: {', '.join(correlation)}"] if correlation else []
+        notes += results.few_rows(rows)
+        section = results.Section(one.name, rows, found, notes, {"report": report})
         results.show(console, section)
         sections.append(section)
     if other and args.base:

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 GENERAL, QUESTIONS = "general ability", "questions"
 ANSWER_TOKENS = 512  # of an answer to a question
 SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method
-NOTHING_HELD_OUT = "The run held out no row: give rows that it did not train on with --data. EVAL_RATIO=0.05 of a recipe holds some out."
+NOTHING_HELD_OUT = (
+    "The run held out no row: give rows that it did not train on with --data. "
+    "EVAL_RATIO=0.05 of a recipe holds some out."
+)
 RunArgs = Any  # the Args of scripts/evaluate.py
 
 
