@@ -53,6 +53,7 @@ from evaluation.of_run import evaluate_run
 SAMPLE = str(environment.ROOT / "data_samples" / "heldout.jsonl")
 SAMPLE_PATTERN = r"<think>.+</think><answer>(.+)</answer>"  # the format that the sample data teaches
 MAX_NEW_TOKENS = 64  # enough for the sample data
+MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class Args:
     """Of sampled completions; by default that of the run, else 1."""
     max_new_tokens: int | None = None
     """By default what the run's completions had, or twice the longest of its data; without a run 64."""
-    max_length: int = 2048
-    """Tokens of a pair, a conversation or a rated answer with its prompt; the rest is truncated."""
+    max_length: int | None = None
+    """Tokens of a pair, a conversation or a rated answer with its prompt; the rest is truncated. By default the run's,
+    without a run 2048."""
     judge: str | None = None
     """A model to judge the answers to --questions that no rule can judge: a card's name, a directory or a hub id."""
     judge_url: str | None = None
@@ -166,7 +168,9 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
     raw_text = all(isinstance(rows[0], Document) for rows in sets.values())
     tokenizer, end = (load_text_tokenizer if raw_text else load_chat_tokenizer)(base)
     faults = Faults()
-    tokens = {name: policy.tokens_of(tokenizer, rows, args.max_length, faults) for name, rows in sets.items()}
+    tokens = {
+        name: policy.tokens_of(tokenizer, rows, args.max_length or MAX_LENGTH, faults) for name, rows in sets.items()
+    }
     faults.stop()
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
 
@@ -227,7 +231,7 @@ def evaluate_reward_model(args: Args, which: str) -> dict[str, Any]:
     judge = reward_model.Judge(trained, args.load_in_4bit)
     results = {}
     for name, rows in sets.items():
-        tokens, truncated = judge.tokens_of(rows, args.max_length)
+        tokens, truncated = judge.tokens_of(rows, args.max_length or MAX_LENGTH)
         if truncated:
             console.print(truncated)
         report, judged = judge.report(rows, tokens, Path(name).name)

@@ -37,8 +37,9 @@ def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
     import unsloth  # noqa: F401  first: it changes what is imported after it
     from common.rewards.report import show, shown
 
-    after = {one.name: measure(trained, one, args.load_in_4bit, args.max_length) for one in held}
-    before = {one.name: measure(other, one, args.load_in_4bit, args.max_length) for one in held} if other else {}
+    max_length = args.max_length or subject.arguments["max_length"]
+    after = {one.name: measure(trained, one, args.load_in_4bit, max_length) for one in held}
+    before = {one.name: measure(other, one, args.load_in_4bit, max_length) for one in held} if other else {}
     sections = []
     for one in held:
         measured, report = after[one.name]

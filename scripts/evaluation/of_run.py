@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 GENERAL, QUESTIONS = "general ability", "questions"
+LONGEST_ROW = 2048  # tokens of a row, where the run has no limit of its own
 ANSWER_TOKENS = 512  # of an answer to a question
 SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method
 NOTHING_HELD_OUT = (
@@ -187,7 +188,8 @@ def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], asked: l
     raw_text = bool(held) and all(isinstance(one.examples[0], Document) for one in held)
     given = subject.arguments.get("chat_template_path"), subject.arguments.get("pad_token")
     tokenizer, end = (load_text_tokenizer if raw_text and not asked else load_chat_tokenizer)(base, *given)
-    tokens = {one.name: held_out.read_tokens(tokenizer, one, args.max_length) for one in held}
+    max_length = args.max_length or subject.arguments.get("max_length") or LONGEST_ROW
+    tokens = {one.name: held_out.read_tokens(tokenizer, one, max_length) for one in held}
     if asked:
         render_prompts(tokenizer, asked)
     model = load_for_inference(base, side.adapter, args.load_in_4bit)
