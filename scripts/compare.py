@@ -74,7 +74,11 @@ class Args:
 
 
 def main() -> None:
-    args = parse_arguments(Args, __doc__)
+    compare(parse_arguments(Args, __doc__))
+
+
+def compare(args: Args) -> None:
+    """Let both models complete the prompts, rate them, print the table and write the folder."""
     sides = {"A": args.a, "B": args.b}
     models = {name: model_and_adapter(side, args.base) for name, side in sides.items()}
     server = server_of(args)

@@ -3,8 +3,6 @@
 import contextlib
 import gc
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -233,13 +231,10 @@ def compare(args: RunArgs, before: Side, after: Side, folder: Path, console: "Co
         console.print("Both models' answers on four dimensions, rated blind:")
         console.print(f"  {command('compare', a=a, b=b)}", markup=False, highlight=False, soft_wrap=True)
         return
-    words = ["--a", a, "--b", b, "--output-dir", str(folder), "--seed", str(args.seed)]
-    for name in ("judge", "judge_url", "judge_model", "judge_key"):
-        if value := getattr(args, name):
-            words += ["--" + name.replace("_", "-"), value]
-    words += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
-    words += ["--load-in-4bit"] if args.load_in_4bit else []
-    script = environment.ROOT / "scripts" / "compare.py"
-    done = subprocess.run([sys.executable, script, *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    from compare import Args as CompareArgs
+    from compare import compare as compare_both
+
+    limit = {"max_new_tokens": args.max_new_tokens} if args.max_new_tokens else {}
+    judge = {name: getattr(args, name) for name in ("judge", "judge_url", "judge_model", "judge_key")}
+    more = {"load_in_4bit": args.load_in_4bit, "seed": args.seed, **limit, **judge}
+    compare_both(CompareArgs(a=a, b=b, output_dir=str(folder), **more))
