@@ -164,9 +164,9 @@ def ask(*pairs: tuple[str, str]) -> list[Prompt]:
 
 
 def test_a_question_is_judged_by_the_scorer_else_the_judge_else_the_text():
-    asked = ask(("3 + 4?", "7"), ("capital?", "Bogota"), ("why?", "because of the long rain"))
+    requested = ask(("3 + 4?", "7"), ("capital?", "Bogota"), ("why?", "because of the long rain"))
     before, after = ["#### 8", "Bogota it is", "no idea"], ["so\n#### 7.0", "Lima", "because of rain"]
-    plain = questions.judged(asked, before, after, None, 0)
+    plain = questions.judged(requested, before, after, None, 0)
     assert [(one.verdict, one.by) for one in plain] == [
         ("better", ("scorer", "scorer")),
         ("worse", ("contains", "F1 0.00")),
@@ -187,7 +187,7 @@ def test_a_question_is_judged_by_the_scorer_else_the_judge_else_the_text():
             replies.append(json.dumps(rated))
         return replies
 
-    found = questions.judged(asked, before, after, judge, 0)
+    found = questions.judged(requested, before, after, judge, 0)
     assert [one.verdict for one in found] == ["better", "better", "same"]
     assert found[1].by == ("judge", "judge")
     assert len(requests) == 2
@@ -458,7 +458,7 @@ def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path
     assert kept["right"]["rows"] == 80
     assert {"right, English", "right end, Chinese (nats per byte)"} <= kept.keys()
     assert len(found["questions"]["rows"]) == 10
-    for text in ("before: tiny", "held-out rows of chats.jsonl, 33 rows", "general ability", "B wins", "sign"):
+    for text in ("before: tiny", "held-out rows of chats.jsonl, 33 rows", "general ability", "completeness", "sign"):
         assert text in printed, printed
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "perplexity (per token)" in report
