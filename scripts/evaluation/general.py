@@ -34,8 +34,8 @@ def items() -> list[Item]:
 
 def know(model: Any, tokenizer: Any, what: str) -> Measured:
     """How often the right end of a sentence is the likeliest, and how likely it is."""
-    requested = items()
-    ends = [(item, end) for item in requested for end in (item.right, *item.wrong)]
+    facts = items()
+    ends = [(item, end) for item in facts for end in (item.right, *item.wrong)]
     scored = score(model, tokenizer, [spans(tokenizer, item.text, end) for item, end in ends], what)
     per_byte = [
         float(one.log_probs.sum()) / len(end.strip().encode()) for one, (_, end) in zip(scored, ends, strict=True)
@@ -43,10 +43,10 @@ def know(model: Any, tokenizer: Any, what: str) -> Measured:
     of_item = [per_byte[first : first + 4] for first in range(0, len(per_byte), 4)]
     rows = [
         {"text": item.text, "right": item.right, "chosen": [item.right, *item.wrong][own.index(max(own))]}
-        for item, own in zip(requested, of_item, strict=True)
+        for item, own in zip(facts, of_item, strict=True)
     ]
     values = {"right": [max(own) == own[0] for own in of_item], LIKELIHOOD: [own[0] for own in of_item]}
-    return Measured(values, {"general": rows}, [item.language for item in requested])
+    return Measured(values, {"general": rows}, [item.language for item in facts])
 
 
 def spans(tokenizer: Any, text: str, end: str) -> tuple[list[int], list[int]]:

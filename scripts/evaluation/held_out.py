@@ -150,7 +150,7 @@ def solve(
     limit = room(rollouts, prompts, sampling.max_new_tokens)
     drawn = draw(rollouts, prompts, what, sampling.samples, sampling.temperature, limit)
     found = [rewarded(drawn, prompts, scorer)] if scorer else []
-    questions = {index: requested for index, prompt in enumerate(prompts) if (requested := as_question(prompt))}
+    questions = {index: question for index, prompt in enumerate(prompts) if (question := as_question(prompt))}
     if questions:
         own = [[draw[index] for index in questions] for draw in drawn]
         return [*found, grade(own, list(questions.values()), sampling.pattern)]

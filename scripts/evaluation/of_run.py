@@ -65,7 +65,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     for one in held:
         if scorer and isinstance(one.examples[0], Prompt):
             scorer.check(one.name, one.examples)
-    requested = questions.read(args.questions) if args.questions else []
+    to_answer = questions.read(args.questions) if args.questions else []
     server, judge_model = server_of(args), find_model(args.judge) if args.judge else None
     compared = subject.folder / "compare"
     if args.compare and compared.exists():
@@ -90,7 +90,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
         max_new_tokens=args.max_new_tokens or given.get("max_completion_length") or 0,
         pattern=sample_pattern if args.answer_pattern is None and sample_data else args.answer_pattern or "",
     )
-    after, earlier = both(args, subject, before, held, scorer, requested, sampling)
+    after, earlier = both(args, subject, before, held, scorer, to_answer, sampling)
 
     own = [
         table(one.name, after.measured[one.name], earlier.measured[one.name], len(one.examples), args.seed)
@@ -105,9 +105,9 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     for section in sections:
         results.show(console, section)
     more: dict[str, Any] = {}
-    if requested:
+    if to_answer:
         judge = server or (judge_here(judge_model, JudgeSampling(0, 0.0, False, args.seed)) if judge_model else None)
-        more["questions"] = answer_questions(console, requested, earlier.answers, after.answers, judge, args.seed)
+        more["questions"] = answer_questions(console, to_answer, earlier.answers, after.answers, judge, args.seed)
     file = results.write(subject, args.seed, sections, more)
     console.print(f"Figures in [bold]{file}[/bold], with their intervals in [bold]report.html[/bold]", soft_wrap=True)
     compare(args, before, subject.after, compared, console)
@@ -124,7 +124,7 @@ def both(
     before: Side,
     held: list[Held],
     scorer: Scorer | None,
-    requested: list[Prompt],
+    to_answer: list[Prompt],
     sampling: held_out.Sampling,
 ) -> tuple[Findings, Findings]:
     """What is measured of the model after training and before: one model, its adapter on and off, where it can be."""
@@ -143,18 +143,18 @@ def both(
             )
         if args.general:
             found.measured[GENERAL] = [general.know(loaded.model, loaded.tokenizer, f"{who}: {GENERAL}")]
-        if requested:
-            limit = held_out.room(rollouts, requested, args.max_new_tokens or ANSWER_TOKENS)
-            found.answers = [one.text for one in rollouts.sample(requested, limit, 0.0)]
+        if to_answer:
+            limit = held_out.room(rollouts, to_answer, args.max_new_tokens or ANSWER_TOKENS)
+            found.answers = [one.text for one in rollouts.sample(to_answer, limit, 0.0)]
         return found
 
-    with load(args, subject, subject.after, held, requested) as loaded:
+    with load(args, subject, subject.after, held, to_answer) as loaded:
         after = all_of(loaded, "after", "default" if subject.after.adapter else None)
         if off:
             with loaded.model.disable_adapter():
                 return after, all_of(loaded, "before", None)
         vocabulary = loaded.tokenizer.get_vocab()
-    with load(args, subject, before, held, requested) as loaded:
+    with load(args, subject, before, held, to_answer) as loaded:
         if loaded.tokenizer.get_vocab() != vocabulary:
             raise InputError(
                 f"--base {before.name}: reads text as other tokens than {subject.after.model.name}, so that their "
@@ -176,7 +176,7 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], requested: list[Prompt]) -> Iterator[Loaded]:
+def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], to_answer: list[Prompt]) -> Iterator[Loaded]:
     """A side, loaded; its memory is free afterwards. The chat template is that of the run."""
     import torch
     from common.data.examples import Document
@@ -185,11 +185,11 @@ def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], requeste
     base = fetch(side.model)
     raw_text = bool(held) and all(isinstance(one.examples[0], Document) for one in held)
     given = subject.arguments.get("chat_template_path"), subject.arguments.get("pad_token")
-    tokenizer, end = (load_text_tokenizer if raw_text and not requested else load_chat_tokenizer)(base, *given)
+    tokenizer, end = (load_text_tokenizer if raw_text and not to_answer else load_chat_tokenizer)(base, *given)
     max_length = args.max_length or subject.arguments.get("max_length") or LONGEST_ROW
     tokens = {one.name: held_out.read_tokens(tokenizer, one, max_length) for one in held}
-    if requested:
-        render_prompts(tokenizer, requested)
+    if to_answer:
+        render_prompts(tokenizer, to_answer)
     model = load_for_inference(base, side.adapter, args.load_in_4bit)
     loaded = Loaded(model, tokenizer, end, tokens, held_out.longest(tokenizer, held))
     del model
@@ -211,13 +211,13 @@ def table(name: str, after: list[Measured], before: list[Measured], rows: int, s
 
 
 def answer_questions(
-    console: "Console", requested: list[Prompt], before: list[str], after: list[str], judge: "Judge | None", seed: int
+    console: "Console", to_answer: list[Prompt], before: list[str], after: list[str], judge: "Judge | None", seed: int
 ) -> dict[str, Any]:
     """Print each question with both answers and the verdict, and the total; as JSON."""
-    answers = questions.judged(requested, before, after, judge, seed)
+    answers = questions.judged(to_answer, before, after, judge, seed)
     total = questions.total(answers)
-    console.print(questions.as_table(answers, f"{len(requested)} questions"))
-    console.print(f"{len(requested)} questions: {total.in_words()}", soft_wrap=True, highlight=False)
+    console.print(questions.as_table(answers, f"{len(to_answer)} questions"))
+    console.print(f"{len(to_answer)} questions: {total.in_words()}", soft_wrap=True, highlight=False)
     return {
         "rows": [one.as_json() for one in answers],
         "total": {**total.__dict__, "verdict": total.verdict, "in words": total.in_words()},

@@ -164,9 +164,9 @@ def ask(*pairs: tuple[str, str]) -> list[Prompt]:
 
 
 def test_a_question_is_judged_by_the_scorer_else_the_judge_else_the_text():
-    requested = ask(("3 + 4?", "7"), ("capital?", "Bogota"), ("why?", "because of the long rain"))
+    to_answer = ask(("3 + 4?", "7"), ("capital?", "Bogota"), ("why?", "because of the long rain"))
     before, after = ["#### 8", "Bogota it is", "no idea"], ["so\n#### 7.0", "Lima", "because of rain"]
-    plain = questions.judged(requested, before, after, None, 0)
+    plain = questions.judged(to_answer, before, after, None, 0)
     assert [(one.verdict, one.by) for one in plain] == [
         ("better", ("scorer", "scorer")),
         ("worse", ("contains", "F1 0.00")),
@@ -187,7 +187,7 @@ def test_a_question_is_judged_by_the_scorer_else_the_judge_else_the_text():
             replies.append(json.dumps(rated))
         return replies
 
-    found = questions.judged(requested, before, after, judge, 0)
+    found = questions.judged(to_answer, before, after, judge, 0)
     assert [one.verdict for one in found] == ["better", "better", "same"]
     assert found[1].by == ("judge", "judge")
     assert len(requests) == 2
