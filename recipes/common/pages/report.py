@@ -1,7 +1,4 @@
-"""The report of a run, or of several: what was trained on what, how it went, and how to repeat it, on one page.
-
-Left out: verdicts on the health of a run.
-"""
+"""The report of a run, or of several: what was trained on what, how it went, and how to repeat it, on one page."""
 
 from pathlib import Path
 from typing import Any
