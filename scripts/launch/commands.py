@@ -118,7 +118,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "serve": tool("an OpenAI-compatible endpoint of a run, on this machine", "scripts/serve.py"),
         "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
         "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
-        "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
+        "evaluate": script("a run before and after, or any model, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
         "export": script("merged weights or GGUF, Modelfile, card; proved equal", "scripts/export.py"),
         "push": tool("an export to the hub, private unless told otherwise", "scripts/push.py"),

@@ -32,6 +32,7 @@ ELSEWHERE = {
     r"make serve\b(?!.*COMMANDS=yes).*": "tests/scripts/test_serve.py",
     r"make push\b(?!.*DRY_RUN=yes).*": "tests/scripts/test_push.py",
     r"make pin\b.*": "tests/common/lm/test_models.py",
+    r"make evaluate\b.* (TASKS|COMPARE)=.*": "tests/scripts/test_evaluate_run.py",
     r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
