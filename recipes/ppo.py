@@ -79,6 +79,7 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.bad_numbers import BadSteps
 from common.run.curriculum import PromptSampler
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -234,6 +235,10 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -305,7 +310,6 @@ def main() -> None:
         console.print(dropped)
     held_out, prompts = hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")
     steps = number_of_steps(args, len(prompts))
-
     console.print(
         f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
     )
@@ -380,6 +384,7 @@ def main() -> None:
             prompt_sampler=PromptSampler(prompts, args.difficulty, args.difficulty_by, args.seed),
             score_moments=RunningMoments(),
             kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
+            bad_steps=BadSteps(run),
         )
         shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
@@ -713,6 +718,11 @@ class PPO:
     prompt_sampler: PromptSampler
     score_moments: "RunningMoments"
     kl_controller: "KLController"
+    bad_steps: BadSteps
+
+    def __post_init__(self) -> None:
+        for learner in (self.policy, self.critic):
+            learner.leaves_out_bad = self.args.skip_bad_steps > 0
 
 
 @dataclass(frozen=True)
@@ -801,6 +811,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     # Phase 4. Update policy and critic, several times on the same rollout.
     with seconds(metrics, "time/update"):
         metrics |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    ppo.bad_steps.check(number + 1, metrics, rollout.prompts, ppo.policy, ppo.critic)
     return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
 
 

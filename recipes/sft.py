@@ -120,6 +120,10 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -159,11 +163,12 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
     # are as they are, and carry loss throughout.
@@ -248,8 +253,8 @@ def main() -> None:
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
-        class Trainer(NoStepTooMany, EmbeddingRate, SFTTrainer):
-            """SFTTrainer with a fix for resuming, and a learning rate of their own for the embeddings."""
+        class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""
 
             embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
@@ -260,7 +265,7 @@ def main() -> None:
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=SFTConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here
