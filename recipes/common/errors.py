@@ -85,7 +85,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:
-        print(spell(str(refusal)), file=sys.stderr)
+        print(spell(without_credentials(str(refusal))), file=sys.stderr)
         sys.exit(refusal.exit_code)
     except Restart as restart:
         print(spell(str(restart)), file=sys.stderr)

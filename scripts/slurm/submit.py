@@ -32,7 +32,7 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import SPELLING, InputError, MachineError, did_you_mean, run_command
+from common.errors import CREDENTIALS, SPELLING, InputError, MachineError, did_you_mean, run_command
 from common.run.files import write_json
 from common.run.stopping import seconds
 
@@ -207,6 +207,11 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
         ]
     )
     for name, value in os.environ.items():
+        if any(":" in found and found in text for found in CREDENTIALS.findall(value)):
+            raise InputError(
+                f"{name} holds a user and a password, which would be in {script}. Leave them out of the URL, and put "
+                "them into ~/.netrc, which the job reads."
+            )
         if SECRET.search(name) and not name.endswith(("_PATH", "_FILE")) and len(value) > 7 and value in text:
             raise InputError(f"The value of {name} would be in {script}. Leave it out; the job reads it from a file.")
     script.write_text(text, encoding="utf-8")

@@ -1,9 +1,7 @@
-"""Faults in the middle of real runs: bad numbers, no memory, no disk, no network; what they print and what they leave."""
+"""Faults in the middle of real runs: bad numbers, no memory, no disk, no network; what they print and leave."""
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +19,10 @@ RECIPES = {
     "kto": (*SMALL, "--per-device-train-batch-size", 4, "--loss-type", "apo_zero_unpaired"),
     "grpo": (*SMALL, *SUMS, "--per-device-train-batch-size", 8),
     "reward": ("--logging-steps", 1, "--per-device-train-batch-size", 4),
-    "ppo": (*SMALL, *SUMS, "--per-device-train-batch-size", 8, "--gradient-accumulation-steps", 1)
-    + ("--rollout-batch-size", 8, "--critic-warmup-steps", 0, "--eval-ratio", 0.02, "--num-ppo-epochs", 1),
+    "ppo": (
+        *(*SMALL, *SUMS, "--per-device-train-batch-size", 8, "--gradient-accumulation-steps", 1),
+        *("--rollout-batch-size", 8, "--critic-warmup-steps", 0, "--eval-ratio", 0.02, "--num-ppo-epochs", 1),
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
+from common.lm.model_files import check_files, check_kind, describe, download
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,9 +99,15 @@ def resolved_revision(model: Model) -> str | None:
 def fetch(model: Model) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
-    Raises MachineError when ModelScope does not give it. Downloads from Hugging Face are left to the libraries.
+    A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended. Raises
+    MachineError when it cannot be had, InputError when transformers does not know the kind of a model.
     """
-    if model.local or os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
+    if model.local:
+        check_kind(model)
+        return model
+    if os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
+        download(model)
+        check_kind(model)
         return model
     from modelscope import snapshot_download
 
@@ -145,9 +152,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
         )
     try:
-        return AutoTokenizer.from_pretrained(model.source, revision=model.revision)
-    except OSError as error:
-        cause = error
+        return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
+        if not isinstance(error, OSError):
+            raise InputError(f"{model.source}: its tokenizer cannot be read: {describe(error)}") from None
+        cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, GatedRepoError):
                 raise MachineError(
@@ -179,6 +188,7 @@ def base_sha256(path: str | Path) -> str:
     weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
     if not weights:
         raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
+    check_files(Path(path), weights)
     total = hashlib.sha256()
     for file in sorted([*weights, Path(path) / "config.json"]):
         total.update(f"{file.name} {_file_sha256(file)}\n".encode())

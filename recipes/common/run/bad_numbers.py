@@ -102,14 +102,14 @@ def _listed(numbers: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in numbers.items())
 
 
-def check_weights(parameters: "Iterable[Tensor]", before: str) -> None:
-    """Raise InputError where trained weights are not finite, or too large to square; `before` says when it was found."""
+def check_weights(parameters: "Iterable[Tensor]", found: str) -> None:
+    """Raise InputError where trained weights are not finite, or too large to square; `found` says when it was seen."""
     import torch
 
     trained = [parameter.detach() for parameter in parameters]
     if trained and not math.isfinite(float(torch.nn.utils.get_total_norm(trained))):
         raise InputError(
-            f"The trained weights are no longer finite, found {before}. Lower --learning-rate and give another "
+            f"The trained weights are no longer finite, seen {found}. Lower --learning-rate and give another "
             "--output-dir; checkpoints from before are whole."
         )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.environment import describe_code, is_first_process
-from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line
+from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
 from common.run.disk import disk_fault, in_words
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
@@ -100,7 +100,8 @@ class Run:
         elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
             self._end_on_disk(error, *fault)
         else:
-            self.update(status="failed", error=f"{type(error).__name__}: {error}", finished=finished)
+            reason = without_credentials(f"{type(error).__name__}: {error}")
+            self.update(status="failed", error=reason, finished=finished)
             self._write_report()
 
     def _end_on_disk(self, error: BaseException, number: int, place: str) -> None:
