@@ -206,12 +206,13 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             (Path(__file__).parent / "job.sh").read_text(encoding="utf-8").partition("\n")[2],
         ]
     )
+    if found := [one for one in CREDENTIALS.findall(text) if ":" in one]:
+        where = re.split(r"[\s'\"]", text.partition(found[0])[2])[0]
+        raise InputError(
+            f"A user and a password, of a URL ***{where}, would be in {script}. Leave them out of the URL and put them "
+            "into ~/.netrc, which the job reads."
+        )
     for name, value in os.environ.items():
-        if any(":" in found and found in text for found in CREDENTIALS.findall(value)):
-            raise InputError(
-                f"{name} holds a user and a password, which would be in {script}. Leave them out of the URL, and put "
-                "them into ~/.netrc, which the job reads."
-            )
         if SECRET.search(name) and not name.endswith(("_PATH", "_FILE")) and len(value) > 7 and value in text:
             raise InputError(f"The value of {name} would be in {script}. Leave it out; the job reads it from a file.")
     script.write_text(text, encoding="utf-8")

@@ -3,10 +3,10 @@
 python tests/system/interrupt.py WAY STEP recipes/sft.py FLAGS...
 
 STEP 0 is before the run. WAY is the name of a signal; STOP: the file; clock: an hour passes; kill-save: SIGKILL when
-half of a file of the next checkpoint is written; kill-adapter: SIGKILL before the adapter has its name;
-bad-gradient: the next one is not finite; full-memory: the next backward pass raises what torch does where a GPU's memory
-is full; EROFS or another error number: the next line of the log cannot be written; gone: the run's folder is deleted;
-no-memory: the next step asks for more than there is.
+half of a file of the next checkpoint is written; kill-adapter: SIGKILL before the adapter has its name; bad-gradient:
+the next one is not finite; full-memory: the next backward pass raises what torch does where a GPU's memory is full;
+EROFS or another error number: the next line of the log cannot be written; gone: the run's folder is deleted; no-memory:
+the next step asks for more than there is.
 """
 
 import errno

@@ -175,8 +175,14 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
 
 def contents(model: Model) -> str:
-    """What `model` is, wherever it is stored: `base_sha256` of a directory, or the hub id with its revision."""
-    return base_sha256(model.source) if model.local else f"{model.source}@{model.revision or 'main'}"
+    """What `model` is, wherever it is stored: `base_sha256` of a directory, or the hub id with its revision.
+
+    Raises InputError where the files of a directory are not whole.
+    """
+    if not model.local:
+        return f"{model.source}@{model.revision or 'main'}"
+    check_files(Path(model.source))
+    return base_sha256(model.source)
 
 
 def base_sha256(path: str | Path) -> str:
@@ -188,7 +194,6 @@ def base_sha256(path: str | Path) -> str:
     weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
     if not weights:
         raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
-    check_files(Path(path), weights)
     total = hashlib.sha256()
     for file in sorted([*weights, Path(path) / "config.json"]):
         total.update(f"{file.name} {_file_sha256(file)}\n".encode())

@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,13 @@ PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoke
 IGNORED = ["*/*", "consolidated*"]  # the same weights in other forms
 
 
-def check_files(folder: Path, weights: Iterable[Path]) -> None:
+def check_files(folder: Path) -> None:
     """Raise InputError where config.json is no configuration, or a file of weights is missing, cut or not safetensors.
 
     Only the headers of the weights are read.
     """
     _object_in(folder / "config.json")
-    for file in weights:
+    for file in sorted(folder.glob("*.safetensors")):
         _check_header(file)
     if (folder / INDEX).is_file():
         parts = _object_in(folder / INDEX).get("weight_map")

@@ -616,9 +616,14 @@ def test_an_error_of_another_disk_is_none_of_the_runs(run):
 
 
 def test_a_folder_that_was_deleted_is_not_made_again(run):
-    with pytest.raises(MachineError, match="The folder was deleted while the run wrote it"), run:
-        shutil.rmtree(run.folder)
-        run.update(step=1)
+
+    def deleted() -> None:
+        with run:
+            shutil.rmtree(run.folder)
+            run.update(step=1)
+
+    with pytest.raises(MachineError, match="The folder was deleted while the run wrote it"):
+        deleted()
     assert not run.folder.exists()
 
 
@@ -658,7 +663,7 @@ def test_a_disk_without_room_is_refused_before_the_run_and_before_each_checkpoin
     control, state = TrainerControl(should_save=True), TrainerState(global_step=4, max_steps=9)
     callback.on_step_end(args, state, control, model=model)
     free(11_000_000)
-    with pytest.raises(MachineError, match="the checkpoint of step 4 needs 0.01 GiB"):
+    with pytest.raises(MachineError, match=r"the checkpoint of step 4 needs 0\.01 GiB"):
         callback.on_step_end(args, state, control, model=model)
 
 
