@@ -1,10 +1,11 @@
-"""Bad numbers: a step whose loss or gradient is not finite stops the run, before it changes a weight.
+"""Bad numbers: a step whose loss or gradient is not finite stops the run, before anything of it is saved.
 
 With --skip-bad-steps K up to K such steps of a run are left out instead. Either way the step is in bad-steps.jsonl,
 with the rows that were in it. Nothing that is not finite is ever saved: `check_weights` looks at the weights before.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ class BadSteps:
 
     def __init__(self, run: "Run") -> None:
         self.run = run
-        self.file = run.folder / FILE
+        rank = os.environ.get("RANK", "0")  # of several processes each has rows of its own
+        self.file = run.folder / (FILE if rank == "0" else f"bad-steps-{rank}.jsonl")
         self.arguments = {name: one["value"] for name, one in run.record.get("arguments", {}).items()}
         self.limit = int(self.arguments.get("skip_bad_steps", 0))
 
@@ -76,7 +78,7 @@ class BadSteps:
         raise InputError(self._message(step, what, shown, rows, skipped))
 
     def _message(self, step: int, what: str, numbers: Mapping[str, Any], rows: Sequence[str], skipped: int) -> str:
-        first = f"Step {step}: {what} is not finite ({_listed(numbers)}), and the step was not taken."
+        first = f"Step {step}: {what} is not finite ({_listed(numbers)}); nothing of it was saved."
         if skipped:
             first += f" It is bad step number {skipped + 1}, and --skip-bad-steps {self.limit} allows {self.limit}."
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""

@@ -18,10 +18,30 @@ from common.run.files import write_json
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
 
 
+class Numbers:
+    """The sum of losses and the gradient's norm of step `number`, on their way from the GPU, and its micro-batches."""
+
+    def __init__(self, number: int, loss: torch.Tensor, norm: Any, batches: list[Any]) -> None:
+        self.number, self.batches = number, batches
+        both = torch.stack([loss.float(), torch.as_tensor(norm, device=loss.device).float()])
+        self.both, self.copied = both, None
+        if both.is_cuda:
+            self.both = torch.empty(2, pin_memory=True).copy_(both, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> tuple[float, float]:
+        """Loss and norm; waits until they are here, and for nothing that the GPU has to do after them."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        loss, norm = self.both.tolist()
+        return loss, norm
+
+
 class CheckedSteps(Trainer):
     """A mixin of a Trainer whose steps are checked, and whose resumed runs log as one that was never stopped.
 
-    - A loss or a gradient that is not finite ends the run before it changes a weight, or is left out: `BadSteps`.
+    - A loss or a gradient that is not finite ends the run before anything of it is saved, or is left out: `BadSteps`.
     - A checkpoint holds the sums behind the next line of the log.
     - A run that was killed between its last step and its end takes no further step on resuming. (transformers 5.17
       checks whether all steps are done only after a step, unless they end with an epoch.)
@@ -37,7 +57,7 @@ class CheckedSteps(Trainer):
         self.checkpoints = next(one for one in callbacks if isinstance(one, CheckpointCallback))
         self.bad_steps = BadSteps(self.checkpoints.run)
         self.batches: list[Any] = []  # the micro-batches of this step
-        self.unchecked: tuple[int, Any, torch.Tensor, list[Any]] | None = None  # step, gradient norm, loss, its batches
+        self.unchecked: Numbers | None = None  # of the step before
         self.good: tuple[torch.Tensor, dict[str, list[float]]] | None = None  # loss and metrics before a bad step
         self.updating = False  # between the gradient and the weights
         self.restored = False
@@ -59,20 +79,21 @@ class CheckedSteps(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        now = (self.state.global_step + 1, norm, self._tr_loss.clone(), self.batches)
+        now = Numbers(self.state.global_step + 1, self._tr_loss, norm, self.batches)
         self.batches = []
-        # Reading a number of the step at hand would wait for the GPU, and the one before is there already. A step that
-        # may be left out has to be known before it is taken.
+        # Reading a number of the step at hand would wait for the GPU; those of the step before are here already. A step
+        # that may be left out has to be known before it is taken.
         self.unchecked, due = now, self.unchecked
         if self.bad_steps.limit or not self._tr_loss.is_cuda:
             due, self.unchecked = now, None
-        if due is not None and not self._is_good(*due):
+        if due is not None and not self._is_good(due):
             self._leave_out(model)
         self.updating = True
         return norm
 
-    def _is_good(self, step: int, norm: Any, loss: torch.Tensor, batches: list[Any]) -> bool:
-        numbers = {"loss": float(loss) / max(step - self._globalstep_last_logged, 1), "gradient norm": float(norm)}
+    def _is_good(self, step: "Numbers") -> bool:
+        loss, norm = step.read()
+        numbers = {"loss": loss / max(step.number - self._globalstep_last_logged, 1), "gradient norm": norm}
         if all(map(math.isfinite, numbers.values())):
             return True
         scaler = self.accelerator.scaler
@@ -80,7 +101,7 @@ class CheckedSteps(Trainer):
             return True  # in float16 a gradient that is too large is left out by the scaler, which then scales less
         what = "the gradient" if math.isfinite(numbers["loss"]) else "the loss"
         numbers["learning rate"] = self._get_learning_rate()
-        self.bad_steps.found(step, what, numbers, self.places(batches))
+        self.bad_steps.found(step.number, what, numbers, self.places(step.batches))
         return False
 
     def _leave_out(self, model: Any) -> None:
@@ -99,7 +120,7 @@ class CheckedSteps(Trainer):
         control = self.control
         if self.unchecked and (control.should_log or control.should_save or control.should_evaluate):
             due, self.unchecked = self.unchecked, None
-            self._is_good(*due)
+            self._is_good(due)
         if self.bad_steps.limit:
             metrics = getattr(self, "_metrics", {}).get("train", {})
             self.good = self._tr_loss.clone(), {name: list(values) for name, values in metrics.items()}

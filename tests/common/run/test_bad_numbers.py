@@ -29,7 +29,7 @@ def test_the_step_its_numbers_its_rows_and_what_to_lower_are_named(tmp_path):
     with pytest.raises(InputError) as caught:
         bad_steps(tmp_path).found(7, "the loss", {"loss": NAN, "gradient norm": INF}, [row.place for row in ROWS])
     assert str(caught.value).splitlines() == [
-        "Step 7: the loss is not finite (loss nan, gradient norm inf), and the step was not taken.",
+        "Step 7: the loss is not finite (loss nan, gradient norm inf); nothing of it was saved.",
         f"Its rows: my.jsonl:3, my.jsonl:9, my.jsonl:11 and 1 more, all in {tmp_path}/bad-steps.jsonl.",
         "Lower --learning-rate (0.0002) or --max-grad-norm (1) and give another --output-dir. The checkpoint of step 4 "
         "is whole. Or leave out up to 5 such steps with --skip-bad-steps 5.",
