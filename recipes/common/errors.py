@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 
@@ -80,8 +81,9 @@ class Restart(BaseException):
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code; an InputError or a MachineError is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal or a log without a letter of the text is no reason to fail
-            stream.reconfigure(errors="replace")
+        with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
+            # A terminal that lacks a letter of the text is no reason to fail.
+            stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:

@@ -22,7 +22,7 @@ def command(code: str, **environment: str) -> subprocess.CompletedProcess:
     [
         ("raise MemoryError", "The memory of the CPU is full: this process had "),
         ("raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried')", "DefaultCPUAllocator: can't"),
-        ("open('/x' * 300, 'w')", "File name too long"),
+        ("open('/' + 'x' * 300, 'w')", "File name too long"),
         ("raise OSError(30, 'Read-only file system', '/mnt/a')", "/mnt/a: Read-only file system"),
     ],
 )

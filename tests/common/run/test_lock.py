@@ -17,7 +17,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 def hold(folder: Path, taken) -> None:
-    Lock(folder).take()
+    mine = Lock(folder)
+    mine.take()
     taken.set()
     signal.pause()
 
