@@ -7,6 +7,7 @@ with the rows that were in it. Nothing that is not finite is ever saved: `check_
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,6 @@ class BadSteps:
             places: file:line of the rows in it.
         """
         rows = list(dict.fromkeys(places))
-        keep_rows(self.file, lambda entry: entry.get("step", 0) < step)  # later ones are of a process that was killed
         skipped = sum(1 for _ in read_rows(self.file))
         shown = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
         append(self.file, [{"step": step, "what": what, **shown, "rows": rows}])
@@ -98,6 +98,12 @@ class BadSteps:
                 "; at the first step no rate has had an effect yet: look at these rows, and at the base's own weights"
             )
         return f"{cure}."
+
+
+def forget_bad_steps(folder: Path, step: int) -> None:
+    """Forget the bad steps that the run in `folder`, resumed after `step` steps, takes again."""
+    for file in folder.glob("bad-steps*.jsonl"):
+        keep_rows(file, lambda entry: entry.get("step", 0) <= step)
 
 
 def _listed(numbers: Mapping[str, Any]) -> str:

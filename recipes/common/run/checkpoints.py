@@ -20,7 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from common.environment import is_first_process
 from common.errors import Stopped
-from common.run.bad_numbers import check_weights, trained_parameters
+from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
@@ -69,8 +69,10 @@ class CheckpointCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._find_best(Path(args.output_dir).parent, state)
-        if state.is_world_process_zero and kwargs.get("model") is not None:
-            self._check_room_for_all(kwargs["model"], args.optim)
+        if state.is_world_process_zero:
+            forget_bad_steps(self.run.folder, state.global_step)
+            if kwargs.get("model") is not None:
+                self._check_room_for_all(kwargs["model"], args.optim)
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -60,6 +60,7 @@ class CheckedSteps(Trainer):
         self.unchecked: Numbers | None = None  # of the step before
         self.good: tuple[torch.Tensor, dict[str, list[float]]] | None = None  # loss and metrics before a bad step
         self.updating = False  # between the gradient and the weights
+        self.nothing_to_log = False  # after a step that was left out, where every step is logged
         self.restored = False
 
     def places(self, batches: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,6 +89,7 @@ class CheckedSteps(Trainer):
             due, self.unchecked = now, None
         if due is not None and not self._is_good(due):
             self._leave_out(model)
+            norm = 0.0  # of what is left
         self.updating = True
         return norm
 
@@ -109,6 +111,7 @@ class CheckedSteps(Trainer):
         for parameter in model.parameters():
             parameter.grad = None
         since = self.state.global_step - self._globalstep_last_logged  # good steps since the last line of the log
+        self.nothing_to_log = since == 0
         loss, metrics = self.good if self.good and since else (torch.zeros_like(self._tr_loss), {})
         self._tr_loss.copy_(loss * (since + 1) / max(since, 1))  # the mean stays what it was
         if hasattr(self, "_metrics"):
@@ -118,6 +121,8 @@ class CheckedSteps(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.updating = False
         control = self.control
+        control.should_log &= not self.nothing_to_log
+        self.nothing_to_log = False
         if self.unchecked and (control.should_log or control.should_save or control.should_evaluate):
             due, self.unchecked = self.unchecked, None
             self._is_good(due)

@@ -131,6 +131,6 @@ def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
     assert len(tries) == 3
     assert capsys.readouterr().out.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
     monkeypatch.setattr(model_files, "TRIES", 2)
-    tries[:] = [-1]
+    tries.clear()
     with pytest.raises(MachineError, match=r"the download failed 2 times: .*\nThe same command continues it"):
         download(model)
