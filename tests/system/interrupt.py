@@ -75,6 +75,8 @@ def happen(folder: Path, model: object = None) -> None:
         once(model, lambda gradient: gradient * float("nan"))
     elif way == "full-memory":
         once(model, fill_memory)
+        if "RESTART_BY_HAND" in os.environ:  # by who called: this process ends with 99 in place of a new one
+            os.execv = lambda *_: os._exit(99)
     elif way == "no-memory":
         once(model, lambda gradient: sys.modules["torch"].empty(2**60))
     elif way == "gone":

@@ -70,6 +70,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step(recipe, tmp_path
 @pytest.mark.parametrize("recipe", ["sft", "grpo", "ppo"])
 def test_a_learning_rate_that_destroys_the_weights_is_named(recipe, tmp_path):
     flags = ("--output-dir", tmp_path / "run", "--max-steps", 4, "--save-steps", 1, *RECIPES[recipe])
+    if recipe == "grpo":  # with a reward that differs from the first step on
+        (tmp_path / "mine.py").write_text("def length(texts):\n    return [float(len(text) % 7) for text in texts]\n")
+        flags += ("--rewards", f"{tmp_path}/mine.py:length", "--save-steps", 4)
     done = run_recipe(recipe, *flags, "--learning-rate", 1e30, "--warmup-steps", 0)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -78,18 +81,25 @@ def test_a_learning_rate_that_destroys_the_weights_is_named(recipe, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
 
 
-@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("recipe", ["sft", "ppo"])
-def test_where_the_memory_is_full_half_the_micro_batch_learns_the_same(recipe, tmp_path):
+def test_where_the_memory_is_full_half_the_micro_batch_learns_the_same(recipe, tmp_path, warm_server):
+    """The process replaces itself by a new one of the same command; the child of a warm one cannot, and is started."""
+    environment = {**warm_server, "RESTART_BY_HAND": "yes"}
     flags = ("--max-steps", 4, "--save-steps", 1 if recipe == "ppo" else 4, *RECIPES[recipe])
-    done = interrupt("full-memory", 2, recipe, "--output-dir", tmp_path / "stopped", *flags)
+    done = interrupt("full-memory", 2, recipe, "--output-dir", tmp_path / "stopped", *flags, **environment)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "The GPU's memory is full." in done.stderr
     assert "Traceback" not in done.stderr
     assert record(tmp_path / "stopped")["status"] == "failed"
 
-    done = interrupt("full-memory", 2, recipe, "--output-dir", tmp_path / "run", *flags, "--oom", "retry")
-    assert done.returncode == 0, done.stdout + done.stderr
+    retry = ("--output-dir", tmp_path / "run", *flags, "--oom", "retry")
+    if recipe == "sft":  # cold, as it is
+        done = interrupt("full-memory", 2, recipe, *retry)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        done = interrupt("full-memory", 2, recipe, *retry, **environment)
+        assert done.returncode == 99, done.stdout + done.stderr
+        assert run_recipe(recipe, *retry, **warm_server).returncode == 0
     rows, accumulation = (8, 1) if recipe == "ppo" else (4, 1)
     line = f"--oom=retry: {rows} x {accumulation} rows a step become {rows // 2} x {2 * accumulation}, the same batch"
     assert f"{line}; the run resumes after step 2." in done.stderr
@@ -97,7 +107,7 @@ def test_where_the_memory_is_full_half_the_micro_batch_learns_the_same(recipe, t
         "per_device_train_batch_size": rows // 2,
         "gradient_accumulation_steps": 2 * accumulation,
     }
-    done = run_recipe(recipe, "--output-dir", tmp_path / "whole", *flags)
+    run_recipe(recipe, "--output-dir", tmp_path / "whole", *flags, **warm_server)
     losses = [
         [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl") if "loss" in row]
         for name in ("run", "whole")
