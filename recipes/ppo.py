@@ -233,12 +233,12 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
-    time_limit: str | None = None
-    """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     skip_bad_steps: int = 0
     """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
     oom: Literal["stop", "retry"] = "stop"
     """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
+    time_limit: str | None = None
+    """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3

@@ -54,6 +54,9 @@ class BadSteps:
         """
         numbers = {name: float(value) for name, value in metrics.items() if "loss" in name or "grad_norm" in name}
         bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+        if any(learner.scaler.is_enabled() and learner.scaler.get_scale() > 1 for learner in learners):
+            # In float16 a gradient that is too large is left out by the scaler, which then scales less.
+            bad = {name: value for name, value in bad.items() if "loss" in name}
         if bad:
             what = "the loss" if any("loss" in name for name in bad) else "the gradient"
             self.found(step, what, bad, [row.place for row in rows])

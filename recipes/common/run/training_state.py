@@ -59,9 +59,9 @@ class Learner:
 
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        if self.leaves_out_bad and not norm.isfinite():
-            self.optimizer.zero_grad()  # the optimizer then has nothing to do
-        self.scaler.step(self.optimizer)
+        left_out = self.leaves_out_bad and not self.scaler.is_enabled() and not bool(norm.isfinite())
+        if not left_out:  # the scaler leaves out such a step by itself
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return norm
