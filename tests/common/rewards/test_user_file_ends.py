@@ -89,6 +89,7 @@ def test_a_long_text_of_an_error_is_cut(tmp_path):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 def test_a_command_with_such_a_file_exits_with_2(tmp_path):
     """Not with the 0 that the file asks for, which a batch job takes for done."""
     (tmp_path / "mine.py").write_text("import sys\ndef score(completions):\n    sys.exit(0)\n")
