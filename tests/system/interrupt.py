@@ -77,6 +77,8 @@ def happen(folder: Path, model: object = None) -> None:
         once(model, fill_memory)
         if "RESTART_BY_HAND" in os.environ:  # by who called: this process ends with 99 in place of a new one
             os.execv = lambda *_: os._exit(99)
+        elif "WARM_SERVER" in os.environ:
+            del os.environ["PYTHONPATH"]  # the new process is none of the warm server's, which waits for this one
     elif way == "no-memory":
         once(model, lambda gradient: sys.modules["torch"].empty(2**60))
     elif way == "gone":

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def disk_fault(error: BaseException, folder: Path) -> tuple[int, str] | None:
         with suppress(OSError):
             probe.unlink()
     return None
+
+
+def on_thread_error(error: threading.ExceptHookArgs) -> None:
+    """For threading.excepthook: a thread that writes beside the run, as TensorBoard's, fails with the disk in silence.
+
+    The run writes to the same disk, and its message is the one to read.
+    """
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def in_words(number: int) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Any
 
 from common.environment import describe_code, is_first_process
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
-from common.run.disk import disk_fault, in_words
+from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
@@ -68,6 +69,7 @@ class Run:
                 self.lock.take()
                 self._check_unchanged()
             self.update(status="running", started=_now())
+            threading.excepthook = on_thread_error
         except OSError as error:
             self.lock.give_back()
             raise MachineError(f"{error.filename or self.folder}: {in_words(error.errno or 0)}") from error
