@@ -127,7 +127,7 @@ FAULTS = {
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_machine_that_cannot_go_on_is_named_in_a_line(fault, tmp_path):
+def test_a_machine_that_fails_is_named_in_a_line(fault, tmp_path):
     flags = ("--max-steps", 4, "--save-steps", 2, *RECIPES["sft"])
     done = interrupt(fault, 3, "sft", "--output-dir", tmp_path / "run", *flags)
     assert done.returncode == 3, done.stdout + done.stderr

@@ -96,17 +96,19 @@ def resolved_revision(model: Model) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
 
 
-def fetch(model: Model) -> Model:
+def fetch(model: Model, weights: bool = True) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
-    A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended. Raises
-    MachineError when it cannot be had, InputError when transformers does not know the kind of a model.
+    A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
+    `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
+    transformers does not know the kind of a model.
     """
     if model.local:
         check_kind(model)
         return model
     if os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
-        download(model)
+        if weights:
+            download(model)
         check_kind(model)
         return model
     from modelscope import snapshot_download

@@ -98,7 +98,7 @@ def describe(error: BaseException) -> str:
 def download(model: "Model") -> None:
     """Download a model of the hub into its cache; what is there already stays. Raises MachineError when it fails.
 
-    A file that came in part is continued. A hub that says no is asked once: it answers the libraries the same.
+    A file that came in part is continued. A hub that refuses gets one request: it answers the libraries the same.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
