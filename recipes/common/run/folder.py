@@ -27,7 +27,7 @@ from common.run.memory import with_smaller_batch
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
-COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "data", "model"}
+COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "stop_on_fault", "data", "model"}
 # What to do where a run would end otherwise: a run that ended so resumes with another choice.
 IN_NEED = {"oom", "skip_bad_steps"}
 # What a folder may hold before it has a record: a batch job brings its script, and perhaps a STOP file; a process that
