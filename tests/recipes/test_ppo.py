@@ -86,6 +86,7 @@ def setting(tmp_path):
         reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=None,
         reward_backbone=RecordedPass(model),
+        recorded={},
         critic_head=heads["critic"],
         policy=Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
         critic=Learner(critic_parameters, settings, 1e-2, 10),

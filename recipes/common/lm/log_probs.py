@@ -4,7 +4,8 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from common.lm.hidden_states import last_hidden, states_before
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 128  # tokens whose logits are in memory at once: 78 MB in 32 bit for a vocabulary of 152,000
+GPU_CHUNK = 512  # likewise on a GPU, where they are in 16 bit and nothing else is as large: 156 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ def completion_log_probs(
     """Log-probabilities (B, C) of completion tokens under softmax(logits / temperature), and entropies (B, C).
 
     Zeros at padding; the entropies have no gradient. Only the logits of completions are computed, CHUNK tokens at a
-    time, and again in the backward pass: all at once they would take more memory than everything else.
+    time, and again in the backward pass: all at once they would take more memory than everything else. On a GPU, under
+    a frozen head, `TokenLogProbs` computes them once. There padding is computed too: to leave it out, the computer
+    would have to wait for the GPU, and a CUDA graph could not hold the pass.
 
     Args:
         model: a PEFT model with the adapter to use active.
@@ -95,11 +99,63 @@ def completion_log_probs(
         return torch.stack(token_log_probs(logits, chosen, temperature))  # (2, N)
 
     hidden = last_hidden(model, input_ids, attention_mask)  # (B, T, h)
+    if hidden.is_cuda and type(to_logits) is torch.nn.Linear and not to_logits.weight.requires_grad:
+        states = states_before(hidden, start, mask.shape[1]).flatten(0, 1).to(to_logits.weight.dtype)  # (B C, h)
+        scored = _on_gpu().apply(states, to_logits.weight, to_logits.bias, tokens.flatten(), temperature, cap)
+        log_probs, entropies = (torch.where(mask, values.view_as(mask), 0.0) for values in scored)
+        return log_probs, entropies
     states = states_before(hidden, start, mask.shape[1])[mask]  # (N, h)
     chunks = zip(states.split(CHUNK), tokens[mask].split(CHUNK), strict=True)
     log_probs, entropies = torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks], 1)  # (N,)
     zeros = log_probs.new_zeros(mask.shape)
     return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
+
+
+@lru_cache
+def _on_gpu() -> Any:
+    """`TokenLogProbs`, which is made when torch is imported."""
+    import torch
+
+    from common.lm.log_prob_kernels import token_log_probs
+
+    class TokenLogProbs(torch.autograd.Function):
+        """Log-probabilities and entropies (N,) of `tokens` (N,), from the states (N, h) before a frozen head.
+
+        A token's log-probability depends on its own state alone, so its gradient in that state, (h,), is computed with
+        it, while the logits are there: the backward pass only weighs it.
+        """
+
+        @staticmethod
+        def forward(
+            ctx: Any,
+            states: "Tensor",
+            weight: "Tensor",
+            bias: "Tensor | None",
+            tokens: "Tensor",
+            temperature: float,
+            cap: float | None,
+        ) -> "tuple[Tensor, Tensor]":
+            learns = ctx.needs_input_grad[0]
+            slopes = torch.empty_like(states) if learns else None
+            scored = []
+            for first in range(0, len(states), GPU_CHUNK):
+                rows = slice(first, first + GPU_CHUNK)
+                logits = torch.nn.functional.linear(states[rows], weight, bias)  # (n, V)
+                scored.append(token_log_probs(logits, tokens[rows], temperature, cap, learns))
+                if slopes is not None:
+                    torch.mm(logits, weight, out=slopes[rows])
+            if slopes is not None:
+                ctx.save_for_backward(slopes)
+            log_probs, entropies = (torch.cat(parts) for parts in zip(*scored, strict=True))
+            ctx.mark_non_differentiable(entropies)
+            return log_probs, entropies
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: "Tensor") -> "tuple[Tensor | None, ...]":
+            (slopes,) = ctx.saved_tensors
+            return (slopes * gradients[0][:, None]).to(slopes.dtype), None, None, None, None, None
+
+    return TokenLogProbs
 
 
 def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":
@@ -129,3 +185,8 @@ def kl_estimate(log_ratios: "Tensor", kind: str) -> "Tensor":
 def masked_mean(values: "Tensor", mask: "Tensor") -> "Tensor":
     """Mean of the values (B, C) where the mask is true: a scalar."""
     return (values * mask).sum() / mask.sum()
+
+
+def masked_sum(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """Sum of the values (B, C) where the mask is true: a scalar. A GPU picks none: the computer would wait for it."""
+    return (values * mask).sum() if values.is_cuda else values[mask].sum()
