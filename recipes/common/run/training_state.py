@@ -17,7 +17,7 @@ class Learner:
     They take gradients from then on. The list is made once: PEFT switches requires_grad with the active adapter, so
     that flag does not tell which parameters these are.
 
-    On a GPU they become parts of one tensor, `trained`, and so do their gradients: clipping and an update are then a
+    On a GPU, where they are of one dtype, they become parts of one tensor, and so do their gradients: clipping and an update are then a
     few kernels in place of some for each parameter, and gradients stay where a CUDA graph adds to them.
 
     Args:
@@ -38,7 +38,8 @@ class Learner:
         self.parameters = parameters
         for parameter in parameters:
             parameter.requires_grad_(True)
-        self.trained = [one_tensor(parameters)] if parameters[0].is_cuda else parameters
+        alike = len({parameter.dtype for parameter in parameters}) == 1
+        self.trained = [one_tensor(parameters)] if alike and parameters[0].is_cuda else parameters
         self.optimizer = optimizer(
             self.trained, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
         )
