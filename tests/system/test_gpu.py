@@ -174,10 +174,10 @@ def test_a_recorded_pass_computes_what_the_pass_does(adapted):
                 if "lora_B" in name:
                     weight.mul_(2)
     assert scores != pytest.approx(score_last(adapted, head, texts, 0, 2), abs=1e-2)
-    assert list(recorded.recordings) == [(2, 128)]
+    assert list(recorded.recorded.recordings) == [((2, 128),)]
     ids, mask = pad_right([[5] * 600, [6] * 9], 0, "cuda")
     assert recorded(ids, mask).shape == last_hidden(adapted, ids, mask).shape
-    assert len(recorded.recordings) == 1  # too many tokens to be worth it
+    assert len(recorded.recorded.recordings) == 1  # too many tokens to be worth it
 
 
 def test_a_recorded_pass_keeps_what_it_reads(adapted):
@@ -215,10 +215,48 @@ def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
     assert torch.equal(recorded(ids, mask), states)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3, device="cuda"), drawn)
-    assert recorded.recordings == {}
+    assert recorded.recorded.recordings == {}
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     waiting.remove()
     assert torch.allclose(RecordedPass(adapted)(ids, mask), states, atol=1e-4)
+
+
+def test_a_recorded_backward_pass_adds_the_gradients_of_the_pass(adapted):
+    """Twice over each of two texts, with a change of the weights between: bit for bit, and nothing at the recording."""
+    from common.lm.cuda_graph import Recorded
+    from common.lm.hidden_states import last_hidden
+
+    weights = [weight for name, weight in adapted.named_parameters() if "lora_" in name]
+    for weight in weights:
+        weight.requires_grad_(True).grad = torch.zeros_like(weight)
+    gradients = [weight.grad for weight in weights]
+
+    def work(ids):
+        loss = last_hidden(adapted, ids, None).float().square().mean()
+        loss.backward()
+        return (loss.detach(),)
+
+    recorded = Recorded(adapted, work, "a pass", gradients)
+    found = []
+    for run in (work, recorded):
+        torch.manual_seed(0)
+        kept = [weight.detach().clone() for weight in weights]
+        sums = []
+        for _ in range(2):
+            for token in (5, 9):
+                (loss,) = run(torch.full((2, 64), token, device="cuda"))
+                sums += [loss.clone(), *(gradient.clone() for gradient in gradients)]
+            with torch.no_grad():
+                for weight in weights:
+                    weight.mul_(1.5)
+        found.append(sums)
+        with torch.no_grad():
+            for weight, old, gradient in zip(weights, kept, gradients, strict=True):
+                weight.copy_(old)
+                gradient.zero_()
+    assert list(recorded.recordings) == [((2, 64),)]
+    assert all(torch.equal(eager, replayed) for eager, replayed in zip(*found, strict=True))
+    assert found[0][1].abs().max() > 0
 
 
 @pytest.mark.parametrize("weights", ["--load-in-4bit", "--no-load-in-4bit"])

@@ -4,8 +4,7 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.lm.hidden_states import last_hidden, states_before
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 128  # tokens whose logits are in memory at once: 78 MB in 32 bit for a vocabulary of 152,000
-GPU_CHUNK = 512  # likewise on a GPU, where they are in 16 bit and nothing else is as large: 156 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,10 @@ def completion_log_probs(
 
     hidden = last_hidden(model, input_ids, attention_mask)  # (B, T, h)
     if hidden.is_cuda and type(to_logits) is torch.nn.Linear and not to_logits.weight.requires_grad:
+        from common.lm.log_prob_kernels import TokenLogProbs
+
         states = states_before(hidden, start, mask.shape[1]).flatten(0, 1).to(to_logits.weight.dtype)  # (B C, h)
-        scored = _on_gpu().apply(states, to_logits.weight, to_logits.bias, tokens.flatten(), temperature, cap)
+        scored = TokenLogProbs.apply(states, to_logits.weight, to_logits.bias, tokens.flatten(), temperature, cap)
         log_probs, entropies = (torch.where(mask, values.view_as(mask), 0.0) for values in scored)
         return log_probs, entropies
     states = states_before(hidden, start, mask.shape[1])[mask]  # (N, h)
@@ -109,53 +109,6 @@ def completion_log_probs(
     log_probs, entropies = torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks], 1)  # (N,)
     zeros = log_probs.new_zeros(mask.shape)
     return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
-
-
-@lru_cache
-def _on_gpu() -> Any:
-    """`TokenLogProbs`, which is made when torch is imported."""
-    import torch
-
-    from common.lm.log_prob_kernels import token_log_probs
-
-    class TokenLogProbs(torch.autograd.Function):
-        """Log-probabilities and entropies (N,) of `tokens` (N,), from the states (N, h) before a frozen head.
-
-        A token's log-probability depends on its own state alone, so its gradient in that state, (h,), is computed with
-        it, while the logits are there: the backward pass only weighs it.
-        """
-
-        @staticmethod
-        def forward(
-            ctx: Any,
-            states: "Tensor",
-            weight: "Tensor",
-            bias: "Tensor | None",
-            tokens: "Tensor",
-            temperature: float,
-            cap: float | None,
-        ) -> "tuple[Tensor, Tensor]":
-            learns = ctx.needs_input_grad[0]
-            slopes = torch.empty_like(states) if learns else None
-            scored = []
-            for first in range(0, len(states), GPU_CHUNK):
-                rows = slice(first, first + GPU_CHUNK)
-                logits = torch.nn.functional.linear(states[rows], weight, bias)  # (n, V)
-                scored.append(token_log_probs(logits, tokens[rows], temperature, cap, learns))
-                if slopes is not None:
-                    torch.mm(logits, weight, out=slopes[rows])
-            if slopes is not None:
-                ctx.save_for_backward(slopes)
-            log_probs, entropies = (torch.cat(parts) for parts in zip(*scored, strict=True))
-            ctx.mark_non_differentiable(entropies)
-            return log_probs, entropies
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: "Tensor") -> "tuple[Tensor | None, ...]":
-            (slopes,) = ctx.saved_tensors
-            return (slopes * gradients[0][:, None]).to(slopes.dtype), None, None, None, None, None
-
-    return TokenLogProbs
 
 
 def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":

@@ -17,8 +17,9 @@ class Learner:
     They take gradients from then on. The list is made once: PEFT switches requires_grad with the active adapter, so
     that flag does not tell which parameters these are.
 
-    On a GPU, where they are of one dtype, they become parts of one tensor, and so do their gradients: clipping and an update are then a
-    few kernels in place of some for each parameter, and gradients stay where a CUDA graph adds to them.
+    On a GPU, where they are of one dtype, they become parts of one tensor, and so do their gradients: clipping and an
+    update are then a few kernels in place of some for each parameter, and gradients stay where a CUDA graph adds to
+    them.
 
     Args:
         parameters: what to train.
