@@ -4,7 +4,7 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.lm.hidden_states import last_hidden, states_before
 
@@ -97,7 +97,7 @@ def completion_log_probs(
         return torch.stack(token_log_probs(logits, chosen, temperature))  # (2, N)
 
     hidden = last_hidden(model, input_ids, attention_mask)  # (B, T, h)
-    if hidden.is_cuda and type(to_logits) is torch.nn.Linear and not to_logits.weight.requires_grad:
+    if hidden.is_cuda and is_frozen(to_logits):
         from common.lm.log_prob_kernels import TokenLogProbs
 
         states = states_before(hidden, start, mask.shape[1]).flatten(0, 1).to(to_logits.weight.dtype)  # (B C, h)
@@ -109,6 +109,13 @@ def completion_log_probs(
     log_probs, entropies = torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks], 1)  # (N,)
     zeros = log_probs.new_zeros(mask.shape)
     return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
+
+
+def is_frozen(head: Any) -> bool:
+    """Whether an output layer is not trained, neither itself nor by an adapter."""
+    import torch
+
+    return type(head) is torch.nn.Linear and not head.weight.requires_grad
 
 
 def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":
