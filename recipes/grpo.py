@@ -481,8 +481,8 @@ class GroupSampling(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: "Tensor", attention_mask: "Tensor", logits_to_keep: int, *more: Any, **options: Any
-    ) -> "tuple[Tensor, Tensor]":
-        """Of completion tokens, (B, C), on a GPU by the pass of PPO, which computes the logits once; else by Unsloth.
+    ) -> "tuple[Tensor, Tensor | None, None]":
+        """Log-probabilities and entropies of completion tokens, (B, C), on a GPU by the pass of PPO, which computes the logits once; else by Unsloth.
 
         Rows are prompts padded on the left with completions padded on the right. With --share-prompts it is Unsloth's
         pass, which packs them.
@@ -504,7 +504,7 @@ class GroupSampling(GRPOTrainer):
         parts = zip(*(row.split(size or len(row)) for row in rows), strict=True)
         scored = [completion_log_probs(self.model, *part, self.temperature) for part in parts]
         log_probs, entropies = (torch.cat(values) for values in zip(*scored, strict=True))
-        return log_probs, entropies
+        return log_probs, entropies, None  # the third is the auxiliary loss of a mixture of experts
 
     def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
         key = f"step {self.state.global_step} attempt {attempt}"
