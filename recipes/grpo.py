@@ -482,10 +482,9 @@ class GroupSampling(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: "Tensor", attention_mask: "Tensor", logits_to_keep: int, *more: Any, **options: Any
     ) -> "tuple[Tensor, Tensor | None, None]":
-        """Log-probabilities and entropies of completion tokens, (B, C), on a GPU by the pass of PPO, which computes the logits once; else by Unsloth.
+        """Log-probabilities and entropies of completion tokens, (B, C): on a GPU by the pass of PPO, else Unsloth's.
 
-        Rows are prompts padded on the left with completions padded on the right. With --share-prompts it is Unsloth's
-        pass, which packs them.
+        Rows are prompts padded on the left with completions padded on the right. --share-prompts needs Unsloth's.
         """
         import torch
         from common.lm.log_probs import completion_log_probs, is_frozen
