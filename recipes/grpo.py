@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from common.lm.log_probs import Scored
     from common.lm.rollout.backends import Correction
     from common.lm.rollout.rollouts import Rollouts
-    from torch import Tensor
     from trl import GRPOTrainer
 else:
     GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
@@ -478,32 +477,6 @@ class GroupSampling(GRPOTrainer):
             weights = correction(self.batch.completions, trained, width).to(output["advantages"].device)
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
-
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: "Tensor", attention_mask: "Tensor", logits_to_keep: int, *more: Any, **options: Any
-    ) -> "tuple[Tensor, Tensor | None, None]":
-        """Log-probabilities and entropies of completion tokens, (B, C): on a GPU by the pass of PPO, else Unsloth's.
-
-        Rows are prompts padded on the left with completions padded on the right. --share-prompts needs Unsloth's.
-        """
-        import torch
-        from common.lm.log_probs import completion_log_probs, is_frozen
-
-        ours = input_ids.is_cuda and not self.share_prompts and self.accelerator.num_processes == 1
-        if not ours or not is_frozen(self.model.get_output_embeddings()):
-            given = model, input_ids, attention_mask, logits_to_keep, *more
-            return super()._get_per_token_logps_and_entropies(*given, **options)
-        first = input_ids.shape[1] - logits_to_keep  # the column where completions begin
-        padding = first - attention_mask[:, :first].sum(1)  # (B,) before each prompt
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        shifted = (columns + padding[:, None]) % input_ids.shape[1]  # (B, T) the padding moved behind the completion
-        rows = [input_ids.gather(1, shifted), attention_mask.gather(1, shifted), first - padding]
-        rows += [input_ids[:, first:], attention_mask[:, first:].bool()]
-        size = 0 if torch.is_grad_enabled() else self.args.per_device_train_batch_size
-        parts = zip(*(row.split(size or len(row)) for row in rows), strict=True)
-        scored = [completion_log_probs(self.model, *part, self.temperature) for part in parts]
-        log_probs, entropies = (torch.cat(values) for values in zip(*scored, strict=True))
-        return log_probs, entropies, None  # the third is the auxiliary loss of a mixture of experts
 
     def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
         key = f"step {self.state.global_step} attempt {attempt}"

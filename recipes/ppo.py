@@ -692,7 +692,7 @@ def record_passes(ppo: "PPO") -> "dict[str, Recorded]":
     if ppo.args.gradient_checkpointing or not ppo.critic_head.weight.is_cuda:
         return {}
     gradients = {"policy": ppo.policy.gradients(), "critic": ppo.critic.gradients()}
-    pool, half = torch.cuda.graph_pool_handle(), memory_limit() // 2  # the rest is for sampling
+    pool, half = torch.cuda.MemPool(), memory_limit() // 2  # the rest is for sampling
     return {
         name: Recorded(ppo.model, partial(work, ppo), f"PPO's pass {name}", gradients.get(name, ()), pool, half)
         for name, work in PASSES.items()

@@ -2,7 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,11 +34,13 @@ def record(
     kept = [tensor.clone() for tensor in changed]
     graph = torch.cuda.CUDAGraph()
     try:
-        for _ in range(WARM_UP):
-            work()
+        with beside(pool):
+            for _ in range(WARM_UP):
+                work()
         if most is not None and (taken := torch.cuda.max_memory_reserved()) > most:
-            raise RuntimeError(f"it would hold {taken / 2**30:.1f} GiB, more than {most / 2**30:.1f}")
-        with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first: to restore it on failure
+            raise RuntimeError(f"the process holds {taken / 2**30:.1f} GiB, more than {most / 2**30:.1f}")
+        which = pool.id if isinstance(pool, torch.cuda.MemPool) else pool
+        with torch.cuda.stream(here), torch.cuda.graph(graph, which, recording_stream()):  # the first: to restore it
             work()
     except RuntimeError:
         generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
@@ -45,6 +49,25 @@ def record(
         for tensor, old in zip(changed, kept, strict=True):
             tensor.copy_(old)
     return graph
+
+
+@contextmanager
+def beside(pool: Any) -> Iterator[None]:
+    """Work as a recording does: on the stream that records, and where it is a MemPool in the memory `pool`.
+
+    What such a pool has had for a pass is then there for the recording, in place of a second time.
+    """
+    here, there = torch.cuda.current_stream(), recording_stream()
+    there.wait_stream(here)
+    within = torch.cuda.use_mem_pool(pool) if isinstance(pool, torch.cuda.MemPool) else nullcontext()
+    with torch.cuda.stream(there), within:
+        yield
+    here.wait_stream(there)
+
+
+@lru_cache
+def recording_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
 
 
 class Recording(NamedTuple):
@@ -59,14 +82,14 @@ class Recording(NamedTuple):
 class Recorded:
     """`work`, which maps tensors to tensors by `model`: recorded once for each shape of its inputs, then replayed.
 
-    A recording uses the adapter that was active when its shapes were first seen, and reads the weights from their
-    addresses: they may change in place, but not move. After the first work that cannot be recorded nothing more is,
-    with a warning.
+    The first work of a shape runs as it is, the second is recorded. A recording uses the adapter that was active then,
+    and reads the weights from their addresses: they may change in place, but not move. After the first work that cannot
+    be recorded nothing more is, with a warning.
 
     Args:
         name: of the work, for that warning.
         changed: the tensors that `work` changes besides, such as gradients, which it adds to in place.
-        pool: memory shared with recordings that never run beside these; by default one of its own.
+        pool: memory shared with recordings that never run beside these; by default of its own.
         most: bytes that the process may have taken, so that the rest is left to what is not recorded.
     """
 
@@ -76,22 +99,29 @@ class Recorded:
         work: Callable[..., Sequence[Tensor]],
         name: str,
         changed: Sequence[Tensor] = (),
-        pool: Any = None,
+        pool: torch.cuda.MemPool | None = None,
         most: int | None = None,
     ) -> None:
         self.model = model
-        self.most = most
         self.work = work
         self.name = name
         self.changed = changed
         self.pool = pool
+        self.most = most
+        self.seen: set[tuple[torch.Size, ...]] = set()
         self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
         self.can_record = True
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """The outputs; the next call overwrites them where the work is recorded."""
+        """The outputs; the next call overwrites them, also one of recordings in the same pool."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if self.can_record and shapes not in self.recordings:
+            if self.pool is None:
+                self.pool = torch.cuda.MemPool()
+            if shapes not in self.seen:
+                self.seen.add(shapes)
+                with beside(self.pool):
+                    return self.work(*inputs)
             try:
                 self.recordings[shapes] = self.record(inputs)
             except RuntimeError as error:  # some operation waits for the GPU, or there is no memory left
@@ -109,7 +139,7 @@ class Recorded:
     def record(self, inputs: Sequence[Tensor]) -> Recording:
         """The work over inputs of these shapes. Raises RuntimeError when a CUDA graph cannot hold it."""
         static = [tensor.clone() for tensor in inputs]
-        outputs: list[Tensor] = []  # memory that no other recording writes to
+        outputs: list[Tensor] = []
 
         def work() -> None:
             results = self.work(*static)
@@ -118,8 +148,6 @@ class Recorded:
             for output, result in zip(outputs, results, strict=True):
                 output.copy_(result)
 
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
         graph = record(work, self.pool, self.changed, self.most)
         values = [value for module in self.model.modules() for value in vars(module).values()]
         held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]

@@ -39,8 +39,8 @@ def pad_right(rows: list[list[int]], pad_token_id: int, device: "torch.device | 
 
 
 def round_up(columns: int) -> int:
-    """The next multiple of 64, and above 512 of 128: the fewer shapes, the fewer recordings as a CUDA graph."""
-    return columns + -columns % (64 if columns <= 512 else 128)
+    """The next multiple of 16, and above 512 of 64: the fewer shapes, the fewer recordings as a CUDA graph."""
+    return columns + -columns % (16 if columns <= 512 else 64)
 
 
 def at_last_token(values: "Tensor", attention_mask: "Tensor") -> "Tensor":
