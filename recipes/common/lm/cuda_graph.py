@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its kernels take to start
 WARM_UP = 2  # runs before a recording: kernels are compiled and libraries allocate, which a recording may not
+
+# Bytes that only recordings can use, of the memory that each pool has.
+HELD: "weakref.WeakKeyDictionary[torch.cuda.MemPool, int]" = weakref.WeakKeyDictionary()
 
 
 def record(
@@ -149,6 +153,8 @@ class Recorded:
                 output.copy_(result)
 
         graph = record(work, self.pool, self.changed, self.most)
+        if self.pool is not None:
+            HELD[self.pool] = sum(one["total_size"] - one["allocated_size"] for one in self.pool.snapshot(False))
         values = [value for module in self.model.modules() for value in vars(module).values()]
         held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
         return Recording(graph, static, outputs, held)
