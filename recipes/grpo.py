@@ -36,7 +36,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.plan.fit import fit_to_gpu
@@ -230,6 +230,8 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel
 
+    from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
     from common.lm.rollout.rollouts import Rollouts
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import select
@@ -261,7 +263,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -281,6 +283,8 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_mlps(model)
+        fuse_qkv(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)

@@ -61,10 +61,9 @@ from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
-from common.lm.fused_qkv import fuse_qkv
 from common.lm.hidden_states import pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -292,6 +291,8 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
+    from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
     from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
     from common.lm.rollout.rollouts import Rollouts
@@ -319,7 +320,7 @@ def main() -> None:
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -345,6 +346,7 @@ def main() -> None:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
+        fuse_mlps(model)
         fuse_qkv(model)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())

@@ -129,6 +129,14 @@ def test_fp8_products_on_the_tensor_cores_are_the_references(tokens):
             assert (error**2).sum() < 1e-2**2 * (reference**2).sum()  # bfloat16, and the tensor cores' sums of 14 bits
 
 
+@pytest.mark.parametrize("shape", [(70, 200, 4), (33, 130, 16), (1, 16, 1), (1000, 1096, 8), (512, 2048, 64)])
+def test_the_kernels_of_the_mlp_under_lora_compute_the_formulas(shape, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "references")
+    import mlp_kernels
+
+    assert mlp_kernels.worst(*shape, dtype=torch.bfloat16, device="cuda") < 0.01
+
+
 def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
     """One epoch over a rollout: the policy that is updated is the one that sampled, in bfloat16 and under kernels."""
     sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
