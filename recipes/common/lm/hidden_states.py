@@ -39,8 +39,8 @@ def pad_right(rows: list[list[int]], pad_token_id: int, device: "torch.device | 
 
 
 def round_up(columns: int) -> int:
-    """The next multiple of 16, and above 512 of 64: the fewer shapes, the fewer recordings as a CUDA graph."""
-    return columns + -columns % (16 if columns <= 512 else 64)
+    """The next multiple of 8, and above 512 of 32: the fewer shapes, the fewer recordings as a CUDA graph."""
+    return columns + -columns % (8 if columns <= 512 else 32)
 
 
 def at_last_token(values: "Tensor", attention_mask: "Tensor") -> "Tensor":
