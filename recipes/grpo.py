@@ -230,8 +230,7 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel
 
-    from common.lm.fused_mlp import fuse_mlps
-    from common.lm.fused_qkv import fuse_qkv
+    from common.lm.fused_qkv import fuse_adapters
     from common.lm.rollout.rollouts import Rollouts
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import select
@@ -283,8 +282,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_mlps(model)
-        fuse_qkv(model)
+        fuse_adapters(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)

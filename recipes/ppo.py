@@ -45,7 +45,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -291,10 +291,8 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.lm.fused_mlp import fuse_mlps
-    from common.lm.fused_qkv import fuse_qkv
+    from common.lm.fused_qkv import fuse_adapters
     from common.run.metrics import ProgressCallback
-    from common.lm.cuda_graph import RecordedPass
     from common.lm.rollout.rollouts import Rollouts
 
     # 3. Prompts in the model's own chat template, up to the generation prompt.
@@ -346,8 +344,7 @@ def main() -> None:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
-        fuse_mlps(model)
-        fuse_qkv(model)
+        fuse_adapters(model)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
@@ -378,8 +375,6 @@ def main() -> None:
             rollouts=Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts),
             reward_functions=reward_functions,
             reward_head=reward_head,
-            reward_backbone=RecordedPass(model),
-            recorded={},
             critic_head=critic_head,
             policy=Learner(policy_parameters, settings, args.learning_rate, steps - args.critic_warmup_steps),
             critic=Learner(critic_parameters, settings, args.critic_learning_rate, steps),
@@ -387,7 +382,6 @@ def main() -> None:
             score_moments=RunningMoments(),
             kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
         )
-        ppo.recorded = record_passes(ppo)
         shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
         before, scores_before = shown_completions(ppo, shown), evaluate(ppo, held_out)
@@ -640,7 +634,8 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
 
 def log_probs_of(ppo: "PPO", *part: "Tensor") -> "tuple[Tensor, Tensor]":
     """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
-    return completion_log_probs(ppo.model, *part, ppo.args.temperature)
+    input_ids, attention_mask, start, tokens, mask = part
+    return completion_log_probs(ppo.model, input_ids, attention_mask, start, tokens, mask, ppo.args.temperature)
 
 
 def values_of(
@@ -738,14 +733,19 @@ class PPO:
     rollouts: "Rollouts"
     reward_functions: list[Reward]
     reward_head: "torch.nn.Linear | None"  # None without a reward model
-    reward_backbone: "RecordedPass"
-    recorded: "dict[str, Recorded]"  # of PASSES those that are CUDA graphs, see `record_passes`
     critic_head: "torch.nn.Linear"
     policy: Learner
     critic: Learner
     prompt_sampler: PromptSampler
     score_moments: "RunningMoments"
     kl_controller: "KLController"
+    reward_backbone: "RecordedPass" = field(init=False)
+    recorded: "dict[str, Recorded]" = field(init=False)  # of PASSES those that are CUDA graphs
+
+    def __post_init__(self) -> None:
+        from common.lm.cuda_graph import RecordedPass
+
+        self.reward_backbone, self.recorded = RecordedPass(self.model), record_passes(self)
 
 
 @dataclass(frozen=True)

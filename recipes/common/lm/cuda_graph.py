@@ -43,7 +43,7 @@ def record(
                 work()
         if most is not None and (taken := torch.cuda.max_memory_reserved()) > most:
             raise RuntimeError(f"the process holds {taken / 2**30:.1f} GiB, more than {most / 2**30:.1f}")
-        which = pool.id if isinstance(pool, torch.cuda.MemPool) else pool
+        which: Any = pool.id if isinstance(pool, torch.cuda.MemPool) else pool
         with torch.cuda.stream(here), torch.cuda.graph(graph, which, recording_stream()):  # the first: to restore it
             work()
     except RuntimeError:

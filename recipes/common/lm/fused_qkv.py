@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.lm.fp8 import Fp8Linear
-from common.lm.fused_mlp import DTYPES, dense, frozen, input_gradient_of, is_plain_layer, prepared, products
+from common.lm.fused_mlp import DTYPES, dense, frozen, fuse_mlps, input_gradient_of, is_plain_layer, prepared, products
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,6 +74,12 @@ def fuse_qkv(model: "PeftModel") -> int:
             module.apply_qkv = _forward_of(module.apply_qkv)
             found += 1
     return found
+
+
+def fuse_adapters(model: "PeftModel") -> None:
+    """Have all layers of `model` computed so: its MLPs as in fused_mlp.py, queries, keys and values as above."""
+    fuse_mlps(model)
+    fuse_qkv(model)
 
 
 def _alike(layers: list[Any]) -> bool:

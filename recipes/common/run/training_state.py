@@ -79,7 +79,9 @@ class Learner:
 
     def gradients(self) -> "list[Tensor]":
         """What `backward` adds to in place; empty where it makes new tensors."""
-        return [] if self.trained is self.parameters else [tensor.grad for tensor in self.trained]
+        return (
+            [] if self.trained is self.parameters else [whole.grad for whole in self.trained if whole.grad is not None]
+        )
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes; torch.save can write it."""
