@@ -202,6 +202,7 @@ def main() -> None:
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for rows of every other length
     data = read_examples(source, PROBLEM_FORMATS, args.format, args.columns)
     rewards, faults = load(args.rewards, args.max_completion_length), Faults()
     check_prompts(rewards, data.examples, faults)
@@ -242,7 +243,6 @@ def main() -> None:
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     tokenizer.eos_token = end  # for TRL a completion that ends with another token is truncated
-
     prompts = with_system_prompt(data.examples, args.system_prompt)
     prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
     if dropped:
