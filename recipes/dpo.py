@@ -33,7 +33,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, keep_activations, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -186,8 +186,6 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
-    from common.lm.fused_mlp import fuse_mlps
-    from common.lm.fused_qkv import fuse_qkv
     from common.lm.generate import generate
     from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.health.callback import HealthCallback
@@ -239,8 +237,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_mlps(model)
-        fuse_qkv(model)
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         def dataset(examples: list[TokenPair]) -> Dataset:

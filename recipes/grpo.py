@@ -36,7 +36,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
+from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.plan.fit import fit_to_gpu
@@ -233,7 +233,6 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer
     from unsloth import FastLanguageModel
 
-    from common.lm.fused_qkv import fuse_adapters
     from common.lm.rollout.rollouts import Rollouts
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import select
@@ -283,7 +282,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_adapters(model)
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)

@@ -37,7 +37,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, keep_activations, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.ending import show_ending
 from common.run.files import write_folder
@@ -187,8 +187,6 @@ def main() -> None:
 
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
-    from common.lm.fused_mlp import fuse_mlps
-    from common.lm.fused_qkv import fuse_qkv
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
@@ -214,7 +212,6 @@ def main() -> None:
     check_prompts(args, prompts - len({tuple(row.prompt_ids) for row in evaluation}))
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
-
     announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
@@ -247,8 +244,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_mlps(model)
-        fuse_qkv(model)
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(weights=asdict(weights))
 

@@ -63,7 +63,7 @@ from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
 from common.lm.hidden_states import pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, keep_activations, load_chat_tokenizer
+from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -293,7 +293,6 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
-    from common.lm.fused_qkv import fuse_adapters
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback
     from common.lm.rollout.rollouts import Rollouts
@@ -344,7 +343,7 @@ def main() -> None:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
-        fuse_adapters(model)
+        fuse_adapter(model)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 

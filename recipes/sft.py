@@ -34,6 +34,7 @@ from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import (
     check_precision,
     choose_dtype,
+    fuse_adapter,
     in_4bit,
     keep_activations,
     load_chat_tokenizer,
@@ -171,14 +172,11 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
-    from common.lm.fused_mlp import fuse_mlps
-    from common.lm.fused_qkv import fuse_qkv
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
-    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
-    # are as they are, and carry loss throughout.
+    # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -238,8 +236,7 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
-            fuse_mlps(model)
-            fuse_qkv(model)
+            fuse_adapter(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
 

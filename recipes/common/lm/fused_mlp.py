@@ -95,20 +95,21 @@ class _Mlp(torch.autograd.Function):
         # Where memory is short, and layers are computed again, part by part: three matrices less of the largest size.
         compiled = torch.compiler.is_compiling()
         parts = [slice(None)] if compiled else [slice(at, at + PART) for at in range(0, len(x), PART)]
-        dx, dxa, sums = [], [], None
+        dx, dxa, sums = [], [], dy.new_zeros((), dtype=torch.float32)
         for part in parts:
             dh = input_gradient_of(dy[part], down_w)
             dgate, dup, sums_of_part = swiglu_gradients(
                 dh, gate[part], up[part], xa[part], dy[part] @ down_b, gate_b, up_b, down_a
             )
             del dh
-            sums = sums_of_part if sums is None else sums + sums_of_part
+            sums = sums + sums_of_part
             dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
             of_part = input_gradient_of(dgate, gate_w) + input_gradient_of(dup, up_w)
             del dgate, dup
             dx.append(torch.addmm(of_part, dxa[-1], gate_up_a))
-        dxa, sums = torch.cat(dxa), sums.to(x.dtype)
-        return (torch.cat(dx), dxa.t() @ x, sums[0].t(), sums[1].t(), sums[2], dy.t() @ ha, *(None,) * 7)
+        of_x, of_xa = torch.cat(dx), torch.cat(dxa)
+        dgate_b, dup_b, ddown_a = sums.to(x.dtype)
+        return (of_x, of_xa.t() @ x, dgate_b.t(), dup_b.t(), ddown_a, dy.t() @ ha, *(None,) * 7)
 
 
 def _base_alone(x: "Tensor", gate_w: Any, up_w: Any, down_w: Any) -> "Tensor":
@@ -164,7 +165,8 @@ def fuse_mlps(model: "PeftModel") -> int:
     # time, for its activations, the down projection is not needed.
     last = model.get_base_model().config.get_text_config().model_type in FAMILIES
     for layer in list(model.modules()):
-        if _is_plain(mlp := getattr(layer, "mlp", None)):
+        mlp: Any = getattr(layer, "mlp", None)
+        if _is_plain(mlp):
             mlp.forward = types.MethodType(_forward_of(mlp.forward), mlp)
             layer.register_forward_pre_hook(functools.partial(_before_layer, last))
             layer.register_forward_hook(_after_layer, always_call=True)
@@ -181,7 +183,7 @@ def _after_layer(*_: Any) -> None:
 
 
 def _is_plain(module: Any) -> bool:
-    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | SiLUActivation):
         return False
     if not all(map(is_plain_layer, layers)) or any(layer.base_layer.bias is not None for layer in layers):
@@ -194,8 +196,9 @@ def is_plain_layer(layer: Any) -> bool:
     """Whether `layer` is a frozen projection in 16 bit, nf4 or fp8 under a plain LoRA adapter."""
     if not isinstance(layer, LoraLayer) or not isinstance(layer, torch.nn.Module):
         return False
-    biased = any(one.bias is not None for one in layer.lora_B.values())
-    dropout = any(not isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values())
+    parts: Any = layer
+    biased = any(one.bias is not None for one in parts.lora_B.values())
+    dropout = any(not isinstance(one, torch.nn.Identity) for one in parts.lora_dropout.values())
     special = bool(layer.lora_variant) or bool(layer.lora_magnitude_vector)
     weight, state = frozen(layer)
     known = state is None or isinstance(state, torch.Tensor) or getattr(state, "quant_type", "") == "nf4"

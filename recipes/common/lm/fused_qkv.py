@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from common.lm.fp8 import Fp8Linear
-from common.lm.fused_mlp import DTYPES, dense, frozen, fuse_mlps, input_gradient_of, is_plain_layer, prepared, products
+from common.lm.fused_mlp import DTYPES, dense, frozen, input_gradient_of, is_plain_layer, prepared, products
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,13 +74,10 @@ def fuse_qkv(model: "PeftModel") -> int:
             _stack(module, layers)
             module.apply_qkv = _forward_of(module.apply_qkv)
             found += 1
+    ours = [name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("qkv_")]
+    # Of several processes each has the same frozen weights: none is sent to the others before every step.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ours)
     return found
-
-
-def fuse_adapters(model: "PeftModel") -> None:
-    """Have all layers of `model` computed so: its MLPs as in fused_mlp.py, queries, keys and values as above."""
-    fuse_mlps(model)
-    fuse_qkv(model)
 
 
 def _alike(layers: list[Any]) -> bool:

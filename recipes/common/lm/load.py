@@ -17,6 +17,7 @@ from common.run.screen import console
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -128,6 +129,15 @@ def keep_activations(layers: int) -> None:
     if own not in ("", "0", str(layers)):
         holds = f"--checkpoint-skip-layers={layers} holds" if layers else "so many layers keep their activations"
         console().print(spell(f"{KEPT_LAYERS}={own} is set in the environment: {holds}."), soft_wrap=True)
+
+
+def fuse_adapter(model: "PeftModel") -> None:
+    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT."""
+    from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
+
+    fuse_mlps(model)
+    fuse_qkv(model)
 
 
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":

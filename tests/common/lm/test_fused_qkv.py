@@ -33,7 +33,7 @@ def outputs_and_gradients(model, attention, x):
     model.zero_grad()
     x = x.clone().requires_grad_()
     parts = attention.apply_qkv(attention, x)
-    sum((part.float() * torch.arange(part.shape[-1]).cos()).sum() for part in parts).backward()
+    torch.stack([(part.float() * torch.arange(part.shape[-1]).cos()).sum() for part in parts]).sum().backward()
     return [*parts, x.grad, *(p.grad for p in attention.parameters() if p.grad is not None)]
 
 
@@ -67,6 +67,9 @@ def test_one_weight_is_held_once():
     fuse_qkv(model)
     begin = attention.qkv_weight.untyped_storage().data_ptr()
     assert {getattr(attention, name).weight.untyped_storage().data_ptr() for name in NAMES} == {begin}
+    sent = {name for name, _ in model.named_buffers()} - set(model._ddp_params_and_buffers_to_ignore)
+    assert not any("qkv" in name for name in sent)
+    assert len(model._ddp_params_and_buffers_to_ignore) == 2  # weight and bias
     model, attention = adapted(fp8=True)
     fuse_qkv(model)
     begin = attention.qkv_qweight.untyped_storage().data_ptr()
