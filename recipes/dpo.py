@@ -33,7 +33,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
@@ -221,7 +221,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -243,6 +243,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 

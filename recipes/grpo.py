@@ -36,7 +36,7 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -210,6 +210,7 @@ def main() -> None:
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for rows of every other length
     data = read_examples(source, PROBLEM_FORMATS, args.format, args.columns)
     rewards, faults = load(args.rewards, args.max_completion_length), Faults()
     check_prompts(rewards, data.examples, faults)
@@ -251,7 +252,6 @@ def main() -> None:
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     tokenizer.eos_token = end  # for TRL a completion that ends with another token is truncated
-
     prompts = with_system_prompt(data.examples, args.system_prompt)
     prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
     if dropped:
@@ -269,7 +269,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -289,6 +289,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, prompts, held_out))
 

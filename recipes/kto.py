@@ -37,7 +37,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
@@ -217,7 +217,6 @@ def main() -> None:
     check_prompts(args, prompts - len({tuple(row.prompt_ids) for row in evaluation}))
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
-
     announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
@@ -228,7 +227,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -250,6 +249,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation), weights=asdict(weights))
 

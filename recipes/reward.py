@@ -36,7 +36,7 @@ from common.data.read import read_examples
 from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import figures_in_training, held_out_rows, report_on, show
@@ -231,7 +231,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         longest = max(len(answer) for row in [*training, *evaluation] for answer in row.answers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,

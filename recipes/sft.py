@@ -31,7 +31,15 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer, load_text_tokenizer
+from common.lm.load import (
+    check_precision,
+    choose_dtype,
+    fuse_adapter,
+    in_4bit,
+    keep_activations,
+    load_chat_tokenizer,
+    load_text_tokenizer,
+)
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
@@ -174,8 +182,7 @@ def main() -> None:
     from common.run.metrics import ProgressCallback, mean_loss
     from common.run.steps import CheckedSteps
 
-    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
-    # are as they are, and carry loss throughout.
+    # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -208,7 +215,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
@@ -235,6 +242,7 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
+            fuse_adapter(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))

@@ -18,7 +18,6 @@ import pytest
 import torch
 from common.data.examples import Prompt
 from common.lm import log_probs
-from common.lm.cuda_graph import RecordedPass
 from common.lm.generate import Completion
 from common.lm.scalar_head import new_head
 from common.rewards.specification import Reward
@@ -86,7 +85,6 @@ def setting(tmp_path):
         rollouts=SimpleNamespace(figures={}, backend="graph", sample=lambda *_: completions()),
         reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=None,
-        reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
         policy=Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
         critic=Learner(critic_parameters, settings, 1e-2, 10),

@@ -1,6 +1,7 @@
 """`--fit auto`, and what to change where the GPU's memory is full: the planner for a run on this machine's GPU."""
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args")
 
+KEPT_LAYERS = "UNSLOTH_GC_KEEP_LAYERS"  # Unsloth's variable for --checkpoint-skip-layers
 BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo", "sft"}  # losses over the rows of a micro-batch
 
 
@@ -33,6 +35,8 @@ def check_fit(args: Any) -> None:
         raise InputError("--checkpoint-skip-layers: with --no-gradient-checkpointing every layer keeps its activations")
     if getattr(args, "fit", "off") == "off":
         return
+    if (own := os.environ.get(KEPT_LAYERS, "0")) not in ("", "0"):
+        raise InputError(f"--fit=auto chooses what is recomputed, and {KEPT_LAYERS}={own} does; unset the variable")
     if not getattr(args, "use_peft", True):
         raise InputError(
             "--fit=auto plans a LoRA adapter, and --no-use-peft trains every weight; leave one of the two out"
