@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 from common.arguments import parse
 from common.errors import InputError, run_command
+from common.lm.cards import card_names, read_card
 from common.lm.hub import find_model
-from common.plan.devices import SIZES, find_device, of_size
+from common.plan.devices import SIZES, Device, find_device, of_size
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import as_flag, setting_words, unit, variables
@@ -34,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 80
+LENGTHS = {"max_length", "max_prompt_length", "max_completion_length"}
 AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length")
 AT_LEAST_ONE += ("max_completion_length", "num_generations", "rollout_batch_size", "num_ppo_epochs", "lora_r")
 
@@ -123,7 +125,7 @@ def main() -> None:
     if args.card:
         one_card(console, plans[0], sizes, args, given)
     else:
-        all_cards(console, plans, runs, args)
+        all_cards(console, plans, runs, args, given)
     if rows:
         told(console, plans, runs, rows, args)
     console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
@@ -172,8 +174,8 @@ def check(args: Args, given: dict[str, Any]) -> None:
 def several(args: Args) -> str:
     if args.gpus == 1:
         return ""
-    text = f" on {args.gpus} GPUs, {'sharded' if args.sharded else 'a copy on each'}: not measured"
-    return text if runs_here(args) else f"{text}; no recipe does it yet"
+    text = f" on {args.gpus} GPUs, {'sharded (FSDP2)' if args.sharded else 'a copy of the model on each (DDP)'}"
+    return f"{text}; never measured" if runs_here(args) else f"{text};\nnever measured, and no recipe does it yet"
 
 
 def runs_here(args: Args) -> bool:
@@ -181,30 +183,39 @@ def runs_here(args: Args) -> bool:
     return args.gpus == 1 or (args.method == "sft" and not args.sharded)
 
 
-def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args) -> None:
+def all_cards(
+    console: Console, plans: list[Plan], runs: list[Run | None], args: Args, given: dict[str, Any]
+) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, side in (("card", "right"), ("settings", "left"), ("peak", "right"), ("tokens/s", "right")):
-        table.add_column(name, justify=side, no_wrap=name != "settings")
+    settled = f"settings, {unit(plans[0].work)} x accumulation"
+    for name, side in (("card", "right"), (settled, "left"), ("peak", "right"), ("tokens/s", "right")):
+        table.add_column(name, justify=side, no_wrap=name != settled)
     if any(runs):
-        table.add_column("hours", justify="right", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
         if args.price:
             table.add_column("price", justify="right", no_wrap=True)
     for size, one, run in zip(SIZES, plans, runs, strict=True):
         if not one.fits:
             table.add_row(f"{size} GB", "does not fit", f"{one.total:.1f} GiB", "", *([""] * len(table.columns[4:])))
             continue
-        cells = [f"{size} GB", cell(one), f"{one.total:.1f} GiB", f"{one.time.tokens_per_second:,.0f}"]
+        cells = [f"{size} GB", cell(one).replace(f" {unit(one.work)}", "", 1), f"{one.total:.1f} GiB", f"{one.time.tokens_per_second:,.0f}"]
         if run:
-            cells.append(f"{run.hours:,.1f}")
+            cells.append(duration(run.hours))
             cells += [f"{run.hours * args.gpus * args.price:,.2f}"] if args.price else []
         table.add_row(*cells)
     console.print(table)
-    console.print("One card in detail, with its arguments: give CARD, as CARD=24GB.")
+    fitting = next((size for size, one in zip(SIZES, plans, strict=True) if one.fits), None)
+    if fitting is None:
+        smaller = smaller_models(args, plans[-1].device, given)
+        console.print("No card is enough." + (f" On {SIZES[-1]} GB: {smaller[0]}" if smaller else ""), soft_wrap=True)
+        return
+    console.print(f"CARD={fitting}GB shows one card part by part, with its command.")
+    console.print(f"make {args.method} FIT=auto chooses such settings for the GPU that it starts on.")
 
 
 def cell(one: Plan) -> str:
-    shorter = ", ".join(f"{name} {value}" for name, value in one.changed.items() if name.endswith("_length"))
-    return setting_words(one.work) + (f"; {shorter}" if shorter else "")
+    shorter = {name: value for name, value in one.changed.items() if name.endswith("_length")}
+    return setting_words(one.work) + (f"; {variables(shorter)}, which truncates rows" if shorter else "")
 
 
 def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[str, Any]) -> None:
@@ -241,9 +252,35 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
             words = variables({name: value for name, value in whole_command.items() if value is not None})
             console.print(f"\nmake {args.method} {words}", soft_wrap=True)
         return
-    console.print("\nA larger card or a smaller model would do.")
-    for other in advice(sizes, args.method, given, device):
-        console.print(f"  {variables(other.changed)}: {other.total:.1f} GiB", soft_wrap=True)
+    lines = [f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)]
+    lines += [*larger_card(sizes, args, device, given), *smaller_models(args, device, given)]
+    console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def larger_card(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
+    """The smallest card that holds the run, as a variable of make; none where even the largest does not."""
+    more = {"gpus": args.gpus, "sharded": args.sharded}
+    for size in SIZES:
+        if of_size(size).gib > device.gib and (found := plan(sizes, args.method, of_size(size), given, **more)).fits:
+            return [f"CARD={size}GB: {found.total:.1f} GiB, {cell(found)}"]
+    return []
+
+
+def smaller_models(args: Args, device: Device, given: dict[str, Any]) -> list[str]:
+    """The largest model of the same family that fits `device`, and the largest of all, as variables of make."""
+    own = find_model(args.model)
+    cards = [read_card(name) for name in card_names() if name not in ("tiny", own.name)]
+    cards = [card for card in cards if args.method in card.methods and card.parameters < sizes_of(own).parameters]
+    cards.sort(key=lambda card: -card.parameters)
+    more = {"gpus": args.gpus, "sharded": args.sharded}
+    plans = ((card, plan(card, args.method, device, given, **more)) for card in cards)
+    fitting = [(card, found) for card, found in plans if found.fits and not found.changed.keys() & LENGTHS]
+    family = next((one for one in fitting if one[0].name.split("-")[0] == own.name.split("-")[0]), None)
+    chosen = [family] if family else []
+    chosen += [one for one in fitting[:1] if one != family]
+    return [f"MODEL={card.name}: {found.total:.1f} GiB, {cell(found)}" for card, found in chosen]
 
 
 def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) -> Run:
@@ -266,7 +303,8 @@ def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) 
         filled = 1.0 if args.method == "sft" and values["packing"] else rows.padded_share(longest, work.sequences)
         padded = useful / filled  # tokens of an epoch that are computed
         seconds = padded / max(rows.count / a_step, 1e-9) / one.time.tokens_per_second
-    steps = max(1, round(epochs * rows.count / a_step))
+    rounds = values.get("num_iterations", 1)  # steps of the optimizer for each rollout
+    steps = max(1, round(epochs * rows.count * rounds / a_step))
     if args.method == "sft" and values["packing"]:
         packed = max(1, round(epochs * sum(rows.cut(longest)) / (work.length * a_step)))
         seconds, steps = seconds * steps / packed, packed
@@ -277,13 +315,22 @@ def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) 
 
 def told(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
     """What the times are of."""
-    how = "by the model's tokenizer" if rows.counted else "an estimate from the letters: the tokenizer is not here"
+    how = "by the model's tokenizer" if rows.counted else "estimated: its tokenizer is not here"
     total = sum(rows.lengths)
     console.print(f"\n{args.data}: {rows.count:,} rows, {total:,} tokens ({how})", soft_wrap=True)
     if args.card and runs[0] and plans[0].fits:
         run = runs[0]
         money = f", {run.hours * args.gpus * args.price:,.2f} at {args.price:g} a GPU hour" if args.price else ""
-        console.print(f"{run.steps:,} steps, {run.hours:,.2f} hours{money}; loading and saving come on top.")
+        time = duration(run.hours)
+        console.print(f"{run.steps:,} steps, {time}{money}; loading and saving come on top.", soft_wrap=True)
+
+
+def duration(hours: float) -> str:
+    """Such as 40 s, 12 min or 3.4 h."""
+    seconds = 3600 * hours
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:,.1f} h"
 
 
 def as_json(one: Plan, run: Run | None, price: float | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ LOSS_ROWS, LOSS_CHUNK, PPO_ROWS = 512, 2 * GIB, 128
 LOGIT_BYTES = {"sft": 4, "dpo": 4, "kto": 4, "grpo": 7, "ppo": 20, "reward": 0}  # measured
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
 MEASURED_ROWS = 4  # completions of a step whose log-probabilities GRPO computes with all their logits (grpo.py)
+NCCL = 0.4 * GIB  # its buffers, which no allocator of torch's counts either; assumed, not measured
 WORKSPACE = 0.05 * GIB  # cuBLAS and small tensors
 GRAPHS = 0.1 * GIB  # what the recorded steps of sampling keep
 # What torch's allocator reserves and has in no tensor: a little, and a share of what comes and goes; measured.
@@ -66,6 +67,10 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
     if work.sharded:  # FSDP2 gathers one layer in 16 bit, and the next one while it computes
         overhead += 2 * 2 * linear / shape.layers
+    elif work.gpus > 1:  # DDP copies the gradients into buckets that the GPUs add up
+        overhead += gradients
+    if work.gpus > 1:
+        overhead += NCCL
     kept, backward = _activations(shape, work)
     loss = _logits(shape, work)
     slack = SLACK_SHARE[work.gradient_checkpointing]

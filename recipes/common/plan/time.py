@@ -42,11 +42,15 @@ class Time:
 
 
 def step_time(card: Any, work: Workload, device: Device, held: Sampling | None = None) -> Time:
-    """The time of a step of `work` on each of its GPUs; `held` is what sampling holds, for GRPO and PPO."""
+    """The time of a step of `work` on each of its GPUs; `held` is what sampling holds, for GRPO and PPO.
+
+    A step is one of the optimizer's, as the trainer counts them; of PPO it is a rollout with all that is learned of it.
+    GRPO samples for `work.passes` steps at once, and the time of that is divided among them.
+    """
     shape = card.architecture
     micro = _passes(shape, work, device)
     batches = work.accumulation
-    sampled = 0.0
+    sampled, share = 0.0, 1.0
     if work.method == "ppo":
         batches = work.passes * max(1, round(work.generated / work.rows))
         # The policy, the reference policy, the critic and, where there is one, the reward model read the rollout once.
@@ -56,12 +60,12 @@ def step_time(card: Any, work: Workload, device: Device, held: Sampling | None =
         references = 1 if work.method in ("dpo", "kto") and work.reference else 0
         if work.method == "grpo":
             references = 1 + work.reference  # the log-probabilities before the step
+            share = 1 / work.passes
         if work.method == "kto":
             references += 1  # mismatched completions
-        extra = references * _forward(shape, work, device) * work.accumulation
-        batches *= work.passes if work.method == "grpo" else 1
+        extra = references * _forward(shape, work, device) * work.accumulation * share
     if work.method in SAMPLING and held is not None:
-        sampled = _sample(card, work, device, held)
+        sampled = _sample(card, work, device, held) * share
     tokens = work.generated * work.length if work.method == "ppo" else work.tokens * work.accumulation
     return Time(batches * micro + extra + sampled + FIXED.get(work.method, OTHER), sampled, tokens * work.gpus)
 

@@ -23,6 +23,7 @@ import traceback
 from contextlib import suppress
 from math import prod
 from pathlib import Path
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "scripts")]
 SMALL = bool(os.environ.get("SMALL"))
 SECONDS = float(os.environ.get("SECONDS_LIMIT", 3000))
-WARM_UP, TIMED = 2, 3  # steps
+WARM_UP, TIMED = 2, 4  # steps; those of a round of GRPO with two iterations are not equal
 FAMILIES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "gemma-2": "gemma2", "phi-3": "phi3"}
 CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "phi3": "Phi3"}
 READY = {"qwen2-1.5b": os.environ.get("CHECKPOINT_1_5B", ""), "qwen2.5-7b": os.environ.get("CHECKPOINT_7B", "")}
@@ -39,7 +40,12 @@ LEFT_OVER = 0.15  # GiB that the run before may leave allocated: cuBLAS's worksp
 
 def runs() -> dict[str, dict[str, Any]]:
     file = Path(os.environ.get("RUNS") or Path(__file__).parent / "runs.json")
-    return {run["name"]: run for run in json.loads(file.read_text(encoding="utf-8"))}
+    found = {run["name"]: run for run in json.loads(file.read_text(encoding="utf-8"))}
+    for run in found.values() if SMALL else ():
+        for name in ("max_length", "max_prompt_length", "max_completion_length"):
+            if name in run["given"]:
+                run["given"][name] //= 8
+    return found
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -238,7 +244,8 @@ class Worker:
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth{os.getpid()}")
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         known = runs()
-        if known[names[0]]["method"] == "ppo":
+        os.environ.pop("UNSLOTH_BLOCK_COMPILE", None)
+        if known[names[0]]["method"] == "ppo":  # as its recipe sets it, before the import
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
         import common.lm.hub as hub
         from common import environment
@@ -254,7 +261,8 @@ class Worker:
         for number, name in enumerate(names):
             self.started = time.time()
             self.record = {"name": name, "import_s": round(self.imported, 1), "marks": [], "ok": False, "first": not number}
-            if number and self.left_over() > LEFT_OVER:
+            other = (known[name]["method"] == "ppo") != (known[names[0]]["method"] == "ppo")
+            if number and (other or self.left_over() > LEFT_OVER):
                 print(f"{self.left_over():.2f} GiB are left: a new process for the rest", flush=True)
                 os.execv(sys.executable, [sys.executable, *argv[:-1], ",".join(names[number:])])
             try:
@@ -276,6 +284,7 @@ class Worker:
 
         torch = self.torch
         source = checkpoint(run["model"], self.scratch)
+        self.rounds = run["given"].get("num_iterations", 1) > 1
         self.zeros = source.parent == self.scratch / "checkpoints"
         if self.on_gpu:
             properties = torch.cuda.get_device_properties(0)
@@ -373,10 +382,13 @@ class Worker:
         if number == WARM_UP:
             self.alone()
         if number >= WARM_UP + TIMED:
-            timed = sorted(self.record["step_s"][WARM_UP:])
-            self.record |= {"ok": True, "seconds": timed[len(timed) // 2]}
+            self.record |= {"ok": True, "seconds": self.seconds(self.record["step_s"][WARM_UP:])}
             self.save()
             raise Enough
+
+    def seconds(self, timed: list[float]) -> float:
+        """The median; the mean where a rollout is for several steps."""
+        return mean(timed) if self.rounds else median(timed)
 
     def alone(self) -> None:
         """Wait for the turn to time steps, and stop the other workers."""
