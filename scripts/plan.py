@@ -183,13 +183,11 @@ def runs_here(args: Args) -> bool:
     return args.gpus == 1 or (args.method == "sft" and not args.sharded)
 
 
-def all_cards(
-    console: Console, plans: list[Plan], runs: list[Run | None], args: Args, given: dict[str, Any]
-) -> None:
+def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args, given: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    settled = f"settings, {unit(plans[0].work)} x accumulation"
-    for name, side in (("card", "right"), (settled, "left"), ("peak", "right"), ("tokens/s", "right")):
-        table.add_column(name, justify=side, no_wrap=name != settled)
+    head = f"settings, {unit(plans[0].work)} x accumulation"
+    for name, side in (("card", "right"), (head, "left"), ("peak", "right"), ("tokens/s", "right")):
+        table.add_column(name, justify=side, no_wrap=name != head)
     if any(runs):
         table.add_column("time", justify="right", no_wrap=True)
         if args.price:
@@ -198,7 +196,12 @@ def all_cards(
         if not one.fits:
             table.add_row(f"{size} GB", "does not fit", f"{one.total:.1f} GiB", "", *([""] * len(table.columns[4:])))
             continue
-        cells = [f"{size} GB", cell(one).replace(f" {unit(one.work)}", "", 1), f"{one.total:.1f} GiB", f"{one.time.tokens_per_second:,.0f}"]
+        cells = [
+            f"{size} GB",
+            cell(one).replace(f" {unit(one.work)}", "", 1),
+            f"{one.total:.1f} GiB",
+            f"{one.time.tokens_per_second:,.0f}",
+        ]
         if run:
             cells.append(duration(run.hours))
             cells += [f"{run.hours * args.gpus * args.price:,.2f}"] if args.price else []
@@ -252,7 +255,9 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
             words = variables({name: value for name, value in whole_command.items() if value is not None})
             console.print(f"\nmake {args.method} {words}", soft_wrap=True)
         return
-    lines = [f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)]
+    lines = [
+        f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)
+    ]
     lines += [*larger_card(sizes, args, device, given), *smaller_models(args, device, given)]
     console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
     for line in lines:

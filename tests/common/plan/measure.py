@@ -253,14 +253,20 @@ class Worker:
         hub.base_sha256 = lambda path: "0" * 64  # hashing takes longer than the run
         first = checkpoint(known[names[0]]["model"], self.scratch)
         environment.set_variables(models=[hub.find_model(str(first))], sources=[])
-        import unsloth
+        import unsloth  # noqa: I001  first
         import torch
 
         self.torch, self.on_gpu, self.imported = torch, torch.cuda.is_available(), time.time() - began
         self.hook(unsloth)
         for number, name in enumerate(names):
             self.started = time.time()
-            self.record = {"name": name, "import_s": round(self.imported, 1), "marks": [], "ok": False, "first": not number}
+            self.record = {
+                "name": name,
+                "import_s": round(self.imported, 1),
+                "marks": [],
+                "ok": False,
+                "first": not number,
+            }
             other = (known[name]["method"] == "ppo") != (known[names[0]]["method"] == "ppo")
             if number and (other or self.left_over() > LEFT_OVER):
                 print(f"{self.left_over():.2f} GiB are left: a new process for the rest", flush=True)
@@ -489,13 +495,13 @@ def table(out: Path, names: list[str]) -> None:
             continue
         found = json.loads(file.read_text(encoding="utf-8"))
         device = "h200" if "H200" in found.get("device", "") else "h100"
-        said = run.get("predicted_seconds", {}).get(device, 0)
-        print(
-            f"{name:40s} {'ok ' if found['ok'] else 'BAD'} peak {found.get('peak', 0):7.3f} said {run['predicted']:7.3f} "
-            f"{run['predicted'] / (found.get('peak') or 1e9) - 1:+7.1%} | step {found.get('seconds', 0):7.3f} said "
-            f"{said:7.3f} {said / (found.get('seconds') or 1e9) - 1:+7.1%} of {found.get('step_s')} "
-            f"sample {found.get('sample_s', [])[-1:]} kept {found.get('kept')} {found.get('error', '')[:100]}"
-        )
+        peak, seconds = found.get("peak") or 1e9, found.get("seconds") or 1e9
+        said, expected = run["predicted"], run.get("predicted_seconds", {}).get(device, 0)
+        print(f"{name:22s} {'ok ' if found['ok'] else 'BAD'}", end=" ")
+        print(f"peak {peak:7.3f} said {said:7.3f} {said / peak - 1:+6.1%} allocated {found['allocated']:7.3f}", end=" ")
+        print(f"| step {seconds:7.3f} said {expected:7.3f} {expected / seconds - 1:+6.1%}", end=" ")
+        print(f"{found.get('step_s')} sample {found.get('sample_s', [])[-1:]} kept {found.get('kept')}", end=" ")
+        print(found.get("error", "")[:100])
 
 
 if __name__ == "__main__":
