@@ -18,7 +18,7 @@ Left out: full-parameter training, vLLM, images, a reward model with a base of i
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from common.arguments import parse
@@ -29,7 +29,7 @@ from common.plan.devices import SIZES, Device, find_device, of_size
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import as_flag, setting_words, unit, variables
-from common.plan.workload import COUNTED, recipe_defaults, settings, workload
+from common.plan.workload import COUNTED, SAMPLING, recipe_defaults, settings
 from planning.rows import Rows, count
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +81,7 @@ class Args:
     packing: bool | None = None
     train_embeddings: bool | None = None
     precompute_ref_log_probs: bool | None = None
+    eval_ratio: float | None = None
     num_train_epochs: float | None = None
     max_steps: int | None = None
 
@@ -289,33 +290,24 @@ def smaller_models(args: Args, device: Device, given: dict[str, Any]) -> list[st
 
 
 def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) -> Run:
-    """The whole run of `one` on these rows."""
+    """The whole run of `one` on these rows: steps as the trainer counts them, of rows as long as the data's are."""
     values = settings(sizes, args.method, {**given, **one.changed})
-    work, seconds = one.work, one.time.seconds
-    epochs, longest = values["num_train_epochs"], work.length
-    if args.method in ("grpo", "ppo"):
-        group = values.get("num_generations", 1)
-        a_step = max(1, work.generated * args.gpus // group)
-        prompts = rows.cut(work.length - work.completion)
-        mean = sum(prompts) / len(prompts) + work.completion
-        used = {"max_prompt_length": max(1, round(mean - work.completion))}
-        seconds = measure(
-            sizes, workload(sizes, args.method, {**given, **one.changed, **used}, gpus=args.gpus), one.device
-        ).time.seconds
+    work = one.work
+    cut = rows.cut(work.length - work.completion)  # GRPO and PPO: prompts
+    trained = values["num_train_epochs"] * (1 - values.get("eval_ratio", 0))  # times that a row is trained on
+    if args.method in SAMPLING:
+        used = replace(work, length=round(sum(cut) / len(cut)) + work.completion)
+        prompts = max(1, work.generated * args.gpus // work.group)
+        steps = trained * rows.count / prompts * values.get("num_iterations", 1)
+    elif args.method == "sft" and values["packing"]:
+        used, steps = work, trained * sum(cut) / (work.length * work.step_rows)
     else:
-        a_step = work.step_rows
-        useful = sum(rows.cut(longest))
-        filled = 1.0 if args.method == "sft" and values["packing"] else rows.padded_share(longest, work.sequences)
-        padded = useful / filled  # tokens of an epoch that are computed
-        seconds = padded / max(rows.count / a_step, 1e-9) / one.time.tokens_per_second
-    rounds = values.get("num_iterations", 1)  # steps of the optimizer for each rollout
-    steps = max(1, round(epochs * rows.count * rounds / a_step))
-    if args.method == "sft" and values["packing"]:
-        packed = max(1, round(epochs * sum(rows.cut(longest)) / (work.length * a_step)))
-        seconds, steps = seconds * steps / packed, packed
+        padded = sum(cut) / rows.padded_share(work.length, work.sequences) / len(cut)
+        used, steps = replace(work, length=max(1, round(padded))), trained * rows.count / work.step_rows
     if values["max_steps"] > 0:
         steps = values["max_steps"]
-    return Run(rows.count, sum(rows.cut(longest)), rows.counted, steps, steps * seconds / 3600)
+    hours = steps * measure(sizes, used, one.device).time.seconds / 3600
+    return Run(rows.count, sum(cut), rows.counted, max(1, round(steps)), hours)
 
 
 def told(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
