@@ -44,7 +44,7 @@ def runs() -> dict[str, dict[str, Any]]:
     for run in found.values() if SMALL else ():
         for name in ("max_length", "max_prompt_length", "max_completion_length"):
             if name in run["given"]:
-                run["given"][name] //= 8
+                run["given"][name] //= 4
     return found
 
 
@@ -196,7 +196,7 @@ def rows_of(run: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
 def prompt_of(draw: random.Random, number: int, length: int, tokenizer: Any) -> str:
     """A prompt that is `length` tokens or one less in the chat template."""
     text, asked, tokens = digits(draw, 2 * length), length, length + 1
-    while tokens > length:
+    while tokens > length and asked > 0:
         prompt = f"What is {number} + {text[:asked]}?"
         turns = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
