@@ -194,6 +194,7 @@ def test_a_contestant_that_takes_too_long_is_ended(tmp_path):
     assert failed.value.code == 124
 
 
+@pytest.mark.slow
 def test_where_ours_fails_it_is_reported_and_the_peers_can_follow(tmp_path):
     """A recipe that this machine cannot run; one that refuses its arguments ends the command."""
     work = Workload(model="tiny", load_in_4bit=False, gradient_accumulation_steps=1, max_length=16)

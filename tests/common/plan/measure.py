@@ -324,7 +324,7 @@ class Worker:
         environment = {key: value for key, value in os.environ.items() if key != "UNSLOTH_BLOCK_COMPILE"}
         paths = [str(ROOT / "recipes"), os.environ.get("PYTHONPATH", "")]
         recipe = str(ROOT / "recipes" / "reward.py")
-        code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda path: '0' * 64; sys.argv = sys.argv[1:]; "
+        code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda path: '0' * 64; del sys.argv[0]; "
         subprocess.run(
             [sys.executable, "-c", code + "runpy.run_path(sys.argv[0], run_name='__main__')", recipe, *map(str, words)],
             env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
