@@ -126,7 +126,7 @@ def main() -> None:
     if args.card:
         one_card(console, plans[0], sizes, args, given)
     else:
-        all_cards(console, plans, runs, args, given)
+        all_cards(console, plans, runs, sizes, args, given)
     if rows:
         told(console, plans, runs, rows, args)
     console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
@@ -210,7 +210,7 @@ def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args:
     console.print(table)
     fitting = next((size for size, one in zip(SIZES, plans, strict=True) if one.fits), None)
     if fitting is None:
-        smaller = smaller_models(args, plans[-1].device, given)
+        smaller = smaller_models(sizes, args, plans[-1].device, given)
         console.print("No card is enough." + (f" On {SIZES[-1]} GB: {smaller[0]}" if smaller else ""), soft_wrap=True)
         return
     console.print(f"CARD={fitting}GB shows one card part by part, with its command.")
@@ -259,7 +259,7 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
     lines = [
         f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)
     ]
-    lines += [*larger_card(sizes, args, device, given), *smaller_models(args, device, given)]
+    lines += [*larger_card(sizes, args, device, given), *smaller_models(sizes, args, device, given)]
     console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True)
@@ -274,11 +274,11 @@ def larger_card(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -
     return []
 
 
-def smaller_models(args: Args, device: Device, given: dict[str, Any]) -> list[str]:
+def smaller_models(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
     """The largest model of the same family that fits `device`, and the largest of all, as variables of make."""
     own = find_model(args.model)
     cards = [read_card(name) for name in card_names() if name not in ("tiny", own.name)]
-    cards = [card for card in cards if args.method in card.methods and card.parameters < sizes_of(own).parameters]
+    cards = [card for card in cards if args.method in card.methods and card.parameters < sizes.parameters]
     cards.sort(key=lambda card: -card.parameters)
     more = {"gpus": args.gpus, "sharded": args.sharded}
     plans = ((card, plan(card, args.method, device, given, **more)) for card in cards)
