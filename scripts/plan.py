@@ -23,19 +23,18 @@ from typing import Any, Literal
 
 from common.arguments import parse
 from common.errors import InputError, run_command
-from common.lm.cards import card_names, read_card
 from common.lm.hub import find_model
 from common.plan.devices import SIZES, Device, find_device, of_size
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
-from common.plan.words import as_flag, setting_words, unit, variables
+from common.plan.words import as_flag, unit, variables
 from common.plan.workload import COUNTED, SAMPLING, recipe_defaults, settings
+from planning.alternatives import cell, larger_card, smaller_models
 from planning.rows import Rows, count
 from rich.console import Console
 from rich.table import Table
 
 WIDTH = 80
-LENGTHS = {"max_length", "max_prompt_length", "max_completion_length"}
 AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length")
 AT_LEAST_ONE += ("max_completion_length", "num_generations", "rollout_batch_size", "num_ppo_epochs", "lora_r")
 
@@ -184,7 +183,9 @@ def runs_here(args: Args) -> bool:
     return args.gpus == 1 or (args.method == "sft" and not args.sharded)
 
 
-def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args, given: dict[str, Any]) -> None:
+def all_cards(
+    console: Console, plans: list[Plan], runs: list[Run | None], sizes: Any, args: Args, given: dict[str, Any]
+) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     head = f"settings, {unit(plans[0].work)} x accumulation"
     for name, side in (("card", "right"), (head, "left"), ("peak", "right"), ("tokens/s", "right")):
@@ -210,16 +211,11 @@ def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args:
     console.print(table)
     fitting = next((size for size, one in zip(SIZES, plans, strict=True) if one.fits), None)
     if fitting is None:
-        smaller = smaller_models(sizes, args, plans[-1].device, given)
-        console.print("No card is enough." + (f" On {SIZES[-1]} GB: {smaller[0]}" if smaller else ""), soft_wrap=True)
+        for line in ("No card is enough. On the largest:", *others(sizes, args, plans[-1].device, given)):
+            console.print(line, soft_wrap=True)
         return
     console.print(f"CARD={fitting}GB shows one card part by part, with its command.")
     console.print(f"make {args.method} FIT=auto chooses such settings for the GPU that it starts on.")
-
-
-def cell(one: Plan) -> str:
-    shorter = {name: value for name, value in one.changed.items() if name.endswith("_length")}
-    return setting_words(one.work) + (f"; {variables(shorter)}, which truncates rows" if shorter else "")
 
 
 def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[str, Any]) -> None:
@@ -259,34 +255,18 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
     lines = [
         f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)
     ]
-    lines += [*larger_card(sizes, args, device, given), *smaller_models(sizes, args, device, given)]
+    lines += others(sizes, args, device, given)
     console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True)
 
 
-def larger_card(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
-    """The smallest card that holds the run, as a variable of make; none where even the largest does not."""
+def others(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
+    """Cards and models with which the run would fit, as variables of make."""
     more = {"gpus": args.gpus, "sharded": args.sharded}
-    for size in SIZES:
-        if of_size(size).gib > device.gib and (found := plan(sizes, args.method, of_size(size), given, **more)).fits:
-            return [f"CARD={size}GB: {found.total:.1f} GiB, {cell(found)}"]
-    return []
-
-
-def smaller_models(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
-    """The largest model of the same family that fits `device`, and the largest of all, as variables of make."""
-    own = find_model(args.model)
-    cards = [read_card(name) for name in card_names() if name not in ("tiny", own.name)]
-    cards = [card for card in cards if args.method in card.methods and card.parameters < sizes.parameters]
-    cards.sort(key=lambda card: -card.parameters)
-    more = {"gpus": args.gpus, "sharded": args.sharded}
-    plans = ((card, plan(card, args.method, device, given, **more)) for card in cards)
-    fitting = [(card, found) for card, found in plans if found.fits and not found.changed.keys() & LENGTHS]
-    family = next((one for one in fitting if one[0].name.split("-")[0] == own.name.split("-")[0]), None)
-    chosen = [family] if family else []
-    chosen += [one for one in fitting[:1] if one != family]
-    return [f"MODEL={card.name}: {found.total:.1f} GiB, {cell(found)}" for card, found in chosen]
+    name = find_model(args.model).name
+    models = smaller_models(name, sizes.parameters, args.method, device, given, **more)
+    return [*larger_card(sizes, args.method, device, given, **more), *models]
 
 
 def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) -> Run:

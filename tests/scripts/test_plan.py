@@ -52,6 +52,8 @@ def test_what_does_not_fit_says_so_and_what_would(planned):
     shown = planned("--card", "24GB", "--max-length", "100000", "--load-in-4bit")
     assert "Nothing fits" in shown
     assert "MAX_LENGTH=25000" in shown
+    shown = planned("--model", "qwen2.5-72b", "--max-length", "1000000", "--no-load-in-4bit")
+    assert "No card is enough" in shown
 
 
 def test_arguments_of_the_recipe_count_and_stay(planned):
