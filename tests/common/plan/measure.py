@@ -1,10 +1,11 @@
 """Measure runs of runs.json on this GPU: the peak memory and the seconds of a step, through the recipes.
 
-    python tests/common/plan/measure.py OUT_FOLDER NAME,NAME NAME,NAME,NAME
+    python tests/common/plan/measure.py OUT_FOLDER NAME NAME NAME
 
-Each list of names is a process; the processes run side by side, but while one times its steps the others are stopped.
-A checkpoint of the model's true shape is made on the spot, with random weights. OUT_FOLDER gets a file of each run, and
-a table is printed last. RUNS=FILE takes the runs from another file; SMALL=1 shrinks every model, to try this on a CPU.
+Each run is a process of its own. AT_ONCE of them (13) run side by side as far as the GPU's memory holds them, but while
+one times its steps the others are stopped. A checkpoint of the model's true shape is made on the spot, with random
+weights. OUT_FOLDER gets a file of each run, and a table is printed last. RUNS=FILE takes the runs from another file;
+SMALL=1 shrinks every model, to try this on a CPU.
 """
 
 import fcntl
@@ -31,11 +32,12 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "scripts")]
 SMALL = bool(os.environ.get("SMALL"))
 SECONDS = float(os.environ.get("SECONDS_LIMIT", 3000))
-WARM_UP, TIMED = 2, 4  # steps; those of a round of GRPO with two iterations are not equal
+WARM_UP, TIMED = 2, 3  # steps
 FAMILIES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "gemma-2": "gemma2", "phi-3": "phi3"}
 CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "phi3": "Phi3"}
 READY = {"qwen2-1.5b": os.environ.get("CHECKPOINT_1_5B", ""), "qwen2.5-7b": os.environ.get("CHECKPOINT_7B", "")}
-LEFT_OVER = 0.15  # GiB that the run before may leave allocated: cuBLAS's workspace
+AT_ONCE = int(os.environ.get("AT_ONCE", 13))
+CONTEXT = 0.6  # GiB of a process, before anything is loaded
 
 
 def runs() -> dict[str, dict[str, Any]]:
@@ -162,6 +164,11 @@ def randomize(model: Any) -> None:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
+def timed_steps(run: dict[str, Any]) -> int:
+    """Steps that are timed: whole rounds of GRPO with several iterations."""
+    return 2 * run["given"].get("num_iterations", 1) if run["method"] in ("grpo", "ppo") else TIMED
+
+
 def digits(draw: random.Random, tokens: int) -> str:
     return " ".join(str(draw.randrange(10)) for _ in range(tokens // 2))  # a digit and a space, a token each
 
@@ -170,7 +177,7 @@ def rows_of(run: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     """Rows that are as long as the run's lengths or longer, or documents of log-normal length where it packs."""
     draw, given, method = random.Random(0), run["given"], run["method"]
     length = given.get("max_length") or given["max_prompt_length"]
-    steps = WARM_UP + TIMED + 1
+    steps = WARM_UP + timed_steps(run) + 1
     count = steps * given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] + 12
     if run.get("packed"):
         count *= max(1, length // 150)
@@ -206,7 +213,12 @@ def prompt_of(draw: random.Random, number: int, length: int, tokenizer: Any) -> 
 
 def words_of(run: dict[str, Any], source: Path, data: Path, output: Path) -> list[str]:
     given = dict(run["given"])
-    given |= {"model": str(source), "data": str(data), "output_dir": str(output), "max_steps": WARM_UP + TIMED + 1}
+    given |= {
+        "model": str(source),
+        "data": str(data),
+        "output_dir": str(output),
+        "max_steps": WARM_UP + timed_steps(run) + 1,
+    }
     given |= {"logging_steps": 1, "save_steps": 1_000_000, "max_truncated": 1.0}
     if run["method"] in ("grpo", "ppo"):
         given["rewards"] = ("math",)
@@ -232,65 +244,66 @@ class Enough(BaseException):
 
 
 class Worker:
-    """A process that measures runs one after another."""
+    """A process that measures a run."""
 
     def __init__(self, out: Path, scratch: Path) -> None:
         self.out, self.scratch = out, scratch
         self.record: dict[str, Any] = {}
         self.lock: Any = None
 
-    def main(self, names: list[str]) -> None:
-        began, argv = time.time(), list(sys.argv)
-        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth{os.getpid()}")
+    def main(self, name: str) -> None:
+        began, run = time.time(), runs()[name]
+        self.started = began
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth-{name}")
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        known = runs()
-        os.environ.pop("UNSLOTH_BLOCK_COMPILE", None)
-        if known[names[0]]["method"] == "ppo":  # as its recipe sets it, before the import
+        if run["method"] == "ppo":  # as its recipe sets it, before the import
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
         import common.lm.hub as hub
         from common import environment
 
         hub.base_sha256 = lambda path: "0" * 64  # hashing takes longer than the run
-        first = checkpoint(known[names[0]]["model"], self.scratch)
-        environment.set_variables(models=[hub.find_model(str(first))], sources=[])
+        environment.set_variables(models=[hub.find_model(str(checkpoint(run["model"], self.scratch)))], sources=[])
         import unsloth  # noqa: I001  first
         import torch
 
-        self.torch, self.on_gpu, self.imported = torch, torch.cuda.is_available(), time.time() - began
+        self.torch, self.on_gpu = torch, torch.cuda.is_available()
         self.hook(unsloth)
-        for number, name in enumerate(names):
-            self.started = time.time()
-            self.record = {
-                "name": name,
-                "import_s": round(self.imported, 1),
-                "marks": [],
-                "ok": False,
-                "first": not number,
-            }
-            other = (known[name]["method"] == "ppo") != (known[names[0]]["method"] == "ppo")
-            if number and (other or self.left_over() > LEFT_OVER):
-                print(f"{self.left_over():.2f} GiB are left: a new process for the rest", flush=True)
-                os.execv(sys.executable, [sys.executable, *argv[:-1], ",".join(names[number:])])
-            try:
-                self.measure(known[name])
-            except Enough as enough:
-                forget(enough)
-            except BaseException as error:  # noqa: BLE001  the next run is another one
-                self.record["error"] = f"{type(error).__name__}: {error}"[:300]
-                traceback.print_exc()
-                forget(error)
-            self.release()
-            self.save()
-            self.clean()
+        self.record = {"name": name, "import_s": round(time.time() - began, 1), "marks": [], "ok": False}
+        try:
+            self.wait_for_memory(run)
+            self.measure(run)
+        except Enough:
+            pass
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is reported
+            self.record["error"] = f"{type(error).__name__}: {error}"[:300]
+            traceback.print_exc()
+        self.release()
+        self.save()
         sys.stdout.flush()
         os._exit(0)
+
+    def wait_for_memory(self, run: dict[str, Any]) -> None:
+        """Wait until the GPU's memory holds this run beside those that have begun."""
+        if not self.on_gpu:
+            return
+        total = self.torch.cuda.get_device_properties(0).total_memory / 2**30 - CONTEXT * AT_ONCE
+        file, wanted = self.scratch / "memory.json", 1.1 * run["predicted"] + 0.5
+        while True:
+            with (self.scratch / "memory.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                taken = json.loads(file.read_text()) if file.exists() else {}
+                taken = {pid: gib for pid, gib in taken.items() if Path("/proc", pid, "exe").exists()}
+                if not taken or sum(taken.values()) + wanted <= total:
+                    file.write_text(json.dumps(taken | {str(os.getpid()): wanted}))
+                    return
+            time.sleep(0.3)
 
     def measure(self, run: dict[str, Any]) -> None:
         from transformers import AutoTokenizer
 
         torch = self.torch
         source = checkpoint(run["model"], self.scratch)
-        self.rounds = run["given"].get("num_iterations", 1) > 1
+        self.timed, self.rounds = timed_steps(run), run["given"].get("num_iterations", 1) > 1
         self.zeros = source.parent == self.scratch / "checkpoints"
         if self.on_gpu:
             properties = torch.cuda.get_device_properties(0)
@@ -301,8 +314,7 @@ class Worker:
             torch.cuda.reset_peak_memory_stats()
         self.mark("before")
         folder = self.scratch / run["name"]
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         data = folder / "rows.jsonl"
         rows = rows_of(run, AutoTokenizer.from_pretrained(source))
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -390,7 +402,7 @@ class Worker:
         self.mark(f"step {number}")
         if number == WARM_UP:
             self.alone()
-        if number >= WARM_UP + TIMED:
+        if number >= WARM_UP + self.timed:
             self.record |= {"ok": True, "seconds": self.seconds(self.record["step_s"][WARM_UP:])}
             self.save()
             raise Enough
@@ -426,30 +438,6 @@ class Worker:
         part.write_text(json.dumps(self.record), encoding="utf-8")
         part.replace(self.out / f"{self.record['name']}.json")
 
-    def left_over(self) -> float:
-        return self.torch.cuda.memory_allocated() / 2**30 if self.on_gpu else 0.0
-
-    def clean(self) -> None:
-        sys.last_exc = sys.last_value = sys.last_traceback = None
-        self.torch._dynamo.reset()
-        with suppress(Exception):
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state(True)
-        for _ in range(3):
-            gc.collect()
-        if self.on_gpu:
-            self.torch.cuda.synchronize()
-            self.torch.cuda.empty_cache()
-
-
-def forget(error: BaseException) -> None:
-    """Free what the frames of `error` hold."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        error = error.__context__
-
 
 def signal_others(scratch: Path, what: signal.Signals) -> None:
     for file in (scratch / "pids").iterdir():
@@ -461,32 +449,46 @@ def signal_others(scratch: Path, what: signal.Signals) -> None:
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def driver(out: Path, lists: list[str]) -> None:
+def driver(out: Path, names: list[str]) -> None:
     started, scratch = time.time(), Path(os.environ.get("SCRATCH", "/tmp/plan-measure"))
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "pids").mkdir(parents=True)
     out.mkdir(parents=True, exist_ok=True)
-    workers = []
-    for number, names in enumerate(lists):
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(scratch / f"inductor{number}")}
-        environment |= {"TRITON_CACHE_DIR": str(scratch / f"triton{number}"), "HF_HUB_OFFLINE": "1"}
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
-        command = [sys.executable, __file__, "worker", str(out), str(scratch), names]
-        log = (out / f"worker{number}.log").open("w")
-        workers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-        (scratch / "pids" / str(workers[-1].pid)).touch()
-    ended: set[int] = set()
-    while any(worker.poll() is None for worker in workers) and time.time() - started < SECONDS:
-        time.sleep(0.3)
-        for worker in workers:
-            if worker.poll() is not None and worker.pid not in ended:  # it may have ended while the others were stopped
-                ended.add(worker.pid)
-                (scratch / "pids" / str(worker.pid)).unlink()
-                signal_others(scratch, signal.SIGCONT)
+    waiting, workers = list(names), []
+    while (waiting or workers) and time.time() - started < SECONDS:
+        time.sleep(0.2)
+        if somebody_times(scratch):
+            continue
+        for worker in [worker for worker in workers if worker.poll() is not None]:
+            workers.remove(worker)
+            (scratch / "pids" / str(worker.pid)).unlink()
+            signal_others(scratch, signal.SIGCONT)  # it may have ended while the others were stopped
+        while waiting and len(workers) < AT_ONCE:
+            workers.append(start(waiting.pop(0), out, scratch))
     for worker in workers:
-        if worker.poll() is None:
-            worker.kill()
-    table(out, [name for names in lists for name in names.split(",")])
+        worker.kill()
+    table(out, names)
+
+
+def somebody_times(scratch: Path) -> bool:
+    with (scratch / "timing.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def start(name: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
+    """A process that measures a run; its compiler has one thread, for one that goes on would disturb who is timed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # whose locks a stopped process would hold
+        environment[cache] = str(scratch / name / cache.split("_")[0].lower())
+    command = [sys.executable, __file__, "worker", str(out), str(scratch), name]
+    with (out / f"{name}.log").open("w") as log:
+        worker = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    (scratch / "pids" / str(worker.pid)).touch()
+    return worker
 
 
 def table(out: Path, names: list[str]) -> None:
@@ -509,7 +511,7 @@ def table(out: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
-        _, _, folder, scratch, names = sys.argv
-        Worker(Path(folder), Path(scratch)).main(names.split(","))
+        _, _, folder, scratch, name = sys.argv
+        Worker(Path(folder), Path(scratch)).main(name)
     else:
         driver(Path(sys.argv[1]), sys.argv[2:])
