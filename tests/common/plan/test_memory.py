@@ -91,12 +91,12 @@ def test_what_is_needed_adds_up(little):
 
 
 def test_fp8_is_loaded_in_16_bit_first():
-    """As measured: 14.8 GiB while a 7B is quantized, 47.3 for 4 rows of 2048 tokens without recomputation."""
+    """As measured: 14.8 GiB while a 7B is quantized, 39.5 for 4 rows of 2048 tokens without recomputation."""
     card = read_card("qwen2.5-7b")
     small = workload(card, "sft", {"load_in_fp8": True, "max_length": 128, "per_device_train_batch_size": 1})
     assert peak(card, small).total - CUDA_CONTEXT / GIB == pytest.approx(14.8, rel=0.05)
     large = replace(small, length=2048, rows=4, gradient_checkpointing=False, packing=False)
-    assert peak(card, large).total - CUDA_CONTEXT / GIB == pytest.approx(47.26, rel=0.03)
+    assert peak(card, large).total - CUDA_CONTEXT / GIB == pytest.approx(39.47, rel=0.03)
 
 
 @pytest.mark.parametrize(("tied", "copies", "moments"), [(True, 1, 8), (False, 2, 8 + 2)])
