@@ -127,7 +127,7 @@ def main() -> None:
     else:
         all_cards(console, plans, runs, sizes, args, given)
     if rows:
-        told(console, plans, runs, rows, args)
+        about_data(console, plans, runs, rows, args)
     console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
 
 
@@ -290,7 +290,7 @@ def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) 
     return Run(rows.count, sum(cut), rows.counted, max(1, round(steps)), hours)
 
 
-def told(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
+def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
     """What the times are of."""
     how = "by the model's tokenizer" if rows.counted else "estimated: its tokenizer is not here"
     total = sum(rows.lengths)

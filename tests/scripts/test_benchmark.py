@@ -183,9 +183,9 @@ def test_a_contestant_that_ends_with_an_error_is_reported_by_its_last_line(tmp_p
 
 
 def test_the_line_that_tells_why_is_shown_and_not_what_follows_it(tmp_path):
-    said = "print('torch.OutOfMemoryError: CUDA out of memory.'); print('[rank0] left'); raise SystemExit(1)"
+    printing = "print('torch.OutOfMemoryError: CUDA out of memory.'); print('[rank0] left'); raise SystemExit(1)"
     with pytest.raises(Failed, match=r"^torch\.OutOfMemoryError: CUDA out of memory\.$"):
-        run(["-c", said], tmp_path / "log")
+        run(["-c", printing], tmp_path / "log")
 
 
 def test_a_contestant_that_takes_too_long_is_ended(tmp_path):

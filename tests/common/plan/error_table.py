@@ -1,4 +1,4 @@
-"""The table of docs/plan.md, from runs.json: what the plan said of runs that it was not fitted to, and what they took.
+"""The table of docs/plan.md, from runs.json: planned and measured, for runs that it was not fitted to.
 
 python tests/common/plan/error_table.py
 """
@@ -13,7 +13,7 @@ HEAD = ("run", "GiB, planned", "measured", "off", "s a step, planned", "measured
 
 
 def unseen() -> list[dict[str, Any]]:
-    """The runs that were measured after the plan had said what it says of them."""
+    """The runs whose plan was written down before they were measured."""
     return [run for run in json.loads(RUNS.read_text(encoding="utf-8")) if not run["fitted"] and "measured" in run]
 
 
@@ -40,12 +40,12 @@ def cells(run: dict[str, Any]) -> tuple[str, ...]:
     memory = (f"{run['predicted']:.2f}", f"{run['measured']:.2f}", off(run["predicted"], run["measured"]))
     if "seconds" not in run:
         return (described(run), *memory, "", "", "")
-    said, took = run["predicted_seconds"][run["device"]], run["seconds"]
-    return (described(run), *memory, f"{said:.2f}", f"{took:.2f}", off(said, took))
+    planned, took = run["predicted_seconds"][run["device"]], run["seconds"]
+    return (described(run), *memory, f"{planned:.2f}", f"{took:.2f}", off(planned, took))
 
 
-def off(said: float, took: float) -> str:
-    return f"{said / took - 1:+.1%}".replace("%", " %")
+def off(planned: float, took: float) -> str:
+    return f"{planned / took - 1:+.1%}".replace("%", " %")
 
 
 def page() -> list[str]:

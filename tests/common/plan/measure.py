@@ -202,12 +202,12 @@ def rows_of(run: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
 
 def prompt_of(draw: random.Random, number: int, length: int, tokenizer: Any) -> str:
     """A prompt that is `length` tokens or one less in the chat template."""
-    text, asked, tokens = digits(draw, 2 * length), length, length + 1
-    while tokens > length and asked > 0:
-        prompt = f"What is {number} + {text[:asked]}?"
+    text, kept, tokens = digits(draw, 2 * length), length, length + 1
+    while tokens > length and kept > 0:
+        prompt = f"What is {number} + {text[:kept]}?"
         turns = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        tokens, asked = len(ids), asked - max(1, len(ids) - length)
+        tokens, kept = len(ids), kept - max(1, len(ids) - length)
     return prompt
 
 
@@ -480,7 +480,7 @@ def somebody_times(scratch: Path) -> bool:
 
 
 def start(name: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
-    """A process that measures a run; its compiler has one thread, for one that goes on would disturb who is timed."""
+    """A process that measures a run; its compiler has one thread, as others would disturb the run that is timed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # whose locks a stopped process would hold
         environment[cache] = str(scratch / name / cache.split("_")[0].lower())
@@ -501,10 +501,13 @@ def table(out: Path, names: list[str]) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
         device = "h200" if "H200" in found.get("device", "") else "h100"
         peak, seconds = found.get("peak") or 1e9, found.get("seconds") or 1e9
-        said, expected = run["predicted"], run.get("predicted_seconds", {}).get(device, 0)
+        planned, expected = run["predicted"], run.get("predicted_seconds", {}).get(device, 0)
         print(f"{name:22s} {'ok ' if found['ok'] else 'BAD'}", end=" ")
-        print(f"peak {peak:7.3f} said {said:7.3f} {said / peak - 1:+6.1%} allocated {found['allocated']:7.3f}", end=" ")
-        print(f"| step {seconds:7.3f} said {expected:7.3f} {expected / seconds - 1:+6.1%}", end=" ")
+        print(
+            f"peak {peak:7.3f} planned {planned:7.3f} {planned / peak - 1:+6.1%} allocated {found['allocated']:7.3f}",
+            end=" ",
+        )
+        print(f"| step {seconds:7.3f} planned {expected:7.3f} {expected / seconds - 1:+6.1%}", end=" ")
         print(f"{found.get('step_s')} sample {found.get('sample_s', [])[-1:]} kept {found.get('kept')}", end=" ")
         print(found.get("error", "")[:100])
 
