@@ -172,6 +172,7 @@ def test_check_finds_an_edited_input(copy: Path) -> None:
     assert "then `make lock`" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_check_finds_an_edited_lock_and_make_lock_fixes_it(copy: Path) -> None:
     first = re.search(r"sha256:(\w{64})", (copy / "docker" / "cuda.lock").read_text())[1]
     line = edit(copy / "docker" / "cuda.lock", first, "0" * 64)

@@ -472,6 +472,7 @@ def test_ppo_without_a_reward_model_has_its_reward_functions(copy):
     assert "--reward-model" not in given
 
 
+@pytest.mark.slow
 def test_stages_that_no_policy_can_be_scored_on_have_their_own_report(copy):
     """Scores alone: nothing to evaluate a policy on, but the reward model has held-out scores, PPO its prompts."""
     rows = [{"prompt": f"{n}?", "response": "a", "score": n} for n in range(40)]
@@ -491,6 +492,7 @@ def test_stages_that_no_policy_can_be_scored_on_have_their_own_report(copy):
     assert "held out by the run (3)" in (copy / "outputs" / "pipeline-tiny" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_jobs_that_each_end_after_a_stage_work_with_a_reward_model_too(copy):
     words = ("--stages", "reward,ppo", "--until")
     assert ran(pipeline(copy, *words, "reward")) == ["start: evaluate", *REWARD]
@@ -507,7 +509,7 @@ def test_a_file_or_a_folder_that_arguments_name_counts_by_its_contents(copy):
         assert [step for step in ran(pipeline(copy, *words)) if not step.startswith("start")] == stages
 
 
-@pytest.mark.parametrize("code", [75, 3])
+@pytest.mark.parametrize("code", [75, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_recipe_that_ends_early_ends_the_pipeline_which_resumes_there(copy, code):
     done = pipeline(copy, "--stages", "sft,dpo", FAILS="dpo", CODE=str(code))
     assert done.returncode == code

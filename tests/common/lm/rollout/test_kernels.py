@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow  # Triton's interpreter: half a minute
 def test_every_kernel_agrees_with_its_operation():
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("kernels_on_cpu.py")],
