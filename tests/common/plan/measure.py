@@ -5,7 +5,7 @@
 Each run is a process of its own. AT_ONCE of them (13) run side by side as far as the GPU's memory holds them, but while
 one times its steps the others are stopped. A checkpoint of the model's true shape is made on the spot, with random
 weights. OUT_FOLDER gets a file of each run, and a table is printed last. RUNS=FILE takes the runs from another file;
-SMALL=1 shrinks every model, to try this on a CPU.
+SMALL=1 shrinks every model, to try this on a CPU; with ALONE=0 no run waits for the others, and times mean nothing.
 """
 
 import fcntl
@@ -37,6 +37,7 @@ FAMILIES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "gemma-2": "ge
 CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "phi3": "Phi3"}
 READY = {"qwen2-1.5b": os.environ.get("CHECKPOINT_1_5B", ""), "qwen2.5-7b": os.environ.get("CHECKPOINT_7B", "")}
 AT_ONCE = int(os.environ.get("AT_ONCE", 13))
+ALONE = os.environ.get("ALONE", "1") != "0"
 CONTEXT = 0.6  # GiB of a process, before anything is loaded
 
 
@@ -166,6 +167,8 @@ def randomize(model: Any) -> None:
 
 def timed_steps(run: dict[str, Any]) -> int:
     """Steps that are timed: whole rounds of GRPO with several iterations."""
+    if not ALONE:
+        return 1
     return 2 * run["given"].get("num_iterations", 1) if run["method"] in ("grpo", "ppo") else TIMED
 
 
@@ -400,7 +403,7 @@ class Worker:
             self.torch.cuda.synchronize()
         self.record.setdefault("step_s", []).append(round(time.time() - self.last, 4))
         self.mark(f"step {number}")
-        if number == WARM_UP:
+        if number == WARM_UP and ALONE:
             self.alone()
         if number >= WARM_UP + self.timed:
             self.record |= {"ok": True, "seconds": self.seconds(self.record["step_s"][WARM_UP:])}
