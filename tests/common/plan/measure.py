@@ -290,7 +290,7 @@ class Worker:
         if not self.on_gpu:
             return
         total = self.torch.cuda.get_device_properties(0).total_memory / 2**30 - CONTEXT * AT_ONCE
-        file, wanted = self.scratch / "memory.json", 1.1 * run["predicted"] + 0.5
+        file, wanted = self.scratch / "memory.json", 1.1 * run.get("predicted", run.get("measured", 20)) + 0.5
         while True:
             with (self.scratch / "memory.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -504,7 +504,7 @@ def table(out: Path, names: list[str]) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
         device = "h200" if "H200" in found.get("device", "") else "h100"
         peak, seconds = found.get("peak") or 1e9, found.get("seconds") or 1e9
-        planned, expected = run["predicted"], run.get("predicted_seconds", {}).get(device, 0)
+        planned, expected = run.get("predicted", 0), run.get("predicted_seconds", {}).get(device, 0)
         print(f"{name:22s} {'ok ' if found['ok'] else 'BAD'}", end=" ")
         print(
             f"peak {peak:7.3f} planned {planned:7.3f} {planned / peak - 1:+6.1%} allocated {found['allocated']:7.3f}",
