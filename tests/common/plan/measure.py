@@ -259,7 +259,7 @@ class Worker:
         self.started = began
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth-{name}")
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        if run["method"] == "ppo":  # as its recipe sets it, before the import
+        if run["method"] in ("grpo", "ppo"):  # as their recipes set it, before the import
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
         import common.lm.hub as hub
         from common import environment
