@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 RUNS = Path(__file__).parent / "runs.json"
-HEAD = ("run", "GiB, planned", "measured", "off", "s a step, planned", "measured", "off")
+HEAD = ("run", "planned, GiB", "measured", "off")
 
 
 def unseen() -> list[dict[str, Any]]:
@@ -37,11 +37,7 @@ def described(run: dict[str, Any]) -> str:
 
 
 def cells(run: dict[str, Any]) -> tuple[str, ...]:
-    memory = (f"{run['predicted']:.2f}", f"{run['measured']:.2f}", off(run["predicted"], run["measured"]))
-    if "seconds" not in run:
-        return (described(run), *memory, "", "", "")
-    planned, took = run["predicted_seconds"][run["device"]], run["seconds"]
-    return (described(run), *memory, f"{planned:.2f}", f"{took:.2f}", off(planned, took))
+    return (described(run), f"{run['predicted']:.2f}", f"{run['measured']:.2f}", off(run["predicted"], run["measured"]))
 
 
 def off(planned: float, took: float) -> str:
@@ -65,6 +61,4 @@ def summary(errors: list[float]) -> str:
 if __name__ == "__main__":
     print("\n".join(page()))
     found = unseen()
-    print("\nmemory", summary([run["predicted"] / run["measured"] - 1 for run in found]))
-    if timed := [run for run in found if "seconds" in run]:
-        print("time  ", summary([run["predicted_seconds"][run["device"]] / run["seconds"] - 1 for run in timed]))
+    print("\n" + summary([run["predicted"] / run["measured"] - 1 for run in found]))
