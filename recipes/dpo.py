@@ -39,7 +39,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 Loss = Literal[
@@ -137,6 +137,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -186,6 +188,7 @@ def main() -> None:
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.lm.shared_prompts import PairCollator, share_prompts
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
@@ -203,9 +206,7 @@ def main() -> None:
         console.print(notes)
     evaluation, training = hold_out_share(examples, args.eval_ratio, order)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} pairs of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} pairs of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -273,6 +274,7 @@ def main() -> None:
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=DPOConfig(

@@ -54,7 +54,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, append, forget_after, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -233,6 +235,7 @@ def main() -> None:
     from common.lm.rollout.rollouts import Rollouts
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.run.curriculum import select
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
     check_models(rewards, data.examples, args.seed)
@@ -250,9 +253,7 @@ def main() -> None:
     # With fewer than ten prompts, none is held out.
     held_out, prompts = hold_out(prompts, min(args.sample_prompts, len(prompts) // 10), order)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(prompts)} prompts of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -323,6 +324,7 @@ def main() -> None:
             ),
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", None, console, live_line(rewards)),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit, every=args.num_iterations),
             ],
             args=GRPOConfig(

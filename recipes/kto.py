@@ -43,7 +43,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -186,6 +188,7 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template; the completion carries loss, the prompt does not.
@@ -206,17 +209,11 @@ def main() -> None:
     count = eval_count(prompts, args.eval_ratio, "prompts")
     evaluation, training = hold_out_by(lambda row: tuple(row.prompt_ids), examples, count, order)
     check_both(row.label for row in training)
-    if args.loss_type == "kto" and prompts - len({tuple(row.prompt_ids) for row in evaluation}) < 2:
-        raise InputError(
-            f"{args.data}: all completions to train on are of one prompt, and KTO estimates its reference point from "
-            "completions of other prompts; add some, or give --loss-type apo_zero_unpaired"
-        )
+    check_prompts(args, prompts - len({tuple(row.prompt_ids) for row in evaluation}))
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -282,6 +279,7 @@ def main() -> None:
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=KTOConfig(
@@ -356,6 +354,15 @@ def check_arguments(args: Args, origins: dict[str, str]) -> None:
     for side, weight in (("desirable", args.desirable_weight), ("undesirable", args.undesirable_weight)):
         if weight is not None and not 0 < weight < math.inf:
             raise InputError(f"--{side}-weight {weight:g}: expected a number above 0")
+
+
+def check_prompts(args: Args, prompts: int) -> None:
+    """Raise InputError where all rows to train on have one prompt and the loss compares prompts."""
+    if args.loss_type == "kto" and prompts < 2:
+        raise InputError(
+            f"{args.data}: all completions to train on are of one prompt, and KTO estimates its reference point from "
+            "completions of other prompts; add some, or give --loss-type apo_zero_unpaired"
+        )
 
 
 def shown_completion(row: Feedback) -> str:

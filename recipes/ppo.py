@@ -84,7 +84,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import Sample, append, forget_after, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 from common.run.training_state import Learner, random_state, restore_random_state
 
@@ -234,6 +234,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -290,6 +292,7 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback
     from common.lm.cuda_graph import RecordedPass
     from common.lm.rollout.rollouts import Rollouts
@@ -298,17 +301,14 @@ def main() -> None:
     check_models(reward_functions, prompts, args.seed, may_be_silent=True)
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
-    prompts, dropped = drop_long(
-        tokenizer, with_system_prompt(prompts, args.system_prompt), args.max_prompt_length, args.max_truncated
-    )
+    prompts = with_system_prompt(prompts, args.system_prompt)
+    prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
     if dropped:
         console.print(dropped)
     held_out, prompts = hold_out_share(prompts, args.eval_ratio, random.Random(args.seed), "prompts")
     steps = number_of_steps(args, len(prompts))
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(prompts)} prompts of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(prompts)} prompts of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -394,9 +394,10 @@ def main() -> None:
         state.compute_steps(settings, steps)
         reports = [report() for report in get_reporting_integration_callbacks(settings.report_to)]
         progress = ProgressCallback(run.folder / "metrics.jsonl", None, console, LIVE_LINE)
+        health = HealthCallback(run, stop, args.stop_on_fault, data.examples)
         checkpoints = CheckpointCallback(run, stop, args.save_total_limit)
         callbacks = CallbackHandler(
-            [DefaultFlowCallback(), progress, *reports, checkpoints], model, tokenizer, None, None
+            [DefaultFlowCallback(), progress, health, *reports, checkpoints], model, tokenizer, None, None
         )
         callbacks.on_train_begin(settings, state, control)
         forget_after(run.folder / "samples.jsonl", state.global_step)
@@ -427,8 +428,7 @@ def main() -> None:
             tokens=state.num_input_tokens_seen,
             held_out={"prompts": len(held_out), "before": scores_before, "after": scores_after},
         )
-        samples = [Sample(Conversation(row.place, row.prompt, row.tools), row.answer or "") for row in shown]
-        show(console, run.folder / "samples.json", samples, before, after)
+        show(console, run.folder / "samples.json", [as_sample(prompt) for prompt in shown], before, after)
         if scores_before and scores_after:
             console.print(held_out_line(len(held_out), scores_before, scores_after))
         show_ending(console, run, saved)
@@ -605,6 +605,10 @@ def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
     completions = ppo.rollouts.sample(prompts, ppo.args.sample_tokens, temperature=0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
+
+
+def as_sample(prompt: Prompt) -> Sample:
+    return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
 def held_out_line(count: int, before: dict[str, float], after: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ Left out: several scores for one completion, process rewards, full-parameter tra
 import functools
 import os
 import random
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,12 +39,12 @@ from common.lm.hub import Model, contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
-from common.rewards.report import held_out_rows, report_on, show
+from common.rewards.report import figures_in_training, held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
 
@@ -193,6 +196,7 @@ def main() -> None:
 
     from common.lm.fp8 import quantize_base
     from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
     from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
@@ -212,9 +216,7 @@ def main() -> None:
     facts = {"kind": kind, "base": identity, "mean": mean, "std": std}
 
     what = f"{len(training)} {'pairs' if paired else 'rated completions'}"
-    console.print(
-        f"[bold]{base.name}[/bold], {what} of {args.data}, {kind} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{what} of {args.data}, {kind}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: adamw_torch_fused in place of 8-bit Adam.")
@@ -266,6 +268,7 @@ def main() -> None:
             data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id, facts=facts),
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=TrainingArguments(
@@ -336,6 +339,9 @@ class RewardLoss(Trainer):
         super().__init__(**trainer)
         self.head = head
         self.facts = facts
+        self._metrics = {
+            "train": defaultdict[str, list[Any]](list)
+        }  # since the last log, where TRL's trainers have theirs
 
     def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
         from common.lm.hidden_states import at_last_token, last_hidden
@@ -344,9 +350,20 @@ class RewardLoss(Trainer):
         mask = inputs["attention_mask"]
         hidden = at_last_token(last_hidden(model, inputs["input_ids"], mask), mask)  # (B, h)
         outputs = apply_head(self.head, hidden)  # (B,)
+        since_log = self._metrics["train"]
+        since_log["outputs"] += outputs.detach().unbind()
+        since_log["lengths"] += mask.sum(1).unbind()
         if self.facts["kind"] == "bradley-terry":
             return bradley_terry_loss(outputs[0::2], outputs[1::2])
+        since_log["scores"] += inputs["scores"].unbind()
         return regression_loss(outputs, inputs["scores"])
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        since_log = {name: [*map(float, values)] for name, values in self._metrics["train"].items()}
+        if "loss" in logs and since_log:
+            logs |= figures_in_training(since_log["outputs"], since_log["lengths"], since_log.get("scores"))
+            self._metrics["train"].clear()
+        super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         from common.lm.scalar_head import save_head

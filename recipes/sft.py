@@ -37,7 +37,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.samples import as_samples, show
-from common.run.screen import loading
+from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
 
@@ -120,6 +120,8 @@ class Args:
     save_total_limit: int = 2
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
+    stop_on_fault: bool = False
+    """Stop, with a checkpoint, at the first finding about the run's health; else findings are printed only."""
     report_to: tuple[str, ...] = ()
     """wandb or trackio, besides TensorBoard, which always gets the metrics."""
     sample_prompts: int = 3
@@ -163,6 +165,7 @@ def main() -> None:
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
+    from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
 
     # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
@@ -190,9 +193,7 @@ def main() -> None:
     if notes:
         console.print(notes, soft_wrap=True)
 
-    console.print(
-        f"[bold]{base.name}[/bold], {len(training)} rows of {args.data} -> [bold]{run.folder}[/bold]", soft_wrap=True
-    )
+    announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         console.print("No GPU: rows are padded, not packed; adamw_torch_fused in place of 8-bit Adam.")
@@ -260,6 +261,7 @@ def main() -> None:
             eval_dataset=dataset(evaluation) if evaluation else None,
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
+                HealthCallback(run, stop, args.stop_on_fault, data.examples),
                 CheckpointCallback(run, stop, args.save_total_limit),
             ],
             args=SFTConfig(

@@ -8,9 +8,10 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
+ON_FAULT = "--stop-on-fault"  # what the reason of a run begins with that was stopped by a finding about its health
 
 # "make" where make started this command. Taken out of the environment: a command that this one starts, as the pipeline
 # does, gets flags from it.
@@ -44,12 +45,18 @@ class MachineError(Exception):
 class Stopped(BaseException):
     """A run stopped with a checkpoint: `reason`, such as "SIGTERM", and `when`, such as "after step 7 of 50".
 
-    Like KeyboardInterrupt it is no Exception: libraries catch those and would continue.
+    Like KeyboardInterrupt it is no Exception: libraries catch those and would continue. By --stop-on-fault the run is
+    not to be resumed as it is: its input has to change.
     """
 
     def __init__(self, reason: str, when: str) -> None:
-        super().__init__(f"Stopped by {reason} {when}; the same command resumes from there.")
+        by_fault = reason.startswith(ON_FAULT)
+        then = "the same command resumes from there"
+        if by_fault:
+            then = "change what the finding names and start anew, or resume as it is with --no-stop-on-fault"
+        super().__init__(f"Stopped by {reason} {when}; {then}.")
         self.reason = reason
+        self.exit_code = BAD_INPUT if by_fault else STOPPED
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -62,8 +69,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(STOPPED)
+        print(spell(str(stopped)), file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
             raise
@@ -76,18 +83,23 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def spell(message: str) -> str:
-    """`message` with this command's arguments as make variables, where make started it; else as it is.
+    """`message` with this command's arguments as make variables, where make started it; else as it is."""
+    return as_variables(message, ARGUMENTS) if SPELLING == "make" else message
+
+
+def as_variables(message: str, arguments: Mapping[str, str]) -> str:
+    """`message` with these arguments, {flag: make variable}, as make variables.
 
     --max-length is then MAX_LENGTH, --max-length 5 and --max-length=5 are MAX_LENGTH=5, and --no-packing is PACKING=no.
     Commands in backquotes stay as they are.
     """
-    if SPELLING != "make" or not ARGUMENTS:
+    if not arguments:
         return message
-    flags = "|".join(map(re.escape, sorted(ARGUMENTS, key=len, reverse=True)))
+    flags = "|".join(map(re.escape, sorted(arguments, key=len, reverse=True)))
     pattern = rf"(?<![\w-])({flags})(?![\w-])(=| (?=-?\d|[^\s:]+:(?: |$)))?"
 
     def variable(found: re.Match[str]) -> str:
-        return ARGUMENTS[found[1]] + ("=" if found[2] else "")
+        return arguments[found[1]] + ("=" if found[2] else "")
 
     parts = re.split(r"(`[^`]* [^`]*`)", message)  # a command has a space in it
     return "".join(part if index % 2 else re.sub(pattern, variable, part) for index, part in enumerate(parts))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import variable
+from common.errors import as_variables
 from common.pages.curves import HELD_OUT, NO_CURVE, values
 from common.pages.reading import RunFiles
 from common.run.ending import METRICS, make
+from common.run.health.files import FILE, judge_again, read_findings
 from common.run.progress import duration
 
 TITLES = {
@@ -76,6 +78,21 @@ def tiles(run: RunFiles) -> list[tuple[str, str]]:
         ("truncated, last step", f"{truncated[-1]:.1%}" if truncated else None),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def health(run: RunFiles) -> list[tuple[str, str, str, str]]:
+    """The findings about the run: (name, steps, evidence, what to change, in make variables).
+
+    Of a run that has no health.jsonl, made by an older version, they are found in what it logged.
+    """
+    known = (run.folder / FILE).exists()
+    findings = read_findings(run.folder) if known else judge_again(run.folder, run.record).findings
+    spelled = {"--" + name.replace("_", "-"): variable(name) for name in run.arguments}
+
+    def spell(text: str) -> str:
+        return as_variables(text, spelled)
+
+    return [(one.name, one.steps, spell(one.evidence), spell(one.advice)) for one in findings]
 
 
 def held_out(run: RunFiles) -> list[Table]:

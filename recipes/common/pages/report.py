@@ -1,6 +1,6 @@
 """The report of a run, or of several: what was trained on what, how it went, and how to repeat it, on one page.
 
-Left out: verdicts on the health of a run, and the figures of `make evaluate`, which have no file in a run's folder.
+Left out: the figures of `make evaluate`, which have no file in a run's folder.
 """
 
 from pathlib import Path

@@ -11,6 +11,7 @@ from common.run.intervals import interval
 if TYPE_CHECKING:
     from rich.console import Console
 
+FEWEST = 8  # completions for a correlation in training
 BINS = 10  # of predicted probability, for the calibration error
 
 # A number, None where it is not defined, as a correlation of equal numbers, or the two bounds of an interval.
@@ -94,6 +95,29 @@ def score_report(predictions: Sequence[float], scores: Sequence[float], lengths:
         "bias": _number(errors.mean()),
         "scores with length": pearson(scores, lengths),
         "predictions with length": pearson(predictions, lengths),
+    }
+
+
+def figures_in_training(
+    outputs: Sequence[float], lengths: Sequence[float], scores: Sequence[float] | None
+) -> dict[str, float]:
+    """What a reward model shows while it learns, for metrics.jsonl; of fewer than FEWEST completions no correlations.
+
+    Args:
+        outputs: of the completions since the last log; without `scores` chosen and rejected in turn.
+        lengths: their tokens, with the prompt's.
+        scores: standardised, of rated completions.
+    """
+    if scores is None:
+        margins = np.array(outputs[0::2]) - np.array(outputs[1::2])  # (N,)
+        figures: dict[str, float | None] = {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}
+    else:
+        figures = {"spread": float(np.std(outputs)), "correlation": pearson(outputs, scores)}
+    figures["length_correlation"] = pearson(outputs, lengths)
+    return {
+        name: value
+        for name, value in figures.items()
+        if value is not None and (len(outputs) >= FEWEST or not name.endswith("correlation"))
     }
 
 

@@ -13,6 +13,7 @@ from common import errors
 from common.arguments import variable
 from common.environment import ROOT
 from common.run.folder import Run
+from common.run.health.ending import end_health
 from common.run.progress import duration
 from common.run.screen import end_live
 
@@ -31,6 +32,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
     values = first_and_last(run.folder / "metrics.jsonl", key)
     if values:
         run.update(**{name: {"first": values[0], "last": values[1]}})
+    end_health(run)
     change = f", {name} {values[0]:.4g} at the first step, {values[1]:.4g} at the last" if values else ""
     console.print(f"Done in {duration(run.seconds)}{change}", highlight=False, soft_wrap=True)
     console.print(f"{saved.name.capitalize()} in [bold]{escape(str(saved))}[/bold]", highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from common.run.files import PART, write_json
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
-COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "data", "model"}
+COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "stop_on_fault", "data", "model"}
 
 
 class Run:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -62,6 +63,11 @@ def loading(what: str, notes: Iterable[str] = ()) -> Console:
     else:
         console().print(f"Loading {what} ...", highlight=False, soft_wrap=True)
     return console()
+
+
+def announce(model: str, data: str, folder: Path) -> None:
+    """Print what is trained on what, and the folder that it goes to."""
+    console().print(f"[bold]{model}[/bold], {data} -> [bold]{folder}[/bold]", soft_wrap=True)
 
 
 def wait_for(what: str) -> None:

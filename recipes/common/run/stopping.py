@@ -63,6 +63,10 @@ class Stop:
         if is_first_process() and self.phase != "of a child":
             screen.write_above(line, last)
 
+    def request(self, reason: str) -> None:
+        """Stop the run after its step for `reason`, unless it stops for another one already."""
+        self.requested = self.requested or reason
+
     def reason(self, folder: Path) -> str | None:
         """Why the run in `folder` has to stop after this step, or None. Deletes a STOP file that it finds."""
         if self.requested is None and self.deadline is not None and time.monotonic() > self.deadline:

@@ -180,7 +180,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_runs_share_their_plots_and_what_differs_is_listed(tmp_path):
     runs = [write_run(tmp_path / name, learning_rate=rate) for name, rate in (("a", 1e-6), ("b", 1e-5))]
     shown = Page(page(runs))
-    assert "What differs a b LEARNING_RATE 1e-06 1e-05 Curves" in shown.text
+    assert "What differs a b LEARNING_RATE 1e-06 1e-05 Health" in shown.text
     assert [trace["name"] for trace in shown.figures[0]["data"]] == ["a", "b"]
     assert len({trace["line"]["color"] for figure in shown.figures for trace in figure["data"]}) == 2
 
