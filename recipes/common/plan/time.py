@@ -18,7 +18,7 @@ DECODE_SHARE = 0.75  # likewise, of a step of decoding
 DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an H200
 BANDWIDTH_SHARE = 0.8
 TRAFFIC = 8.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
-# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled, and
+# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled;
 # without recomputation they are recorded as CUDA graphs.
 LAYER_START, PPO_LAYER_START, RECORDED_START = 0.35e-3, 4.6e-3, 1.5e-3
 FP8_GAIN = 1.5  # of the matrix products in fp8, their scales included
