@@ -37,6 +37,7 @@ from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.plan.fit import fit_to_gpu
@@ -50,6 +51,7 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -284,6 +286,7 @@ def main() -> None:
         )
         fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, prompts, held_out))
 
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)
 
@@ -502,10 +505,19 @@ class GroupSampling(GRPOTrainer):
         # Not TRL's frac_reward_zero_std, which does not count a deviation of 1e-7 from adding equal floats as zero.
         flat = len(flat_groups(batch.totals, self.num_generations)) * self.num_generations / len(batch.totals)
         self._metrics["train"]["flat"].append(flat)
-        entries = (batch.entry(index) for index in range(min(self.samples_a_step, len(batch.totals))))
-        append(self.samples, ({"step": self.state.global_step, **entry} for entry in entries))
+        written = range(min(self.samples_a_step, len(batch.totals)))
+        append(self.samples, ({"step": self.state.global_step, **self._entry(index)} for index in written))
         columns = [[torch.nan if score is None else score for score in scores] for scores in batch.scores.values()]
         return torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        """A completion as a line of samples.jsonl, with the tokens that carry loss."""
+        completion = self.batch.completions[index]
+        trains = completion.ended or not self.mask_truncated_completions
+        return {
+            **self.batch.entry(index),
+            "mask": completion_segments(self.processing_class, completion, trains),
+        }
 
     def _measure_kl(self, completions: "list[Completion]", policy: "list[Scored]") -> float:
         """The KL divergence from the reference policy, by token, estimated as k3 (joschu.net/blog/kl-approx.html)."""

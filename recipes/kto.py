@@ -39,6 +39,7 @@ from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -246,7 +247,7 @@ def main() -> None:
         )
         fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
-        run.update(weights=asdict(weights))
+        run.update(data=summary(data, tokenizer, training, held_out, evaluation), weights=asdict(weights))
 
         def dataset(examples: list[TokenFeedback]) -> Dataset:
             columns = {name: [getattr(row, name) for row in examples] for name in TOKEN_COLUMNS}

@@ -65,6 +65,7 @@ from common.lm.hidden_states import pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
+from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
@@ -81,6 +82,7 @@ from common.rewards.specification import (
     score_completions,
 )
 from common.run.curriculum import PromptSampler
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -346,6 +348,7 @@ def main() -> None:
         fuse_adapter(model)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, prompts, held_out))
 
         # 5. What trains the models, and the state that changes from step to step.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
@@ -403,7 +406,7 @@ def main() -> None:
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
             rollout, scores, metrics = ppo_step(ppo, state.global_step)
-            append(run.folder / "samples.jsonl", entries(rollout, scores, state.global_step, args.sample_prompts))
+            append(run.folder / "samples.jsonl", entries(ppo, rollout, scores, state.global_step))
 
             state.global_step += 1
             episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
@@ -619,9 +622,9 @@ def held_out_line(count: int, before: dict[str, float], after: dict[str, float])
     )
 
 
-def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iterator[dict[str, Any]]:
-    """The first `count` completions of a rollout, for samples.jsonl."""
-    for index in range(min(count, len(rollout))):
+def entries(ppo: "PPO", rollout: "Rollout", scores: "Scores", step: int) -> Iterator[dict[str, Any]]:
+    """The first completions of a rollout, for samples.jsonl."""
+    for index in range(min(ppo.args.sample_prompts, len(rollout))):
         yield {
             "step": step,
             "prompt": rollout.prompts[index].prompt,
@@ -629,6 +632,7 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
             "ended": rollout.completions[index].ended,
             "score": scores.total[index],
             "rewards": {name: values[index] for name, values in scores.parts.items()},
+            "mask": completion_segments(ppo.tokenizer, rollout.completions[index]),
         }
 
 

@@ -41,6 +41,7 @@ from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import figures_in_training, held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
@@ -252,6 +253,7 @@ def main() -> None:
         head.bias.requires_grad_(False)  # a sequence classifier has no bias, and no reward needs one
         model.reward_head = head  # part of the model, so that the trainer finds its weight
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, training, held_out))
 
         # 5. The trainer: transformers' own with our loss.
         class RewardTrainer(RewardLoss, NoStepTooMany, Trainer):

@@ -41,6 +41,7 @@ from common.lm.load import (
     load_text_tokenizer,
 )
 from common.plan.fit import fit_to_gpu
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -239,6 +240,7 @@ def main() -> None:
             fuse_adapter(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 
         def dataset(examples: list[Example]) -> Dataset:
             columns = ("input_ids", "completion_mask")

@@ -137,3 +137,16 @@ def merged(trained):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
     return folder / "merged"
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """That run exported, in all formats, by a gate that let it pass."""
+    import export as command
+    from exporting.merged import find_trained
+
+    folder = shared(tmp_path_factory) / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command.export(find_trained(str(trained[0])), folder, "all", ["f16", "q8_0", "q4_k_m"])
+    return folder

@@ -11,6 +11,7 @@ from typing import Any
 
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
+UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
@@ -54,7 +55,8 @@ def make_reproducible(folder: Path) -> None:
     """Rewrite what PEFT writes differently in every process and on every machine, in the adapters below a folder.
 
     Sets, such as the target modules, become sorted lists. A base in a local directory is named by its path in this
-    repository, or outside of it by its name alone.
+    repository, or outside of it by its name alone. PEFT's README.md, a form with that path in it that nobody has filled
+    in, is taken away: a run writes its own at its end.
     """
     from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
 
@@ -64,8 +66,9 @@ def make_reproducible(folder: Path) -> None:
         if base and Path(base).is_absolute():
             origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name
             config["base_model_name_or_path"] = str(origin)
-            if (card := file.with_name("README.md")).is_file():
-                card.write_text(card.read_text(encoding="utf-8").replace(base, str(origin)), encoding="utf-8")
+        form = file.with_name("README.md")
+        if form.is_file() and UNFILLED in form.read_text(encoding="utf-8"):
+            form.unlink()
         for name in SETS & config.keys():
             config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

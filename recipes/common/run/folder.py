@@ -59,6 +59,7 @@ class Run:
         finished = _now()
         if error is None:
             self.update(status="done", finished=finished)
+            self._write_card()
             self._write_report()
         elif isinstance(error, Stopped):
             self.update(status="stopped", reason=error.reason, finished=finished)
@@ -78,6 +79,13 @@ class Run:
                 f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
                 f"same command resumes after step {self.record.get('step', 0)}, the last that was saved completely."
             ) from error
+
+    def _write_card(self) -> None:
+        """Write the README.md of what the run saved, for whoever gets the folder."""
+        if is_first_process():
+            from common.pages.model_card import write_card  # late, as the report
+
+            write_card(self.folder)
 
     def _write_report(self) -> None:
         """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""

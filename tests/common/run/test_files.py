@@ -44,7 +44,7 @@ def test_an_adapters_folder_is_the_same_from_every_process_and_machine(tmp_path,
             for folder in (part, part / "critic"):
                 config = {"base_model_name_or_path": base, "target_modules": modules, "exclude_modules": None}
                 (folder / "adapter_config.json").write_text(json.dumps(config))
-            (part / "README.md").write_text(f"---\nbase_model: {base}\ntags:\n- base_model:adapter:{base}\n---\n")
+            (part / "README.md").write_text(f"---\nbase_model: {base}\n---\n[More Information Needed]\n")
 
     def files(folder):
         return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -54,7 +54,7 @@ def test_an_adapters_folder_is_the_same_from_every_process_and_machine(tmp_path,
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == named
         assert config["target_modules"] == ["q_proj", "v_proj"]
-    assert f"base_model: {named}\n" in (tmp_path / "0" / "README.md").read_text()
+    assert not (tmp_path / "0" / "README.md").exists()  # PEFT's form, which nobody has filled in
 
 
 def test_target_modules_that_are_one_pattern_stay_as_they_are(tmp_path):
