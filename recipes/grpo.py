@@ -184,6 +184,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -236,10 +240,11 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.lm.rollout.rollouts import Rollouts
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.curriculum import select
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     check_models(rewards, data.examples, args.seed)
 
@@ -305,8 +310,8 @@ def main() -> None:
             console.print(f"{len(prompts)} of {len(measures)} prompts are {args.difficulty} by {args.difficulty_by}")
 
         # 6. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(GroupSampling, NoStepTooMany, GRPOTrainer):
-            """GRPOTrainer with our sampling and scoring, and a fix for resuming."""
+        class Trainer(GroupSampling, CheckedSteps, GRPOTrainer):
+            """GRPOTrainer with our sampling and scoring, and checked steps."""
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func warns that it may change; TRL is pinned
@@ -483,6 +488,10 @@ class GroupSampling(GRPOTrainer):
             weights = correction(self.batch.completions, trained, width).to(output["advantages"].device)
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
+
+    def places(self, batches: list) -> list[str]:
+        """file:line of the prompts of this step."""
+        return [prompt.place for prompt in self.batch.prompts]
 
     def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
         key = f"step {self.state.global_step} attempt {attempt}"

@@ -143,6 +143,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -186,16 +190,16 @@ def main() -> None:
     from trl import KTOConfig, KTOTrainer
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     # 3. Tokens: rendered by the model's own chat template; the completion carries loss, the prompt does not.
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
-
     order, faults = random.Random(args.seed), Faults()
     prompts = len({repr(row.prompt) for row in rows})  # with fewer than ten, none is held out
     held_out, rows = hold_out_by(lambda row: repr(row.prompt), rows, min(args.sample_prompts, prompts // 10), order)
@@ -264,7 +268,7 @@ def main() -> None:
         before = sample_completions()
 
         # 5. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(NoStepTooMany, KTOTrainer):
+        class Trainer(CheckedSteps, KTOTrainer):
             """KTOTrainer for tokens; it would render text again, and not with a chat template."""
 
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -281,7 +285,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=KTOConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

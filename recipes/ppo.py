@@ -81,6 +81,7 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.bad_numbers import BadSteps
 from common.run.curriculum import PromptSampler
 from common.run.data_summary import summary
 from common.run.ending import show_ending
@@ -235,6 +236,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -383,6 +388,7 @@ def main() -> None:
             prompt_sampler=PromptSampler(prompts, args.difficulty, args.difficulty_by, args.seed),
             score_moments=RunningMoments(),
             kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
+            bad_steps=BadSteps(run),
         )
         shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
@@ -746,6 +752,7 @@ class PPO:
     prompt_sampler: PromptSampler
     score_moments: "RunningMoments"
     kl_controller: "KLController"
+    bad_steps: BadSteps
     reward_backbone: "RecordedPass" = field(init=False)
     recorded: "dict[str, Recorded]" = field(init=False)  # of PASSES those that are CUDA graphs
 
@@ -753,6 +760,8 @@ class PPO:
         from common.lm.cuda_graph import RecordedPass
 
         self.reward_backbone, self.recorded = RecordedPass(self.model), record_passes(self)
+        for learner in (self.policy, self.critic):
+            learner.leaves_out_bad = self.args.skip_bad_steps > 0
 
 
 @dataclass(frozen=True)
@@ -846,6 +855,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     # Phase 4. Update policy and critic, several times on the same rollout.
     with seconds(metrics, "time/update"):
         metrics |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    ppo.bad_steps.check(number + 1, metrics, rollout.prompts, ppo.policy, ppo.critic)
     return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
 
 

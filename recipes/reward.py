@@ -136,6 +136,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -196,9 +200,10 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.lm.fp8 import quantize_base
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
     from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
 
@@ -256,8 +261,8 @@ def main() -> None:
         run.update(data=summary(data, tokenizer, training, held_out))
 
         # 5. The trainer: transformers' own with our loss.
-        class RewardTrainer(RewardLoss, NoStepTooMany, Trainer):
-            """Trainer with our loss and head, and a fix for resuming."""
+        class RewardTrainer(RewardLoss, CheckedSteps, Trainer):
+            """Trainer with our loss and head, and checked steps."""
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(answer) for row in training for answer in row.answers)
@@ -271,7 +276,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=TrainingArguments(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

@@ -127,6 +127,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -170,12 +174,13 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
@@ -259,8 +264,8 @@ def main() -> None:
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
-        class Trainer(NoStepTooMany, EmbeddingRate, SFTTrainer):
-            """SFTTrainer with a fix for resuming, and a learning rate of their own for the embeddings."""
+        class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""
 
             embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
@@ -272,7 +277,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=SFTConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

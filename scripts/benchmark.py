@@ -32,7 +32,7 @@ from benchmarks.table import page, summary
 from benchmarks.workloads import WORKLOADS, Job, Workload
 from common import environment
 from common.cli import parse_arguments
-from common.errors import InputError, did_you_mean, run_command
+from common.errors import BAD_INPUT, InputError, MachineError, did_you_mean, run_command
 from common.lm.cards import read_card
 from common.run.files import write_bytes, write_json
 
@@ -81,12 +81,14 @@ class Args:
     """A folder to make the checkpoint in, or to take it from when it is there; by default one in the output folder."""
     output: str | None = None
     """The folder of the results; by default outputs/benchmark-TIME."""
+    minutes: float = 30.0
+    """Of each contestant: one that takes longer is ended and reported as failed, and the next one follows."""
 
 
 def main() -> int:
     try:
         return benchmark(parse_arguments(Args, __doc__))
-    except Failed as failure:  # of a process that every contestant needs, or of our recipe
+    except Failed as failure:  # our recipe refuses what it was given, or the machine cannot be measured
         print(f"{failure}\nAll that it wrote is in {failure.log}", file=sys.stderr)
         return failure.code
 
@@ -118,18 +120,27 @@ def benchmark(args: Args) -> int:
             on_gpu="gpu" in machine,
         )
         job.folder.mkdir(exist_ok=True)
-        job.write(job.folder / "job.json")
-        run(["-m", "benchmarks.prepare", job.folder / "job.json"], job.folder / "prepare.log")
         raw[name], results[name] = {}, {}
+        unprepared = prepare(job)
         for contestant in args.contestants:
             if contestant in contestants(workload.method):
-                figures = figures_of(contestant, job, args)
+                figures = unprepared or figures_of(contestant, job, args)
                 raw[name][contestant], results[name][contestant] = figures, summary(figures, workload, machine)
                 save(folder, machine, workloads, raw, results)
                 print(f"{name}  {contestant}  {one_line(results[name][contestant])}", file=sys.stderr, flush=True)
     print(page(machine, results, described(workloads)))
     print(json.dumps({"folder": str(folder), "results": results}))
-    return 0
+    return 1 if any("failed" in found.get("ours", {}) for found in results.values()) else 0
+
+
+def prepare(job: Job) -> dict[str, Any]:
+    """Make the checkpoint and the rows of a workload; why it failed, else nothing."""
+    job.write(job.folder / "job.json")
+    try:
+        run(["-m", "benchmarks.prepare", job.folder / "job.json"], job.folder / "prepare.log")
+    except Failed as failure:
+        return {"failed": f"the checkpoint and the rows could not be made: {failure}", "log": str(failure.log)}
+    return {}
 
 
 def named_workloads(args: Args) -> dict[str, Workload]:
@@ -154,16 +165,18 @@ def named_workloads(args: Args) -> dict[str, Workload]:
 
 
 def figures_of(contestant: str, job: Job, args: Args) -> dict[str, Any]:
-    """The figures of a contestant, or why there are none. Raises Failed where it is our recipe that ends with an error:
-    where the recipe refuses, so does this command."""
+    """The figures of a contestant, or why there are none. Raises Failed where our recipe refuses its arguments: then so
+    does this command."""
     if reason := reason_to_skip(contestant, job.workload.method):
         return {"skipped": reason}
     try:
-        return measure(contestant, job, args.recipe_args, args.profile)
+        return measure(contestant, job, args.recipe_args, args.profile, args.minutes)
     except Failed as failure:
-        if contestant == "ours":
+        if contestant == "ours" and failure.code == BAD_INPUT:
             raise
-        return {"failed": str(failure)}
+        return {"failed": str(failure), "log": str(failure.log)}
+    except (MachineError, OSError, KeyError, ValueError) as error:  # it ended well, and its figures are not whole
+        return {"failed": f"{type(error).__name__}: {error}", "log": str(job.folder / f"{contestant}.log")}
 
 
 def save(folder: Path, machine: dict[str, Any], workloads: dict[str, Workload], raw: dict, results: dict) -> None:
@@ -179,7 +192,8 @@ def described(workloads: dict[str, Workload]) -> dict[str, str]:
 
 def one_line(figures: dict[str, Any]) -> str:
     if "tokens_per_second" not in figures:
-        return ": ".join(*figures.items())
+        kind = "skipped" if "skipped" in figures else "failed"
+        return f"{kind}: {figures[kind]}"
     speed, memory = figures["tokens_per_second"]["median"], figures["memory_gib"]["reserved"]
     return f"{speed:,.0f} tokens/s, {memory:.2f} GiB, {figures['share_of_ceiling']:.0%} of the ceiling"
 

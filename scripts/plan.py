@@ -18,17 +18,18 @@ Left out: full-parameter training, vLLM, images, a reward model with a base of i
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from common.arguments import parse
 from common.errors import InputError, run_command
 from common.lm.hub import find_model
-from common.plan.devices import SIZES, find_device, of_size
+from common.plan.devices import SIZES, Device, find_device, of_size
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
-from common.plan.words import as_flag, setting_words, unit, variables
-from common.plan.workload import COUNTED, recipe_defaults, settings, workload
+from common.plan.words import as_flag, unit, variables
+from common.plan.workload import COUNTED, SAMPLING, recipe_defaults, settings
+from planning.alternatives import cell, larger_card, smaller_models
 from planning.rows import Rows, count
 from rich.console import Console
 from rich.table import Table
@@ -79,6 +80,7 @@ class Args:
     packing: bool | None = None
     train_embeddings: bool | None = None
     precompute_ref_log_probs: bool | None = None
+    eval_ratio: float | None = None
     num_train_epochs: float | None = None
     max_steps: int | None = None
 
@@ -123,9 +125,9 @@ def main() -> None:
     if args.card:
         one_card(console, plans[0], sizes, args, given)
     else:
-        all_cards(console, plans, runs, args)
+        all_cards(console, plans, runs, sizes, args, given)
     if rows:
-        told(console, plans, runs, rows, args)
+        about_data(console, plans, runs, rows, args)
     console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
 
 
@@ -172,8 +174,8 @@ def check(args: Args, given: dict[str, Any]) -> None:
 def several(args: Args) -> str:
     if args.gpus == 1:
         return ""
-    text = f" on {args.gpus} GPUs, {'sharded' if args.sharded else 'a copy on each'}: not measured"
-    return text if runs_here(args) else f"{text}; no recipe does it yet"
+    text = f" on {args.gpus} GPUs, {'sharded (FSDP2)' if args.sharded else 'a copy of the model on each (DDP)'}"
+    return f"{text}; never measured" if runs_here(args) else f"{text};\nnever measured, and no recipe does it yet"
 
 
 def runs_here(args: Args) -> bool:
@@ -181,30 +183,39 @@ def runs_here(args: Args) -> bool:
     return args.gpus == 1 or (args.method == "sft" and not args.sharded)
 
 
-def all_cards(console: Console, plans: list[Plan], runs: list[Run | None], args: Args) -> None:
+def all_cards(
+    console: Console, plans: list[Plan], runs: list[Run | None], sizes: Any, args: Args, given: dict[str, Any]
+) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, side in (("card", "right"), ("settings", "left"), ("peak", "right"), ("tokens/s", "right")):
-        table.add_column(name, justify=side, no_wrap=name != "settings")
+    head = f"settings, {unit(plans[0].work)} x accumulation"
+    for name, side in (("card", "right"), (head, "left"), ("peak", "right"), ("tokens/s", "right")):
+        table.add_column(name, justify=side, no_wrap=name != head)
     if any(runs):
-        table.add_column("hours", justify="right", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
         if args.price:
             table.add_column("price", justify="right", no_wrap=True)
     for size, one, run in zip(SIZES, plans, runs, strict=True):
         if not one.fits:
             table.add_row(f"{size} GB", "does not fit", f"{one.total:.1f} GiB", "", *([""] * len(table.columns[4:])))
             continue
-        cells = [f"{size} GB", cell(one), f"{one.total:.1f} GiB", f"{one.time.tokens_per_second:,.0f}"]
+        cells = [
+            f"{size} GB",
+            cell(one).replace(f" {unit(one.work)}", "", 1),
+            f"{one.total:.1f} GiB",
+            f"{one.time.tokens_per_second:,.0f}",
+        ]
         if run:
-            cells.append(f"{run.hours:,.1f}")
+            cells.append(duration(run.hours))
             cells += [f"{run.hours * args.gpus * args.price:,.2f}"] if args.price else []
         table.add_row(*cells)
     console.print(table)
-    console.print("One card in detail, with its arguments: give CARD, as CARD=24GB.")
-
-
-def cell(one: Plan) -> str:
-    shorter = ", ".join(f"{name} {value}" for name, value in one.changed.items() if name.endswith("_length"))
-    return setting_words(one.work) + (f"; {shorter}" if shorter else "")
+    fitting = next((size for size, one in zip(SIZES, plans, strict=True) if one.fits), None)
+    if fitting is None:
+        for line in ("No card is enough. On the largest:", *others(sizes, args, plans[-1].device, given)):
+            console.print(line, soft_wrap=True)
+        return
+    console.print(f"CARD={fitting}GB shows one card part by part, with its command.")
+    console.print(f"make {args.method} FIT=auto chooses such settings for the GPU that it starts on.")
 
 
 def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[str, Any]) -> None:
@@ -241,49 +252,62 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
             words = variables({name: value for name, value in whole_command.items() if value is not None})
             console.print(f"\nmake {args.method} {words}", soft_wrap=True)
         return
-    console.print("\nA larger card or a smaller model would do.")
-    for other in advice(sizes, args.method, given, device):
-        console.print(f"  {variables(other.changed)}: {other.total:.1f} GiB", soft_wrap=True)
+    lines = [
+        f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)
+    ]
+    lines += others(sizes, args, device, given)
+    console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def others(sizes: Any, args: Args, device: Device, given: dict[str, Any]) -> list[str]:
+    """Cards and models with which the run would fit, as variables of make."""
+    more = {"gpus": args.gpus, "sharded": args.sharded}
+    name = find_model(args.model).name
+    models = smaller_models(name, sizes.parameters, args.method, device, given, **more)
+    return [*larger_card(sizes, args.method, device, given, **more), *models]
 
 
 def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) -> Run:
-    """The whole run of `one` on these rows."""
+    """The whole run of `one` on these rows: steps as the trainer counts them, of rows as long as the data's are."""
     values = settings(sizes, args.method, {**given, **one.changed})
-    work, seconds = one.work, one.time.seconds
-    epochs, longest = values["num_train_epochs"], work.length
-    if args.method in ("grpo", "ppo"):
-        group = values.get("num_generations", 1)
-        a_step = max(1, work.generated * args.gpus // group)
-        prompts = rows.cut(work.length - work.completion)
-        mean = sum(prompts) / len(prompts) + work.completion
-        used = {"max_prompt_length": max(1, round(mean - work.completion))}
-        seconds = measure(
-            sizes, workload(sizes, args.method, {**given, **one.changed, **used}, gpus=args.gpus), one.device
-        ).time.seconds
+    work = one.work
+    cut = rows.cut(work.length - work.completion)  # GRPO and PPO: prompts
+    trained = values["num_train_epochs"] * (1 - values.get("eval_ratio", 0))  # times that a row is trained on
+    if args.method in SAMPLING:
+        used = replace(work, length=round(sum(cut) / len(cut)) + work.completion)
+        prompts = max(1, work.generated * args.gpus // work.group)
+        steps = trained * rows.count / prompts * values.get("num_iterations", 1)
+    elif args.method == "sft" and values["packing"]:
+        used, steps = work, trained * sum(cut) / (work.length * work.step_rows)
     else:
-        a_step = work.step_rows
-        useful = sum(rows.cut(longest))
-        filled = 1.0 if args.method == "sft" and values["packing"] else rows.padded_share(longest, work.sequences)
-        padded = useful / filled  # tokens of an epoch that are computed
-        seconds = padded / max(rows.count / a_step, 1e-9) / one.time.tokens_per_second
-    steps = max(1, round(epochs * rows.count / a_step))
-    if args.method == "sft" and values["packing"]:
-        packed = max(1, round(epochs * sum(rows.cut(longest)) / (work.length * a_step)))
-        seconds, steps = seconds * steps / packed, packed
+        padded = sum(cut) / rows.padded_share(work.length, work.sequences) / len(cut)
+        used, steps = replace(work, length=max(1, round(padded))), trained * rows.count / work.step_rows
     if values["max_steps"] > 0:
         steps = values["max_steps"]
-    return Run(rows.count, sum(rows.cut(longest)), rows.counted, steps, steps * seconds / 3600)
+    hours = steps * measure(sizes, used, one.device).time.seconds / 3600
+    return Run(rows.count, sum(cut), rows.counted, max(1, round(steps)), hours)
 
 
-def told(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
+def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
     """What the times are of."""
-    how = "by the model's tokenizer" if rows.counted else "an estimate from the letters: the tokenizer is not here"
+    how = "by the model's tokenizer" if rows.counted else "estimated: its tokenizer is not here"
     total = sum(rows.lengths)
     console.print(f"\n{args.data}: {rows.count:,} rows, {total:,} tokens ({how})", soft_wrap=True)
     if args.card and runs[0] and plans[0].fits:
         run = runs[0]
         money = f", {run.hours * args.gpus * args.price:,.2f} at {args.price:g} a GPU hour" if args.price else ""
-        console.print(f"{run.steps:,} steps, {run.hours:,.2f} hours{money}; loading and saving come on top.")
+        time = duration(run.hours)
+        console.print(f"{run.steps:,} steps, {time}{money}; loading and saving come on top.", soft_wrap=True)
+
+
+def duration(hours: float) -> str:
+    """Such as 40 s, 12 min or 3.4 h."""
+    seconds = 3600 * hours
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:,.1f} h"
 
 
 def as_json(one: Plan, run: Run | None, price: float | None) -> dict[str, Any]:

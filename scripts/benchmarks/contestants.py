@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,16 +31,21 @@ OF_METHOD = {
     "grpo": ("ours", "trl", "unsloth", "trl-vllm", "unsloth-vllm"),
     "rollout": ("ours", "trl", "unsloth", "vllm"),
 }
+TIMED_OUT = 124  # as of the command `timeout`
 PROFILED = 2  # steps behind those that are measured
 PEERS = {"trl": "benchmarks.stock_trl", "unsloth": "benchmarks.plain_unsloth"}
 
 
-class Failed(Exception):
-    """A process has ended with an error: the last line of its `log`, and its exit `code`."""
+TELLING = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b|out of memory")  # of a log's lines
 
-    def __init__(self, log: Path, code: int) -> None:
+
+class Failed(Exception):
+    """A process has ended with an error: the line of its `log` that tells why, else the last, and its exit `code`."""
+
+    def __init__(self, log: Path, code: int, why: str = "") -> None:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        super().__init__(lines[-1] if lines else f"exit code {code}")
+        telling = [line.strip() for line in lines if TELLING.search(line.strip())]
+        super().__init__(why or (telling or lines or [f"exit code {code}"])[-1])
         self.log, self.code = log, code
 
 
@@ -63,41 +69,46 @@ def reason_to_skip(contestant: str, method: str) -> str | None:
     return None
 
 
-def measure(contestant: str, job: Job, recipe_args: str, profile: bool) -> dict[str, Any]:
+def measure(contestant: str, job: Job, recipe_args: str, profile: bool, minutes: float) -> dict[str, Any]:
     """The figures of one contestant: its seconds and tokens of each measured step, memory, and what else it has.
 
-    Its output is in CONTESTANT.log in the job's folder. Raises Failed where it ends with an error.
+    Its output is in CONTESTANT.log in the job's folder. Raises Failed where it ends with an error or takes longer than
+    `minutes`.
     """
     name, log = job.folder / contestant, job.folder / f"{contestant}.log"
     job.write(job.folder / "job.json")
     method, words = job.workload.method, [job.folder / "job.json", f"{name}.json"]
     if contestant == "ours" and method in METHODS:
-        return run_recipe(job, log, recipe_args, profile)
+        return run_recipe(job, log, recipe_args, profile, minutes)
     if contestant == "ours" and method == "score":
         reward = train_reward(job, log)
-        run(["-m", "benchmarks.scoring", *words, reward], log)
+        run(["-m", "benchmarks.scoring", *words, reward], log, minutes)
     elif method == "rollout":
-        run(["-m", "benchmarks.rollouts", contestant, *words], log)
+        run(["-m", "benchmarks.rollouts", contestant, *words], log, minutes)
     else:
         library, _, sampler = contestant.partition("-")
         variables = {} if job.on_gpu or library != "trl" else {"TRITON_INTERPRET": "1"}  # TRL's kernels are Triton's
-        run(["-m", PEERS[library], *words, *([sampler] if sampler else [])], log, **variables)
+        run(["-m", PEERS[library], *words, *([sampler] if sampler else [])], log, minutes, **variables)
     return json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
 
 
-def run(words: Sequence[object], log: Path, **variables: str) -> None:
+def run(words: Sequence[object], log: Path, minutes: float = 60.0, **variables: str) -> None:
     """Run Python with these words and environment variables, its output appended to `log`. Raises Failed."""
     paths = [str(ROOT / "recipes"), str(ROOT / "scripts"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+    command = [sys.executable, *map(str, words)]
     with log.open("a", encoding="utf-8") as stream:
-        done = subprocess.run(
-            [sys.executable, *map(str, words)], stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
-        )
-    if done.returncode:
-        raise Failed(log, done.returncode)
+        try:
+            code = subprocess.run(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False, timeout=60 * minutes
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = TIMED_OUT
+    if code:
+        raise Failed(log, code, f"ended after {minutes:g} minutes" if code == TIMED_OUT else "")
 
 
-def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool) -> dict[str, Any]:
+def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: float) -> dict[str, Any]:
     """Our recipe as a user runs it; its metrics.jsonl has the figures."""
     work, output = job.workload, job.folder / "run"
     last = job.steps + (PROFILED if profile else 0)
@@ -130,7 +141,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool) -> dict[str
     words = [ROOT / "recipes" / f"{work.method}.py", *given, *words_of(flags), *own]
     variables = {"PROFILE_STEPS": f"{job.steps + 1}-{last}"} if profile else {}
     started = time.time()
-    run(words, log, **variables)
+    run(words, log, minutes, **variables)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return figures([row for row in rows if "loss" in row and row["step"] <= job.steps], job.warmup, started) | {
         **({"recipe_args": recipe_args} if recipe_args else {}),

@@ -21,6 +21,7 @@ from common.lm import log_probs
 from common.lm.generate import Completion
 from common.lm.scalar_head import new_head
 from common.rewards.specification import Reward
+from common.run.folder import Run
 from common.run.training_state import Learner
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
@@ -90,6 +91,7 @@ def setting(tmp_path):
         prompt_sampler=ppo.PromptSampler(rows, "off", "entropy", seed=0),
         score_moments=ppo.RunningMoments(),
         kl_controller=ppo.KLController(KL_COEF, None, 10_000),
+        bad_steps=ppo.BadSteps(Run(tmp_path, {})),
     )
     return parts, plain, heads["reward"]
 

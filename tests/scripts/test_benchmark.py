@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import benchmark
 import pytest
 from benchmarks.ceiling import need, training
 from benchmarks.contestants import Failed, contestants, figures, reason_to_skip, run
 from benchmarks.table import page, spread, summary
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Job, Workload
 from common.errors import MachineError
 from common.lm.cards import read_card
 from conftest import ROOT
@@ -180,3 +180,31 @@ def test_a_contestant_that_ends_with_an_error_is_reported_by_its_last_line(tmp_p
     assert failed.value.code == 1
     text = page(MACHINE, {"w": {"trl": {"failed": str(failed.value)}}}, {"w": "w"})
     assert "| trl | failed: no memory left |" in text
+
+
+def test_the_line_that_tells_why_is_shown_and_not_what_follows_it(tmp_path):
+    printing = "print('torch.OutOfMemoryError: CUDA out of memory.'); print('[rank0] left'); raise SystemExit(1)"
+    with pytest.raises(Failed, match=r"^torch\.OutOfMemoryError: CUDA out of memory\.$"):
+        run(["-c", printing], tmp_path / "log")
+
+
+def test_a_contestant_that_takes_too_long_is_ended(tmp_path):
+    with pytest.raises(Failed, match=r"^ended after 0\.002 minutes$") as failed:
+        run(["-c", "import time; time.sleep(60)"], tmp_path / "log", minutes=0.002)
+    assert failed.value.code == 124
+
+
+@pytest.mark.slow
+def test_where_ours_fails_it_is_reported_and_the_peers_can_follow(tmp_path):
+    """A recipe that this machine cannot run; one that refuses its arguments ends the command."""
+    work = Workload(model="tiny", load_in_4bit=False, gradient_accumulation_steps=1, max_length=16)
+    job = Job(work, ROOT / "data_samples" / "tiny", tmp_path, steps=2, warmup=1, on_gpu=False)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Continue.", "completion": "1 2 3"}\n' * 20)
+    args = benchmark.Args(recipe_args="--load-in-fp8")
+    found = benchmark.figures_of("ours", job, args)
+    assert "--load-in-fp8" in found["failed"]
+    assert found["log"].endswith("ours.log")
+    assert "| ours | failed: --load-in-fp8" in page(MACHINE, {"w": {"ours": found}}, {"w": "w"})
+    assert benchmark.one_line(found) == f"failed: {found['failed']}"
+    with pytest.raises(Failed):
+        benchmark.figures_of("ours", job, replace(args, recipe_args="--no-such-argument"))

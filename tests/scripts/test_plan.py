@@ -47,10 +47,13 @@ def test_a_card_is_shown_part_by_part_with_the_command(planned):
 def test_what_does_not_fit_says_so_and_what_would(planned):
     shown = planned("--model", "qwen2.5-72b", "--card", "24GB")
     assert "Nothing fits" in shown
-    assert "larger card" in shown
+    assert "  CARD=48GB: " in shown
+    assert "  MODEL=qwen2.5-32b: " in shown
     shown = planned("--card", "24GB", "--max-length", "100000", "--load-in-4bit")
     assert "Nothing fits" in shown
     assert "MAX_LENGTH=25000" in shown
+    shown = planned("--model", "qwen2.5-72b", "--max-length", "1000000", "--no-load-in-4bit")
+    assert "No card is enough" in shown
 
 
 def test_arguments_of_the_recipe_count_and_stay(planned):
@@ -70,7 +73,8 @@ def test_more_gpus_divide_the_time_and_sharding_the_weights(planned):
         for more in ((), ("--gpus", "4"), ("--gpus", "4", "--sharded"))
     )
     assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"], rel=0.01)
-    assert four["peak_gib"] == one["peak_gib"]
+    gradients = one["parts_gib"]["adapter"] / 2  # what DDP copies into its buckets; its weights are as large
+    assert four["peak_gib"] - one["peak_gib"] == pytest.approx(gradients + 0.4, abs=0.02)
     assert sharded["parts_gib"]["weights"] == pytest.approx(one["parts_gib"]["weights"] / 4, rel=0.01)
 
 
@@ -81,7 +85,7 @@ def test_hours_and_money_are_of_the_data(planned):
     assert run["price"] == pytest.approx(2 * run["hours"], abs=0.01)
     twice = json.loads(planned(*words, "--num-train-epochs", "4"))["plans"][0]["run"]  # tiny's own are 2
     assert twice["steps"] == pytest.approx(2 * run["steps"], abs=1)
-    assert "hours" in planned("--model", "tiny", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
+    assert "  time" in planned("--model", "tiny", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
 
 
 def test_rated_completions_are_one_sequence_a_row_and_pairs_two(planned):

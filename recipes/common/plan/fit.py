@@ -50,11 +50,13 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
 
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
     stay, and so does every argument from the command line. The choice is in run.json, and a resumed run keeps it.
-    Raises MachineError where no settings fit.
+    A micro-batch that --oom=retry made smaller is in it too. Raises MachineError where no settings fit.
     """
+    smaller = run.record.get("micro_batch", {})
+    values: Any = args
+    args = replace(values, **smaller)
     if mode == "off":
         return args
-    values: Any = args
     import torch
 
     if not torch.cuda.is_available():
@@ -78,7 +80,7 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
         say(why(sizes, method, given, found, device))
         chosen = found.changed
         run.update(fit=chosen)
-    fitted = replace(values, **chosen)
+    fitted = replace(values, **{**chosen, **smaller})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
     return fitted
 

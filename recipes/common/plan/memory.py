@@ -26,7 +26,9 @@ CUDA_CONTEXT = 0.5 * GIB  # the driver, cuBLAS and the kernels; no allocator of 
 LOSS_ROWS, LOSS_CHUNK, PPO_ROWS = 512, 2 * GIB, 128
 LOGIT_BYTES = {"sft": 4, "dpo": 4, "kto": 4, "grpo": 7, "ppo": 20, "reward": 0}  # measured
 OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on the GPU (unsloth, models/_utils.py)
+MLP_PART = 4096  # tokens (lm/fused_mlp.py)
 MEASURED_ROWS = 4  # completions of a step whose log-probabilities GRPO computes with all their logits (grpo.py)
+NCCL = 0.4 * GIB  # its buffers, which no allocator of torch's counts either; assumed, not measured
 WORKSPACE = 0.05 * GIB  # cuBLAS and small tensors
 GRAPHS = 0.1 * GIB  # what the recorded steps of sampling keep
 # What torch's allocator reserves and has in no tensor: a little, and a share of what comes and goes; measured.
@@ -61,13 +63,21 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     overhead = CUDA_CONTEXT + WORKSPACE + SLACK
     if work.precision == "fp8":  # a matrix transposed, and the rows of an activation and a gradient
         overhead += shape.hidden_size * shape.intermediate_size + work.tokens * shape.intermediate_size
+    if work.method != "reward" and not work.attention_only:  # the fused MLP expands its three matrices, not one
+        matrix = {"nf4": 2, "fp8": 1, "16 bit": 0}[work.precision] * shape.hidden_size * shape.intermediate_size
+        overhead += 2 * matrix
     if work.reward_model:  # its pass is recorded as a CUDA graph, with the matrices that it expands
         largest = shape.hidden_size * max(shape.intermediate_size, shape.heads * shape.head_dim)
         overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
     if work.sharded:  # FSDP2 gathers one layer in 16 bit, and the next one while it computes
         overhead += 2 * 2 * linear / shape.layers
+    elif work.gpus > 1:  # DDP copies the gradients into buckets that the GPUs add up
+        overhead += gradients
+    if work.gpus > 1:
+        overhead += NCCL
     kept, backward = _activations(shape, work)
-    loss = _logits(shape, work)
+    # What the loss makes is freed before a layer's backward pass; with several iterations it is not; measured.
+    loss = max(0, _logits(shape, work) - (backward if work.method == "ppo" or work.passes == 1 else 0))
     slack = SLACK_SHARE[work.gradient_checkpointing]
     if work.gradient_checkpointing and work.method in ("dpo", "kto"):
         slack += REFERENCE_SHARE
@@ -76,14 +86,14 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     phases: list[tuple[float, ...]]
     held = sampling(shape, work, sum(static) + CUDA_CONTEXT, gib * GIB, linear) if work.method in SAMPLING else None
     if held is None:
-        phases = [(*static, gradients / share, activations, max(0, loss - backward), 0, loose)]
+        phases = [(*static, gradients / share, activations, loss, 0, loose)]
     else:
         graphs = 0 if work.rollouts == "generate" else GRAPHS
         stays = held.kept + graphs * (held.kept > 0)
         loose += SAMPLING_SLACK
         scoring = _scoring(shape, work)
         phases = [
-            (*static, gradients / share, activations, max(0, loss - backward), stays, loose),
+            (*static, gradients / share, activations, loss, stays, loose),
             (*static, 0, held.working, 0, held.copy + held.cache + graphs, overhead + SAMPLING_SLACK),
             (*static, 0, 0, scoring, stays, overhead + SAMPLING_SLACK + SLACK_SHARE[True] * scoring),
         ]
@@ -171,14 +181,17 @@ def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
     block = 4 * i + 8 * h + 6 * a + 8 * kv
     # Its backward pass makes besides: the gradient of SwiGLU's product (2i), of the block's input and output (2 x 2h).
     backward = 2 * i + 4 * h
-    # Measured apart: a packed block keeps copies around RoPE; an unpacked one is compiled, and then the gradients of
-    # gate and up are not written over their values.
-    if packing:
+    # The gradients of gate and up are not written over their values. Where blocks are not compiled, which are those of
+    # GRPO, PPO and packed rows, these and that of the product are made for so many tokens at once (lm/fused_mlp.py),
+    # and copies around RoPE are kept; of GRPO and PPO also the sums between attention and MLP. Measured.
+    backward += 4 * i
+    if packing or work.method in SAMPLING:
+        backward -= 6 * i * (1 - min(work.tokens, MLP_PART) / work.tokens)
         block += 4 * a + 4 * kv
-    else:
-        backward += 4 * i
-    if work.precision == "fp8":  # through PEFT's own forward, which keeps SwiGLU's product too; measured
-        block += 2.2 * i
+    if work.method in SAMPLING:
+        block += 7 * h
+    if work.precision == "fp8":  # PEFT's own forward keeps SwiGLU's product too, and the fused MLP does not; measured
+        block += (2.2 if work.method == "reward" else 0.2) * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
     if not work.gradient_checkpointing:
         return layers * block + last, backward

@@ -17,14 +17,15 @@ PEAK_SHARE, NARROW = 0.75, 2050  # the share of the peak at a width h: h / (h + 
 DECODE_SHARE = 0.75  # likewise, of a step of decoding
 DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an H200
 BANDWIDTH_SHARE = 0.8
-TRAFFIC = 9.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
-# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled.
-LAYER_START, PPO_LAYER_START = 0.35e-3, 4.6e-3
-FP8_GAIN = 1.35  # of the matrix products in fp8, their scales included
+TRAFFIC = 8.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
+# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled;
+# without recomputation they are recorded as CUDA graphs.
+LAYER_START, PPO_LAYER_START, RECORDED_START = 0.35e-3, 4.6e-3, 1.5e-3
+FP8_GAIN = 1.5  # of the matrix products in fp8, their scales included
 H200_BANDWIDTH = 4800  # GB/s
 DECODE_START = 28e-6  # seconds a layer and step of decoding, as a CUDA graph
 GENERATE_START = 1.0e-3  # the same for transformers' generate
-FIXED = {"grpo": 0.2, "ppo": 0.2}  # seconds of a step besides: rewards, the optimizer, data, logs; else OTHER
+FIXED = {"grpo": 0.1, "ppo": 0.2}  # seconds of a step besides: rewards, the optimizer, data, logs; else OTHER
 OTHER = 0.03
 
 
@@ -42,11 +43,15 @@ class Time:
 
 
 def step_time(card: Any, work: Workload, device: Device, held: Sampling | None = None) -> Time:
-    """The time of a step of `work` on each of its GPUs; `held` is what sampling holds, for GRPO and PPO."""
+    """The time of a step of `work` on each of its GPUs; `held` is what sampling holds, for GRPO and PPO.
+
+    A step is one of the optimizer's, as the trainer counts them; of PPO it is a rollout with all that is learned of it.
+    GRPO samples for `work.passes` steps at once, and the time of that is divided among them.
+    """
     shape = card.architecture
     micro = _passes(shape, work, device)
     batches = work.accumulation
-    sampled = 0.0
+    sampled, share = 0.0, 1.0
     if work.method == "ppo":
         batches = work.passes * max(1, round(work.generated / work.rows))
         # The policy, the reference policy, the critic and, where there is one, the reward model read the rollout once.
@@ -55,13 +60,13 @@ def step_time(card: Any, work: Workload, device: Device, held: Sampling | None =
     else:
         references = 1 if work.method in ("dpo", "kto") and work.reference else 0
         if work.method == "grpo":
-            references = 1 + work.reference  # the log-probabilities before the step
+            references = work.reference + (work.passes > 1)  # the log-probabilities before the step
+            share = 1 / work.passes
         if work.method == "kto":
             references += 1  # mismatched completions
-        extra = references * _forward(shape, work, device) * work.accumulation
-        batches *= work.passes if work.method == "grpo" else 1
+        extra = references * _forward(shape, work, device) * work.accumulation * share
     if work.method in SAMPLING and held is not None:
-        sampled = _sample(card, work, device, held)
+        sampled = _sample(card, work, device, held) * share
     tokens = work.generated * work.length if work.method == "ppo" else work.tokens * work.accumulation
     return Time(batches * micro + extra + sampled + FIXED.get(work.method, OTHER), sampled, tokens * work.gpus)
 
@@ -71,6 +76,8 @@ def _passes(shape: Any, work: Workload, device: Device) -> float:
     again = 0.0
     if work.gradient_checkpointing:
         again = 1 - min(work.kept_layers, shape.layers) / shape.layers  # share of the layers computed a second time
+        if work.method != "reward":  # the fused MLP leaves out the down projection then
+            again *= 1 - shape.layers * shape.hidden_size * shape.intermediate_size / linear_weights(shape)
     head = 0 if work.method == "reward" else (4 if work.method == "sft" else 6)
     flops = _flops(shape, work, passes=2 + again, attention=3.5 + again, head=head)
     return _seconds(shape, work, device, flops, passes=2 + again, traffic=1 + again / 3)
@@ -103,7 +110,9 @@ def _seconds(shape: Any, work: Workload, device: Device, flops: float, passes: f
     if work.precision == "fp8":
         share *= FP8_GAIN
     computing = flops / (device.tflops * 1e12 * share) + moved / (device.bandwidth * 1e9 * BANDWIDTH_SHARE)
-    start = PPO_LAYER_START if work.method == "ppo" else LAYER_START
+    start = LAYER_START
+    if work.method == "ppo":
+        start = PPO_LAYER_START if work.gradient_checkpointing else RECORDED_START
     return max(computing, start * shape.layers * passes / 2)
 
 

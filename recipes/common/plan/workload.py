@@ -18,7 +18,7 @@ COUNTED = (
     *("lora_target_modules", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing"),
     *("train_embeddings", "max_prompt_length", "max_completion_length", "num_generations", "rollouts", "beta"),
     *("num_iterations", "rollout_batch_size", "num_ppo_epochs", "reward_model", "precompute_ref_log_probs"),
-    *("num_train_epochs", "max_steps"),
+    *("num_train_epochs", "max_steps", "eval_ratio"),
 )
 
 

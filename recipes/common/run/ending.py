@@ -1,6 +1,5 @@
 """What a run shows at its end: the time taken, the first and the last value it is about, and what to type next."""
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.markup import escape
 from common import errors
 from common.arguments import variable
 from common.environment import ROOT
+from common.run.files import read_rows
 from common.run.folder import Run
 from common.run.health.ending import end_health
 from common.run.progress import duration
@@ -94,8 +94,5 @@ def make(target: str, **variables: Any) -> str:
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
     """The first and the last value that was logged under `key`; None where there is none."""
-    if not metrics.exists():
-        return None
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    values = [row[key] for row in rows if key in row]
+    values = [row[key] for row in read_rows(metrics) if key in row]
     return (values[0], values[-1]) if values else None

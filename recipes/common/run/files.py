@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,42 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file of a run, [] without a file; lines that are damaged are left out."""
+    return [row for _, row in _whole_lines(file)]
+
+
+def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSON Lines file of a run without the rows that `keep` rejects; damaged ones go too, and a line says so.
+
+    A reader sees the old or the new file, never a part.
+    """
+    if not file.exists():
+        return
+    before = file.read_bytes()
+    whole = _whole_lines(file)
+    if damaged := len(before.splitlines()) - len(whole):
+        print(
+            f"{file}: dropped {damaged} damaged line{'s' * (damaged > 1)}, not written completely by an earlier process"
+        )
+    after = b"".join(line for line, row in whole if keep(row))
+    if after != before:
+        write_bytes(file, after)
+
+
+def _whole_lines(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    found = []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    for line in lines:  # of bytes: text is split at more than a line feed, and may end within a character
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append((line, row))
+    return found
 
 
 def make_readable(folder: Path) -> None:

@@ -49,6 +49,7 @@ class Learner:
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
         self.max_grad_norm = settings.max_grad_norm
+        self.leaves_out_bad = False  # whether a gradient that is not finite changes nothing; looking waits for the GPU
 
     @property
     def learning_rate(self) -> float:
@@ -64,7 +65,9 @@ class Learner:
 
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
-        self.scaler.step(self.optimizer)
+        left_out = self.leaves_out_bad and not self.scaler.is_enabled() and not bool(norm.isfinite())
+        if not left_out:  # the scaler leaves out such a step by itself
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self._clear()
         return norm

@@ -38,3 +38,14 @@ def test_each_gpu_has_its_own_tokens():
     one, eight = (measure(sizes, replace(work, gpus=gpus), H200).time for gpus in (1, 8))
     assert one.seconds == eight.seconds
     assert eight.tokens == 8 * one.tokens
+
+
+def test_steps_of_one_rollout_share_its_time():
+    """GRPO samples once for all its iterations, and each iteration is a step of the optimizer, as TRL counts them."""
+    sizes = read_card("qwen2.5-7b")
+    one, four = (
+        measure(sizes, workload(sizes, "grpo", {"num_iterations": iterations}), H200).time for iterations in (1, 4)
+    )
+    assert four.sampling == pytest.approx(one.sampling / 4)
+    assert four.seconds < one.seconds < 4 * four.seconds
+    assert one.tokens == four.tokens
