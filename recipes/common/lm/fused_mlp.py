@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-RANKS = 128  # at most
+RANKS = 64  # at most: a tile of more does not fit the shared memory of a GPU for desks
+CAPABILITY = (8, 0)  # of the GPU, at least; before Ampere PEFT and Unsloth compute it
 PART = 4096  # rows of a part of the backward pass
 RECOMPUTING = [False]  # whether the layer that runs is computed a second time, for the backward pass
 DTYPES = (torch.bfloat16, torch.float16)
@@ -161,6 +162,8 @@ def fuse_mlps(model: "PeftModel") -> int:
     Where an adapter is disabled, merged or none, and for states that are not in 16 bit, the forward from before runs.
     """
     found = 0
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY:
+        return found
     # Of these families the MLP is the last of a layer and only added to its input: where a layer is computed a second
     # time, for its activations, the down projection is not needed.
     last = model.get_base_model().config.get_text_config().model_type in FAMILIES

@@ -1,6 +1,6 @@
 """What fused_mlp.py does between the products, as Triton kernels that read and write each large matrix once.
 
-They are operators that torch.compile leaves whole. R, the rank, is at most 128; other dimensions are free.
+They are operators that torch.compile leaves whole. R, the rank, is at most 64; other dimensions are free.
 """
 
 import torch
@@ -57,7 +57,7 @@ def _backward(
     for block in range(split, blocks, splits):
         m = block * BM + tl.arange(0, BM)
         in_m = m < M
-        first = (block * BM).to(tl.int64) * N
+        first = (tl.full((), 0, tl.int64) + block * BM) * N
         at = tl.arange(0, BM)[:, None] * N + n[None, :]
         if EVEN:  # no tile ends outside: fewer instructions
             dh = tl.load(dh_ptr + first + at).to(tl.float32)
