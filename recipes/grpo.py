@@ -256,8 +256,7 @@ def main() -> None:
     prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
     if dropped:
         console.print(dropped)
-    order = random.Random(args.seed)
-    # With fewer than ten prompts, none is held out.
+    order = random.Random(args.seed)  # with fewer than ten prompts, none is held out
     held_out, prompts = hold_out(prompts, min(args.sample_prompts, len(prompts) // 10), order)
 
     announce(base.name, f"{len(prompts)} prompts of {args.data}", run.folder)
