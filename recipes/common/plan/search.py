@@ -87,7 +87,8 @@ def plan(
             return found
     rows = LEAST_ROWS.get(method, 1)
     smallest = replace(least(shorter, fixed), rows=rows, accumulation=max(1, work.rows * work.accumulation // rows))
-    return measure(card, smallest, device, changed | {"per_device_train_batch_size": rows})
+    batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": smallest.accumulation}
+    return measure(card, smallest, device, changed | batch)
 
 
 def least(work: Workload, fixed: Collection[str] = ()) -> Workload:
