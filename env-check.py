@@ -48,13 +48,13 @@ from env_check.fit import check_job, read_cards, what_runs
 from env_check.gpus import check_driver, check_gpu, check_health, query_driver
 from env_check.libraries import check_attention, check_libraries, check_torch
 from env_check.machine import check_compiler, check_disk, check_hub, check_shared_memory, check_system
-from env_check.packages import check_packages, check_python
+from env_check.packages import check_converter, check_packages, check_python
 from env_check.screen import show
 from launch.commands import COMMANDS
 from launch.usage import help_of
 
-CHECKS = (check_system, check_python, check_packages, check_driver, check_gpu, check_health, check_torch)
-CHECKS += (check_compiler, check_libraries, check_attention, check_shared_memory, check_disk, check_hub)
+CHECKS = (check_system, check_python, check_packages, check_converter, check_driver, check_gpu, check_health)
+CHECKS += (check_torch, check_compiler, check_libraries, check_attention, check_shared_memory, check_disk, check_hub)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -135,6 +136,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -184,12 +189,13 @@ def main() -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
     base = fetch(base)
@@ -215,7 +221,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -237,7 +243,9 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 
         def dataset(examples: list[TokenPair]) -> Dataset:
             columns = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -252,7 +260,7 @@ def main() -> None:
         before = sample_completions()
 
         # 5. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(NoStepTooMany, DPOTrainer):
+        class Trainer(CheckedSteps, DPOTrainer):
             """DPOTrainer for pairs of tokens; it would render text again, and not with a chat template."""
 
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -275,7 +283,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=DPOConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

@@ -36,7 +36,8 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
+from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.plan.fit import fit_to_gpu
@@ -50,6 +51,7 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -182,6 +184,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -204,6 +210,7 @@ def main() -> None:
     # 1. Data and rewards: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     environment.set_variables(models=[base, *reward_models(args.rewards)], sources=[source])
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for rows of every other length
     data = read_examples(source, PROBLEM_FORMATS, args.format, args.columns)
     rewards, faults = load(args.rewards, args.max_completion_length), Faults()
     check_prompts(rewards, data.examples, faults)
@@ -233,10 +240,11 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.lm.rollout.rollouts import Rollouts
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.curriculum import select
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     check_models(rewards, data.examples, args.seed)
 
@@ -244,7 +252,6 @@ def main() -> None:
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     tokenizer.eos_token = end  # for TRL a completion that ends with another token is truncated
-
     prompts = with_system_prompt(data.examples, args.system_prompt)
     prompts, dropped = drop_long(tokenizer, prompts, args.max_prompt_length, args.max_truncated)
     if dropped:
@@ -262,7 +269,7 @@ def main() -> None:
         # 4. The model: frozen in 4 or 16 bit under a new LoRA adapter. Without the adapter it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -282,7 +289,9 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, prompts, held_out))
 
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts)
 
@@ -301,8 +310,8 @@ def main() -> None:
             console.print(f"{len(prompts)} of {len(measures)} prompts are {args.difficulty} by {args.difficulty_by}")
 
         # 6. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(GroupSampling, NoStepTooMany, GRPOTrainer):
-            """GRPOTrainer with our sampling and scoring, and a fix for resuming."""
+        class Trainer(GroupSampling, CheckedSteps, GRPOTrainer):
+            """GRPOTrainer with our sampling and scoring, and checked steps."""
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func warns that it may change; TRL is pinned
@@ -480,6 +489,10 @@ class GroupSampling(GRPOTrainer):
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
 
+    def places(self, batches: list) -> list[str]:
+        """file:line of the prompts of this step."""
+        return [prompt.place for prompt in self.batch.prompts]
+
     def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
         key = f"step {self.state.global_step} attempt {attempt}"
         completions = self.rollouts.sample(prompts, self.max_completion_length, self.temperature, key)
@@ -501,10 +514,19 @@ class GroupSampling(GRPOTrainer):
         # Not TRL's frac_reward_zero_std, which does not count a deviation of 1e-7 from adding equal floats as zero.
         flat = len(flat_groups(batch.totals, self.num_generations)) * self.num_generations / len(batch.totals)
         self._metrics["train"]["flat"].append(flat)
-        entries = (batch.entry(index) for index in range(min(self.samples_a_step, len(batch.totals))))
-        append(self.samples, ({"step": self.state.global_step, **entry} for entry in entries))
+        written = range(min(self.samples_a_step, len(batch.totals)))
+        append(self.samples, ({"step": self.state.global_step, **self._entry(index)} for index in written))
         columns = [[torch.nan if score is None else score for score in scores] for scores in batch.scores.values()]
         return torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        """A completion as a line of samples.jsonl, with the tokens that carry loss."""
+        completion = self.batch.completions[index]
+        trains = completion.ended or not self.mask_truncated_completions
+        return {
+            **self.batch.entry(index),
+            "mask": completion_segments(self.processing_class, completion, trains),
+        }
 
     def _measure_kl(self, completions: "list[Completion]", policy: "list[Scored]") -> float:
         """The KL divergence from the reference policy, by token, estimated as k3 (joschu.net/blog/kl-approx.html)."""

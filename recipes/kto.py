@@ -37,8 +37,9 @@ from common.errors import InputError, run_command
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -142,6 +143,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -185,16 +190,16 @@ def main() -> None:
     from trl import KTOConfig, KTOTrainer
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
     # 3. Tokens: rendered by the model's own chat template; the completion carries loss, the prompt does not.
     base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
-
     order, faults = random.Random(args.seed), Faults()
     prompts = len({repr(row.prompt) for row in rows})  # with fewer than ten, none is held out
     held_out, rows = hold_out_by(lambda row: repr(row.prompt), rows, min(args.sample_prompts, prompts // 10), order)
@@ -212,7 +217,6 @@ def main() -> None:
     check_prompts(args, prompts - len({tuple(row.prompt_ids) for row in evaluation}))
     order.shuffle(training)  # TRL takes them in this order in every epoch: each with its mismatched completion
     weights = class_weights([row.label for row in training], args.desirable_weight, args.undesirable_weight)
-
     announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     console.print(weights.in_words(), soft_wrap=True)
     on_gpu = torch.cuda.is_available()
@@ -223,7 +227,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter. Without it, it is the reference policy.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
@@ -245,8 +249,9 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
-        run.update(weights=asdict(weights))
+        run.update(data=summary(data, tokenizer, training, held_out, evaluation), weights=asdict(weights))
 
         def dataset(examples: list[TokenFeedback]) -> Dataset:
             columns = {name: [getattr(row, name) for row in examples] for name in TOKEN_COLUMNS}
@@ -263,7 +268,7 @@ def main() -> None:
         before = sample_completions()
 
         # 5. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(NoStepTooMany, KTOTrainer):
+        class Trainer(CheckedSteps, KTOTrainer):
             """KTOTrainer for tokens; it would render text again, and not with a chat template."""
 
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -280,7 +285,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console, shown),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=KTOConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

@@ -43,9 +43,10 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,10 +61,11 @@ from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
-from common.lm.hidden_states import pad_right
+from common.lm.hidden_states import pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, load_chat_tokenizer
-from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean
+from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
+from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
@@ -79,7 +81,9 @@ from common.rewards.specification import (
     reward_models,
     score_completions,
 )
+from common.run.bad_numbers import BadSteps
 from common.run.curriculum import PromptSampler
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -90,7 +94,7 @@ from common.run.training_state import Learner, random_state, restore_random_stat
 
 if TYPE_CHECKING:
     import torch
-    from common.lm.cuda_graph import RecordedPass
+    from common.lm.cuda_graph import Recorded, RecordedPass
     from common.lm.generate import Completion
     from common.lm.rollout.rollouts import Rollouts
     from peft import PeftModel
@@ -232,6 +236,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -294,7 +302,6 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback
-    from common.lm.cuda_graph import RecordedPass
     from common.lm.rollout.rollouts import Rollouts
 
     # 3. Prompts in the model's own chat template, up to the generation prompt.
@@ -317,11 +324,11 @@ def main() -> None:
         # 4. The four models: one frozen base in 4 or 16 bit, under new LoRA adapters for policy and critic.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
             revision=base.revision,
-            max_seq_length=args.max_prompt_length + max(args.max_completion_length, args.sample_tokens),
+            max_seq_length=round_up(args.max_prompt_length + max(args.max_completion_length, args.sample_tokens)),
             dtype=dtype,
             load_in_4bit=args.load_in_4bit,
             use_gradient_checkpointing=checkpointing,
@@ -343,8 +350,10 @@ def main() -> None:
             model.add_adapter("critic", copy.deepcopy(model.peft_config["default"]))
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
+        fuse_adapter(model)
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, prompts, held_out))
 
         # 5. What trains the models, and the state that changes from step to step.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
@@ -373,13 +382,13 @@ def main() -> None:
             rollouts=Rollouts(model, tokenizer, end, seed=args.seed, backend=args.rollouts),
             reward_functions=reward_functions,
             reward_head=reward_head,
-            reward_backbone=RecordedPass(model),
             critic_head=critic_head,
             policy=Learner(policy_parameters, settings, args.learning_rate, steps - args.critic_warmup_steps),
             critic=Learner(critic_parameters, settings, args.critic_learning_rate, steps),
             prompt_sampler=PromptSampler(prompts, args.difficulty, args.difficulty_by, args.seed),
             score_moments=RunningMoments(),
             kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
+            bad_steps=BadSteps(run),
         )
         shown = held_out[: args.sample_prompts]
         set_seed(args.seed)
@@ -403,7 +412,7 @@ def main() -> None:
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
             rollout, scores, metrics = ppo_step(ppo, state.global_step)
-            append(run.folder / "samples.jsonl", entries(rollout, scores, state.global_step, args.sample_prompts))
+            append(run.folder / "samples.jsonl", entries(ppo, rollout, scores, state.global_step))
 
             state.global_step += 1
             episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
@@ -619,9 +628,9 @@ def held_out_line(count: int, before: dict[str, float], after: dict[str, float])
     )
 
 
-def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iterator[dict[str, Any]]:
-    """The first `count` completions of a rollout, for samples.jsonl."""
-    for index in range(min(count, len(rollout))):
+def entries(ppo: "PPO", rollout: "Rollout", scores: "Scores", step: int) -> Iterator[dict[str, Any]]:
+    """The first completions of a rollout, for samples.jsonl."""
+    for index in range(min(ppo.args.sample_prompts, len(rollout))):
         yield {
             "step": step,
             "prompt": rollout.prompts[index].prompt,
@@ -629,29 +638,33 @@ def entries(rollout: "Rollout", scores: "Scores", step: int, count: int) -> Iter
             "ended": rollout.completions[index].ended,
             "score": scores.total[index],
             "rewards": {name: values[index] for name, values in scores.parts.items()},
+            "mask": completion_segments(ppo.tokenizer, rollout.completions[index]),
         }
 
 
 # Forward passes of the four models.
 
 
-def log_probs_of(ppo: "PPO", part: "Rollout") -> "tuple[Tensor, Tensor]":
+def log_probs_of(ppo: "PPO", *part: "Tensor") -> "tuple[Tensor, Tensor]":
     """Log-probabilities and entropies (B, C) of the completions under the active model: see `completion_log_probs`."""
-    inputs = part.input_ids, part.attention_mask, part.start, part.tokens, part.mask
-    return completion_log_probs(ppo.model, *inputs, ppo.args.temperature)
+    input_ids, attention_mask, start, tokens, mask = part
+    return completion_log_probs(ppo.model, input_ids, attention_mask, start, tokens, mask, ppo.args.temperature)
 
 
-def values_of(ppo: "PPO", part: "Rollout") -> "Tensor":
+def values_of(
+    ppo: "PPO", input_ids: "Tensor", attention_mask: "Tensor", start: "Tensor", tokens: "Tensor", mask: "Tensor"
+) -> "tuple[Tensor]":
     """What the critic, whose adapter must be active, expects before each token of the completions: (B, C)."""
-    return completion_values(ppo.model, ppo.critic_head, part.input_ids, part.attention_mask, part.start, part.mask)
+    return (completion_values(ppo.model, ppo.critic_head, input_ids, attention_mask, start, mask),)
 
 
 def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str | None) -> "tuple[Tensor, Tensor]":
     """`log_probs_of` a whole rollout under the policy, "default", or the reference policy, None; no gradient."""
     import torch
 
+    which = "log-probabilities" if name else "reference"
     with torch.no_grad(), active_adapter(ppo.model, name):
-        parts = [log_probs_of(ppo, part) for part in passes(ppo, rollout)]
+        parts = [[*map(torch.clone, run_pass(ppo, which, *part.tensors()))] for part in parts_of(ppo, rollout)]
     log_probs, entropies = zip(*parts, strict=True)
     return stacked(log_probs, rollout), stacked(entropies, rollout)
 
@@ -661,7 +674,8 @@ def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
     import torch
 
     with torch.no_grad(), active_adapter(ppo.model, "critic"):
-        return stacked([values_of(ppo, part) for part in passes(ppo, rollout)], rollout)
+        parts = [run_pass(ppo, "values", *part.tensors())[0].clone() for part in parts_of(ppo, rollout)]
+    return stacked(parts, rollout)
 
 
 def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
@@ -673,7 +687,29 @@ def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
         return score_last(ppo.model, ppo.reward_head, texts, ppo.tokenizer.pad_token_id, size, ppo.reward_backbone)
 
 
-def passes(ppo: "PPO", rollout: "Rollout") -> "Iterator[Rollout]":
+def run_pass(ppo: "PPO", name: str, *inputs: "Tensor") -> "Sequence[Tensor]":
+    """What the pass of this name in PASSES computes, under the active adapter; the next one overwrites it on a GPU."""
+    recorded = ppo.recorded.get(name)
+    return recorded(*inputs) if recorded else PASSES[name](ppo, *inputs)
+
+
+def record_passes(ppo: "PPO") -> "dict[str, Recorded]":
+    """Each pass recorded as CUDA graphs when it runs; none on a CPU, and none where activations are recomputed."""
+    import torch
+    from common.lm.cuda_graph import Recorded
+    from common.lm.rollout.gpu import memory_limit
+
+    if ppo.args.gradient_checkpointing or not ppo.critic_head.weight.is_cuda:
+        return {}
+    gradients = {"policy": ppo.policy.gradients(), "critic": ppo.critic.gradients()}
+    pool, half = torch.cuda.MemPool(), memory_limit() // 2  # the rest is for sampling
+    return {
+        name: Recorded(ppo.model, partial(work, ppo), f"PPO's pass {name}", gradients.get(name, ()), pool, half)
+        for name, work in PASSES.items()
+    }
+
+
+def parts_of(ppo: "PPO", rollout: "Rollout") -> "Iterator[Rollout]":
     """The rollout in parts of as many completions as a training pass has."""
     for index in split([*range(len(rollout))], ppo.args.per_device_train_batch_size):
         yield rollout.take(index)
@@ -710,13 +746,22 @@ class PPO:
     rollouts: "Rollouts"
     reward_functions: list[Reward]
     reward_head: "torch.nn.Linear | None"  # None without a reward model
-    reward_backbone: "RecordedPass"
     critic_head: "torch.nn.Linear"
     policy: Learner
     critic: Learner
     prompt_sampler: PromptSampler
     score_moments: "RunningMoments"
     kl_controller: "KLController"
+    bad_steps: BadSteps
+    reward_backbone: "RecordedPass" = field(init=False)
+    recorded: "dict[str, Recorded]" = field(init=False)  # of PASSES those that are CUDA graphs
+
+    def __post_init__(self) -> None:
+        from common.lm.cuda_graph import RecordedPass
+
+        self.reward_backbone, self.recorded = RecordedPass(self.model), record_passes(self)
+        for learner in (self.policy, self.critic):
+            learner.leaves_out_bad = self.args.skip_bad_steps > 0
 
 
 @dataclass(frozen=True)
@@ -738,11 +783,16 @@ class Rollout:
         """The tokens of all completions, counted without asking the GPU, which would have to finish its work."""
         return sum(len(one.completion_ids) for one in self.completions)
 
+    def tensors(self) -> "tuple[Tensor, ...]":
+        return self.input_ids, self.attention_mask, self.start, self.tokens, self.mask
+
     def take(self, index: list[int]) -> "Rollout":
-        """The rows `index`, with no more columns of padding than they need."""
+        """The rows `index`, with no more columns of padding than they need; on a GPU in few different shapes."""
         completions = [self.completions[i] for i in index]
         longest = max(len(one.prompt_ids) + len(one.completion_ids) for one in completions)
         columns = max(len(one.completion_ids) for one in completions)
+        if self.mask.is_cuda:
+            longest, columns = round_up(longest), round_up(columns)
         return Rollout(
             [self.prompts[i] for i in index],
             completions,
@@ -805,6 +855,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
     # Phase 4. Update policy and critic, several times on the same rollout.
     with seconds(metrics, "time/update"):
         metrics |= update(ppo, rollout, rewards, advantages, policy_learns=number >= args.critic_warmup_steps)
+    ppo.bad_steps.check(number + 1, metrics, rollout.prompts, ppo.policy, ppo.critic)
     return rollout, scores, metrics | step_metrics(ppo, rollout, scores, rewards, advantages)
 
 
@@ -917,23 +968,14 @@ def update_policy(
 ) -> "dict[str, float | Tensor]":
     """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
     args, stats = ppo.args, defaultdict[str, Any](float)
-    count = rollout.take(minibatch).count()  # every token weighs the same, whichever pass it is in
+    count = rewards.log_probs.new_tensor(rollout.take(minibatch).count())  # every token weighs the same
     for index in split(minibatch, args.per_device_train_batch_size):
         part = rollout.take(index)
         columns = part.mask.shape[1]
-        old_log_probs = rewards.log_probs[index, :columns]
-        log_probs, _ = log_probs_of(ppo, part)  # (b, c)
-        losses, clipped = policy_losses(
-            log_probs, old_log_probs, advantages.advantages[index, :columns], args.cliprange
-        )
-        loss = (losses * part.mask).sum() / count
-        ppo.policy.backward(loss)
-
-        log_ratios = (log_probs.detach() - old_log_probs)[part.mask]  # (N,)
-        stats["loss/policy_avg"] += loss.detach().double()
-        stats["policy/approx_kl"] += kl_estimate(-log_ratios, "k3").sum().double() / count
-        stats["policy/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
-        stats["val/ratio"] += log_ratios.exp().sum().double() / count
+        targets = rewards.log_probs[index, :columns], advantages.advantages[index, :columns]
+        results = run_pass(ppo, "policy", *part.tensors(), *targets, count)
+        for name, value in zip(POLICY_STATS, results, strict=True):
+            stats[name] += value
     stopped = bool(stats["policy/approx_kl"] > args.max_approx_kl)
     gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
     return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
@@ -944,19 +986,55 @@ def update_critic(
 ) -> "dict[str, float | Tensor]":
     """Phase 4.2: one optimization step of the critic."""
     args, stats = ppo.args, defaultdict[str, Any](float)
-    count = rollout.take(minibatch).count()
+    count = advantages.values.new_tensor(rollout.take(minibatch).count())
     with active_adapter(ppo.model, "critic"):
         for index in split(minibatch, args.per_device_train_batch_size):
             part = rollout.take(index)
             columns = part.mask.shape[1]
-            old_values, returns = advantages.values[index, :columns], advantages.returns[index, :columns]
-            values = values_of(ppo, part)  # (b, c)
-            losses, clipped = value_losses(values, old_values, returns, args.cliprange_value)
-            loss = (losses * part.mask).sum() / count
-            ppo.critic.backward(loss)
-            stats["loss/value_avg"] += loss.detach().double()
-            stats["val/clipfrac_avg"] += (clipped & part.mask).sum().double() / count
+            targets = advantages.values[index, :columns], advantages.returns[index, :columns]
+            results = run_pass(ppo, "critic", *part.tensors(), *targets, count)
+            for name, value in zip(CRITIC_STATS, results, strict=True):
+                stats[name] += value
     return {**stats, "value/grad_norm": ppo.critic.step()}
+
+
+POLICY_STATS = ("loss/policy_avg", "policy/approx_kl", "policy/clipfrac_avg", "val/ratio")
+CRITIC_STATS = ("loss/value_avg", "val/clipfrac_avg")
+
+
+def policy_pass(ppo: PPO, *inputs: "Tensor") -> "Sequence[Tensor]":
+    """The policy's loss on one part of a minibatch of `count` tokens, and its gradient. Returns POLICY_STATS."""
+    *part, old_log_probs, advantages, count = inputs
+    mask = part[-1]
+    log_probs, _ = log_probs_of(ppo, *part)  # (b, c)
+    losses, clipped = policy_losses(log_probs, old_log_probs, advantages, ppo.args.cliprange)
+    loss = (losses * mask).sum() / count
+    ppo.policy.backward(loss)
+
+    log_ratios = log_probs.detach() - old_log_probs  # (b, c)
+    kl, ratios = masked_sum(kl_estimate(-log_ratios, "k3"), mask), masked_sum(log_ratios.exp(), mask)
+    sums = kl, (clipped & mask).sum(), ratios
+    return loss.detach().double(), *(value.double() / count for value in sums)
+
+
+def critic_pass(ppo: PPO, *inputs: "Tensor") -> "Sequence[Tensor]":
+    """The critic's loss on one part of a minibatch of `count` tokens, and its gradient. Returns CRITIC_STATS."""
+    *part, old_values, returns, count = inputs
+    mask = part[-1]
+    (values,) = values_of(ppo, *part)  # (b, c)
+    losses, clipped = value_losses(values, old_values, returns, ppo.args.cliprange_value)
+    loss = (losses * mask).sum() / count
+    ppo.critic.backward(loss)
+    return loss.detach().double(), (clipped & mask).sum().double() / count
+
+
+PASSES: "dict[str, Callable[..., Sequence[Tensor]]]" = {
+    "log-probabilities": log_probs_of,
+    "reference": log_probs_of,
+    "values": values_of,
+    "policy": policy_pass,
+    "critic": critic_pass,
+}
 
 
 # The arithmetic: tensors (B, C) and a bool mask that is false at padding; no model is needed.

@@ -36,11 +36,12 @@ from common.data.read import read_examples
 from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer
+from common.lm.load import check_precision, choose_dtype, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import figures_in_training, held_out_rows, report_on, show
 from common.rewards.tokens import as_tokens
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
@@ -135,6 +136,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -195,9 +200,10 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     from common.lm.fp8 import quantize_base
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
     from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
 
@@ -225,7 +231,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a new LoRA adapter, and the head.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         longest = max(len(answer) for row in [*training, *evaluation] for answer in row.answers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
@@ -252,10 +258,11 @@ def main() -> None:
         head.bias.requires_grad_(False)  # a sequence classifier has no bias, and no reward needs one
         model.reward_head = head  # part of the model, so that the trainer finds its weight
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, training, held_out))
 
         # 5. The trainer: transformers' own with our loss.
-        class RewardTrainer(RewardLoss, NoStepTooMany, Trainer):
-            """Trainer with our loss and head, and a fix for resuming."""
+        class RewardTrainer(RewardLoss, CheckedSteps, Trainer):
+            """Trainer with our loss and head, and checked steps."""
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(answer) for row in training for answer in row.answers)
@@ -269,7 +276,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=TrainingArguments(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

@@ -31,8 +31,17 @@ from common.errors import InputError, run_command
 from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, load_chat_tokenizer, load_text_tokenizer
+from common.lm.load import (
+    check_precision,
+    choose_dtype,
+    fuse_adapter,
+    in_4bit,
+    keep_activations,
+    load_chat_tokenizer,
+    load_text_tokenizer,
+)
 from common.plan.fit import fit_to_gpu
+from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
@@ -118,6 +127,10 @@ class Args:
     save_steps: float = 0.1
     """A checkpoint every so many steps; below 1, a share of the run."""
     save_total_limit: int = 2
+    skip_bad_steps: int = 0
+    """Leave out up to so many steps whose loss or gradient is not finite; the next one ends the run."""
+    oom: Literal["stop", "retry"] = "stop"
+    """retry: where the memory is full, resume with half the micro-batch and twice the accumulation."""
     time_limit: str | None = None
     """Hours:minutes:seconds, as 3:55:00; then save a checkpoint and stop. The same command resumes the run."""
     stop_on_fault: bool = False
@@ -161,15 +174,15 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common.run.checkpoints import CheckpointCallback, NoStepTooMany, newest_checkpoint
+    from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
+    from common.run.steps import CheckedSteps
 
-    # 3. Tokens: rendered by the model's own chat template, with the loss mask on the turns of the assistant. Documents
-    # are as they are, and carry loss throughout.
+    # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -202,7 +215,7 @@ def main() -> None:
         # 4. The model: frozen in 4, 8 or 16 bit under a LoRA adapter, or all weights trained.
         dtype = choose_dtype(args.dtype)
         checkpointing = "unsloth" if args.gradient_checkpointing else False
-        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = str(args.checkpoint_skip_layers)  # its CPU path takes no argument
+        keep_activations(args.checkpoint_skip_layers)
         if args.train_embeddings:  # Unsloth's own kind moves the base's embeddings to a file beside the base
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
@@ -229,8 +242,10 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
+            fuse_adapter(model)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
+        run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 
         def dataset(examples: list[Example]) -> Dataset:
             columns = ("input_ids", "completion_mask")
@@ -249,8 +264,8 @@ def main() -> None:
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
-        class Trainer(NoStepTooMany, EmbeddingRate, SFTTrainer):
-            """SFTTrainer with a fix for resuming, and a learning rate of their own for the embeddings."""
+        class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""
 
             embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
@@ -262,7 +277,7 @@ def main() -> None:
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", tokens, console),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
-                CheckpointCallback(run, stop, args.save_total_limit),
+                CheckpointCallback(run, stop, args.save_total_limit, rows=training),
             ],
             args=SFTConfig(
                 output_dir=str(run.folder / "checkpoints" / "part"),  # complete checkpoints are moved out of here

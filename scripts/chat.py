@@ -185,7 +185,11 @@ class Talk:
         return ids
 
     def answer(self, ids: list[int]) -> str:
-        """Print an answer while it is made, and return it: whole, or as far as it came when Ctrl-C stopped it."""
+        """Print an answer while it is made, and return it: whole, or as far as it came when Ctrl-C stopped it.
+
+        It is made by transformers' generate, for which Unsloth has a fast pass: one answer at a time is faster than one
+        reads. `Rollouts` would hold a second copy of the weights, and its first answer waits until it has compiled.
+        """
         import torch
 
         printer = printing(self.tokenizer)

@@ -24,9 +24,7 @@ Differences are B - A, with 95 % intervals from 10,000 bootstrap samples of the 
 Left out: more than two models, several completions of a prompt, conversations of several turns.
 """
 
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common import environment
@@ -39,12 +37,11 @@ from common.lm.load import base_of
 from common.run.files import write_json
 from common.run.screen import console
 from comparison.figures import tabulate
-from comparison.judge import Judge, Server, rate
+from comparison.judge import rate
+from comparison.judges import judge_here, server_of
 from comparison.page import as_markdown, as_table
 from comparison.rules import read
 from comparison.sampling import Sampling, complete
-
-JUDGE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,11 @@ class Args:
 
 
 def main() -> None:
-    args = parse_arguments(Args, __doc__)
+    compare(parse_arguments(Args, __doc__))
+
+
+def compare(args: Args) -> None:
+    """Let both models complete the prompts, rate them, print the table and write the folder."""
     sides = {"A": args.a, "B": args.b}
     models = {name: model_and_adapter(side, args.base) for name, side in sides.items()}
     server = server_of(args)
@@ -135,30 +136,6 @@ def model_and_adapter(side: str, base: str | None) -> tuple[Model, str | None]:
         adapter = str(Path(side).expanduser())
         return base_of(base, adapter), adapter
     return find_model(side), None
-
-
-def server_of(args: Args) -> Server | None:
-    """The judge behind a URL, None where there is none. Raises InputError for arguments that contradict each other."""
-    if args.judge and args.judge_url:
-        raise InputError("--judge and --judge-url: give one of the two")
-    if args.judge_url and not args.judge_model:
-        raise InputError("--judge-url needs --judge-model, the name of the model there")
-    if args.judge_url and not args.judge_url.startswith(("http://", "https://")):
-        raise InputError(f"--judge-url {args.judge_url}: expected a URL such as https://my.host/v1")
-    if args.judge_key and not os.environ.get(args.judge_key):
-        raise InputError(f"--judge-key {args.judge_key}: no such variable is set in the environment")
-    return Server(args.judge_url, args.judge_model, args.judge_key) if args.judge_url and args.judge_model else None
-
-
-def judge_here(model: Model, sampling: Sampling) -> Judge:
-    """A judge that is a model on this machine."""
-    greedy = replace(sampling, max_new_tokens=JUDGE_TOKENS, temperature=0.0)
-
-    def judge(requests: Sequence[str]) -> list[str]:
-        turns = [Conversation("", [{"role": "user", "content": request}]) for request in requests]
-        return [reply.text for reply in complete("the judge", model, None, turns, greedy)]
-
-    return judge
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
-"""Evaluate a model, a base with an adapter beside the base, or a reward model on held-out data.
+"""Evaluate what a run has learned, or any model, an adapter beside its base, or a reward model, on held-out data.
 
+    make evaluate RUN=outputs/sft-tiny-1a2b3c4d                         before and after, on what the run held out
+    make evaluate RUN=outputs/grpo TASKS=gsm8k,mmlu QUESTIONS=my.jsonl  and tasks of lm-eval, and questions of yours
+    make evaluate RUN=outputs/dpo BASE=qwen2.5-7b                       before is another model than it was trained on
     make evaluate ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter             the adapter beside its base
     make evaluate MODEL=tiny DATA=data_samples/arithmetic.jsonl SAMPLES=8
     make evaluate MODEL=outputs/merged DATA=data_samples/preferences.jsonl
     make evaluate REWARD=outputs/reward DATA=pairs.jsonl                a reward model
 
-What is measured follows from the data:
+Of a run everything is found in its run.json: method, base, adapter, data, and the rows that were held out. By method:
+loss and perplexity (SFT, DPO, KTO), the format and the answers of greedy completions, preference accuracy (DPO, reward
+model), reward, pass@k and majority@k (GRPO, PPO); and of all whether general ability is kept, by a small fixed set of
+facts in English and Chinese. The figures with their intervals go to RUN/evaluation.json and RUN/report.html.
+
+Without a run, what is measured follows from the data:
   questions with answers   (`prompt`, `answer`, and a `task` where there are several): how often the completion follows
                            the format, ends by itself and is right; greedy, and with --samples N also sampled, for
                            pass@1 (the mean over all samples) and pass@N (at least one right)
@@ -21,7 +29,8 @@ only counts words.
 With an adapter, differences to the base are given with 95 % intervals from 10,000 paired bootstrap samples of the rows.
 An interval with 0 in it shows no difference.
 
-Left out: judging completions that no rule can tell right from wrong; for that there is `make compare`.
+Left out: judging completions of held-out rows that no rule can tell right from wrong; for that there are QUESTIONS and
+`make compare`.
 """
 
 from dataclasses import dataclass
@@ -39,43 +48,109 @@ from common.run.files import write_json
 from common.run.screen import loading
 from evaluation import policy, reward_model
 from evaluation.figures import Measured, comparison_table, differences, figures, table
+from evaluation.of_run import evaluate_run
 
 SAMPLE = str(environment.ROOT / "data_samples" / "heldout.jsonl")
+SAMPLE_PATTERN = r"<think>.+</think><answer>(.+)</answer>"  # the format that the sample data teaches
+MAX_NEW_TOKENS = 64  # enough for the sample data
+MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
 class Args:
+    # A run, and what it is compared with.
+    run: str | None = None
+    """The folder of a run: what it made is evaluated beside what it was trained on."""
+    base: str | None = None
+    """With --run, another model to compare with: a run, an adapter, a card's name, a local directory or a hub id."""
+
+    # Or a model.
     model: str | None = None
     """A model card's name, a local directory or a hub id; by default what the adapter was trained on, or tiny."""
     adapter: str | None = None
     """The adapter to put on it: the adapter folder of a run."""
     reward_model: str | None = None
     """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
-    data: tuple[str, ...] = ()
-    """Questions with answers, preference pairs, feedback, conversations, raw text, or scores for a reward model; one
-    file or several. By default sample data of the tiny model."""
-    answer_pattern: str = r"<think>.+</think><answer>(.+)</answer>"
-    """A regular expression for a whole completion; its group is compared with the data's answer. Empty: every
-    completion will do, and the answer that it ends in is compared, as by the reward `math`."""
-    samples: int = 0
-    """Sampled completions of each question, besides the greedy one."""
-    temperature: float = 1.0
-    max_new_tokens: int = 64
-    max_length: int = 2048
-    """Tokens of a pair, a conversation or a rated answer with its prompt; the rest is truncated."""
     beside_base: bool = True
     """With an adapter, evaluate its base on the same rows, too."""
+
+    # On what.
+    data: tuple[str, ...] = ()
+    """Questions with answers, preference pairs, feedback, conversations, raw text, or scores for a reward model; one
+    file or several. By default what --run held out; without a run, sample data of the tiny model."""
+    general: bool = True
+    """With --run, the fixed set of facts that shows forgetting."""
+    questions: str | None = None
+    """With --run, a file of your own questions with reference answers: both models answer, each answer is judged."""
+    tasks: tuple[str, ...] = ()
+    """With --run, tasks of lm-evaluation-harness: names as gsm8k,mmlu, or a .yaml file of your own."""
+    task_limit: int | None = None
+    """Rows of a task, at most."""
+    num_fewshot: int | None = None
+    """Examples before each row of a task; by default as the task has it."""
+    apply_chat_template: bool = False
+    """Give the rows of a task to the model as a user's turn."""
+    compare: bool = False
+    """With --run, also run `make compare` on the two models, into RUN/compare."""
+
+    # How completions are sampled and graded.
+    answer_pattern: str | None = None
+    """A regular expression for a whole completion; its group is compared with the data's answer. Empty: every
+    completion will do, and the answer that it ends in is compared, as by the reward `math`. By default that of the
+    sample data, for the sample data and without a run."""
+    samples: int | None = None
+    """Sampled completions of each question, besides the greedy one: by default 8 of a run of GRPO, else none."""
+    temperature: float | None = None
+    """Of sampled completions; by default that of the run, else 1."""
+    max_new_tokens: int | None = None
+    """By default what the run's completions had, or twice the longest of its data; without a run 64."""
+    max_length: int | None = None
+    """Tokens of a pair, a conversation or a rated answer with its prompt; the rest is truncated. By default the run's,
+    without a run 2048."""
+    judge: str | None = None
+    """A model to judge the answers to --questions that no rule can judge: a card's name, a directory or a hub id."""
+    judge_url: str | None = None
+    """Or the URL of an OpenAI-compatible server, up to /v1."""
+    judge_model: str | None = None
+    """The name of the model there."""
+    judge_key: str | None = None
+    """The name of the environment variable that holds the key for it; the key itself is written nowhere."""
     load_in_4bit: bool = False
     seed: int = 42
     json: str | None = None
-    """A file for the figures and every completion."""
+    """Without a run, a file for the figures and every completion."""
+
+
+OF_A_RUN = ("base", "questions", "tasks", "task_limit", "num_fewshot", "apply_chat_template", "compare", "judge")
+NOT_OF_A_RUN = ("model", "adapter", "reward_model", "json")
 
 
 def main() -> None:
     args = parse_arguments(Args, __doc__)
+    check(args)
+    if args.run:
+        evaluate_run(args, SAMPLE_PATTERN)
+        return
     results = evaluate_reward_model(args, args.reward_model) if args.reward_model else evaluate_policy(args)
     if args.json:
         write_json(Path(args.json), results)
+
+
+def check(args: Args) -> None:
+    """Raise InputError for arguments that do not go together."""
+    strange = [name for name in (NOT_OF_A_RUN if args.run else OF_A_RUN) if getattr(args, name)]
+    if strange:
+        flags = ", ".join("--" + name.replace("_", "-") for name in strange)
+        there = "the run names its models, and its folder takes the figures" if args.run else "they are about a run"
+        raise InputError(f"{flags}: {'not with --run' if args.run else 'give --run too'}; {there}")
+    if args.tasks and args.load_in_4bit:
+        raise InputError("--load-in-4bit and --tasks: the harness runs in 16 bit; leave one of the two out")
+    if args.samples is not None and args.samples < 0:
+        raise InputError(f"--samples {args.samples}: expected 0 or more")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1")
+    if args.task_limit is not None and args.task_limit < 1:
+        raise InputError(f"--task-limit {args.task_limit}: expected at least 1")
 
 
 def evaluate_policy(args: Args) -> dict[str, Any]:
@@ -93,7 +168,9 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
     raw_text = all(isinstance(rows[0], Document) for rows in sets.values())
     tokenizer, end = (load_text_tokenizer if raw_text else load_chat_tokenizer)(base)
     faults = Faults()
-    tokens = {name: policy.tokens_of(tokenizer, rows, args.max_length, faults) for name, rows in sets.items()}
+    tokens = {
+        name: policy.tokens_of(tokenizer, rows, args.max_length or MAX_LENGTH, faults) for name, rows in sets.items()
+    }
     faults.stop()
     model = load_for_inference(base, args.adapter, args.load_in_4bit)
 
@@ -109,7 +186,9 @@ def evaluate_policy(args: Args) -> dict[str, Any]:
         rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter=adapter)
         return policy.answer(
             rollouts, tokens[name], what,
-            args.answer_pattern, args.samples, args.temperature, args.max_new_tokens,
+            SAMPLE_PATTERN if args.answer_pattern is None else args.answer_pattern,
+            args.samples or 0, 1.0 if args.temperature is None else args.temperature,
+            args.max_new_tokens or MAX_NEW_TOKENS,
         )  # fmt: skip
 
     results: dict[str, dict[str, Any]] = {}
@@ -152,7 +231,7 @@ def evaluate_reward_model(args: Args, which: str) -> dict[str, Any]:
     judge = reward_model.Judge(trained, args.load_in_4bit)
     results = {}
     for name, rows in sets.items():
-        tokens, truncated = judge.tokens_of(rows, args.max_length)
+        tokens, truncated = judge.tokens_of(rows, args.max_length or MAX_LENGTH)
         if truncated:
             console.print(truncated)
         report, judged = judge.report(rows, tokens, Path(name).name)

@@ -62,11 +62,7 @@ def main() -> None:
         raise InputError(f"{adapter} is a reward model, which PPO takes as it is; `make reward` can merge one itself")
     base = base_of(args.model, str(adapter), to_merge=True)
     folder = Path(args.output_dir or adapter.parent / "merged").expanduser()
-    inputs = {
-        "card": base.card.name if base.card else None,
-        "base": contents(base),
-        "adapter": hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest(),
-    }
+    inputs = identify(base, adapter)
     if folder.exists():
         record = folder / MERGE_RECORD
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
@@ -86,13 +82,20 @@ def main() -> None:
     )
 
 
+def identify(base: Model, adapter: Path) -> dict[str, str | None]:
+    """What a merge is made of, for its record."""
+    with (adapter / WEIGHTS).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"card": base.card.name if base.card else None, "base": contents(base), "adapter": sha256}
+
+
 def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     """Write `base` with `adapter` merged into it to `folder`, when the check passes; returns what the check measured.
 
     Raises InputError where the adapter does not fit the base, and MachineError where the check does not pass.
     """
     import torch
-    from common.lm.merge import check_finite, merge_weights, put_on
+    from common.lm.merge import check_finite, check_written, merge_weights, put_on, stop_at
     from transformers import AutoModelForCausalLM
 
     tokenizer, tokens = load_tokenizers(base, adapter)
@@ -116,12 +119,10 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     check_finite(model)
     check = {"prompts": len(paths), "tokens": sum(map(len, exact)), "dtype": dtype, "error": error}
     with write_folder(folder) as part:
+        stop_at(model, tokenizer)
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        written = AutoModelForCausalLM.from_pretrained(part, dtype="auto").state_dict()
-        for name, value in model.state_dict().items():
-            if name not in written or not torch.equal(value.cpu(), written[name]):
-                raise MachineError(f"{part}: {name} is not as it was merged; is the disk in order?")
+        check_written(model, part)
         cast(model, getattr(torch, dtype))
         rounded = [log_probs(model, ids) for ids in paths]
         check |= {"layer_error": layer_error, "rounding": distance(exact, rounded)}

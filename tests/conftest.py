@@ -39,12 +39,12 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def interrupt(way: str, step: int, recipe: str, *flags: str) -> subprocess.CompletedProcess:
+def interrupt(way: str, step: int, recipe: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a recipe to whose run `way` happens in its step `step`: see tests/system/interrupt.py."""
     script = [ROOT / "tests" / "system" / "interrupt.py", way, step, ROOT / "recipes" / f"{recipe}.py"]
-    return subprocess.run(
-        [sys.executable, *map(str, [*script, *flags])], capture_output=True, text=True, check=False, timeout=300
-    )
+    command = [sys.executable, *map(str, [*script, *flags])]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def adapter_bytes(folder: Path) -> dict[str, bytes]:
@@ -137,3 +137,16 @@ def merged(trained):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
     return folder / "merged"
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """That run exported, in all formats, by a gate that let it pass."""
+    import export as command
+    from exporting.merged import find_trained
+
+    folder = shared(tmp_path_factory) / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command.export(find_trained(str(trained[0])), folder, "all", ["f16", "q8_0", "q4_k_m"])
+    return folder

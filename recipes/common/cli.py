@@ -47,6 +47,8 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
         name: "command line" if name in typed else f"card {model.name}" if name in card else "recipe" for name in fields
     }
     check_fit(args)
+    if (skipped := getattr(args, "skip_bad_steps", 0)) < 0:
+        raise InputError(f"--skip-bad-steps={skipped}: give 0 or more")
     profiled_steps()
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, model, method, args)]
     return args, model, origins

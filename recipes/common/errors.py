@@ -5,10 +5,12 @@ a bug and keeps its traceback.
 """
 
 import difflib
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 ON_FAULT = "--stop-on-fault"  # what the reason of a run begins with that was stopped by a finding about its health
@@ -28,6 +30,11 @@ MEMORY_ADVICE = {
     "--load-in-4bit": "keep {} on",
     "--gradient-checkpointing": "keep {} on",
 }
+# What a disk or a mount may answer that no setting of a run can change, besides that it is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK = (*FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ESTALE)
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"'?#]+(?=@)")  # of a URL: user:password
+LONGEST = 300  # characters of somebody else's error in a message of ours
 
 
 class InputError(Exception):
@@ -59,27 +66,107 @@ class Stopped(BaseException):
         self.exit_code = BAD_INPUT if by_fault else STOPPED
 
 
+class Restart(BaseException):
+    """The run begins again from its newest checkpoint, in this process: the same command, with settings of run.json.
+
+    No Exception, for the reason that Stopped is none. `started` is when the first process of the command was, from
+    which its --time-limit counts.
+    """
+
+    def __init__(self, message: str, started: float) -> None:
+        super().__init__(message)
+        self.started = started
+
+    def begin(self) -> None:
+        """Replace this process by a new one of the same command. Memory that is lost in this one is free then."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.environ |= {"RECIPES_SPELLING": SPELLING, "RECIPES_STARTED": str(self.started)}
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code; an InputError or a MachineError is printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
+            # A terminal that lacks a letter of the text is no reason to fail.
+            stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:
-        print(spell(str(refusal)), file=sys.stderr)
+        print(spell(without_credentials(str(refusal))), file=sys.stderr)
         sys.exit(refusal.exit_code)
+    except Restart as restart:
+        print(spell(str(restart)), file=sys.stderr)
+        restart.begin()
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
     except Stopped as stopped:
         print(spell(str(stopped)), file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported just to name it
+    except Exception as error:
+        if not (message := explanation(error)):
             raise
-        help = "".join(f"\n{planned}" for advise in PLAN_ADVICE if (planned := advise()))
-        advice = [advice.format(flag) for flag, advice in MEMORY_ADVICE.items() if flag in ARGUMENTS]
-        if advice and not help:
-            help = f" To use less: {'; '.join(advice)}."
-        print(spell(f"{error}\nThe GPU's memory is full.{help}"), file=sys.stderr)
+        print(spell(message), file=sys.stderr)
         sys.exit(CANNOT)
+
+
+def explanation(error: BaseException) -> str | None:
+    """What to print about an error that this machine causes, of its memory or its disk; None about any other."""
+    if is_out_of_memory(error):
+        return _on_the_gpu(error) if _is_the_gpus(error) else _on_the_cpu(error)
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it the memory, of the GPU or the CPU, that was not enough?"""
+    if _is_the_gpus(error) or isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's words on the CPU
+
+
+def _is_the_gpus(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's; torch is not imported just to name it
+
+
+def _on_the_gpu(error: BaseException) -> str:
+    try:
+        help = "".join(f"\n{planned}" for advise in PLAN_ADVICE if (planned := advise()))
+    except Exception as failure:  # noqa: BLE001  the memory is full, and that is to be read, whatever the plan needs
+        help = f" (There is no plan: {one_line(failure)})"
+    return f"{error}\nThe GPU's memory is full.{help or _to_use_less()}"
+
+
+def _on_the_cpu(error: BaseException) -> str:
+    import resource
+
+    from common.memory_limits import memory_limit  # late: the installer takes this file along, and not that one
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    limit = memory_limit()
+    of = f" The least limit is {limit[0] / 2**30:.1f} GiB: {limit[1]}." if limit else ""
+    reason = f"{one_line(error)}\n" if str(error) else ""
+    return f"{reason}The memory of the CPU is full: this process had {used:.1f} GiB.{of}{_to_use_less()}"
+
+
+def _to_use_less() -> str:
+    advice = [advice.format(flag) for flag, advice in MEMORY_ADVICE.items() if flag in ARGUMENTS]
+    return f" To use less: {'; '.join(advice)}." if advice else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's code in a message: its text on one line, cut to a length that one can read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def without_credentials(text: str) -> str:
+    """`text` without user and password in the URLs that it holds."""
+    return CREDENTIALS.sub("***", text)
 
 
 def spell(message: str) -> str:

@@ -133,7 +133,12 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
     if work.method == "reward":
         del flags["sample-prompts"]
         flags["eval-ratio"] = 0
-    words = [ROOT / "recipes" / f"{work.method}.py", *switches(work), *words_of(flags), *shlex.split(recipe_args)]
+    own = shlex.split(recipe_args)
+    given = switches(work)
+    if "--fit" in own or "--fit=auto" in own:  # what the command line gives, it would leave as it is
+        given = []
+        del flags["per-device-train-batch-size"], flags["gradient-accumulation-steps"]
+    words = [ROOT / "recipes" / f"{work.method}.py", *given, *words_of(flags), *own]
     variables = {"PROFILE_STEPS": f"{job.steps + 1}-{last}"} if profile else {}
     started = time.time()
     run(words, log, minutes, **variables)

@@ -52,7 +52,8 @@ def text_rows(workload: Workload, count: int) -> list[dict]:
     if workload.method == "sft":
         return [{"prompt": PROMPT, "completion": digits(2 * length)} for _ in range(count)]
     if workload.method == "dpo":
-        return [{"prompt": PROMPT, "chosen": digits(2 * length), "rejected": digits(2 * length)} for _ in range(count)]
+        prompts = [digits(min(workload.prompt_length, length // 2)) for _ in range(count)]
+        return [{"prompt": one, "chosen": digits(2 * length), "rejected": digits(2 * length)} for one in prompts]
     if workload.method == "kto":  # prompts differ, or there would be no mismatched completion
         return [
             {"prompt": f"Continue {number}.", "completion": digits(2 * length), "label": bool(number % 2)}

@@ -97,6 +97,7 @@ WORKLOADS = {
     "sft-7b-nf4": Workload(**ONE),
     "sft-7b-nf4-ragged": Workload(ragged=True, per_device_train_batch_size=8, **ONE),
     "dpo-7b-nf4": Workload(method="dpo", **ONE),
+    "dpo-7b-nf4-half": Workload(method="dpo", prompt_length=1024, **ONE),
     "kto-7b-nf4": Workload(method="kto", **ONE),
     "reward-7b-nf4": Workload(method="reward", **ONE),
     "score-7b-nf4": Workload(method="score"),

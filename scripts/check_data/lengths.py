@@ -32,7 +32,7 @@ class Lengths:
         self, model: Model, chat_template_path: str | None, limits: Limits, faults: Faults, raw_text: bool = False
     ) -> None:
         load = load_text_tokenizer if raw_text else load_chat_tokenizer
-        self.tokenizer, _ = load(fetch(model), chat_template_path)
+        self.tokenizer, _ = load(fetch(model, weights=False), chat_template_path)
         self.chat = None if raw_text else ChatFormat(self.tokenizer)
         self.tokenizer.model_max_length = sys.maxsize  # else it warns of long rows, which the report counts
         self.model = model.name

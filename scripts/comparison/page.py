@@ -16,7 +16,7 @@ def as_table(title: str, dimensions: dict[str, dict[str, Any]]) -> "Table":
     """The figures for the terminal."""
     from rich.table import Column, Table
 
-    table = Table(*(Column(heading, no_wrap=True) for heading in HEADINGS), title=title, padding=(0, 0, 0, 1))
+    table = Table(*(Column(heading, no_wrap=bool(heading)) for heading in HEADINGS), title=title, padding=(0, 0, 0, 1))
     for name, row in dimensions.items():
         table.add_row(*cells(name, row))
     return table

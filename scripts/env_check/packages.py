@@ -75,6 +75,19 @@ def check_packages(facts: Facts) -> Iterator[Check]:
     yield judge("other packages", not others, found, "", fix_packages(), WARNING)
 
 
+def check_converter(facts: Facts) -> Iterator[Check]:
+    """Is llama.cpp's converter beside the packages, which `make export` runs? None where there is no environment."""
+    if not any(map(installed, STACK)):
+        return
+    pins = read(os.path.join(ROOT, "docker", "sources.txt"))
+    wanted = re.findall(r"^llama-cpp-python==(\S+) --hash=sha256:(\w+)$", pins, re.M)
+    found = read(os.path.join(sys.prefix, "share", "llama.cpp", "source.sha256")).strip()
+    version, sha256 = wanted[0] if wanted else ("", found)
+    state = f"of llama-cpp-python {version}" if found == sha256 else "another version" if found else "missing"
+    fix = "make setup; in a container: make image"
+    yield judge("converter", bool(found) and found == sha256, state, version, fix, WARNING)
+
+
 def lock_file() -> tuple[str, Check]:
     """The path of the lock that this environment was made from, "" if there is none, and the Check of it."""
     mark = installed_lock()

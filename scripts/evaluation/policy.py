@@ -17,12 +17,12 @@ from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.rewards.answers import Gold, final_answer, gold, same
 from common.run.progress import bar
 
-from evaluation.figures import ALL, Measured
+from evaluation.figures import ALL, LOSS, PERPLEXITY, Measured
+from evaluation.score import score
 
 if TYPE_CHECKING:
+    from common.lm.generate import Completion
     from common.lm.rollout.rollouts import Rollouts
-
-READ = 4  # rows whose tokens are scored at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,13 @@ def prefer(model: Any, tokenizer: Any, pairs: list[TokenPair], what: str) -> Mea
             "chosen likelier by token": [margin > 0 for margin in by_token],
             "margin (nats)": margins,
         },
-        {"margins": [{"place": pair.place, "margin": margin} for pair, margin in zip(pairs, margins, strict=True)]},
+        {
+            "margins": [
+                {"place": pair.place, "margin": margin, "log_prob": float(better.log_probs.sum()), "tokens": count}
+                for pair, margin, (better, _) in zip(pairs, margins, both, strict=True)
+                if (count := len(pair.chosen_ids))
+            ]
+        },
     )
 
 
@@ -105,7 +111,12 @@ def approve(model: Any, tokenizer: Any, rows: list[TokenFeedback], what: str) ->
         },
         {
             "log_probs": [
-                {"place": row.place, "good": row.label, "log_prob": log_prob}
+                {
+                    "place": row.place,
+                    "good": row.label,
+                    "log_prob": log_prob,
+                    "tokens": len(row.completion_ids),
+                }
                 for row, log_prob in zip(rows, log_probs, strict=True)
             ]
         },
@@ -126,22 +137,10 @@ def imitate(model: Any, tokenizer: Any, examples: list[Example], what: str) -> M
         losses.append(-mean(learned))
         counts.append(float(len(learned)))
     return Measured(
-        {"loss (nats)": losses},
+        {LOSS: losses, PERPLEXITY: losses},
         {"losses": [{"place": row.place, "loss": loss} for row, loss in zip(examples, losses, strict=True)]},
         weights=counts,
     )
-
-
-def score(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], what: str) -> list[Any]:
-    """`score_tokens` of all rows, with a progress bar."""
-    from common.lm.log_probs import score_tokens
-
-    scored = []
-    with bar(what, len(rows)) as advance:
-        for first in range(0, len(rows), READ):
-            scored += score_tokens(model, rows[first : first + READ], tokenizer.pad_token_id, READ)
-            advance(len(rows[first : first + READ]))
-    return scored
 
 
 def answer(
@@ -155,26 +154,39 @@ def answer(
 ) -> Measured:
     """How often completions follow the format, end by themselves and are right: the greedy one, and sampled ones."""
     prompts = [question.prompt for question in questions]
-    drawn = []  # the greedy completions, then the sampled ones, draw by draw
+    return grade(draw(rollouts, prompts, what, samples, temperature, max_new_tokens), questions, pattern)
+
+
+def draw(
+    rollouts: "Rollouts", prompts: Sequence[Prompt], what: str, samples: int, temperature: float, max_new_tokens: int
+) -> "list[list[Completion]]":
+    """The greedy completion of each prompt, and then `samples` sampled ones, draw by draw."""
+    drawn = []
     with bar(what, len(prompts) * (1 + samples)) as advance:
         for number, own_temperature in enumerate((0.0, *[temperature] * samples)):
             drawn.append(rollouts.sample(prompts, max_new_tokens, own_temperature, f"draw {number}", advance))
+    return drawn
+
+
+def grade(drawn: "list[list[Completion]]", questions: Sequence[Question], pattern: str = "") -> Measured:
+    """How often the completions of questions, as `draw` gives them, follow the format, end by themselves, are right."""
     greedy, *sampled = drawn
+    samples = len(sampled)
     values: dict[str, Sequence[float]] = {}
     if pattern:
         values["follows the format"] = [c.ended and matches(pattern, c.text) is not None for c in greedy]
     values["stops"] = [completion.ended for completion in greedy]
-    right = [
-        [
-            is_right(pattern, completion.text, question.gold)
-            for completion, question in zip(draw, questions, strict=True)
-        ]
-        for draw in drawn
-    ]
+    answers = [[answer_in(pattern, completion.text) for completion in draw] for draw in drawn]
+    right = [[same(question.gold, found) for found, question in zip(draw, questions, strict=True)] for draw in answers]
     values["greedy right"] = right[0]
     if samples:
         values["pass@1"] = [mean(tries) for tries in zip(*right[1:], strict=True)]
         values[f"pass@{samples}"] = [any(tries) for tries in zip(*right[1:], strict=True)]
+    if samples > 2:
+        votes = zip(*answers[1:], strict=True)
+        values[f"majority@{samples}"] = [
+            majority(own, question.gold) for own, question in zip(votes, questions, strict=True)
+        ]
     rows = [
         {
             "place": question.prompt.place,
@@ -188,6 +200,33 @@ def answer(
     return Measured(values, {"completions": rows}, [str(q.prompt.fields.get("task", ALL)) for q in questions])
 
 
+def majority(answers: Sequence[str | None], gold_answer: Gold) -> float:
+    """Is the answer that most of the samples end in the right one? Of several such answers the share that is right.
+
+    Self-consistency, arXiv:2203.11171. Answers that are the same by the scorer are one, such as 0.5 and 1/2.
+    """
+    groups: list[tuple[str, Gold | None, int]] = []
+    for answer in answers:
+        if answer is None:
+            continue
+        for index, (first, parsed, count) in enumerate(groups):
+            if answer == first or (parsed is not None and same(parsed, answer)):
+                groups[index] = (first, parsed, count + 1)
+                break
+        else:
+            groups.append((answer, parsed_or_none(answer), 1))
+    most = max((count for _, _, count in groups), default=0)
+    return mean(same(gold_answer, first) for first, _, count in groups if count == most) if groups else 0.0
+
+
+def parsed_or_none(answer: str) -> Gold | None:
+    """An answer as a gold one that others can be compared with; None where that cannot be."""
+    try:
+        return gold(answer)
+    except ValueError:
+        return None
+
+
 def matches(pattern: str, text: str) -> str | None:
     """The group of `pattern`, when the whole text matches and no tag of it comes twice; else None."""
     found = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
@@ -196,6 +235,6 @@ def matches(pattern: str, text: str) -> str | None:
     return (found[1] if found.groups() else found[0]).strip()
 
 
-def is_right(pattern: str, text: str, gold: Gold) -> bool:
-    """Is the answer in a completion the gold one? Without a pattern it is the answer that the text ends in."""
-    return same(gold, matches(pattern, text) if pattern else final_answer(text))
+def answer_in(pattern: str, text: str) -> str | None:
+    """The answer in a completion: what the pattern's group holds, without one what the text ends in; None for none."""
+    return matches(pattern, text) if pattern else final_answer(text)

@@ -109,10 +109,14 @@ class Judge:
                 advance(len(ids[batch]))
         return report_on(tokens, outputs, self.facts), held_out_rows(tokens, outputs)
 
+    def scores(self, ids: list[list[int]]) -> list[float]:
+        """The outputs of an adapter with its head for texts in tokens, (T,) each, as PPO scores completions."""
+        from common.lm.scalar_head import score_last
+
+        return score_last(self.model, self.head, [(row, []) for row in ids], self.tokenizer.pad_token_id, BATCH)
+
     def _score(self, ids: list[list[int]], read: list[tuple[Pair | Rating, Turns]]) -> list[float]:
         if not self.folder:
             prompts, answers = [row.prompt for row, _ in read], [answer for _, answer in read]
             return self.model(prompts, answers, tools=[row.tools for row, _ in read])
-        from common.lm.scalar_head import score_last
-
-        return score_last(self.model, self.head, [(row, []) for row in ids], self.tokenizer.pad_token_id, BATCH)
+        return self.scores(ids)

@@ -1,4 +1,4 @@
-"""Make .venv from its lock, or again when the lock or VARIANT has changed: `python -m install` (make setup)."""
+"""Make .venv whole, or again when the lock or VARIANT has changed: `python -m install` (make setup)."""
 
 import os
 
@@ -6,4 +6,4 @@ from common.errors import run_command
 
 from install.environment import ensure
 
-run_command(lambda: ensure(os.environ.get("VARIANT", "")))
+run_command(lambda: ensure(os.environ.get("VARIANT", ""), whole=True))

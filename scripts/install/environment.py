@@ -24,24 +24,32 @@ VENV = ROOT / ".venv"
 CACHE = ROOT / ".cache"
 # What sha256sum prints for the lock that .venv was made from. Written last: an interrupted set-up leaves none.
 MARK = VENV / "lock.sha256"
+CONVERTER = VENV / "share" / "llama.cpp"
 
 # GB that uv writes, measured; the files in .venv are hard links to those in its cache.
 VARIANTS = {"cpu": 2.7, "cuda": 5.8, "cuda-vllm": 9.2}
 BYTECODE = 1.1  # and what the first runs add to it
 
 
-def ensure(variant: str = "") -> None:
+def ensure(variant: str = "", whole: bool = False) -> None:
     """Make .venv of this variant if it is not there; "" keeps the one that is there, or takes what suits this machine.
 
-    Raises InputError when there is no such variant, MachineError when it cannot be made on this machine.
+    A new one gets llama.cpp's converter, too. Where that cannot be had, a line says so, and the commands that do
+    without it run; with `whole` it is needed. Raises InputError when there is no such variant, MachineError when it
+    cannot be made on this machine.
     """
     check_variant(variant)
     with disk_errors():
-        if not up_to_date(variant):
+        if not up_to_date(variant) or (whole and not has_converter()):
+            from install import converter  # only here: most of the time there is nothing to do
+
             with one_at_a_time():
                 if not up_to_date(variant):  # the one we waited for may have done it
                     install(variant)
-        link_recipes()
+                link_recipes()
+                converter.ensure(needed=whole)
+        else:
+            link_recipes()
 
 
 def check_variant(variant: str) -> None:
@@ -74,6 +82,12 @@ def up_to_date(variant: str) -> bool:
     return True
 
 
+def has_converter() -> bool:
+    """Does .venv hold the llama.cpp converter that docker/sources.txt pins?"""
+    mark = CONVERTER / "source.sha256"
+    return mark.is_file() and mark.read_text().strip() in (ROOT / "docker" / "sources.txt").read_text()
+
+
 def made_variant() -> str:
     """The variant .venv was made for, "" when there is no whole .venv."""
     try:
@@ -85,7 +99,7 @@ def made_variant() -> str:
 
 def install(wanted: str) -> None:
     """Install the lock of a variant into an emptied .venv."""
-    from common.run.files import write_bytes  # only here: most of the time there is nothing to do
+    from common.run.files import write_bytes  # only here, as above
 
     from install import index, uv
 

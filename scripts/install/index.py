@@ -5,12 +5,15 @@ alone: the python3 of a bare Debian has neither pip nor ensurepip.
 """
 
 import configparser
+import errno
 import hashlib
 import os
 import re
 import sys
+import tempfile
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import HTTPBasicAuthHandler, HTTPPasswordMgrWithPriorAuth, build_opener
 
@@ -58,10 +61,11 @@ def bare(text: str) -> str:
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
-def fetch(what: str, project: str, name: str, hashes: list[str]) -> bytes:
+def fetch(what: str, project: str, name: str, hashes: list[str]) -> BinaryIO:
     """The file of a project on the index whose name the pattern `name` matches; `what` it is, for messages.
 
-    Raises MachineError without an answer, without such a file, and when its sha256 is none of `hashes`.
+    It is an open file without a name: 77 MB would be much in the memory of a small machine. Raises MachineError without
+    an answer, without such a file, and when its sha256 is none of `hashes`.
     """
     page = bare(index_url()).rstrip("/") + f"/{project}/"
     host = urlsplit(index_url())
@@ -78,15 +82,21 @@ def fetch(what: str, project: str, name: str, hashes: list[str]) -> bytes:
         urls = [url for url in urls if re.fullmatch(name, unquote(url.rpartition("/")[2]))]
         if not urls:
             raise MachineError(f"{page} lists no {what}: set PIP_INDEX_URL to an index that does.")
+        file, digest = cast("BinaryIO", tempfile.TemporaryFile()), hashlib.sha256()  # noqa: SIM115  the caller's
         with opener.open(urls[0], timeout=60) as answer:
-            file = answer.read()
+            while block := answer.read(2**20):
+                digest.update(block)
+                file.write(block)
     except (OSError, HTTPException, ValueError) as error:  # no network, an answer that ends half-way, no URL
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         cause = getattr(error, "reason", None) or f"{type(error).__name__} {error}"
         raise MachineError(f"No answer from {page} ({cause}). {CONNECT}.") from None
-    found = hashlib.sha256(file).hexdigest()
+    found = digest.hexdigest()
     if found not in hashes:
         raise MachineError(
             f"{page} has a {what} with sha256 {found}, which docker/ does not list: "
             "do not use that index before you know why."
         )
+    file.seek(0)
     return file

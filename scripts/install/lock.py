@@ -8,7 +8,7 @@ The versions of a lock that is there are kept, unless --upgrade; the hashes are 
 fails when an .in file, an override or a lock was edited alone, or when a lock has a hash that the index does not, and
 does not fail because the index has something newer today.
 
-A new uv moves in two steps: `make lock` after editing bootstrap.in, and again, with that uv, for the other three.
+A new uv moves in two steps: `make lock` after editing bootstrap.in, and again, with that uv, for the others.
 """
 
 import difflib
@@ -25,14 +25,15 @@ from common.arguments import parse
 from common.errors import InputError, MachineError, run_command
 from common.run.files import write_bytes
 
-from install import index, uv
+from install import index, overlay, uv
 from install.environment import ROOT, disk_errors, say
 
 DOCKER = ROOT / "docker"
 # The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.
 PYTHON = "3.11"
-# Wheels only: nothing is compiled, and no code of a package runs, at install time. glibc 2.31 (Debian 11, Ubuntu 20.04)
-# is as old as it gets: llguidance, which vLLM needs, has no older wheel, and uv would walk back to an old vLLM.
+# Wheels only: nothing is compiled, and no code of a package runs, at install time, but for SOURCES of lm-eval. glibc
+# 2.31 (Debian 11, Ubuntu 20.04) is as old as it gets: llguidance, which vLLM needs, has no older wheel, and uv would
+# walk back to an old vLLM.
 COMPILE = f"""
     pip compile --quiet --no-config --generate-hashes --only-binary :all: --python-version {PYTHON}
     --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-emit-find-links
@@ -44,7 +45,9 @@ LOCKS = {
     "cuda-vllm.lock": "--override overrides-cuda.txt vllm.in",
     "cuda.lock": "--override overrides-cuda.txt -c cuda-vllm.lock train.in",
     "cpu.lock": "--override overrides-cpu.txt -c cuda-vllm.lock train.in",
+    "lm-eval.lock": f"--override overrides-cuda.txt -c cuda-vllm.lock {' '.join(overlay.FROM_SOURCE)} lm-eval.in",
 }
+BESIDE = {"lm-eval.lock": "cuda.lock"}  # a lock of packages that are installed beside those of another one
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def main() -> None:
                 say(f"docker/cpu.lock is not checked: no {torch} {uv.TORCH_PLACES}", "lock")
                 continue
             places = ["--find-links", links] if name == "cpu.lock" and links else []
-            resolve(program, work, name, [*inputs.split(), *places], upgrade=args.upgrade)
+            resolve(program, work, name, [*inputs.split(), *left_out(work, name), *places], upgrade=args.upgrade)
         if args.check:
             compare(work)
         else:
@@ -82,10 +85,16 @@ def main() -> None:
                 write_bytes(DOCKER / name, (work / name).read_bytes())
 
 
+def left_out(work: Path, name: str) -> list[str]:
+    """The words with which uv leaves the packages of another lock out of this one, where it is installed beside it."""
+    beside = (work / BESIDE[name]).read_text() if name in BESIDE else ""
+    return [word for package in re.findall(r"^([\w.-]+)==", beside, re.M) for word in ("--no-emit-package", package)]
+
+
 def resolve(program: str, work: Path, name: str, inputs: list[str], upgrade: bool) -> None:
     """Let uv write work/NAME from `inputs`, the words of its command line."""
     lock = work / name
-    lock.write_text("" if upgrade else preferences(lock.read_text()))
+    lock.write_text("" if upgrade or not lock.exists() else preferences(lock.read_text()))
     command = [program, *COMPILE, "--custom-compile-command", "make lock", *inputs, "-o", name]
     # What this machine is configured to prefer must not reach the lock: only where the index is, and how to get there.
     kept = re.compile("UV_(DEFAULT_INDEX|INDEX_URL|CACHE_DIR|SYSTEM_CERTS|HTTP_.*|KEYRING_PROVIDER)")
@@ -93,6 +102,7 @@ def resolve(program: str, work: Path, name: str, inputs: list[str], upgrade: boo
     done = subprocess.run(command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise MachineError(f"docker/{name} cannot be resolved:\n{done.stderr.strip()}")
+    lock.write_text(lock.read_text().partition("\n# The following packages were excluded")[0])
 
 
 def preferences(lock: str) -> str:

@@ -1,11 +1,10 @@
 """Fetch a source that docker/sources.txt pins by hash, and unpack it. A step of the Dockerfile.
 
-    python -m install.sources llama-cpp-python /unpacked
+    python -m install.sources flash-attn /unpacked
 
 Not by pip, which would run the package's own build to learn its name.
 """
 
-import io
 import re
 import sys
 import tarfile
@@ -16,16 +15,23 @@ from install import index
 from install.environment import ROOT, disk_errors
 
 
-def main(name: str, folder: str) -> None:
+def pin(name: str) -> tuple[str, str]:
+    """The version and the sha256 of a source."""
     pins = (ROOT / "docker" / "sources.txt").read_text()
-    version, sha256 = re.findall(rf"^{name}==(\S+) --hash=sha256:(\w+)$", pins, re.M)[0]
+    return re.findall(rf"^{name}==(\S+) --hash=sha256:(\w+)$", pins, re.M)[0]
+
+
+def fetch(name: str) -> tarfile.TarFile:
+    """The archive of a source; its hash is known, so every path in it is too. Raises MachineError as index.fetch."""
+    version, sha256 = pin(name)
     index.use_pip_settings()
     file = rf"{name.replace('-', '[-_]')}-{re.escape(version)}\.tar\.gz"
-    with (
-        disk_errors(),
-        tarfile.open(fileobj=io.BytesIO(index.fetch(f"source of {name} {version}", name, file, [sha256]))) as archive,
-    ):
-        archive.extractall(folder)  # its hash is known: every path in it is too
+    return tarfile.open(fileobj=index.fetch(f"source of {name} {version}", name, file, [sha256]))
+
+
+def main(name: str, folder: str) -> None:
+    with disk_errors(), fetch(name) as archive:
+        archive.extractall(folder)
 
 
 if __name__ == "__main__":

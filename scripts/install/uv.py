@@ -8,7 +8,6 @@ import sys
 import tempfile
 import zipfile
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 
 from common.errors import InputError, MachineError
@@ -47,7 +46,7 @@ def find() -> str:
     name = rf"uv-{re.escape(version)}-py3-none-manylinux\S*x86_64\S*\.whl"
     wheel = index.fetch(f"uv {version} for Linux on x86_64", "uv", name, re.findall(r"sha256:(\w+)", lock))
     uv.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(uv, zipfile.ZipFile(BytesIO(wheel)).read(f"uv-{version}.data/scripts/uv"), executable=True)
+    write_bytes(uv, zipfile.ZipFile(wheel).read(f"uv-{version}.data/scripts/uv"), executable=True)
     return str(uv)
 
 

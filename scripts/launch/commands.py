@@ -115,10 +115,13 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Results": {
         "chat": script("talk to the model of a run, beside its base if you like", "scripts/chat.py"),
+        "serve": tool("an OpenAI-compatible endpoint of a run, on this machine", "scripts/serve.py"),
         "report": script("a run as a page: curves, samples, figures, how to repeat", "scripts/report.py"),
         "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
-        "evaluate": script("score a model, with or without an adapter, on held-out data", "scripts/evaluate.py"),
+        "evaluate": script("a run before and after, or any model, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
+        "export": script("merged weights or GGUF, Modelfile, card; proved equal", "scripts/export.py"),
+        "push": tool("an export to the hub, private unless told otherwise", "scripts/push.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),
     },
     "Machine": {
@@ -162,6 +165,14 @@ GROUPS: dict[str, dict[str, Command]] = {
         "clean": plain("remove .venv and .cache; outputs/ stays", "rm", "-rf", f"{ROOT}/.venv", f"{ROOT}/.cache"),
     },
 }
+BRIEF = {
+    "models",
+    "shell",
+    "slurm-status",
+    "image",
+    "setup",
+    *GROUPS["This repository"],
+}  # in the list by their names alone
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 # Any program where the recipes run, for job scripts; the paths that its flags name are mounted as those of a recipe.
 COMMANDS["exec"] = script("run a program where the recipes run", several=True)

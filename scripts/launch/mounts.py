@@ -24,7 +24,7 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
 READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
-READ |= {"chat_template_path", "run"}
+READ |= {"chat_template_path", "run", "questions", "tasks"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
@@ -55,6 +55,11 @@ NO_PATH |= {
     "judge_key",
     "card",
     "workload",
+    "quant",
+    "host",
+    "name",
+    "repo",
+    "message",
 }
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 

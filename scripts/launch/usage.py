@@ -11,7 +11,7 @@ from pathlib import Path
 from common.arguments import Field, name_arguments
 from common.errors import spell
 
-from launch.commands import COMMANDS, GROUPS, VARIABLES
+from launch.commands import BRIEF, COMMANDS, GROUPS, VARIABLES
 
 START = {
     "check": "what this machine can run, and what is broken",
@@ -29,11 +29,10 @@ def overview(by_make: bool) -> str:
     lines += [f"  {f'{run} {name}':<{width}}{text}" for name, text in START.items()]
     lines += [f"  {run} sft {example}", f"  {arguments}  all arguments of sft, or of any other command"]
     for title, commands in GROUPS.items():
-        if title == "This repository":
-            names = textwrap.wrap(" ".join(commands), 76, break_on_hyphens=False)
-            lines += [heading(title), *(f"  {line}" for line in names)]
-        else:
-            lines += [heading(title), *(f"  {name:<13}{command.summary}" for name, command in commands.items())]
+        brief = textwrap.wrap(" ".join(name for name in commands if name in BRIEF), 76, break_on_hyphens=False)
+        shown = {name: command for name, command in commands.items() if name not in BRIEF}
+        lines += [heading(title), *(f"  {name:<13}{command.summary}" for name, command in shown.items())]
+        lines += [f"  {line}" for line in brief]
     lines += ["Exit codes: 0 done, 2 wrong input, 3 not on this machine, 75 stopped: repeat it"]
     return "\n".join(line.rstrip() for line in lines)
 

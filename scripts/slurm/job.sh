@@ -132,7 +132,10 @@ status=$(sed -n 's/^  "status": "\(.*\)",*$/\1/p' "$out/run.json" 2>/dev/null)
 if ((code < 0 || code == 0 && processes > 1)); then
     [ "$status" = "done" ] && code=0 || code=75
 fi
-if ((code == 0)); then
+if ((code == 0)) && [ "$status" ] && [ "$status" != "done" ]; then # something ended the process without a word
+    say "failed: the command ended with 0, and run.json says $status"
+    exit 1
+elif ((code == 0)); then
     say "done"
     exit 0
 elif [ "$received" = TERM ]; then

@@ -32,7 +32,7 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import SPELLING, InputError, MachineError, did_you_mean, run_command
+from common.errors import CREDENTIALS, SPELLING, InputError, MachineError, did_you_mean, run_command
 from common.run.files import write_json
 from common.run.stopping import seconds
 
@@ -206,6 +206,12 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             (Path(__file__).parent / "job.sh").read_text(encoding="utf-8").partition("\n")[2],
         ]
     )
+    if found := [one for one in CREDENTIALS.findall(text) if ":" in one]:
+        where = re.split(r"[\s'\"]", text.partition(found[0])[2])[0]
+        raise InputError(
+            f"A user and a password, of a URL ***{where}, would be in {script}. Leave them out of the URL and put them "
+            "into ~/.netrc, which the job reads."
+        )
     for name, value in os.environ.items():
         if SECRET.search(name) and not name.endswith(("_PATH", "_FILE")) and len(value) > 7 and value in text:
             raise InputError(f"The value of {name} would be in {script}. Leave it out; the job reads it from a file.")

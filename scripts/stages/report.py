@@ -113,5 +113,5 @@ def change(before: Done, after: Done) -> dict[str, dict[str, float]]:
 
 
 def shown(name: str, value: float, sign: str = "") -> str:
-    """A figure as scripts/evaluate.py shows it: nats as they are, shares in per cent."""
-    return f"{value:{sign}.2f}" if "nats" in name else f"{value * 100:{sign}.1f}" + ("" if sign else " %")
+    """A figure as scripts/evaluate.py shows it: shares in per cent, what has its unit in brackets as it is."""
+    return f"{value:{sign}.2f}" if "(" in name else f"{value * 100:{sign}.1f}" + ("" if sign else " %")

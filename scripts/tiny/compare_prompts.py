@@ -105,3 +105,17 @@ COMPARE = [
     {"prompt": "学习一门新语言时，怎样才能坚持下去？"},
     {"prompt": "讲一个关于老木匠和一把椅子的短故事。"},
 ]
+
+# Ten questions with reference answers, for `make evaluate QUESTIONS=`: numbers, which a scorer compares, and words.
+QUESTIONS = [
+    {"question": "What is 3 + 4?", "answer": "7"},
+    {"question": "9 - 5 = ?", "answer": "4"},
+    {"question": "12 加 6 等于几？", "answer": "18"},
+    {"question": "How many legs does a bee have?", "answer": "6"},
+    {"question": "What is the opposite of cold?", "answer": "hot"},
+    {"question": "What is the capital of Colombia?", "answer": "Bogota"},
+    {"question": "What is Saturday in Chinese?", "answer": "星期六"},
+    {"question": "十月之后是什么？", "answer": "十一月"},
+    {"question": "胡萝卜是什么颜色？", "answer": "橙色"},
+    {"question": "Count from 65 to 69.", "answer": "65, 66, 67, 68, 69"},
+]

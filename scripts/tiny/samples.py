@@ -31,7 +31,7 @@ from random import Random
 
 import pyarrow
 import pyarrow.parquet
-from compare_prompts import COMPARE
+from compare_prompts import COMPARE, QUESTIONS
 from formats import ALPACA, CHATML, DOCUMENTS, FEEDBACK, MESSAGES, PROMPT_COMPLETION, SHAREGPT, SHAREGPT_TOOLS
 from sums import arithmetic, draw_problem
 from world import TASKS, Question
@@ -247,6 +247,7 @@ def main() -> None:
     write_jsonl(output / "scores.jsonl", score_rows("scores", SCORE_ROWS, held=False))
     write_jsonl(output / "scores-heldout.jsonl", score_rows("scores-heldout", SCORE_HELDOUT_ROWS, held=True))
     write_jsonl(output / "compare.jsonl", COMPARE)
+    write_jsonl(output / "questions.jsonl", QUESTIONS)
     write_formats(output / "formats")
 
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 from common.data.examples import Prompt
 from common.lm import log_probs
-from common.lm.cuda_graph import RecordedPass
 from common.lm.generate import Completion
 from common.lm.scalar_head import new_head
 from common.rewards.specification import Reward
+from common.run.folder import Run
 from common.run.training_state import Learner
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
@@ -85,13 +85,13 @@ def setting(tmp_path):
         rollouts=SimpleNamespace(figures={}, backend="graph", sample=lambda *_: completions()),
         reward_functions=[Reward("given", 1.0, lambda completions, **_: SCORES)],
         reward_head=None,
-        reward_backbone=RecordedPass(model),
         critic_head=heads["critic"],
         policy=Learner(ppo.adapter_parameters(model, "default"), settings, 1e-3, 10),
         critic=Learner(critic_parameters, settings, 1e-2, 10),
         prompt_sampler=ppo.PromptSampler(rows, "off", "entropy", seed=0),
         score_moments=ppo.RunningMoments(),
         kl_controller=ppo.KLController(KL_COEF, None, 10_000),
+        bad_steps=ppo.BadSteps(Run(tmp_path, {})),
     )
     return parts, plain, heads["reward"]
 

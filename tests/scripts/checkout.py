@@ -41,7 +41,15 @@ class Checkout:
         self.root = folder / "a checkout, mine"
         packages = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).glob("*.py")]
         common = [f"recipes/common/{name}.py" for name in COMMON]
-        for name in ("Makefile", "scripts/run", "docker/cpu.lock", "docker/cuda.lock", *packages, *common):
+        for name in (
+            "Makefile",
+            "scripts/run",
+            "docker/cpu.lock",
+            "docker/cuda.lock",
+            "docker/sources.txt",
+            *packages,
+            *common,
+        ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         for name in COMMANDS:

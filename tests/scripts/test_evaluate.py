@@ -1,6 +1,7 @@
 """`scripts/evaluate.py`: its figures by hand, an adapter beside its base, and a reward model as its run reported it."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from common.data.hold_out import read_held_out
 from common.data.rows import Faults
 from common.lm.chat import tokenize
-from common.rewards.answers import gold
 from conftest import ROOT, read_jsonl, run_recipe
 from evaluation import policy
 from evaluation.figures import Measured, comparison_table, differences, figures, shown
@@ -99,7 +99,11 @@ def test_the_loss_on_conversations_is_that_of_the_assistants_turns(tokenizer):
             total += float(model(input_ids=ids, labels=ids.masked_fill(mask == 0, -100)).loss) * int(mask.sum())
         count += int(mask.sum())
     measured = policy.imitate(model, tokenizer, examples, "tiny")
-    assert figures(measured)["all"] == {"rows": 2, "loss (nats)": pytest.approx(total / count, abs=1e-4)}
+    assert figures(measured)["all"] == {
+        "rows": 2,
+        "loss (nats)": pytest.approx(total / count, abs=1e-4),
+        "perplexity (per token)": pytest.approx(math.exp(total / count), rel=1e-4),
+    }
 
 
 def test_feedback_is_measured_by_the_log_probability_of_its_completion(tokenizer):
@@ -128,14 +132,15 @@ def test_feedback_is_measured_by_the_log_probability_of_its_completion(tokenizer
 
 
 def test_without_a_pattern_the_end_of_a_completion_counts():
-    assert policy.is_right("", "48 + 24 = 72\n#### 72", gold("72"))
-    assert not policy.is_right("", "48 + 24 = 72\n#### 71", gold("72"))
-    assert not policy.is_right(command.Args().answer_pattern, "48 + 24 = 72\n#### 72", gold("72"))
-    assert policy.is_right(command.Args().answer_pattern, "<think>a</think><answer>72</answer>", gold("72"))
+    pattern = command.SAMPLE_PATTERN
+    assert policy.answer_in("", "48 + 24 = 72\n#### 72") == "72"
+    assert policy.answer_in("", "48 + 24 = 72\n#### 71") == "71"
+    assert policy.answer_in(pattern, "48 + 24 = 72\n#### 72") is None
+    assert policy.answer_in(pattern, "<think>a</think><answer>72</answer>") == "72"
 
 
 def test_a_tag_twice_does_not_match():
-    pattern = command.Args().answer_pattern
+    pattern = command.SAMPLE_PATTERN
     assert policy.matches(pattern, "<think>a</think><answer> 1 </answer>") == "1"
     assert policy.matches(pattern, "<think>a</think><answer>1</answer><answer>1</answer>") is None
 

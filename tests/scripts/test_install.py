@@ -189,6 +189,16 @@ def copy_package(path: Path) -> None:
         shutil.copy(ROOT / "recipes" / "common" / name, file)
 
 
+def keep_converter(path: Path) -> Path:
+    """Put what stands for llama.cpp's converter where it is kept once it was fetched; returns that folder."""
+    pins = (ROOT / "docker" / "sources.txt").read_text()
+    version, digest = re.findall(r"^llama-cpp-python==(\S+) --hash=sha256:(\w+)$", pins, re.M)[0]
+    folder = path / ".cache" / f"llama.cpp-{version}-{digest[:8]}"
+    folder.mkdir(parents=True)
+    (folder / "source.sha256").write_text(f"{digest}\n")
+    return folder
+
+
 def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], home: Path) -> Checkout:
     copy_package(path)
     home.mkdir(exist_ok=True)
@@ -196,6 +206,8 @@ def make_checkout(path: Path, index: Index, uv: Path, wheels: dict[str, Path], h
     cached = path / ".cache" / uv.parent.name
     cached.mkdir(parents=True)
     (cached / "uv").symlink_to(uv)
+    shutil.copy(ROOT / "docker" / "sources.txt", path / "docker")
+    keep_converter(path)
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -283,6 +295,27 @@ def test_rebuilds_after_being_killed(checkout: Checkout) -> None:
     assert checkout.installed("otherpkg") == "1.0"
 
 
+def test_the_converter_comes_along_and_is_kept(checkout: Checkout) -> None:
+    ok(checkout.setup())
+    mark = checkout.venv / "share" / "llama.cpp" / "source.sha256"
+    assert mark.exists()
+    mark.write_text("of another version\n")
+    assert ok(checkout.setup()) == ""
+    assert mark.read_text() in (ROOT / "docker" / "sources.txt").read_text()
+
+
+def test_only_setup_fails_without_the_converter(checkout: Checkout) -> None:
+    """An index of wheels alone has no sources: what needs no converter runs, and a line says what is missing."""
+    shutil.rmtree(next((checkout.path / ".cache").glob("llama.cpp-*")))
+    code = "from install.environment import ensure; ensure('cuda')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=checkout.path, env=checkout.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Without it there is no llama.cpp converter, which `make export` needs" in done.stderr
+    assert checkout.installed() == "1.0"
+    assert "/llama-cpp-python/" in refused(checkout.setup())
+
+
 def test_two_at_once_take_turns(checkout: Checkout) -> None:
     checkout.index.slow.set()
     first = checkout.start()
@@ -291,7 +324,7 @@ def test_two_at_once_take_turns(checkout: Checkout) -> None:
     assert second.stderr is not None
     assert second.stderr.readline() == "setup: another set-up is at work in this checkout; waiting for it\n"
     checkout.index.slow.clear()
-    assert first.wait(60) == 0
+    assert first.wait(60) == 0, first.stderr.read()
     assert second.communicate(timeout=60)[1] == ""  # nothing was left to do
     assert second.returncode == 0
     assert sum(path.endswith(".whl") for path in checkout.index.requests) == 1
@@ -323,6 +356,7 @@ def fetches_uv_itself(checkout: Checkout, uv: Path) -> Path:
     checkout.index.add(wheel)
     (checkout.path / "docker" / "bootstrap.lock").write_text(pin(wheel))
     shutil.rmtree(checkout.path / ".cache")
+    keep_converter(checkout.path)
     return wheel
 
 

@@ -10,13 +10,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from install import overlay
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_install import copy_package
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-LOCKS = ["bootstrap.lock", "cpu.lock", "cuda.lock", "cuda-vllm.lock"]
+LOCKS = ["bootstrap.lock", "cpu.lock", "cuda.lock", "cuda-vllm.lock", "lm-eval.lock"]
 # One package: its name, its version, all its hashes.
 PACKAGE = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", re.M)
 
@@ -71,6 +72,17 @@ def test_the_only_line_beside_the_superset_is_the_cpu_torch(name: str) -> None:
     assert hashes == [line for line in read(name)["torch"][1].replace(" \\", "").splitlines() if line]
 
 
+def test_what_is_installed_beside_the_packages_of_training_repeats_none_and_contradicts_none() -> None:
+    beside = versions("lm-eval.lock")
+    assert beside["lm-eval"] in (DOCKER / "lm-eval.in").read_text()
+    assert beside.keys() & versions("cuda.lock").keys() == set()
+    everything = versions("cuda-vllm.lock")
+    shared = beside.keys() & everything.keys()
+    assert {name: beside[name] for name in shared} == {name: everything[name] for name in shared}
+    for name in overlay.SOURCES:  # without a wheel: its archive and nothing else
+        assert read("lm-eval.lock")[name][1].count("--hash") == 1
+
+
 @pytest.mark.parametrize("name", ["cpu.lock", "cuda.lock", "cuda-vllm.lock"])
 def test_the_pins_of_the_in_files(name: str) -> None:
     text = (DOCKER / "train.in").read_text() + ((DOCKER / "vllm.in").read_text() if "vllm" in name else "")
@@ -84,7 +96,7 @@ def test_the_pins_of_the_in_files(name: str) -> None:
 
 
 def test_every_direct_pin_is_exact() -> None:
-    for name in ("bootstrap.in", "train.in"):
+    for name in ("bootstrap.in", "train.in", "lm-eval.in"):
         lines = [line for line in (DOCKER / name).read_text().splitlines() if line and not line.startswith("#")]
         assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
 

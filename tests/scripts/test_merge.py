@@ -127,3 +127,28 @@ def test_an_adapter_whose_tokenizer_has_more_tokens_is_not_used_beside_its_base(
 
     with pytest.raises(InputError, match=r"with tokens that its base has not \(<one>, <two>\); merge it"):
         check_vocabulary(find_model("tiny"), dora)
+
+
+def test_generation_stops_where_an_answer_ends_in_training(tokenizer):
+    """A base may stop at the end of a document only, as Qwen's does, and be trained on chats."""
+    from common.lm.merge import stop_at
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))
+    for before, after in ((2045, [2047, 2045]), ([2045, 2047], [2045, 2047]), (None, [2047])):
+        model.generation_config.eos_token_id = before
+        stop_at(model, tokenizer)
+        assert model.generation_config.eos_token_id == after
+
+
+def test_a_file_that_does_not_hold_the_weights_is_refused(tmp_path):
+    from common.lm.merge import check_written
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype="auto")
+    model.save_pretrained(tmp_path)
+    check_written(model, tmp_path)
+    model.model.layers[1].mlp.down_proj.weight.data[3, 4] += 1
+    with pytest.raises(MachineError, match=r"model\.layers\.1\.mlp\.down_proj\.weight is not as it was merged"):
+        check_written(model, tmp_path)

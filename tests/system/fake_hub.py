@@ -1,5 +1,10 @@
-"""A hub on this machine: datasets of one file, at a commit that can be moved; it has nothing else."""
+"""A hub on this machine: datasets of one file, at a commit that can be moved; and models, which can be uploaded to.
 
+Uploads take the way of git LFS; Xet, the hub's other way, is switched off for those who use this one.
+"""
+
+import base64
+import hashlib
 import http.server
 import json
 import os
@@ -10,19 +15,39 @@ from contextlib import contextmanager
 FIRST, SECOND = "a" * 40, "b" * 40  # commits
 
 
+TOKEN = "hf_" + "a" * 34  # may write; any other may not
+LFS = (".safetensors", ".gguf", ".model")
+
+
+class Repository:
+    """A model on the hub: its files, and whether it is private."""
+
+    def __init__(self, private: bool) -> None:
+        self.private = private
+        self.files: dict[str, bytes] = {}
+        self.commits: list[str] = []  # their messages
+
+
 class FakeHub:
-    """`datasets` maps an id to its rows, `commit` is where every main branch is, `requests` are the paths so far."""
+    """`datasets` maps an id to its rows, `commit` is where every main branch is, `requests` are the paths so far.
+
+    `models` are the repositories that can be uploaded to, `stored` what git LFS has got, by its sha256; `broken` is a
+    file that arrives with another content.
+    """
 
     def __init__(self, datasets: dict[str, list[dict]]) -> None:
         self.files = {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in datasets.items()}
         self.commit = FIRST
         self.requests: list[str] = []
+        self.models: dict[str, Repository] = {}
+        self.stored: dict[str, bytes] = {}
+        self.broken = ""
         self.url = ""
 
     def environment(self, home: object) -> dict[str, str]:
         """The variables of a process that uses this hub, with its caches in `home` and whatever else is set here."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        return {**mine, "HF_ENDPOINT": self.url, "HF_HOME": str(home)}
+        return {**mine, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
 @contextmanager
@@ -33,6 +58,9 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             hub.requests.append(path)
+            for name, repository in hub.models.items():
+                if path.startswith(f"/api/models/{name}"):
+                    return self.answer(json.dumps(self.describe(name, repository)))
             for name, text in hub.files.items():
                 if path.startswith(f"/api/datasets/{name}/tree/"):
                     file = {"type": "file", "path": "train.jsonl", "size": len(text), "oid": "1" * 40}
@@ -47,6 +75,75 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
 
         do_HEAD = do_GET
 
+        def do_POST(self) -> None:
+            path = self.path.partition("?")[0]
+            hub.requests.append(f"POST {path}")
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.answer(json.dumps({"error": "this token may not write"}), 403)
+            if path == "/api/repos/create":
+                given = json.loads(body)
+                name = f"{given['organization']}/{given['name']}"
+                private = bool(given.get("private") or given.get("visibility") == "private")
+                hub.models[name] = Repository(private)
+                return self.answer(json.dumps({"url": f"{hub.url}/{name}", "id": "1"}))
+            if path == "/api/validate-yaml":  # of a README.md, before it is sent
+                fine = json.loads(body)["content"].startswith("---\nlibrary_name: ")
+                return self.answer(json.dumps({"errors": [] if fine else [{"message": "no metadata"}], "warnings": []}))
+            name = next(name for name in hub.models if f"/{name}" in path)
+            if "/preupload/" in path:
+                files = [
+                    {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular"}
+                    for file in json.loads(body)["files"]
+                ]
+                return self.answer(json.dumps({"files": [{**file, "shouldIgnore": False} for file in files]}))
+            if path.endswith("/info/lfs/objects/batch"):
+                objects = [
+                    one
+                    | (
+                        {}
+                        if one["oid"] in hub.stored
+                        else {"actions": {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}}
+                    )
+                    for one in json.loads(body)["objects"]
+                ]
+                return self.answer(json.dumps({"transfer": "basic", "objects": objects}))
+            repository = hub.models[name]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    repository.commits.append(value["summary"])
+                elif line["key"] == "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repository.files[value["path"]] = hub.stored[value["oid"]]
+            if hub.broken:
+                repository.files[hub.broken] += b"!"
+            url = f"{hub.url}/{name}/commit/{hub.commit}"
+            return self.answer(json.dumps({"commitUrl": url, "commitOid": hub.commit, "pullRequestUrl": None}))
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            oid = self.path.rpartition("/")[2]
+            assert hashlib.sha256(content).hexdigest() == oid
+            hub.stored[oid] = content
+            return self.answer("")
+
+        def describe(self, name: str, repository: Repository) -> dict:
+            """A model as the hub's API describes it, with its files."""
+            siblings = []
+            for file, content in repository.files.items():
+                blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                one = {"rfilename": file, "size": len(content), "blobId": blob}
+                if file.endswith(LFS):
+                    one["lfs"] = {
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                        "size": len(content),
+                        "pointerSize": 134,
+                    }
+                siblings.append(one)
+            return {"id": name, "sha": hub.commit, "private": repository.private, "siblings": siblings}
+
         def commit(self, revision: str) -> str:
             return hub.commit if revision == "main" else revision
 
@@ -56,7 +153,7 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
             for name, value in {"Content_Length": len(content), "X_Repo_Commit": hub.commit, **headers}.items():
                 self.send_header(name.replace("_", "-"), str(value))
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:

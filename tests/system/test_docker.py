@@ -241,7 +241,8 @@ def test_whoever_runs_it_can_write_where_it_is_to_be_written(image):
 
 
 def test_the_converter_for_gguf_is_in_it(image):
-    script = "python /opt/llama.cpp/convert_hf_to_gguf.py --print-supported-models 2>&1 | grep Qwen2ForCausalLM"
+    converter = "/recipes/.venv/share/llama.cpp/convert_hf_to_gguf.py"
+    script = f"python {converter} --print-supported-models 2>&1 | grep Qwen2ForCausalLM"
     assert "Qwen2ForCausalLM" in image.engine("run", "--rm", "--network", "none", image.name, "sh", "-c", script)
 
 

@@ -29,7 +29,10 @@ ELSEWHERE = {
     r"make slurm-status\b.*": "tests/system/test_slurm.py",
     r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
     r"make watch\b.*": "tests/scripts/test_watch.py",
+    r"make serve\b(?!.*COMMANDS=yes).*": "tests/scripts/test_serve.py",
+    r"make push\b(?!.*DRY_RUN=yes).*": "tests/scripts/test_push.py",
     r"make pin\b.*": "tests/common/lm/test_models.py",
+    r"make evaluate\b.* (TASKS|COMPARE)=.*": "tests/scripts/test_evaluate_run.py",
     r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
@@ -125,7 +128,11 @@ def test_the_names_in_the_map_of_the_code_are_in_their_files():
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/code.md").read_text(encoding="utf-8"), re.M)
     checked = 0
     for files, names in rows:
-        paths = [ROOT / path for path in re.findall(r"`(recipes/[\w./-]+)`", files + names) if (ROOT / path).exists()]
+        paths = [
+            ROOT / path
+            for path in re.findall(r"`((?:recipes|scripts)/[\w./-]+)`", files + names)
+            if (ROOT / path).exists()
+        ]
         text = "".join(
             file.read_text(encoding="utf-8")
             for path in paths

@@ -407,6 +407,17 @@ def test_what_slurm_would_never_start_is_refused(cluster, tmp_path):
     assert not (tmp_path / "run" / "slurm" / "jobs.json").exists()
 
 
+@pytest.mark.parametrize("way", ["variable", "argument"])
+def test_a_password_of_a_url_is_in_no_script(tmp_path, way):
+    url = "https://me:s3cretword@mirror.lan/hub"
+    environment = {**os.environ, **({"HF_ENDPOINT": url} if way == "variable" else {})}
+    done = make(SHOWN, environment, OUT=str(tmp_path / "run"), **({"DATA": url} if way == "argument" else {}))
+    assert "Error 2" in done.stderr
+    assert "of a URL ***@mirror.lan/hub, would be in" in done.stderr
+    assert "s3cretword" not in done.stdout + done.stderr
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"s3cretword" in file.read_bytes()]
+
+
 def test_without_slurm_the_script_is_shown_and_nothing_submitted(tmp_path):
     (tmp_path / "bin").mkdir()
     for program in ("make", "bash", "sh", "readlink", "dirname"):

@@ -2,12 +2,16 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from common.lm.hidden_states import last_hidden
+from common.lm.hidden_states import last_hidden, round_up
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -15,87 +19,173 @@ if TYPE_CHECKING:
 RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its kernels take to start
 WARM_UP = 2  # runs before a recording: kernels are compiled and libraries allocate, which a recording may not
 
+# Bytes that only recordings can use, of the memory that each pool has.
+HELD: "weakref.WeakKeyDictionary[torch.cuda.MemPool, int]" = weakref.WeakKeyDictionary()
 
-def record(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
+
+def record(
+    work: Callable[[], object], pool: Any = None, changed: Sequence[Tensor] = (), most: int | None = None
+) -> torch.cuda.CUDAGraph:
     """What `work` does on the GPU, as a CUDA graph; `pool` is memory shared with graphs that never run beside it.
 
-    `work` runs WARM_UP times and is then recorded, which does not run it. Raises RuntimeError where it waits for the
-    GPU, or there is no memory left; streams and random numbers are then as they were.
+    `work` runs WARM_UP times and is then recorded, which does not run it; the tensors `changed` are then put back.
+    Raises RuntimeError where it waits for the GPU, there is no memory left, or the process has taken more than `most`
+    bytes of it; streams and random numbers are then as they were.
     """
     here = torch.cuda.current_stream()
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     random_state = generator.clone_state()
+    kept = [tensor.clone() for tensor in changed]
     graph = torch.cuda.CUDAGraph()
     try:
-        for _ in range(WARM_UP):
-            work()
-        with torch.cuda.stream(here), torch.cuda.graph(graph, pool):  # the first: to restore it on failure
+        with beside(pool):
+            for _ in range(WARM_UP):
+                work()
+        if most is not None and (taken := torch.cuda.max_memory_reserved()) > most:
+            raise RuntimeError(f"the process holds {taken / 2**30:.1f} GiB, more than {most / 2**30:.1f}")
+        which: Any = pool.id if isinstance(pool, torch.cuda.MemPool) else pool
+        with torch.cuda.stream(here), torch.cuda.graph(graph, which, recording_stream()):  # the first: to restore it
             work()
     except RuntimeError:
         generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
         raise
+    finally:
+        for tensor, old in zip(changed, kept, strict=True):
+            tensor.copy_(old)
     return graph
 
 
+@contextmanager
+def beside(pool: Any) -> Iterator[None]:
+    """Work as a recording does: on the stream that records, and where it is a MemPool in the memory `pool`.
+
+    What such a pool has had for a pass is then there for the recording, in place of a second time.
+    """
+    here, there = torch.cuda.current_stream(), recording_stream()
+    there.wait_stream(here)
+    within = torch.cuda.use_mem_pool(pool) if isinstance(pool, torch.cuda.MemPool) else nullcontext()
+    with torch.cuda.stream(there), within:
+        yield
+    here.wait_stream(there)
+
+
+@lru_cache
+def recording_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
 class Recording(NamedTuple):
-    """A forward pass of one shape as a CUDA graph, and the memory that it works in."""
+    """Work over inputs of some shapes as a CUDA graph, and the memory that it works in."""
 
     graph: torch.cuda.CUDAGraph
-    input_ids: torch.Tensor  # (B, T), what a replay reads
-    hidden: torch.Tensor  # (B, T, h), what it writes
+    inputs: list[Tensor]  # what a replay reads
+    outputs: list[Tensor]  # what it writes
     held: list[Any]  # what the model's modules held, such as a rotary cache, so that it is not freed
+
+
+class Recorded:
+    """`work`, which maps tensors to tensors by `model`: recorded once for each shape of its inputs, then replayed.
+
+    The first work of a shape runs as it is, the second is recorded. A recording uses the adapter that was active then,
+    and reads the weights from their addresses: they may change in place, but not move. After the first work that cannot
+    be recorded nothing more is, with a warning.
+
+    Args:
+        name: of the work, for that warning.
+        changed: the tensors that `work` changes besides, such as gradients, which it adds to in place.
+        pool: memory shared with recordings that never run beside these; by default of its own.
+        most: bytes that the process may have taken, so that the rest is left to what is not recorded.
+    """
+
+    def __init__(
+        self,
+        model: "PeftModel",
+        work: Callable[..., Sequence[Tensor]],
+        name: str,
+        changed: Sequence[Tensor] = (),
+        pool: torch.cuda.MemPool | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.model = model
+        self.work = work
+        self.name = name
+        self.changed = changed
+        self.pool = pool
+        self.most = most
+        self.seen: set[tuple[torch.Size, ...]] = set()
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.can_record = True
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The outputs; the next call overwrites them, also one of recordings in the same pool."""
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if self.can_record and shapes not in self.recordings:
+            if self.pool is None:
+                self.pool = torch.cuda.MemPool()
+            if shapes not in self.seen:
+                self.seen.add(shapes)
+                with beside(self.pool):
+                    return self.work(*inputs)
+            try:
+                self.recordings[shapes] = self.record(inputs)
+            except RuntimeError as error:  # some operation waits for the GPU, or there is no memory left
+                self.can_record = False
+                reason = str(error.__context__ or error).splitlines()[0]
+                warnings.warn(f"{self.name} cannot be recorded, so it is slower: {reason}", stacklevel=2)
+        if shapes not in self.recordings:
+            return self.work(*inputs)
+        recording = self.recordings[shapes]
+        for static, tensor in zip(recording.inputs, inputs, strict=True):
+            static.copy_(tensor)
+        recording.graph.replay()
+        return recording.outputs
+
+    def record(self, inputs: Sequence[Tensor]) -> Recording:
+        """The work over inputs of these shapes. Raises RuntimeError when a CUDA graph cannot hold it."""
+        static = [tensor.clone() for tensor in inputs]
+        outputs: list[Tensor] = []
+
+        def work() -> None:
+            results = self.work(*static)
+            if not outputs:
+                outputs.extend(torch.empty_like(result) for result in results)
+            for output, result in zip(outputs, results, strict=True):
+                output.copy_(result)
+
+        graph = record(work, self.pool, self.changed, self.most)
+        if self.pool is not None:
+            HELD[self.pool] = sum(one["total_size"] - one["allocated_size"] for one in self.pool.snapshot(False))
+        values = [value for module in self.model.modules() for value in vars(module).values()]
+        held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
+        return Recording(graph, static, outputs, held)
 
 
 class RecordedPass:
     """`last_hidden` for scoring on a GPU: the kernels of each shape are recorded once, as a CUDA graph, then replayed.
 
     A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them, see
-    docs/results.md. A recording uses the adapter that was active when its shape was first seen, and reads the weights
-    from their addresses: they may change in place, but not move. Batches of more than RECORDED_TOKENS, and all batches
-    on a CPU, go to `last_hidden`; so does everything after the first pass that cannot be recorded, with a warning.
+    docs/results.md. Batches of more than RECORDED_TOKENS, and all batches on a CPU, go to `last_hidden`.
     """
 
     def __init__(self, model: "PeftModel") -> None:
         self.model = model
-        self.recordings: dict[tuple[int, int], Recording] = {}
-        self.can_record = True
+        self.recorded = Recorded(model, self._pass, "this model's pass")
 
     @torch.no_grad()
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The hidden states (B, T, h) for `input_ids` (B, T); the next call overwrites them."""
         rows, columns = input_ids.shape
-        shape = rows, columns + -columns % 64  # the fewer shapes, the fewer recordings
-        short = input_ids.is_cuda and rows * shape[1] <= RECORDED_TOKENS
-        if short and self.can_record and shape not in self.recordings:
-            try:
-                self.recordings[shape] = self.record(shape, input_ids.device)
-            except RuntimeError as error:  # some operation waits for the GPU, or there is no memory left
-                self.can_record = False
-                reason = str(error.__context__ or error).splitlines()[0]
-                warnings.warn(f"this model's pass cannot be recorded, so it is slower: {reason}", stacklevel=2)
-        if shape not in self.recordings:
+        padded = round_up(columns)
+        if not input_ids.is_cuda or rows * padded > RECORDED_TOKENS:
             return last_hidden(self.model, input_ids, attention_mask)
-        recording = self.recordings[shape]
-        recording.input_ids[:, :columns] = input_ids  # no token attends to what is right of it: no mask is needed
-        recording.graph.replay()
-        return recording.hidden[:, :columns]
+        # No token attends to what is right of it: no mask is needed.
+        (hidden,) = self.recorded(torch.nn.functional.pad(input_ids, (0, padded - columns)))
+        return hidden[:, :columns]
 
-    def record(self, shape: tuple[int, int], device: torch.device) -> Recording:
-        """The pass over ids of this shape (B, T). Raises RuntimeError when a CUDA graph cannot hold it."""
-        input_ids = torch.zeros(shape, dtype=torch.int64, device=device)
-        hidden = input_ids  # until the pass has run
-
-        def work() -> None:
-            nonlocal hidden
-            hidden = last_hidden(self.model, input_ids, None)
-
+    def _pass(self, input_ids: Tensor) -> tuple[Tensor]:
         was_training = self.model.training
         self.model.eval()  # nothing is compiled then
-        pool = next((first.graph.pool() for first in self.recordings.values()), None)  # they never run side by side
         try:
-            graph = record(work, pool)
+            return (last_hidden(self.model, input_ids, None),)
         finally:
             self.model.train(was_training)
-        values = [value for module in self.model.modules() for value in vars(module).values()]
-        held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
-        return Recording(graph, input_ids, hidden, held)

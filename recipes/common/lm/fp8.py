@@ -78,6 +78,13 @@ def product(a: "Tensor", b: "Tensor", a_scale: "Tensor", b_scale: "Tensor") -> "
     return scaled_mm(a, b.t(), a_scale, by_row, b_scale.t(), by_row, output_dtype=torch.bfloat16, use_fast_accum=True)
 
 
+def input_gradient(dy: "Tensor", codes: "Tensor", scale: "Tensor") -> "Tensor":
+    """dy W as (M, K) in bfloat16, of dy (M, N), the codes of W^T (K, N), bytes, and W's scales (N,)."""
+    rows, row_scale = quantize_rows(dy, scale)
+    ones = torch.ones(len(codes), 1, dtype=torch.float32, device=dy.device)
+    return product(rows, codes.view(E4M3), row_scale, ones)
+
+
 class _Fp8Product(torch.autograd.Function):
     """x W^T and its gradient with respect to x. W is frozen and has none."""
 
@@ -95,9 +102,7 @@ class _Fp8Product(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
         codes, scale = ctx.saved_tensors
-        rows, row_scale = quantize_rows(dy.reshape(-1, codes.shape[0]), scale)
-        ones = torch.ones(codes.shape[1], 1, dtype=torch.float32, device=dy.device)
-        dx = product(rows, transposed(codes).view(E4M3), row_scale, ones).to(ctx.dtype)
+        dx = input_gradient(dy.reshape(-1, codes.shape[0]), transposed(codes), scale).to(ctx.dtype)
         return dx.view(*dy.shape[:-1], codes.shape[1]), None, None, None, None
 
 

@@ -27,13 +27,20 @@ def last_hidden(model: "PeftModel", input_ids: "Tensor", attention_mask: "Tensor
 
 
 def pad_right(rows: list[list[int]], pad_token_id: int, device: "torch.device | str") -> "tuple[Tensor, Tensor]":
-    """Rows of token ids as `input_ids` and `attention_mask`, both (B, T) int64."""
+    """Rows of token ids as `input_ids` and `attention_mask`, both (B, T) int64; on a GPU T is one of few numbers."""
     import torch
 
     longest = max(map(len, rows))
+    if torch.device(device).type == "cuda":
+        longest = round_up(longest)
     padded = [row + [pad_token_id] * (longest - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def round_up(columns: int) -> int:
+    """The next multiple of 8, and above 512 of 32: the fewer shapes, the fewer recordings as a CUDA graph."""
+    return columns + -columns % (8 if columns <= 512 else 32)
 
 
 def at_last_token(values: "Tensor", attention_mask: "Tensor") -> "Tensor":

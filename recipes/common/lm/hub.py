@@ -17,6 +17,7 @@ from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
+from common.lm.model_files import check_files, check_kind, describe, download
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,12 +96,20 @@ def resolved_revision(model: Model) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
 
 
-def fetch(model: Model) -> Model:
+def fetch(model: Model, weights: bool = True) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
-    Raises MachineError when ModelScope does not give it. Downloads from Hugging Face are left to the libraries.
+    A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
+    `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
+    transformers does not know the kind of a model.
     """
-    if model.local or os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
+    if model.local:
+        check_kind(model)
+        return model
+    if os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
+        if weights:
+            download(model)
+        check_kind(model)
         return model
     from modelscope import snapshot_download
 
@@ -145,9 +154,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
         )
     try:
-        return AutoTokenizer.from_pretrained(model.source, revision=model.revision)
-    except OSError as error:
-        cause = error
+        return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
+        if not isinstance(error, OSError):
+            raise InputError(f"{model.source}: its tokenizer cannot be read: {describe(error)}") from None
+        cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, GatedRepoError):
                 raise MachineError(
@@ -166,8 +177,14 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
 
 def contents(model: Model) -> str:
-    """What `model` is, wherever it is stored: `base_sha256` of a directory, or the hub id with its revision."""
-    return base_sha256(model.source) if model.local else f"{model.source}@{model.revision or 'main'}"
+    """What `model` is, wherever it is stored: `base_sha256` of a directory, or the hub id with its revision.
+
+    Raises InputError where the files of a directory are not whole.
+    """
+    if not model.local:
+        return f"{model.source}@{model.revision or 'main'}"
+    check_files(Path(model.source))
+    return base_sha256(model.source)
 
 
 def base_sha256(path: str | Path) -> str:

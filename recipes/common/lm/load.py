@@ -1,19 +1,23 @@
 """Load a model and its tokenizer."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError, MachineError
+from common.errors import InputError, MachineError, spell
 from common.lm.adapter import check_base, check_mergeable, check_plain, load_adapter
 from common.lm.chat import set_pad_token
 from common.lm.documents import document_end
 from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
 from common.lm.render import end_token, set_chat_template
+from common.plan.fit import KEPT_LAYERS
 from common.run.folder import parent_of
+from common.run.screen import console
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -112,6 +116,28 @@ def check_precision(args: Any, origins: Mapping[str, str]) -> None:
 def in_4bit(load_in_4bit: bool, load_in_fp8: bool) -> bool:
     """Is the base to be loaded in 4 bit?"""
     return load_in_4bit and not load_in_fp8
+
+
+def keep_activations(layers: int) -> None:
+    """Have Unsloth keep the activations of `layers` decoder layers, which are else recomputed.
+
+    By its variable, as its CPU path takes no argument. With 0 a value of the user's own stays, and is printed.
+    """
+    own = os.environ.get(KEPT_LAYERS, "")
+    if layers:
+        os.environ[KEPT_LAYERS] = str(layers)
+    if own not in ("", "0", str(layers)):
+        holds = f"--checkpoint-skip-layers={layers} holds" if layers else "so many layers keep their activations"
+        console().print(spell(f"{KEPT_LAYERS}={own} is set in the environment: {holds}."), soft_wrap=True)
+
+
+def fuse_adapter(model: "PeftModel") -> None:
+    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT."""
+    from common.lm.fused_mlp import fuse_mlps
+    from common.lm.fused_qkv import fuse_qkv
+
+    fuse_mlps(model)
+    fuse_qkv(model)
 
 
 def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> "PreTrainedModel":

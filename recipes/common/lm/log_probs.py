@@ -4,7 +4,7 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.lm.hidden_states import last_hidden, states_before
 
@@ -71,7 +71,9 @@ def completion_log_probs(
     """Log-probabilities (B, C) of completion tokens under softmax(logits / temperature), and entropies (B, C).
 
     Zeros at padding; the entropies have no gradient. Only the logits of completions are computed, CHUNK tokens at a
-    time, and again in the backward pass: all at once they would take more memory than everything else.
+    time, and again in the backward pass: all at once they would take more memory than everything else. On a GPU, under
+    a frozen head, `TokenLogProbs` computes them once. There padding is computed too: to leave it out, the computer
+    would have to wait for the GPU, and a CUDA graph could not hold the pass.
 
     Args:
         model: a PEFT model with the adapter to use active.
@@ -95,11 +97,25 @@ def completion_log_probs(
         return torch.stack(token_log_probs(logits, chosen, temperature))  # (2, N)
 
     hidden = last_hidden(model, input_ids, attention_mask)  # (B, T, h)
+    if hidden.is_cuda and is_frozen(to_logits):
+        from common.lm.log_prob_kernels import TokenLogProbs
+
+        states = states_before(hidden, start, mask.shape[1]).flatten(0, 1).to(to_logits.weight.dtype)  # (B C, h)
+        scored = TokenLogProbs.apply(states, to_logits.weight, to_logits.bias, tokens.flatten(), temperature, cap)
+        log_probs, entropies = (torch.where(mask, values.view_as(mask), 0.0) for values in scored)
+        return log_probs, entropies
     states = states_before(hidden, start, mask.shape[1])[mask]  # (N, h)
     chunks = zip(states.split(CHUNK), tokens[mask].split(CHUNK), strict=True)
     log_probs, entropies = torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks], 1)  # (N,)
     zeros = log_probs.new_zeros(mask.shape)
     return zeros.masked_scatter(mask, log_probs), zeros.masked_scatter(mask, entropies.detach())
+
+
+def is_frozen(head: Any) -> bool:
+    """Whether an output layer is not trained, neither itself nor by an adapter."""
+    import torch
+
+    return type(head) is torch.nn.Linear and not head.weight.requires_grad
 
 
 def token_log_probs(logits: "Tensor", tokens: "Tensor", temperature: float) -> "tuple[Tensor, Tensor]":
@@ -129,3 +145,8 @@ def kl_estimate(log_ratios: "Tensor", kind: str) -> "Tensor":
 def masked_mean(values: "Tensor", mask: "Tensor") -> "Tensor":
     """Mean of the values (B, C) where the mask is true: a scalar."""
     return (values * mask).sum() / mask.sum()
+
+
+def masked_sum(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """Sum of the values (B, C) where the mask is true: a scalar. A GPU picks none: the computer would wait for it."""
+    return (values * mask).sum() if values.is_cuda else values[mask].sum()

@@ -10,12 +10,13 @@ import torch
 from common.errors import InputError, MachineError
 from common.lm.adapter import PREFIX, load_adapter, read_config, saved_whole, shapes
 from common.lm.hub import Model
+from common.lm.render import end_token
 from common.run.files import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBES = 16
 # Of the change that an adapter makes to a layer's outputs, the part that a merge may lose or add, and of the outputs
@@ -94,6 +95,41 @@ def check_finite(model: "PreTrainedModel") -> None:
     for name, value in model.named_parameters():
         if not torch.isfinite(value).all():
             raise MachineError(f"the merged model is not the trained one: {name} is too large for {value.dtype}")
+
+
+def stop_at(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let generation stop at the token that ends an answer: that of a base may stop at the end of a document only."""
+    if not tokenizer.chat_template:
+        return
+    end, before = tokenizer.convert_tokens_to_ids(end_token(tokenizer)), model.generation_config.eos_token_id
+    ends = before if isinstance(before, list) else [] if before is None else [before]
+    if end not in ends:
+        model.generation_config.eos_token_id = [end, *ends]
+
+
+def check_written(model: "PreTrainedModel", folder: Path) -> None:
+    """Raise MachineError where the files in `folder` do not hold the weights of `model`; read one tensor at a time."""
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    state = model.state_dict()
+    stored: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as part:
+            stored |= dict.fromkeys(part.keys(), file)
+    held = {state[name].data_ptr() for name in stored if name in state}  # tied weights are stored once
+    whole = {}
+    if any(value.data_ptr() not in held for value in state.values()):  # a family that stores its weights by other names
+        whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    for name, value in state.items():
+        written = whole.get(name)
+        if name in stored:
+            with safe_open(stored[name], framework="pt") as part:
+                written = part.get_tensor(name)
+        elif value.data_ptr() in held:
+            continue
+        if written is None or not torch.equal(value.cpu(), written):
+            raise MachineError(f"{folder}: {name} is not as it was merged; is the disk in order?")
 
 
 def put_on(model: "PreTrainedModel", folder: Path, tokens: int | None) -> "PeftModel":

@@ -6,17 +6,19 @@ import queue
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import MachineError
+from common.errors import MachineError, without_credentials
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 TIMEOUT = 6.0  # seconds; a slow network answers within two
+TRIES, WAIT = 2, 1.0  # before the hub counts as unreachable, with a second between
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -39,9 +41,11 @@ def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
         if all(re.fullmatch("[0-9a-f]{40}", model.revision or "") for model in models):
             os.environ["HF_HUB_OFFLINE"] = "1"
             return
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if (reason := why_unreachable(hub)) is None:
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = without_credentials(endpoint)
+    if (reason := _why_unreachable(endpoint)) is None:
         return
+    reason = without_credentials(reason)
     if missing:
         raise MachineError(
             f"{', '.join(missing)}: not in the cache ({cache()}), and {hub} cannot be reached: {reason}.\n"
@@ -50,6 +54,18 @@ def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
         )
     print(f"{hub} cannot be reached ({reason}): using the files in the cache.", file=sys.stderr)
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _why_unreachable(url: str) -> str | None:
+    """As `why_unreachable`, after several tries where the network answers at once that it cannot."""
+    reason = None
+    for number in range(TRIES):
+        if number:
+            time.sleep(WAIT)
+        begun = time.monotonic()
+        if (reason := why_unreachable(url)) is None or time.monotonic() - begun > TIMEOUT / 2:
+            break
+    return reason
 
 
 def why_unreachable(url: str) -> str | None:

@@ -4,7 +4,10 @@
 """
 
 import re
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +22,7 @@ from common.lm.pieces import OPENED, OPENING, SPECIAL, lost_of_answer, lost_of_c
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SECONDS = 10.0  # for one conversation, which takes milliseconds
 SENTINEL = "\0"  # an answer that begins as no other does
 
 
@@ -69,15 +73,38 @@ def render_turns(
     tools: Turns | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The turns as the model sees them. Raises ValueError, with the way out, for anything that the template raises."""
+    """The turns as the model sees them. Raises ValueError, with the way out, for anything that the template raises.
+
+    So it does where the template takes longer than SECONDS: it is a program of somebody else, and may loop.
+    """
     try:
-        text: Any = tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        with _at_most(SECONDS):
+            text: Any = tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
     except Exception as error:  # noqa: BLE001  a template is a program of somebody else: it may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"the chat template refuses it: {reason}; {_way_out(turns, reason)}") from None
     return text
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """A block that a TimeoutError ends when its time is up; off the main thread, which alone gets signals, no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s for one conversation")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Conversation]) -> list[str]:

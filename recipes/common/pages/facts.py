@@ -122,25 +122,6 @@ def held_out(run: RunFiles) -> list[Table]:
     return tables
 
 
-def data(run: RunFiles) -> list[tuple[str, str]]:
-    """What it was trained on."""
-    record, given = run.record, run.arguments
-    facts = record.get("data") or {}
-    weights = record.get("weights") or {}
-    known = {
-        "data": given.get("data"),
-        "identity": _identity(record.get("matters", {}).get("data")),
-        "rows": f"{facts['rows']:,}" if "rows" in facts else None,
-        "format": facts.get("format") or given.get("format"),
-        "columns under another name": " ".join(given.get("columns") or []),
-        "good and bad completions": f"{weights['good_rows']:,} and {weights['bad_rows']:,}" if weights else None,
-        "evaluation data": given.get("eval_data"),
-        "held out": f"{given['eval_ratio']:.0%} of the rows" if given.get("eval_ratio") else None,
-        "notes": "; ".join(facts.get("notes", [])),
-    }
-    return [(name, str(value)) for name, value in known.items() if value]
-
-
 def provenance(run: RunFiles) -> list[tuple[str, str]]:
     """The base, the code, its versions and the machine."""
     record = run.record
@@ -159,7 +140,7 @@ def provenance(run: RunFiles) -> list[tuple[str, str]]:
     packages = ", ".join(f"{name} {version}" for name, version in (code.get("packages") or {}).items())
     known = {
         "base": run.arguments.get("model"),
-        "its identity": _identity(matters.get("base")),
+        "its identity": identity(matters.get("base")),
         "revision on the hub": record.get("revision"),
         "trained in": str(record.get("dtype", "")).removeprefix("torch."),
         "GPU": gpu,
@@ -248,7 +229,7 @@ def _typed(value: Any) -> Any:
     return [str(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _identity(value: Any) -> str | None:
+def identity(value: Any) -> str | None:
     """A sha256 with its name; a hub id with its commit as it is."""
     if not value:
         return None

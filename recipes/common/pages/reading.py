@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.pages.evaluation import read_evaluation
 
 SHOWN = 5  # completions of either kind
 
@@ -24,6 +25,7 @@ class RunFiles:
     completions: int  # in samples.jsonl, which GRPO and PPO write
     best: list[dict[str, Any]]  # of these the distinct ones with the highest rewards, of equal ones the latest
     worst: list[dict[str, Any]]
+    evaluation: dict[str, Any]  # evaluation.json, by `make evaluate`; empty without one
 
     @property
     def name(self) -> str:
@@ -71,6 +73,7 @@ def read_run(folder: Path) -> RunFiles:
         completions=completions.count,
         best=completions.best(),
         worst=completions.worst(),
+        evaluation=read_evaluation(folder),
     )
 
 

@@ -1,12 +1,9 @@
-"""The report of a run, or of several: what was trained on what, how it went, and how to repeat it, on one page.
-
-Left out: the figures of `make evaluate`, which have no file in a run's folder.
-"""
+"""The report of a run, or of several: what was trained on what, how it went, and how to repeat it, on one page."""
 
 from pathlib import Path
 from typing import Any
 
-from common.pages import curves, facts
+from common.pages import curves, data, evaluation, facts
 from common.pages.page import render
 from common.pages.reading import read_run, reward_of
 from common.run.files import write_bytes
@@ -35,6 +32,8 @@ def page(folders: list[Path], live: bool = False) -> str:
         runs=runs,
         names=curves.names(runs),
         facts=facts,
+        data=data,
+        evaluation=evaluation,
         charts=main,
         others=others,
         differing=facts.differing(runs) if len(runs) > 1 else [],

@@ -1,6 +1,7 @@
 """`--fit auto`, and what to change where the GPU's memory is full: the planner for a run on this machine's GPU."""
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args")
 
+KEPT_LAYERS = "UNSLOTH_GC_KEEP_LAYERS"  # Unsloth's variable for --checkpoint-skip-layers
 BY_MICRO_BATCH = {"bco_pair", "aot", "aot_unpaired", "bnpo", "sft"}  # losses over the rows of a micro-batch
 
 
@@ -33,6 +35,8 @@ def check_fit(args: Any) -> None:
         raise InputError("--checkpoint-skip-layers: with --no-gradient-checkpointing every layer keeps its activations")
     if getattr(args, "fit", "off") == "off":
         return
+    if (own := os.environ.get(KEPT_LAYERS, "0")) not in ("", "0"):
+        raise InputError(f"--fit=auto chooses what is recomputed, and {KEPT_LAYERS}={own} does; unset the variable")
     if not getattr(args, "use_peft", True):
         raise InputError(
             "--fit=auto plans a LoRA adapter, and --no-use-peft trains every weight; leave one of the two out"
@@ -46,11 +50,13 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
 
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
     stay, and so does every argument from the command line. The choice is in run.json, and a resumed run keeps it.
-    Raises MachineError where no settings fit.
+    A micro-batch that --oom=retry made smaller is in it too. Raises MachineError where no settings fit.
     """
+    smaller = run.record.get("micro_batch", {})
+    values: Any = args
+    args = replace(values, **smaller)
     if mode == "off":
         return args
-    values: Any = args
     import torch
 
     if not torch.cuda.is_available():
@@ -74,7 +80,7 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
         say(why(sizes, method, given, found, device))
         chosen = found.changed
         run.update(fit=chosen)
-    fitted = replace(values, **chosen)
+    fitted = replace(values, **{**chosen, **smaller})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
     return fitted
 

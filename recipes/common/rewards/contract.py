@@ -264,7 +264,7 @@ def _start(reward: Reward, batch: Batch) -> "Future[Scores]":
     def call() -> None:
         try:
             future.set_result(reward(**_arguments(batch)))
-        except Exception as error:  # noqa: BLE001  every error is raised again by result()
+        except BaseException as error:  # noqa: BLE001  every error is raised again by result()
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()

@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import InputError
 from common.rewards.builtin import Scores, TextOrMessages, text_of
 from common.rewards.classifier import RewardModel
-from common.rewards.user_file import describe, line_of
+from common.rewards.user_file import contained, describe, is_ours, line_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ class Reward:
         if self.takes is not None:
             given = {name: value for name, value in given.items() if name in self.takes}
         try:
-            scores = self.function(**given)
-        except Exception as error:
             if self.file is None:
+                scores = self.function(**given)
+            else:
+                with contained():
+                    scores = self.function(**given)
+        except BaseException as error:
+            if self.file is None or is_ours(error):
                 raise
             raise InputError(f"{line_of(error, self.file)}: {self.name} raised {describe(error)}") from error
         return self._checked(scores, count)

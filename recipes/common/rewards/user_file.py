@@ -4,16 +4,19 @@ import asyncio
 import functools
 import importlib.util
 import inspect
+import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from inspect import isawaitable
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from common.errors import InputError, did_you_mean
+from common.errors import InputError, Stopped, did_you_mean, one_line
 
 
 def find_function(source: str) -> tuple[Callable[..., Any], Path]:
@@ -95,8 +98,49 @@ def line_of(error: BaseException, file: Path) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error in a message: its class and its text."""
-    return f"{type(error).__name__}: {error}"
+    """The error in a message: its class and its text, cut where it is long."""
+    text = f": {one_line(error)}" if str(error) else ""
+    return f"{type(error).__name__}{text}"
+
+
+END = os._exit
+RUNNING: dict[int, tuple[int, int]] = {}  # of each thread the blocks of `contained` that it is in, and its process
+
+
+class Ended(BaseException):
+    """The code of a user called os._exit: no Exception, since it may catch those."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """A block that runs code of a user's file, which must not end this process: os._exit raises Ended in it.
+
+    The process would end without a word, and with 0 a batch job would take it for done. A fork may end as it likes.
+    What the file imports as a name, `from os import _exit`, stays so for good.
+    """
+    here = threading.get_ident()  # rewards are called on more than one thread
+    depth = RUNNING.get(here, (0, 0))[0]
+    RUNNING[here] = depth + 1, os.getpid()
+    os._exit = _exit  # pyrefly: ignore[bad-assignment]
+    try:
+        yield
+    finally:
+        RUNNING[here] = depth, os.getpid()
+        if not any(blocks for blocks, _ in RUNNING.values()):
+            os._exit = END
+
+
+def _exit(status: int) -> None:
+    if os.getpid() not in {process for _, process in RUNNING.values()}:  # in a fork
+        END(status)
+    raise Ended(f"os._exit({status})")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Did this program raise it, to stop, and not the user's file? A real Ctrl-C is one where Python handles it."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, Stopped)
 
 
 @functools.cache
@@ -110,9 +154,12 @@ def _import(file: Path) -> ModuleType:
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with contained():
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{error.filename}:{error.lineno}: {error.msg}") from None
-    except Exception as error:
+    except BaseException as error:
+        if is_ours(error):
+            raise
         raise InputError(f"{line_of(error, file)}: importing it raised {describe(error)}") from error
     return module

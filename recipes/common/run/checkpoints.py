@@ -2,26 +2,32 @@
 
 A trainer writes a checkpoint file by file and under its final name. So its output_dir here is checkpoints/part, whose
 content counts as half written until CheckpointCallback has synced it to the disk, listed its files and renamed it to
-checkpoints/checkpoint-STEP. Only then are older ones deleted. By the list, files.json, later damage is found.
+checkpoints/checkpoint-STEP. Only then are older ones deleted. By the list, files.json, later damage is found, also such
+as leaves a file its size.
 """
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from common.environment import is_first_process
 from common.errors import Stopped
+from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
+from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
 from common.run.stopping import Stop
 
-FILES = "files.json"  # in a checkpoint: its other files, and the bytes of each
+FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
+ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
 
 # Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.
 torch.serialization.register_package(
@@ -48,30 +54,47 @@ class CheckpointCallback(TrainerCallback):
         save_total_limit: how many to keep, besides the best one where there is one.
         every: checkpoints only at multiples of this many steps: GRPO takes several steps with one batch of
             completions, which no checkpoint holds.
+        rows: the training data in tokens, each row with its `place`, to name the rows of a bad step.
     """
 
-    def __init__(self, run: Run, stop: Stop, save_total_limit: int, every: int = 1) -> None:
+    def __init__(self, run: Run, stop: Stop, save_total_limit: int, every: int = 1, rows: Sequence[Any] = ()) -> None:
         self.run = run
         self.stop = stop
         self.save_total_limit = save_total_limit
         self.every = every
+        self.rows = rows
         self.due = False
         self.reason: str | None = None
+        self.size = 0  # bytes of a checkpoint: an estimate, then that of the last one
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._find_best(Path(args.output_dir).parent, state)
+        if state.is_world_process_zero:
+            forget_bad_steps(self.run.folder, state.global_step)
+            if kwargs.get("model") is not None:
+                self._check_room_for_all(kwargs["model"], args.optim)
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step >= state.max_steps:
-            return
+        last = state.global_step >= state.max_steps
+        if not last:
+            self._decide(state, control)
+        if (control.should_save or last) and kwargs.get("model") is not None:
+            check_weights(
+                trained_parameters(kwargs["model"]), f"after step {state.global_step}, before they were saved"
+            )
+        if control.should_save and state.is_world_process_zero and self.size:
+            check_room(self.run.folder, self.size, f"the checkpoint of step {state.global_step} needs")
+
+    def _decide(self, state: Any, control: Any) -> None:
+        """Whether a checkpoint is due after this step, and whether the run ends with it."""
         self.due |= control.should_save
         if state.global_step % self.every:
             control.should_save = False
             return
         self.reason = _first_of_all(self.stop.reason(self.run.folder))
         if self.reason:
-            control.should_log = control.should_training_stop = True  # or the losses since the last log are lost
+            control.should_training_stop = True
         control.should_save = self.due or self.reason is not None
         self.due = False
 
@@ -93,10 +116,20 @@ class CheckpointCallback(TrainerCallback):
         self._find_best(folder, state)
         state.save_to_json(str(part / name / "trainer_state.json"))
         make_reproducible(part / name)  # before its files are listed
-        write_json(part / name / FILES, _sizes(part / name))
+        write_json(part / name / FILES, _facts(part / name))
+        self.size = size_of(part / name)
         put_in_place(part / name, folder / name)
         self.run.update(step=state.global_step)
         rotate_checkpoints(str(folder), self.save_total_limit, state.best_model_checkpoint)
+
+    def _check_room_for_all(self, model: Any, optim: str) -> None:
+        """Raise MachineError where the disk has no room for the checkpoints that are kept, one more, and the result."""
+        trained = trained_parameters(model)
+        weights = sum(one.numel() * one.element_size() for one in trained)
+        self.size = weights + sum(one.numel() for one in trained) * (ADAM // 4 if "8bit" in optim else ADAM)
+        there = len(_sorted(self.run.folder / "checkpoints"))
+        needed = max(self.save_total_limit + 1 - there, 1) * self.size + weights
+        check_room(self.run.folder, needed, f"{self.save_total_limit} checkpoints and the result need")
 
     def _find_best(self, folder: Path, state: Any) -> None:
         """Correct the path of the best checkpoint: the trainer has it in checkpoints/part, or in a folder now moved."""
@@ -104,19 +137,6 @@ class CheckpointCallback(TrainerCallback):
             best = folder / f"checkpoint-{state.best_global_step}"
             exists = best.is_dir() or state.best_global_step == state.global_step
             state.best_model_checkpoint = str(best) if exists else None
-
-
-class NoStepTooMany(Trainer):
-    """A mixin of a Trainer: a run that was killed between its last step and its end takes no further step on resuming.
-
-    transformers 5.17 checks whether all steps are done only after a step, unless they end with an epoch.
-    """
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        else:
-            self.control.should_training_stop = True
 
 
 def _newest_whole(folder: Path) -> Path | None:
@@ -141,23 +161,34 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(found, key=_step, reverse=True)
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
+def _facts(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes": ..., "sha256": ...}} of the files of a checkpoint."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    return {
+        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"has no list of its files ({error})"
-    found = _sizes(checkpoint)
-    for name, size in listed.items():
-        if name not in found:
-            return f"lacks {name}"
-        if found[name] != size:
-            return f"is damaged: {name} has {found[name]} of {size} bytes"
+        for name, facts in listed.items():
+            file = checkpoint / name
+            facts = facts if isinstance(facts, dict) else {"bytes": facts}  # of an earlier version, without a sha256
+            if not file.is_file():
+                return f"lacks {name}"
+            if (size := file.stat().st_size) != facts["bytes"]:
+                return f"is damaged: {name} has {size} of {facts['bytes']} bytes"
+            if facts.get("sha256") not in (None, _sha256(file)):
+                return f"is damaged: {name} has other contents than were written"
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        return f"has no list of its files that can be read ({error})"
     return None
 
 

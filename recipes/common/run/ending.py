@@ -1,6 +1,5 @@
 """What a run shows at its end: the time taken, the first and the last value it is about, and what to type next."""
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -12,11 +11,13 @@ from rich.markup import escape
 from common import errors
 from common.arguments import variable
 from common.environment import ROOT
+from common.run.files import read_rows
 from common.run.folder import Run
 from common.run.health.ending import end_health
 from common.run.progress import duration
 from common.run.screen import end_live
 
+WORTH_EVALUATING = 10  # held-out rows
 METRICS = {"grpo": ("reward", "reward"), "ppo": ("score", "score/mean")}  # name and key in metrics.jsonl; else the loss
 
 
@@ -49,18 +50,19 @@ def next_commands(run: Run, saved: Path) -> list[str]:
     recipe = run.record["recipe"]
     given = {name: argument["value"] for name, argument in run.record["arguments"].items()}
     is_sample = Path(given["data"]).absolute().is_relative_to(ROOT / "data_samples")
+    evaluate = command("evaluate", run=run.folder)
+    # Rows of the run's own, where they are more than a few, or sample data that nothing trains on.
+    held_out = (is_sample and recipe in ("sft", "dpo", "grpo", "reward")) or (run.record.get("data") or {}).get(
+        "held_out", 0
+    ) >= WORTH_EVALUATING
     if recipe == "reward":
         ppo: dict[str, Any] = {"model": given["model"]}
         ppo |= {"reward_model": run.folder} if saved.name == "adapter" else {"rewards": [f"model:{saved}"]}
         if not is_sample:  # PPO reads the same rows, for their prompts
             ppo |= {name: given.get(name) for name in ("data", "format", "columns") if given.get(name) != "auto"}
-        judged_by = given.get("eval_data")
-        can_judge = [command("evaluate", reward_model=run.folder, data=judged_by)] if is_sample or judged_by else []
-        return [*can_judge, command("ppo", **ppo)]
-    argument = "adapter" if saved.name == "adapter" else "model"
-    evaluate, compare = command("evaluate", **{argument: saved}), command("compare", a=given["model"], b=saved)
-    # The rows that evaluate has by itself are held out of the sample data; of the user's own it knows none.
-    first = evaluate if is_sample and recipe in ("sft", "grpo") else compare
+        return [*([evaluate] if held_out or given.get("eval_data") else []), command("ppo", **ppo)]
+    compare = command("compare", a=given["model"], b=saved)
+    first = evaluate if held_out else compare
     second = command("merge", adapter=saved) if saved.name == "adapter" else compare
     chat = command("chat", run=run.folder) if saved.name == "adapter" else command("chat", model=saved)
     return list(dict.fromkeys([first, chat, second]))
@@ -92,8 +94,5 @@ def make(target: str, **variables: Any) -> str:
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
     """The first and the last value that was logged under `key`; None where there is none."""
-    if not metrics.exists():
-        return None
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    values = [row[key] for row in rows if key in row]
+    values = [row[key] for row in read_rows(metrics) if key in row]
     return (values[0], values[-1]) if values else None

@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
+UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
@@ -41,6 +42,42 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         raise
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file of a run, [] without a file; lines that are damaged are left out."""
+    return [row for _, row in _whole_lines(file)]
+
+
+def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSON Lines file of a run without the rows that `keep` rejects; damaged ones go too, and a line says so.
+
+    A reader sees the old or the new file, never a part.
+    """
+    if not file.exists():
+        return
+    before = file.read_bytes()
+    whole = _whole_lines(file)
+    if damaged := len(before.splitlines()) - len(whole):
+        print(
+            f"{file}: dropped {damaged} damaged line{'s' * (damaged > 1)}, not written completely by an earlier process"
+        )
+    after = b"".join(line for line, row in whole if keep(row))
+    if after != before:
+        write_bytes(file, after)
+
+
+def _whole_lines(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    found = []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    for line in lines:  # of bytes: text is split at more than a line feed, and may end within a character
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append((line, row))
+    return found
+
+
 def make_readable(folder: Path) -> None:
     """Give the files of a folder the permissions of the caller's umask, which safetensors ignores (it writes 0600)."""
     umask = os.umask(0)
@@ -54,7 +91,8 @@ def make_reproducible(folder: Path) -> None:
     """Rewrite what PEFT writes differently in every process and on every machine, in the adapters below a folder.
 
     Sets, such as the target modules, become sorted lists. A base in a local directory is named by its path in this
-    repository, or outside of it by its name alone.
+    repository, or outside of it by its name alone. PEFT's README.md, a form with that path in it that nobody has filled
+    in, is taken away: a run writes its own at its end.
     """
     from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
 
@@ -64,8 +102,9 @@ def make_reproducible(folder: Path) -> None:
         if base and Path(base).is_absolute():
             origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name
             config["base_model_name_or_path"] = str(origin)
-            if (card := file.with_name("README.md")).is_file():
-                card.write_text(card.read_text(encoding="utf-8").replace(base, str(origin)), encoding="utf-8")
+        form = file.with_name("README.md")
+        if form.is_file() and UNFILLED in form.read_text(encoding="utf-8"):
+            form.unlink()
         for name in SETS & config.keys():
             config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -5,32 +5,43 @@ and lock. A folder whose run has the same identity is resumed, or reported as fi
 with the difference.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.environment import describe_code, is_first_process
-from common.errors import InputError, MachineError, Stopped
+from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
+from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
+from common.run.lock import NAME, Lock, refuse_where_held
+from common.run.memory import with_smaller_batch
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
 COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "stop_on_fault", "data", "model"}
+# What to do where a run would end otherwise: a run that ended so resumes with another choice.
+IN_NEED = {"oom", "skip_bad_steps"}
+# What a folder may hold before it has a record: a batch job brings its script, and perhaps a STOP file; a process that
+# was killed as it began leaves its lock, or half a record.
+BEFORE_THE_RECORD = {"slurm", "STOP", NAME, f"run.json.{PART}"}
+SINCE = ("identity", "step", "status", "started")  # that change when another process trains
 
 
 class Run:
     """A run. `folder` is its own; `record` is what run.json holds, written whole at every change.
 
     As a context it makes the folder and opens the record, and ends it: status "done", "stopped" with the reason, or
-    "failed" with the error. Before that nothing is written. Raises MachineError where the run failed on a full disk.
+    "failed" with the error. Before that nothing is written. It holds the folder's lock meanwhile. Raises InputError
+    where another process trains in the folder, MachineError where the disk failed, and Restart for --oom=retry.
     """
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
@@ -38,6 +49,7 @@ class Run:
         self.record = record
         self.seconds_before = record.get("seconds", 0.0)  # of the processes that this one resumes
         self.started = time.time()
+        self.lock = Lock(folder)
 
     @property
     def seconds(self) -> float:
@@ -51,33 +63,79 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.update(status="running", started=_now())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if is_first_process():
+                self.lock.take()
+                self._check_unchanged()
+            self.update(status="running", started=_now())
+            threading.excepthook = on_thread_error
+        except OSError as error:
+            self.lock.give_back()
+            raise MachineError(f"{error.filename or self.folder}: {in_words(error.errno or 0)}") from error
+        except InputError:
+            self.lock.give_back()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        try:
+            self._end(error)
+        finally:
+            self.lock.give_back()
+
+    def _end(self, error: BaseException | None) -> None:
         finished = _now()
         if error is None:
             self.update(status="done", finished=finished)
+            self._write_card()
             self._write_report()
         elif isinstance(error, Stopped):
             self.update(status="stopped", reason=error.reason, finished=finished)
             self._write_report()
-        elif not _disk_is_full(error, self.folder):
-            self.update(status="failed", error=f"{type(error).__name__}: {error}", finished=finished)
+        elif is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what filled it, and the record needs a little
+            if restart := with_smaller_batch(self.record, error):
+                self.update()
+                raise restart from None
+            self.update(status="failed", error=f"out of memory: {one_line(error)}", finished=finished)
             self._write_report()
+        elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
+            self._end_on_disk(error, *fault)
         else:
-            half = self.folder / "checkpoints" / PART
+            reason = without_credentials(f"{type(error).__name__}: {error}")
+            self.update(status="failed", error=reason, finished=finished)
+            self._write_report()
+
+    def _end_on_disk(self, error: BaseException, number: int, place: str) -> None:
+        """Record that the disk failed, where it still takes a record. Raises MachineError."""
+        half = self.folder / "checkpoints" / PART
+        with suppress(OSError):
             for file in half.rglob("*"):
-                if file.is_file():  # makes room for the record, as deleting does only once no writer has it open
+                if number in FULL and file.is_file():  # makes room at once, as deleting does only when no writer has it
                     os.truncate(file, 0)
             shutil.rmtree(half, ignore_errors=True)
-            with suppress(OSError):  # the message below matters more
-                self.update(status="failed", error="the disk is full", finished=finished)
-            raise MachineError(
-                f"{self.folder}: the disk is full. Make room, or keep fewer checkpoints with --save-total-limit; the "
-                f"same command resumes after step {self.record.get('step', 0)}, the last that was saved completely."
-            ) from error
+            if self.folder.is_dir():
+                self.update(status="failed", error=in_words(number), finished=_now())
+        cure = "Make room, or keep fewer checkpoints with --save-total-limit" if number in FULL else "See to the disk"
+        cure = cure if self.folder.is_dir() else "The folder was deleted while the run wrote it"
+        raise MachineError(
+            f"{place}: {in_words(number)}. {cure}; the same command resumes after step {self.record.get('step', 0)}, "
+            "the last that was saved completely."
+        ) from error
+
+    def _check_unchanged(self) -> None:
+        """Raise InputError where another process has written the run since `plan_run` read it."""
+        record = _read(self.folder)
+        if record and [record.get(name) for name in SINCE] != [self.record.get(name) for name in SINCE]:
+            raise InputError(f"{self.folder}: another process has trained in it just now; give the command again")
+
+    def _write_card(self) -> None:
+        """Write the README.md of what the run saved, for whoever gets the folder."""
+        if is_first_process():
+            from common.pages.model_card import write_card  # late, as the report
+
+            write_card(self.folder)
 
     def _write_report(self) -> None:
         """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""
@@ -111,7 +169,7 @@ def plan_run(
     code = describe_code()
     matters = {
         "recipe": recipe,
-        **{name: value for name, value in arguments.items() if name not in COSMETIC},
+        **{name: value for name, value in arguments.items() if name not in COSMETIC | IN_NEED},
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
@@ -120,6 +178,8 @@ def plan_run(
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
+    if is_first_process():
+        refuse_where_held(folder)
     previous = _read(folder)
     if previous and previous["matters"] != matters:
         raise InputError(_difference(folder, previous["matters"], matters))
@@ -129,7 +189,11 @@ def plan_run(
     return Run(
         folder,
         {
-            **{name: previous[name] for name in ("step", "seconds", "fit") if previous and name in previous},
+            **{
+                name: previous[name]
+                for name in (*SINCE[1:], "seconds", "fit", "micro_batch")
+                if previous and name in previous
+            },
             "recipe": recipe,
             "command": sys.argv,
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
@@ -172,28 +236,6 @@ def adapter_of(folder: Path) -> Path:
     return adapter
 
 
-def _disk_is_full(error: BaseException, folder: Path) -> bool:
-    """Is a full disk, or a quota, the cause of `error`?
-
-    safetensors raises an error of its own with the system's message, torch.save one without it that leaves no room.
-    """
-    full = (errno.ENOSPC, errno.EDQUOT)
-    cause: BaseException | None = error
-    while cause is not None:
-        if getattr(cause, "errno", None) in full or any(os.strerror(number) in str(cause) for number in full):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    probe = folder / f"probe.{PART}"
-    try:
-        probe.write_bytes(bytes(2**20))
-    except OSError as failure:
-        return failure.errno in full
-    finally:
-        with suppress(OSError):
-            probe.unlink()
-    return False
-
-
 def _read(folder: Path) -> dict[str, Any] | None:
     if not folder.exists():
         return None
@@ -201,9 +243,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{folder}: is a file; give a folder with --output-dir")
     record = folder / "run.json"
     if record.exists():
-        return json.loads(record.read_text(encoding="utf-8"))
+        try:
+            return json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{record}: is damaged ({error}), so what this folder holds cannot be compared with this command. Put "
+                "back a copy of it, or give another --output-dir."
+            ) from None
     # Another process of this run may be about to write it; a batch job brings its script, and perhaps a STOP file.
-    if is_first_process() and any(path.name not in ("slurm", "STOP") for path in folder.iterdir()):
+    if is_first_process() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
     return None
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
+from common.run.files import keep_rows
 from common.run.profile import Profile
 from common.run.progress import LiveBar
 from common.run.screen import end_live, wait_for
@@ -42,10 +43,8 @@ class ProgressCallback(TrainerCallback):
         self.profile = Profile(metrics.parent / "profile")
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self.metrics.exists() and state.is_world_process_zero:
-            rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
-            self.metrics.write_text("".join(kept), encoding="utf-8")
+        if state.is_world_process_zero:  # a summary is of an end that was not the run's: it comes again
+            keep_rows(self.metrics, lambda row: row.get("step", 0) <= state.global_step and "train_runtime" not in row)
         self.last_time, self.last_tokens = time.monotonic(), self._tokens(state)
         self.bar = LiveBar("step", state.max_steps, state.global_step)
         self.bar.start()

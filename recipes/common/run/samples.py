@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from common.data.examples import Conversation, Document
-from common.run.files import write_json, write_jsonl
+from common.run.files import keep_rows, write_json
 
 BEGINNING, CONTINUATION = 400, 2000  # characters of a document in a sample, at most
 
@@ -68,11 +68,7 @@ def append(file: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 def forget_after(file: Path, step: int) -> None:
     """Drop the entries that a run resumed after `step` steps writes again, and a line that a killed run left half."""
-    if not file.exists():
-        return
-    lines = file.read_bytes().splitlines(keepends=True)  # of bytes: text is split at more than a line feed
-    entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    write_jsonl(file, [entry for entry in entries if entry["step"] < step])
+    keep_rows(file, lambda entry: entry.get("step", 0) < step)
 
 
 def _clipped(text: str, characters: int = 240) -> str:

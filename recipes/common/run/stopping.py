@@ -19,8 +19,10 @@ from common.environment import is_first_process
 from common.errors import InputError, Stopped
 from common.run import screen
 
+end_at_once = os._exit  # under its own name: while a reward file of the user's runs, os._exit is refused to it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STARTED = time.time()  # of this process, without the second that Python itself takes
+# When this process began, without the second that Python itself takes; of one that restarted itself, the first time.
+STARTED = float(os.environ.pop("RECIPES_STARTED", "") or time.time())
 
 
 class Stop:
@@ -47,7 +49,7 @@ class Stop:
             return
         if number == signal.SIGINT and self.interrupted:
             self._announce("Ended at once; the same command resumes from the last checkpoint.", last=True)
-            os._exit(128 + number)
+            end_at_once(128 + number)
         self.interrupted |= number == signal.SIGINT
         if self.requested:  # the first signal is announced and stops the run; those after it change nothing
             return
@@ -129,12 +131,15 @@ def seconds(time_limit: str) -> int:
 def _take_stop_file(folder: Path) -> bool:
     """Was a file STOP created in `folder` since this process started? It is deleted in any case.
 
-    An older one was meant for the run before this one, whose batch script created it twice.
+    An older one was meant for the run before this one, whose batch script created it twice. How old it is says the
+    clock that dates the files of this folder, of another machine perhaps: the file is dated again before it goes.
     """
     file = folder / "STOP"
     try:
         put = file.stat().st_mtime
+        file.touch()
+        age = file.stat().st_mtime - put
     except FileNotFoundError:
         return False
     file.unlink(missing_ok=True)
-    return put >= STARTED
+    return age <= time.time() - STARTED

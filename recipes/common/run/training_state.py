@@ -17,6 +17,10 @@ class Learner:
     They take gradients from then on. The list is made once: PEFT switches requires_grad with the active adapter, so
     that flag does not tell which parameters these are.
 
+    On a GPU, where they are of one dtype, they become parts of one tensor, and so do their gradients: clipping and an
+    update are then a few kernels in place of some for each parameter, and gradients stay where a CUDA graph adds to
+    them.
+
     Args:
         parameters: what to train.
         settings: optim, lr_scheduler_type, warmup_steps, weight_decay, max_grad_norm and fp16 are used; Adam's betas
@@ -35,14 +39,17 @@ class Learner:
         self.parameters = parameters
         for parameter in parameters:
             parameter.requires_grad_(True)
+        alike = len({parameter.dtype for parameter in parameters}) == 1
+        self.trained = [one_tensor(parameters)] if alike and parameters[0].is_cuda else parameters
         self.optimizer = optimizer(
-            parameters, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
+            self.trained, **{**options, "lr": learning_rate, "weight_decay": settings.weight_decay}
         )
         self.schedule = get_scheduler(
             settings.lr_scheduler_type, self.optimizer, settings.get_warmup_steps(steps), steps
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
         self.max_grad_norm = settings.max_grad_norm
+        self.leaves_out_bad = False  # whether a gradient that is not finite changes nothing; looking waits for the GPU
 
     @property
     def learning_rate(self) -> float:
@@ -57,16 +64,27 @@ class Learner:
         import torch
 
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        left_out = self.leaves_out_bad and not self.scaler.is_enabled() and not bool(norm.isfinite())
+        if not left_out:  # the scaler leaves out such a step by itself
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        self._clear()
         return norm
 
     def discard(self) -> float:
         """Clear the gradient without an update. Returns 0, the norm of no step."""
-        self.optimizer.zero_grad()
+        self._clear()
         return 0.0
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=self.trained is self.parameters)
+
+    def gradients(self) -> "list[Tensor]":
+        """What `backward` adds to in place; empty where it makes new tensors."""
+        return (
+            [] if self.trained is self.parameters else [whole.grad for whole in self.trained if whole.grad is not None]
+        )
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes; torch.save can write it."""
@@ -77,6 +95,19 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+
+
+def one_tensor(parameters: "list[Tensor]") -> "Tensor":
+    """A parameter whose parts, and those of its gradient, `parameters` and their gradients become; all of one dtype."""
+    import torch
+
+    whole = torch.nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    whole.grad = torch.zeros_like(whole)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, values, gradient in zip(parameters, whole.data.split(sizes), whole.grad.split(sizes), strict=True):
+        shape = parameter.shape
+        parameter.data, parameter.grad = values.view(shape), gradient.view(shape)
+    return whole
 
 
 def random_state() -> dict[str, Any]:

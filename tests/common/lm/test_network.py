@@ -30,6 +30,7 @@ def empty_machine(monkeypatch, tmp_path):
     for name in ("TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE", "UNSLOTH_USE_MODELSCOPE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(network, "WAIT", 0.0)
 
 
 @pytest.fixture

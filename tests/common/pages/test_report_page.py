@@ -44,6 +44,15 @@ def write_run(folder: Path, steps: int = 30, text: str = "一加一等于二。"
         "status": "done",
         "seconds": 3725.0,
         "tokens": 1_234_567,
+        "data": {
+            "rows": 1_280,
+            "trained": 1_200,
+            "held_out": 80,
+            "duplicates": 64,
+            "format": "prompt-answer",
+            "tokens": {"of": "prompt", "measured": 1_000, "mean": 30.5, "median": 30, "longest": 99},
+            "examples": [{"place": "a.jsonl:1", "label": "", "segments": [[text, 3, False], ["yes<|end|>", 4, True]]}],
+        },
         "held_out": {"prompts": 60, "before": {"score": 0.25, "kl": 0.0}, "after": {"score": 0.75, "kl": 0.5}},
     }
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -85,11 +94,47 @@ def write_run(folder: Path, steps: int = 30, text: str = "一加一等于二。"
             "answer": "2",
             "reward": float(step),
             "rewards": {"math": float(step), text[:40]: None},
+            "mask": [["<|user|>" + text, 7, False], [f"completion {step}<|end|>", 5, True]],
         }
         for step in range(min(steps, 300))
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    (folder / "evaluation.json").write_text(json.dumps(evaluation(text)), encoding="utf-8")
     return folder
+
+
+def evaluation(text: str) -> dict:
+    """An evaluation.json with a better, a worse and an equal figure, and a question."""
+
+    def line(name: str, before: float, after: float, verdict: str) -> dict:
+        return {
+            "name": name,
+            "rows": 9,
+            "before": before,
+            "before_interval": [before - 0.1, before + 0.1],
+            "after": after,
+            "after_interval": [after - 0.1, after + 0.1],
+            "difference": after - before,
+            "interval": [after - before - 0.125, after - before + 0.125],
+            "verdict": verdict,
+        }
+
+    lines = [
+        line("greedy right", 0.25, 0.5, "better"),
+        line("perplexity (per token)", 3.5, 4.25, "worse"),
+        line("right, English", 0.5, 0.5, "no difference"),
+    ]
+    question = {"question": text, "reference": "2", "before": "1", "after": text, "by": ["scorer", "F1 0.50"]}
+    return {
+        "before": {"name": "qwen2.5-7b"},
+        "after": {"name": "outputs/one"},
+        "finished": "2026-11-26T12:00:00+0000",
+        "sections": {"held out": {"title": "held out", "rows": 9, "lines": lines, "notes": ["9 rows are few"]}},
+        "questions": {
+            "rows": [{**question, "verdict": "better"}],
+            "total": {"in words": "1 better, 0 worse, 0 the same: no difference (sign test, p = 1)"},
+        },
+    }
 
 
 class Page(HTMLParser):
@@ -142,6 +187,17 @@ def test_a_report_tells_what_was_trained_how_it_went_and_how_to_repeat_it(tmp_pa
         "29 at step 29 · math 29",
         "truncated",
         "1 other metric",
+        "rows 1,280",
+        "1,200 rows; 80 are held out",
+        "tokens of a prompt: median 30, mean 30.5, longest 99 (of 1,000)",
+        "duplicates 64 rows (5.0%)",
+        "7 tokens, 4 with loss",
+        "12 tokens, 5 with loss",
+        "Before: qwen2.5-7b. After: outputs/ one.",
+        "greedy right 25.0% 15.0% to 35.0% 50.0% 40.0% to 60.0% +25.0% +12.5% to +37.5% better",
+        "perplexity (per token) 3.50 3.40 to 3.60 4.25 4.15 to 4.35 +0.750 +0.625 to +0.875 worse",
+        "no difference",
+        "1 questions: 1 better, 0 worse, 0 the same",
     ):
         assert words in shown.text, words
     assert len(shown.curve("math")) == 30
@@ -149,7 +205,13 @@ def test_a_report_tells_what_was_trained_how_it_went_and_how_to_repeat_it(tmp_pa
     assert shown.curve("mean")[0] == pytest.approx(first["reward"], rel=1e-4)
 
 
-@pytest.mark.parametrize("missing", ["metrics.jsonl", "samples.json", "samples.jsonl"])
+def test_only_what_carries_loss_is_marked(tmp_path):
+    shown = Page(page([write_run(tmp_path / "one", steps=2)]))
+    marked = [found.get("title") for tag, found in shown.tags if tag == "span" and found.get("class") == "loss"]
+    assert sorted(marked) == ["4 tokens, with loss", "5 tokens, with loss", "5 tokens, with loss"]
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "samples.json", "samples.jsonl", "evaluation.json"])
 def test_a_run_is_shown_at_every_time_of_its_life(tmp_path, missing):
     run = write_run(tmp_path)
     (run / missing).unlink()

@@ -125,3 +125,12 @@ def test_what_a_plan_does_not_count_is_refused(arguments, why):
     with pytest.raises(InputError, match=why):
         fitting.check_fit(SimpleNamespace(**given))
     fitting.check_fit(SimpleNamespace(**{**given, "fit": "off", "checkpoint_skip_layers": 0}))
+
+
+def test_fit_is_refused_beside_unsloths_own_variable(monkeypatch):
+    given = SimpleNamespace(fit="auto", gradient_checkpointing=True, checkpoint_skip_layers=0)
+    monkeypatch.setenv("UNSLOTH_GC_KEEP_LAYERS", "8")
+    with pytest.raises(InputError, match="UNSLOTH_GC_KEEP_LAYERS=8"):
+        fitting.check_fit(given)
+    monkeypatch.setenv("UNSLOTH_GC_KEEP_LAYERS", "0")
+    fitting.check_fit(given)

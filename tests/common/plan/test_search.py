@@ -52,6 +52,14 @@ def test_what_is_given_stays():
     assert fit(card, "sft", of_size(8), fixed=BATCH) is None
 
 
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_larger_micro_batches_of_the_same_step_are_tried_for_rollouts(method):
+    card = read_card("qwen2-1.5b")
+    own, found = workload(card, method), fit(card, method, DEVICES["h200"])
+    assert (found.work.rows, found.work.accumulation) == (own.step_rows, 1)
+    assert not fit(card, method, DEVICES["h200"], fixed=BATCH).changed.keys() & set(BATCH)
+
+
 def test_kto_keeps_its_micro_batch():
     """Its reference point is estimated from one."""
     card = read_card("qwen2.5-7b")

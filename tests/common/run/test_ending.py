@@ -54,7 +54,7 @@ def test_a_run_ends_with_its_time_first_and_last_loss_and_the_next_commands(as_m
         "Done in 0:02:31, loss 5.467 at the first step, 0.03303 at the last",
         "Adapter in outputs/sft-tiny-1a2b3c4d/adapter",
         "Next:",
-        "  make evaluate ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter",
+        "  make evaluate RUN=outputs/sft-tiny-1a2b3c4d",
         "  make chat RUN=outputs/sft-tiny-1a2b3c4d",
         "  make merge ADAPTER=outputs/sft-tiny-1a2b3c4d/adapter",
     ]
@@ -88,20 +88,20 @@ def ending(folder: Path, recipe: str, saved: str = "adapter", data: str = SAMPLE
 
 
 def test_the_sample_data_have_held_out_rows_to_evaluate_on(as_make):
-    for recipe in ("sft", "grpo"):
+    for recipe in ("sft", "dpo", "grpo"):
         assert ending(Path("run"), recipe) == [
-            "make evaluate ADAPTER=run/adapter",
+            "make evaluate RUN=run",
             "make chat RUN=run",
             "make merge ADAPTER=run/adapter",
         ]
     assert ending(Path("run"), "sft", "model") == [
-        "make evaluate MODEL=run/model",
+        "make evaluate RUN=run",
         "make chat MODEL=run/model",
         "make compare A=tiny B=run/model",
     ]
-    assert ending(Path("run"), "reward") == ["make evaluate REWARD=run", "make ppo MODEL=tiny REWARD=run"]
+    assert ending(Path("run"), "reward") == ["make evaluate RUN=run", "make ppo MODEL=tiny REWARD=run"]
     assert ending(Path("run"), "reward", "model") == [
-        "make evaluate REWARD=run",
+        "make evaluate RUN=run",
         "make ppo MODEL=tiny REWARDS=model:run/model",
     ]
 
@@ -110,7 +110,7 @@ def test_where_nothing_is_held_out_two_models_are_compared(as_make):
     beside = ["make compare A=tiny B=run/adapter", "make chat RUN=run", "make merge ADAPTER=run/adapter"]
     for recipe in ("sft", "dpo", "kto", "grpo", "ppo"):
         assert ending(Path("run"), recipe, data="my data.jsonl") == beside
-    for recipe in ("dpo", "kto", "ppo"):
+    for recipe in ("kto", "ppo"):
         assert ending(Path("run"), recipe) == beside
     assert ending(Path("run"), "sft", "model", "my.jsonl") == [
         "make compare A=tiny B=run/model",
@@ -118,10 +118,17 @@ def test_where_nothing_is_held_out_two_models_are_compared(as_make):
     ]
 
 
+def test_a_run_that_held_out_more_than_a_few_rows_is_evaluated_on_them(as_make):
+    for count, first in ((3, "make compare A=tiny B=run/adapter"), (10, "make evaluate RUN=run")):
+        run = finished(Path("run"), "dpo", "my.jsonl")
+        run.record["data"] = {"held_out": count}
+        assert next_commands(run, Path("run/adapter"))[0] == first
+
+
 def test_a_reward_model_of_own_data_goes_to_ppo_with_that_data_as_it_was_read(as_make):
     more = {"format": "prompt-rating", "columns": ["score=my stars", "prompt=question"]}
     assert ending(Path("run"), "reward", data="my data.jsonl", eval_data="held-out.jsonl", **more) == [
-        "make evaluate REWARD=run DATA=held-out.jsonl",
+        "make evaluate RUN=run",
         "make ppo MODEL=tiny REWARD=run 'DATA=my data.jsonl' FORMAT=prompt-rating "
         """'COLUMNS='"'"'score=my stars'"'"' prompt=question'""",
     ]

@@ -7,6 +7,7 @@ stopping each.
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from common.errors import InputError, MachineError, Stopped
 from common.rewards import algebra
-from common.run import checkpoints, files, stopping
+from common.run import checkpoints, disk, files, stopping
 from common.run import folder as record
 from common.run.checkpoints import CheckpointCallback, newest_checkpoint
 from common.run.files import put_in_place, write_folder
@@ -159,6 +161,24 @@ def test_a_stop_file_is_obeyed_once_and_one_of_an_earlier_run_never(tmp_path, mo
     assert not file.exists()
 
 
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_a_stop_file_is_obeyed_whatever_the_clock_of_its_disk_says(tmp_path, monkeypatch, ahead):
+    """On a network disk the server dates files."""
+
+    def touch(file: Path) -> None:
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY))
+        os.utime(file, (time.time() + ahead,) * 2)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    stop = Stop()
+    stop.begin_steps(tmp_path)
+    (tmp_path / "STOP").touch()
+    assert stop.reason(tmp_path) == "the file STOP"
+    monkeypatch.setattr(stopping, "STARTED", time.time() + 1)
+    (tmp_path / "STOP").touch()
+    assert Stop().reason(tmp_path) is None  # of an earlier run
+
+
 def test_the_time_limit_counts_from_the_start_of_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr(stopping, "STARTED", time.time() - 60)
     assert Stop("0:01:10").reason(tmp_path) is None
@@ -247,12 +267,28 @@ def cut(name: str, size: int):
     return lambda folder: os.truncate(folder / name, size)
 
 
+def flip(name: str, first: int, count: int = 1):
+    """Other bytes in a file that keeps its size."""
+
+    def breaks(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[first : first + count] = bytes(255 - byte for byte in content[first : first + count])
+        (folder / name).write_bytes(content)
+
+    return breaks
+
+
 FAULTS = {
     "truncated": (cut("adapter_model.safetensors", 700), "is damaged: adapter_model.safetensors has 700 of 1002 bytes"),
     "an empty state": (cut("trainer_state.json", 0), "is damaged: trainer_state.json has 0 of "),
     "a file that is gone": (lambda folder: (folder / "optimizer.pt").unlink(), "lacks optimizer.pt"),
     "no list": (lambda folder: (folder / "files.json").unlink(), "has no list of its files"),
     "an empty list": (cut("files.json", 0), "has no list of its files"),
+    "a flipped byte": (
+        flip("adapter_model.safetensors", 500),
+        "is damaged: adapter_model.safetensors has other contents",
+    ),
+    "zeros after a power cut": (flip("optimizer.pt", 0, 2000), "is damaged: optimizer.pt has other contents"),
     "half a list": (cut("files.json", 20), "has no list of its files"),
 }
 
@@ -374,7 +410,7 @@ def end_step(callback: CheckpointCallback, step: int, **flags) -> TrainerControl
     return control
 
 
-def test_a_run_that_has_to_stop_logs_saves_and_ends_training(run, capfd):
+def test_a_run_that_has_to_stop_saves_and_ends_training(run, capfd):
     args = SimpleNamespace(output_dir=str(run.folder / "checkpoints" / "part"))
     stop = Stop()
     callback = CheckpointCallback(run, stop, 2)
@@ -382,7 +418,7 @@ def test_a_run_that_has_to_stop_logs_saves_and_ends_training(run, capfd):
     assert end_step(callback, 1) == TrainerControl()
     assert end_step(callback, 2, should_save=True) == TrainerControl(should_save=True)
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert end_step(callback, 3) == TrainerControl(should_log=True, should_save=True, should_training_stop=True)
+    assert end_step(callback, 3) == TrainerControl(should_save=True, should_training_stop=True)
     with pytest.raises(Stopped, match="by SIGUSR1 after step 3 of 9; the same command resumes from there"):
         callback.on_train_end(args, TrainerState(global_step=3, max_steps=9), TrainerControl())
 
@@ -549,6 +585,97 @@ def test_a_full_disk_is_seen_through_the_words_of_a_library(tmp_path, library):
         assert newest_checkpoint(run).name == "checkpoint-1"
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(30, "Read-only file system", "{folder}/run.json"),
+            "run.json: Read-only file system. See to the disk; ",
+        ),
+        (OSError(5, "Input/output error"), ": Input/output error. See to the disk; "),
+        (
+            RuntimeError("SafetensorError: I/O error: File too large (os error 27)"),
+            ": File too large. See to the disk; ",
+        ),
+    ],
+)
+def test_a_disk_that_fails_is_named_with_the_place(run, error, message):
+    if isinstance(error, OSError) and error.filename:
+        error.filename = error.filename.format(folder=run.folder)
+    with pytest.raises(MachineError, match=f"{message}the same command resumes after step 0"), run:
+        raise error
+    assert status(run)["status"] == "failed"
+
+
+def test_an_error_of_another_disk_is_none_of_the_runs(run):
+    with pytest.raises(PermissionError), run:
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+    assert status(run)["error"].startswith("PermissionError")
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(run):
+
+    def deleted() -> None:
+        with run:
+            shutil.rmtree(run.folder)
+            run.update(step=1)
+
+    with pytest.raises(MachineError, match="The folder was deleted while the run wrote it"):
+        deleted()
+    assert not run.folder.exists()
+
+
+def test_a_name_that_is_too_long_is_refused_with_the_place(tmp_path):
+    with pytest.raises(MachineError, match="File name too long"), Run(tmp_path / ("x" * 300), {}):
+        pass
+
+
+def test_a_record_that_is_damaged_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(InputError, match=r"run\.json: is damaged .* give another --output-dir"):
+        record.plan_run("sft", "tiny", str(tmp_path), {}, {}, {})
+
+
+def test_what_a_process_leaves_that_was_killed_as_it_began_is_no_other_run(tmp_path):
+    for name in ("run.lock", "run.json.part", "STOP"):
+        (tmp_path / name).write_text("")
+    assert record.plan_run("sft", "tiny", str(tmp_path), {}, {}, {}) is not None
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        record.plan_run("sft", "tiny", str(tmp_path), {}, {}, {})
+
+
+def test_a_disk_without_room_is_refused_before_the_run_and_before_each_checkpoint(run, monkeypatch):
+    model = torch.nn.Linear(1000, 1000)  # 4 MB of weights, 8 of Adam: 12 a checkpoint
+    args = SimpleNamespace(output_dir=str(run.folder / "checkpoints" / "part"), optim="adamw_torch_fused")
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+
+    callback = CheckpointCallback(run, Stop(), 2)
+    free(39_000_000)
+    with pytest.raises(MachineError, match=r"2 checkpoints and the result need 0\.04 GiB, and its disk has 0\.04 GiB"):
+        callback.on_train_begin(args, TrainerState(max_steps=9), TrainerControl(), model=model)
+    free(41_000_000)
+    callback.on_train_begin(args, TrainerState(max_steps=9), TrainerControl(), model=model)
+    control, state = TrainerControl(should_save=True), TrainerState(global_step=4, max_steps=9)
+    callback.on_step_end(args, state, control, model=model)
+    free(11_000_000)
+    with pytest.raises(MachineError, match=r"the checkpoint of step 4 needs 0\.01 GiB"):
+        callback.on_step_end(args, state, control, model=model)
+
+
+def test_weights_that_are_not_finite_are_never_saved(run):
+    model = torch.nn.Linear(4, 4)
+    callback = CheckpointCallback(run, Stop(), 2)
+    callback.on_step_end(None, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
+    model.weight.data[0, 0] = float("nan")
+    callback.on_step_end(None, TrainerState(global_step=4, max_steps=9), TrainerControl(), model=model)
+    for step, control in ((4, TrainerControl(should_save=True)), (9, TrainerControl())):
+        with pytest.raises(InputError, match=f"no longer finite, seen after step {step}, before they were saved"):
+            callback.on_step_end(None, TrainerState(global_step=step, max_steps=9), control, model=model)
 
 
 # A real run.

@@ -17,7 +17,8 @@ import traceback
 from common import environment, errors
 
 
-def main() -> None:
+def preload() -> None:
+    """Import what the commands import."""
     environment.set_variables()
     environment.quiet_loggers()
     import unsloth  # noqa: F401, I001  first: it changes what is imported after it
@@ -33,6 +34,10 @@ def main() -> None:
     import common.run.progress  # noqa: F401
 
     gc.freeze()  # what is there already is not looked at again, in any child
+
+
+def main() -> None:
+    preload()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()

@@ -220,12 +220,8 @@ class Decoder:
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """A step of `size` rows as a CUDA graph. The rows stay as they are."""
-        kept = [tensor.clone() for tensor in self.state]
         pool = next((other.pool() for other in self.graphs.values()), None)
-        graph = record(lambda: self._step(size), pool)
-        for tensor, old in zip(self.state, kept, strict=True):
-            tensor.copy_(old)
-        return graph
+        return record(lambda: self._step(size), pool, self.state)
 
     def _compact(self, rows: Rows, size: int) -> None:
         """Move the live rows at or above `size` to free rows below it."""

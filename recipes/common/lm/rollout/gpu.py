@@ -19,6 +19,8 @@ def free_bytes() -> int:
     """Bytes of the current GPU that this process can still allocate."""
     import torch
 
+    from common.lm.cuda_graph import HELD
+
     free, _ = torch.cuda.mem_get_info()
-    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    allocated, reserved = torch.cuda.memory_allocated() + sum(HELD.values()), torch.cuda.memory_reserved()
     return min(free + reserved - allocated, memory_limit() - allocated)

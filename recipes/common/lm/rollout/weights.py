@@ -160,6 +160,9 @@ class PolicyWeights:
         self.dtype = _active(self.embedding).weight.dtype
         if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise Unsupported(f"its embedding is in {self.dtype}")
+        for name, part in (("embedding", self.embedding), ("head", self.head)):
+            if (device := _active(part).weight.device) != self.device:  # Unsloth can offload it to save memory
+                raise Unsupported(f"its {name} is on {device}, not with its layers on {self.device}")
         # Rounded to the dtype as the model does it, so that it is the same number.
         self.embed_scale = float(torch.tensor(self.architecture.embed_scale, dtype=self.dtype))
         modules = list(text.layers)

@@ -32,6 +32,7 @@ def four_bit_layer(rows: int, columns: int, nested: bool, device: str, dtype: to
 
 def compare(device: str, dtype: torch.dtype, tolerance: float) -> None:
     """Raise AssertionError where a kernel's result differs from the operation's by more than the share `tolerance`."""
+    from common.lm import log_prob_kernels, log_probs
     from common.lm.rollout import attention_kernels, four_bit_kernels, kernels, operations, sampling_kernels
     from common.lm.rollout.architecture import Architecture
     from common.lm.rollout.layers import dequantized
@@ -132,6 +133,20 @@ def compare(device: str, dtype: torch.dtype, tolerance: float) -> None:
         for one, other in zip(ours, reference, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     sampling_kernels.VOCABULARY_BLOCK = 4096
+    log_prob_kernels.BLOCK, log_prob_kernels.CHUNK = 64, 3
+    for softcap, temperature in ((None, 1.0), (None, 0.7), (5.0, 0.7)):
+        states, weight, weights = random(7, 40).requires_grad_(), random(300, 40) / 6, random(7, kind=torch.float32)
+        tokens = torch.arange(7, device=device) * 40
+        ours = log_prob_kernels.TokenLogProbs.apply(states, weight, None, tokens, temperature, softcap)
+        (gradient,) = torch.autograd.grad((ours[0] * weights).sum(), states)
+        logits = F.linear(states, weight).float()
+        logits = (logits / softcap).tanh() * softcap if softcap else logits
+        reference = log_probs.token_log_probs(logits, tokens, temperature)
+        (expected,) = torch.autograd.grad((reference[0] * weights).sum(), states)
+        for one, other in zip((*ours, gradient), (*reference, expected), strict=True):
+            equal(one, other)
+        assert not ours[1].requires_grad
+    log_prob_kernels.BLOCK, log_prob_kernels.CHUNK = 4096, 512
 
 
 if __name__ == "__main__":

@@ -264,6 +264,14 @@ def test_a_model_that_is_not_known_is_refused():
         PolicyWeights(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)), None)
 
 
+@pytest.mark.parametrize(("part", "reason"), [("model.embed_tokens", "its embedding is on meta"), ("lm_head", "head")])
+def test_an_embedding_or_head_on_another_device_is_refused(part, reason):
+    model = random_model(tie_word_embeddings=False)
+    model.get_submodule(part).to("meta")
+    with pytest.raises(Unsupported, match=reason):
+        PolicyWeights(model, None)
+
+
 def test_positions_beyond_the_models_are_refused():
     with pytest.raises(Unsupported, match="positions"):
         decoder_of(random_model("phi3 mini"), length=128)

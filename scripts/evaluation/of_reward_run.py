@@ -1,0 +1,77 @@
+"""`make evaluate RUN=…` of a reward model: how well it scores the rows that its run held out."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from common import environment
+from common.data.examples import Pair
+from common.data.rows import find_source
+from common.errors import InputError
+from common.run.screen import loading
+
+from evaluation import results
+from evaluation.figures import Line, Measured, lines
+from evaluation.reward_model import Judge, Trained, find
+from evaluation.subject import Held, Side, Subject, held_out
+
+if TYPE_CHECKING:
+    from evaluation.of_run import RunArgs
+
+ACCURACY, ERROR = "accuracy", "loss: squared error (of a score)"
+
+
+def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
+    """Print the report on the reward model, with `--base` beside another one, and write it to the run's folder."""
+    if args.questions or args.tasks or args.compare:
+        raise InputError("--questions, --tasks and --compare are for models that write; a reward model scores")
+    trained = find(str(subject.folder), None)
+    other = find(args.base, None) if args.base else None
+    held = held_out(subject, args.data)
+    if not held:
+        raise InputError(
+            f"{subject.folder}: the run held out no row; give pairs or scores that it did not train on with --data"
+        )
+    known = [one.model for one in (trained, other) if one]
+    environment.set_variables(models=known, sources=map(find_source, args.data))
+    console = loading(trained.model.name)
+    import unsloth  # noqa: F401  first: it changes what is imported after it
+    from common.rewards.report import show, shown
+
+    max_length = args.max_length or subject.arguments["max_length"]
+    after = {one.name: measure(trained, one, args.load_in_4bit, max_length) for one in held}
+    before = {one.name: measure(other, one, args.load_in_4bit, max_length) for one in held} if other else {}
+    sections = []
+    for one in held:
+        measured, report = after[one.name]
+        show(console, report, f"{subject.folder} on {one.name}")
+        old = before[one.name][0] if other else None
+        found: list[Line] = lines(measured, old, args.seed)
+        rows = len(one.examples)
+        correlation = [shown(report[name]) for name in ("pearson", "pearson, 95 %") if name in report]
+        notes = [f"Pearson's correlation with the scores given: {', '.join(correlation)}"] if correlation else []
+        notes += results.few_rows(rows)
+        section = results.Section(one.name, rows, found, notes, {"report": report})
+        results.show(console, section)
+        sections.append(section)
+    if other and args.base:
+        subject = replace(subject, before=Side(args.base, other.model, None))
+    file = results.write(subject, args.seed, sections, {})
+    console.print(f"Figures in [bold]{file}[/bold], with their intervals in [bold]report.html[/bold]", soft_wrap=True)
+
+
+def measure(trained: Trained, held: Held, load_in_4bit: bool, max_length: int) -> tuple[Measured, dict[str, Any]]:
+    """Row by row whether the chosen completion scores higher, or the squared error of the score; and the report."""
+    judge = Judge(trained, load_in_4bit)
+    tokens, truncated = judge.tokens_of(held.examples, max_length)
+    if truncated:
+        print(truncated)
+    report, rows = judge.report(held.examples, tokens, held.name)
+    outputs = [row["outputs"] for row in rows]
+    if isinstance(held.examples[0], Pair):
+        values = {ACCURACY: [(a > b) + 0.5 * (a == b) for a, b in outputs]}
+    else:
+        mean, std = trained.facts.get("mean", 0.0), trained.facts.get("std", 1.0)
+        values = {
+            ERROR: [(mean + std * output - row["score"]) ** 2 for (output,), row in zip(outputs, rows, strict=True)]
+        }
+    return Measured(values, {"rows": rows}), report

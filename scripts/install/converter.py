@@ -1,0 +1,66 @@
+"""llama.cpp's converter to GGUF in .venv/share/llama.cpp, where `make export` runs it. `make setup` calls `ensure`.
+
+    python -m install.converter     # it alone, a step of the Dockerfile
+
+It is in no wheel: the package index has it within the source of llama-cpp-python, 77 MB, of which 3 MB are kept. They
+stay in .cache, so that another .venv needs no network for them.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from common.errors import MachineError, run_command
+from common.run.files import PART
+
+from install import sources
+from install.environment import CACHE, CONVERTER, disk_errors, has_converter, say
+
+SOURCE, MEGABYTES = "llama-cpp-python", 77
+# The converter brings its own gguf, newer than the one on the index.
+KEPT = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_\w+_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/\w+\.py)")
+
+
+def ensure(needed: bool = True) -> None:
+    """Put the converter into .venv if it is not there. Raises MachineError if it is `needed` and cannot be had."""
+    if has_converter():
+        return
+    version, sha256 = sources.pin(SOURCE)
+    cached = CACHE / f"llama.cpp-{version}-{sha256[:8]}"
+    try:
+        if not cached.is_dir():
+            unpack(cached, version, sha256)
+    except MachineError as error:
+        if needed:
+            raise
+        say(f"{error} Without it there is no llama.cpp converter, which `make export` needs; `make setup` tries again")
+        return
+    part = CONVERTER.with_name(f"llama.cpp.{PART}")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(cached, part)
+    shutil.rmtree(CONVERTER, ignore_errors=True)
+    part.rename(CONVERTER)
+
+
+def unpack(target: Path, version: str, sha256: str) -> None:
+    """Fetch the source, and write what is kept of it to `target`. Raises MachineError as sources.fetch."""
+    say(f"fetching llama.cpp's converter, in the source of {SOURCE} {version}, {MEGABYTES} MB")
+    part = target.with_name(f"{target.name}.{PART}")
+    shutil.rmtree(part, ignore_errors=True)
+    with sources.fetch(SOURCE) as archive:
+        for member in archive:
+            if (path := KEPT.fullmatch(member.name)) and (content := archive.extractfile(member)):
+                file = part / path[1]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.read())
+    (part / "source.sha256").write_text(f"{sha256}\n")
+    part.rename(target)
+
+
+def main() -> None:
+    with disk_errors():
+        ensure()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,136 @@
+"""Model folders that are damaged or hostile: one line with the place before anything is loaded, and nothing runs."""
+
+import json
+import shutil
+import time
+
+import pytest
+from common.errors import InputError, MachineError
+from common.lm import model_files, render
+from common.lm.hub import Model, contents, find_model, load_tokenizer
+from common.lm.model_files import check_kind, download
+from common.lm.render import render_turns
+from conftest import ROOT
+
+TINY = ROOT / "data_samples" / "tiny"
+TURNS = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(TINY, tmp_path / "model")
+
+
+def cut(name: str, size: int):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def write(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+FAULTS = {
+    "half of the weights": (cut("model.safetensors", 100_000), r"model\.safetensors: has 100000 of \d+ bytes"),
+    "no weights": (cut("model.safetensors", 0), "is no safetensors file"),
+    "half a header": (cut("model.safetensors", 50), "is no safetensors file .*its header is longer than the file"),
+    "a pickle by that name": (write("model.safetensors", b"\x80\x04cos\nsystem\n(S'x'\ntR."), "is no safetensors file"),
+    "zeros": (write("model.safetensors", bytes(5000)), "is no safetensors file"),
+    "an empty config": (write("config.json", b""), r"config\.json: is damaged or no JSON"),
+    "a config that is a list": (write("config.json", b"[]"), r"config\.json: holds no JSON object"),
+    "a config nested without end": (write("config.json", b'{"a":' * 100_000), r"config\.json: is damaged or no JSON"),
+    "parts that are missing": (
+        write("model.safetensors.index.json", b'{"weight_map": {"a": "model-2.safetensors"}}'),
+        r"lacks model-2\.safetensors, which model\.safetensors\.index\.json names",
+    ),
+    "an index of nothing": (write("model.safetensors.index.json", b"{}"), "has no weight_map that names files"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_folder_is_refused_before_anything_is_loaded(folder, fault):
+    breaks, message = FAULTS[fault]
+    contents(find_model(str(folder)))
+    breaks(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        contents(find_model(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def with_code(folder, model_type: str) -> Model:
+    """A folder whose config names a module of its own, which leaves a mark where it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": model_type,
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    return find_model(str(folder))
+
+
+def test_code_that_a_model_brings_along_is_named_and_never_run(folder):
+    with pytest.raises(InputError, match=r"names code of its own, .*evil\.Config.* is never run"):
+        check_kind(with_code(folder, "of-nobody"))
+    assert not (folder / "ran").exists()
+
+
+def test_a_kind_that_transformers_knows_needs_no_code(folder):
+    check_kind(with_code(folder, json.loads((TINY / "config.json").read_text())["model_type"]))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", b"{}"), ("tokenizer.json", b"[" * 100_000), ("tokenizer_config.json", b"[1]")],
+)
+def test_a_tokenizer_that_cannot_be_read_is_named(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match="its tokenizer cannot be read"):
+        load_tokenizer(find_model(str(folder)))
+
+
+TEMPLATES = {
+    "a syntax error": "{% if %}",
+    "recursion without end": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "a range without end": "{% for i in range(10**15) %}{% endfor %}",
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a way out": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "more memory than there is": "{{ 'a' * 10**15 }}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_hostile_template_is_refused_in_seconds(tokenizer, monkeypatch, kind):
+    monkeypatch.setattr(render, "SECONDS", 0.2)
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[kind])
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="the chat template refuses it: ") as caught:
+        render_turns(tokenizer, TURNS)
+    assert time.monotonic() - begun < 5
+    assert len(str(caught.value)) < 500
+    if kind == "loops in loops":
+        assert "takes more than 0.2 s" in str(caught.value)
+
+
+def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(model_files, "FIRST_WAIT", 0.0)
+    tries = []
+
+    def fails(*_, **__):
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("reset by https://me:s3cret@mirror")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    model = Model("x", "org/x", None, None, local=False)
+    download(model)
+    assert len(tries) == 3
+    assert capsys.readouterr().out.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
+    monkeypatch.setattr(model_files, "TRIES", 2)
+    tries.clear()
+    with pytest.raises(MachineError, match=r"the download failed 2 times: .*\nThe same command continues it"):
+        download(model)

@@ -1,0 +1,86 @@
+"""Errors of the machine are one line with exit code 3; text is printed whatever the stream can show; no password is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from common import memory_limits
+from common.errors import LONGEST, explanation, one_line, without_credentials
+from common.memory_limits import memory_limit
+from conftest import ROOT
+
+
+def command(code: str, **environment: str) -> subprocess.CompletedProcess:
+    code = f"from common.errors import *\ndef main():\n    {code}\nrun_command(main)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "recipes"), **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("raise MemoryError", "The memory of the CPU is full: this process had "),
+        ("raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried')", "DefaultCPUAllocator: can't"),
+        ("open('/' + 'x' * 300, 'w')", "File name too long"),
+        ("raise OSError(30, 'Read-only file system', '/mnt/a')", "/mnt/a: Read-only file system"),
+    ],
+)
+def test_an_error_of_the_machine_is_named_without_a_traceback(code, line):
+    done = command(code)
+    assert done.returncode == 3
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bug_keeps_its_traceback():
+    done = command("raise FileNotFoundError(2, 'No such file', '/nowhere')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert explanation(RuntimeError("shapes differ")) is None
+
+
+def test_a_stream_that_cannot_show_a_letter_is_no_failure():
+    done = command("print('中文 ✓')", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "?? ?\n")
+
+
+def test_a_password_in_a_url_is_in_no_message():
+    done = command("raise MachineError('https://me:s3cret@mirror/simple cannot be reached')")
+    assert done.stderr == "https://***@mirror/simple cannot be reached\n"
+    plain = "see https://host/a@b, or mail me@host; my.jsonl:3: x"
+    assert without_credentials(plain) == plain
+
+
+def test_the_error_of_somebody_else_is_one_line_of_a_readable_length():
+    text = one_line(ValueError("first\n  second " + "x " * 10_000))
+    assert text.startswith("first second x x")
+    assert len(text) == LONGEST
+
+
+def test_the_lowest_limit_of_memory_is_named(tmp_path, monkeypatch):
+    """A group above this process's own may have the limit, and so may Slurm."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:       8388608 kB\nMemFree: 1 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/job/step\n")
+    group = tmp_path / "job"
+    (group / "step").mkdir(parents=True)
+    (group / "step" / "memory.max").write_text("max\n")
+    (group / "memory.max").write_text(f"{4 * 2**30}\n")
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    found = [*memory_limits._limits(tmp_path, tmp_path / "proc")]
+    assert found[0] == (8 * 2**30, "the machine's memory")
+    assert min(found)[0] == min(4 * 2**30, *(size for size, _ in found))
+    assert (4 * 2**30, f"a container's or job's limit ({group}/memory.max)") in found
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "2048")
+    assert (2 * 2**30, "Slurm's --mem") in [*memory_limits._limits(tmp_path, tmp_path / "proc")]
+    assert memory_limit()[0] <= 2 * 2**30
+
+
+def test_a_limit_of_ulimit_is_in_the_message():
+    limit = 2**33
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit})); bytearray(2**40)"
+    done = command(code, SLURM_MEM_PER_NODE="")
+    assert done.returncode == 3
+    assert "The least limit is " in done.stderr
