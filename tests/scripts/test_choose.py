@@ -279,7 +279,7 @@ def test_a_small_gpu_gets_smaller_batches_of_the_same_step():
     shown = answer("--have", "demonstrations", "pairs", "--model", "qwen2.5-7b", "--gpu-gib", "8")
     sft = shown["stages"][0]
     assert sft["fits"]
-    assert flags_of(sft) == {"--per-device-train-batch-size": "2", "--gradient-accumulation-steps": "8"}
+    assert flags_of(sft) == {"--per-device-train-batch-size": "1", "--gradient-accumulation-steps": "16"}
     given = dict(word.split("=", 1) for word in shlex.split(shown["pipeline"])[2:])
     assert shlex.split(given["SFT_ARGS"]) == sft["flags"]
 

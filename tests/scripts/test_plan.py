@@ -47,7 +47,7 @@ def test_a_card_is_shown_part_by_part_with_the_command(planned):
 def test_what_does_not_fit_says_so_and_what_would(planned):
     shown = planned("--model", "qwen2.5-72b", "--card", "24GB")
     assert "Nothing fits" in shown
-    assert "  CARD=48GB: " in shown
+    assert "  CARD=80GB: " in shown
     assert "  MODEL=qwen2.5-32b: " in shown
     shown = planned("--card", "24GB", "--max-length", "100000", "--load-in-4bit")
     assert "Nothing fits" in shown

@@ -181,15 +181,12 @@ def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
     block = 4 * i + 8 * h + 6 * a + 8 * kv
     # Its backward pass makes besides: the gradient of SwiGLU's product (2i), of the block's input and output (2 x 2h).
     backward = 2 * i + 4 * h
-    # The gradients of gate and up are not written over their values. Where blocks are not compiled, which are those of
-    # GRPO, PPO and packed rows, these and that of the product are made for so many tokens at once (lm/fused_mlp.py),
-    # and copies around RoPE are kept; of GRPO and PPO also the sums between attention and MLP. Measured.
+    # The gradients of gate and up are not written over their values. Blocks of packed rows are not compiled: these and
+    # that of the product are made for MLP_PART tokens at once, and copies around RoPE are kept; measured.
     backward += 4 * i
-    if packing or work.method in SAMPLING:
+    if packing:
         backward -= 6 * i * (1 - min(work.tokens, MLP_PART) / work.tokens)
         block += 4 * a + 4 * kv
-    if work.method in SAMPLING:
-        block += 7 * h
     if work.precision == "fp8":  # PEFT's own forward keeps SwiGLU's product too, and the fused MLP does not; measured
         block += (2.2 if work.method == "reward" else 0.2) * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss

@@ -12,7 +12,7 @@ from common.plan.time import Time, step_time
 from common.plan.workload import SAMPLING, Workload, settings, workload
 
 LEAST_ROWS = {"kto": 2}  # of a micro-batch: with one, KTO has no mismatched completion
-MARGIN = 0.97  # of a card that a plan may fill: it was never too low by more than the rest (docs/plan.md)
+MARGIN = 0.95  # of a card that a plan may fill: it was never too low by more than the rest (docs/plan.md)
 SHORTEST = 512  # tokens; a plan does not cut rows below that
 # What the plan may choose without changing what is learned: the arguments of a recipe.
 PRECISION, RECOMPUTATION = ("load_in_4bit", "load_in_fp8"), ("gradient_checkpointing", "checkpoint_skip_layers")
@@ -87,7 +87,8 @@ def plan(
             return found
     rows = LEAST_ROWS.get(method, 1)
     smallest = replace(least(shorter, fixed), rows=rows, accumulation=max(1, work.rows * work.accumulation // rows))
-    return measure(card, smallest, device, changed | {"per_device_train_batch_size": rows})
+    batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": smallest.accumulation}
+    return measure(card, smallest, device, changed | batch)
 
 
 def least(work: Workload, fixed: Collection[str] = ()) -> Workload:

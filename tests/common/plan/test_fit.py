@@ -41,8 +41,8 @@ def test_what_the_user_typed_stays():
 
 
 def test_where_nothing_fits_the_message_says_what_would():
-    with pytest.raises(MachineError, match=r"fits into 7\.1 GiB: --max-length 1024.* would need 6\."):
-        chosen(7.1)
+    with pytest.raises(MachineError, match=r"fits into 7\.3 GiB: --max-length 1024.* would need 6\."):
+        chosen(7.3)
     with pytest.raises(MachineError, match="take a larger GPU or a smaller model"):
         chosen(3)
 
