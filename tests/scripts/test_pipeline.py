@@ -1,6 +1,7 @@
 """`scripts/pipeline.py`: real stages on the tiny model once, and its book-keeping on stages that only leave files."""
 
 import ast
+import inspect
 import json
 import os
 import shutil
@@ -324,7 +325,20 @@ def test_bad_input_is_refused_before_anything_runs(words, message, tmp_path, cap
 
 # The book-keeping, in a copy of the repository whose recipes only leave the files that real ones leave.
 
-RECIPE = """
+
+def as_weights(text):
+    """A file of the form that safetensors have, in ASCII: what a stub wrote is text that the next one reads."""
+    import json
+
+    header = json.dumps({"__metadata__": {"weights": text}})
+    header += " " * (-len(header) % 65536)
+    return len(header).to_bytes(8, "little").decode("ascii") + header
+
+
+WEIGHTS = inspect.getsource(as_weights)
+RECIPE = (
+    WEIGHTS
+    + """
 import json, os, sys, time
 from pathlib import Path
 name = Path(sys.argv[0]).stem
@@ -339,7 +353,7 @@ if os.environ.get("FAILS") == name:
     sys.exit(int(os.environ["CODE"]))
 (folder / "adapter").mkdir()
 weights = Path(sys.argv[4]).read_text() + " ".join(sys.argv[7:])
-(folder / "adapter" / "adapter_model.safetensors").write_text(weights)
+(folder / "adapter" / "adapter_model.safetensors").write_text(as_weights(weights))
 record = {"status": "done", "seconds": 1.0, "command": sys.argv}
 if name == "ppo":
     record["held_out"] = {"prompts": 7, "before": {"score": 0.25}, "after": {"score": 0.75}}
@@ -348,7 +362,10 @@ if name == "reward":
 (folder / "run.json").write_text(json.dumps(record))
 sys.exit()
 """
-MERGE = """
+)
+MERGE = (
+    WEIGHTS
+    + """
 import json, shutil, sys
 from pathlib import Path
 from common.lm.hub import contents, find_model
@@ -356,9 +373,10 @@ _, _, adapter, _, model, _, folder = sys.argv
 Path(folder).mkdir()
 shutil.copy(find_model(model).source + "/config.json", folder)
 weights = contents(find_model(model)) + Path(adapter, "adapter_model.safetensors").read_text()
-Path(folder, "model.safetensors").write_text(weights)
+Path(folder, "model.safetensors").write_text(as_weights(weights))
 Path(folder, "merge.json").write_text(json.dumps({"base": contents(find_model(model)), "card": "tiny"}))
 """
+)
 EVALUATE = """
 import json, sys
 data = sys.argv[sys.argv.index("--data") + 1 : sys.argv.index("--json")]
@@ -504,7 +522,7 @@ def test_a_file_or_a_folder_that_arguments_name_counts_by_its_contents(copy):
     (copy / "mine").mkdir()
     weights = copy / "mine" / "adapter_model.safetensors"
     for text, stages in (("a", whole("ppo")), ("b", whole("ppo")), ("b", [])):
-        weights.write_text(text)
+        weights.write_text(as_weights(text))
         words = ("--stages", "ppo", "--ppo-args=--reward-model mine", "--eval-data", "data_samples/arithmetic.jsonl")
         assert [step for step in ran(pipeline(copy, *words)) if not step.startswith("start")] == stages
 

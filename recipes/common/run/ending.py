@@ -11,7 +11,7 @@ from rich.markup import escape
 from common import errors
 from common.arguments import variable
 from common.environment import ROOT
-from common.run.files import read_rows
+from common.run.files import read_records
 from common.run.folder import Run
 from common.run.health.ending import end_health
 from common.run.progress import duration
@@ -94,5 +94,5 @@ def make(target: str, **variables: Any) -> str:
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
     """The first and the last value that was logged under `key`; None where there is none."""
-    values = [row[key] for row in read_rows(metrics) if key in row]
+    values = [row[key] for row in read_records(metrics) if key in row]
     return (values[0], values[-1]) if values else None

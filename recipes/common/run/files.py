@@ -42,7 +42,7 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         raise
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_records(file: Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file of a run, [] without a file; lines that are damaged are left out."""
     return [row for _, row in _whole_lines(file)]
 

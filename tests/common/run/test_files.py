@@ -6,7 +6,7 @@ import resource
 
 import pytest
 from common.environment import ROOT
-from common.run.files import keep_rows, make_reproducible, read_rows, write_bytes, write_folder
+from common.run.files import keep_rows, make_reproducible, read_records, write_bytes, write_folder
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -66,7 +66,7 @@ def test_target_modules_that_are_one_pattern_stay_as_they_are(tmp_path):
 def test_lines_that_a_killed_process_left_half_are_dropped_and_counted(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n{"step": 3}\n{"step": 4, "lo')
-    assert [row["step"] for row in read_rows(file)] == [1, 2, 3]
+    assert [row["step"] for row in read_records(file)] == [1, 2, 3]
     keep_rows(file, lambda row: row["step"] < 3)
     assert capsys.readouterr().out.startswith(f"{file}: dropped 2 damaged lines, ")
     assert file.read_bytes() == b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n'
