@@ -3,7 +3,6 @@
 llama.cpp runs for real, with the clients that people use: openai's package and LangChain's.
 """
 
-import contextlib
 import json
 import re
 import shlex
@@ -11,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from common.errors import InputError, MachineError
 from conftest import ROOT
 from exporting import commands
+from served import assert_text_of_transformers, serving
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import serve
@@ -37,33 +36,12 @@ def run(trained, exported, tmp_path_factory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def serving(run: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
-    """A server in a process of its own, and {"base URL", "model", "curl", "python"} as it prints them."""
-    script = [sys.executable, ROOT / "scripts" / "serve.py", "--run", run, "--port", "0", "--quant", "f16", *flags]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            found = {}
-            for line in process.stdout:
-                name, _, value = line.strip().partition(" ")
-                if line.startswith("  "):
-                    found["base URL" if name == "base" else name] = value.removeprefix("URL").strip()
-                if line.startswith("Ctrl-C"):
-                    break
-            assert found, process.stderr.read()
-            yield process, found
-        finally:
-            process.kill()
-
-
 # --- the endpoint ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_llama_cpp_answers_openais_client_with_the_text_of_transformers(run):
     import openai
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with serving(run) as (process, printed):
         client = openai.OpenAI(base_url=printed["base URL"], api_key="none")
@@ -73,19 +51,7 @@ def test_llama_cpp_answers_openais_client_with_the_text_of_transformers(run):
             messages = [{"role": "user", "content": prompt}]
             return client.chat.completions.create(model="my-run", messages=messages, temperature=0, **more)
 
-        tokenizer = AutoTokenizer.from_pretrained(run / "export" / "merged")
-        model = AutoModelForCausalLM.from_pretrained(run / "export" / "merged", dtype=torch.float32)
-        for prompt in PROMPTS:
-            answer = ask(prompt, max_tokens=64).choices[0]
-            ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-            end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-            tokens = model.generate(**ids, max_new_tokens=64, do_sample=False, eos_token_id=end, pad_token_id=end)
-            new = tokens[0, ids["input_ids"].shape[1] :]
-            assert answer.message.content == tokenizer.decode(new, skip_special_tokens=True), prompt
-            assert answer.finish_reason == ("stop" if new[-1] == end else "length")
-            assert "<|" not in answer.message.content
+        assert_text_of_transformers(client, "my-run", run / "export" / "merged", PROMPTS)
         assert ask(PROMPTS[0], max_tokens=3).choices[0].finish_reason == "length"
         stream = list(ask(PROMPTS[0], max_tokens=64, stream=True))
         pieces = [choice.delta.content or "" for part in stream for choice in part.choices]
