@@ -835,7 +835,7 @@ def test_a_smaller_batch_that_fits_is_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500 * GIB))
     line = one(job("sft", "qwen2.5-7b", torch_facts({**H200, "free": 8 * GIB})), "sft qwen2.5-7b")
     assert line.status == "failure"
-    assert line.fix == "make sft MODEL=qwen2.5-7b PER_DEVICE_TRAIN_BATCH_SIZE=2 GRADIENT_ACCUMULATION_STEPS=8"
+    assert line.fix == "make sft MODEL=qwen2.5-7b PER_DEVICE_TRAIN_BATCH_SIZE=1 GRADIENT_ACCUMULATION_STEPS=16"
 
 
 def test_before_torch_is_installed_nvidia_smi_gives_the_memory(monkeypatch):

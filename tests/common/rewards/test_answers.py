@@ -229,7 +229,7 @@ def test_a_hostile_answer_is_wrong_in_bounded_time(answer):
 def test_a_hostile_completion_is_read_in_linear_time(piece):
     started = time.process_time()
     final_answer(piece * (200_000 // len(piece)))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 3  # 0.7 was seen, more on a busy machine
 
 
 def test_off_the_main_thread_and_on_many_at_once():
