@@ -106,7 +106,8 @@ def results(folder: Path) -> dict[str, object]:
         str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))
     }
     found["metrics"] = read_jsonl(folder / "metrics.jsonl")
-    found["samples"] = read_jsonl(folder / "samples.jsonl")
+    samples = read_jsonl(folder / "samples.jsonl")
+    found["samples"] = [{key: row[key] for key in row if key != "mask"} for row in samples]  # newer than BEFORE
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     held_out = [
         [*figures.values()] if isinstance(figures, dict) else figures for figures in record["held_out"].values()

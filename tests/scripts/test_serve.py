@@ -31,7 +31,8 @@ def run(trained, exported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "my-run"
     folder.mkdir()
     for file in trained[0].iterdir():
-        (folder / file.name).symlink_to(file)
+        if file.name != "export":
+            (folder / file.name).symlink_to(file)
     (folder / "export").symlink_to(exported)
     return folder
 
