@@ -433,7 +433,6 @@ def figures(section: dict) -> dict[str, dict]:
     return {line["name"]: line for line in section["lines"]}
 
 
-@pytest.mark.xfail(reason="since the merge a section has another name than this test expects: to be looked at")
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path):

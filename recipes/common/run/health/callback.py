@@ -41,7 +41,8 @@ class HealthCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
-        self.run.update(data=measure(self.rows), steps=state.max_steps)
+        facts = {**self.run.record.get("data", {}), **measure(self.rows)}  # beside what the recipe recorded of its data
+        self.run.update(data=facts, steps=state.max_steps)
         self.health = recall(self.run.folder, self.run.record, state.global_step)
         self.begin = self.health.seen.step
         self._report(self.health.judge(), self.health.findings)
