@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from common.lm.chat import Example, TokenPair
 from common.lm.feedback import TokenFeedback
 from common.lm.mask import Segment, segments
 from common.lm.render import prompt_ids
+from common.run.health.data import distinct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,14 +80,9 @@ def lengths(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Any]) -> dict[s
     }
 
 
-def duplicates(examples: Iterable[Any]) -> int:
+def duplicates(examples: Sequence[Any]) -> int:
     """How many examples are an earlier one once more, whatever their place."""
-    seen, count = set(), 0
-    for example in examples:
-        key = hash(repr([getattr(example, one.name) for one in fields(example) if one.name != "place"]))
-        count += key in seen
-        seen.add(key)
-    return count
+    return len(examples) - distinct(examples)
 
 
 def masked(row: Any) -> Iterator[Masked]:

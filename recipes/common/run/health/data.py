@@ -1,6 +1,7 @@
 """What the rows of a run show before it trains: copies, and pairs without a difference or with one of length only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from common.data.examples import Example, Pair, Prompt
@@ -14,7 +15,7 @@ def measure(rows: Sequence[Example]) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(rows)}
     if isinstance(rows[0], Prompt):
         return found
-    found["distinct"] = len({hash(content(row)) for row in rows})
+    found["distinct"] = distinct(rows)
     pairs = [(text(row.chosen), text(row.rejected)) for row in rows if isinstance(row, Pair)]
     if pairs:
         found["alike"] = sum(plain(chosen) == plain(rejected) for chosen, rejected in pairs)
@@ -24,9 +25,9 @@ def measure(rows: Sequence[Example]) -> dict[str, Any]:
     return found
 
 
-def content(row: Example) -> str:
-    """A row without its place in the file."""
-    return repr([getattr(row, name) for name in row.__slots__ if name != "place"])
+def distinct(rows: Iterable[Example]) -> int:
+    """How many rows there are, whatever their place in the file, without those that are another one once more."""
+    return len({hash(repr([getattr(row, one.name) for one in fields(row) if one.name != "place"])) for row in rows})
 
 
 def text(turns: Any) -> str:
