@@ -1,7 +1,6 @@
 """Environment variables to set before unsloth is imported, and a description of this machine and code for run.json."""
 
 import hashlib
-import logging
 import os
 import platform
 import re
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +64,8 @@ def compiled_code() -> Path:
 
 def quiet_loggers() -> None:
     """Silence log messages of the libraries that a user can do nothing about. Imports torch."""
+    import logging  # late, as importlib.metadata below: the launcher, which every make target starts, needs ROOT alone
+
     import torch  # noqa: F401  the import sets the levels of its loggers, so ours come after it
 
     # transformers.generation warns that max_new_tokens, which we set, overrides the model's own limit.
@@ -130,6 +130,8 @@ def installed_lock() -> dict[str, str] | None:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
