@@ -32,6 +32,7 @@ DIGEST = "sha256:" + "d" * 64
 STUB = "import json, os, sys; print('given', json.dumps([sys.executable, *sys.argv[1:]])); sys.exit({code})\n"
 COMMON = ("__init__", "aliases", "arguments", "environment", "errors", "run/__init__", "run/files")
 PACKAGES = ("scripts/launch", "scripts/install")
+CPYTHON = sys.implementation.cache_tag
 
 
 class Checkout:
@@ -51,7 +52,10 @@ class Checkout:
             *common,
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.root / name)
+            shutil.copy2(ROOT / name, self.root / name)  # with its time, for which the compiled code stays good
+            for compiled in (ROOT / name).parent.glob(f"__pycache__/{Path(name).stem}.{CPYTHON}.pyc"):
+                (self.root / name).parent.joinpath("__pycache__").mkdir(exist_ok=True)
+                shutil.copy2(compiled, (self.root / name).parent / "__pycache__")
         for name in COMMANDS:
             self.stub(name)
         self.bin = folder / "bin"

@@ -5,13 +5,19 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkout import Checkout, given
+from common import errors
 from common.aliases import ALIASES
 from common.arguments import read_words
+from common.errors import InputError
 from conftest import ROOT
+from in_process import as_it_was
+from launch import usage
+from launch.__main__ import read
 from launch.commands import COMMANDS, GROUPS, VARIABLES
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -24,6 +30,30 @@ def checkout(tmp_path: Path) -> Checkout:
     copy.make_venv()
     (copy.bin / "docker").unlink()
     return copy
+
+
+@pytest.fixture
+def by_make(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Messages name arguments as those of a make do, that has just begun."""
+    monkeypatch.setattr(errors, "SPELLING", "make")
+    names = dict(errors.ARGUMENTS)
+    errors.ARGUMENTS.clear()
+    yield
+    errors.ARGUMENTS.clear()
+    errors.ARGUMENTS.update(names)
+
+
+def arrived(name: str, *typed: str) -> list[str]:
+    """The words that `make NAME TYPED` gives a command: what the launcher makes of them, in this process."""
+    with as_it_was():
+        return read(name, [], dict(word.split("=", 1) for word in typed))
+
+
+def refused(name: str, *typed: str) -> str:
+    """The message that `make NAME TYPED` ends with, which the launcher raises before it starts anything."""
+    with pytest.raises(InputError) as caught:
+        arrived(name, *typed)
+    return errors.spell(str(caught.value))
 
 
 # --- the file and the list ------------------------------------------------------------------------------------------
@@ -53,21 +83,22 @@ def test_the_list_fits_a_screen_and_begins_with_where_to_start(words, checkout):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_every_argument_and_setting_at_80_columns(name, checkout):
-    by_make = checkout.make(f"help-{name}", COLUMNS="80")
-    by_hand = checkout.run(name, "--help", COLUMNS="80") if name != "exec" else by_make
+def test_help_shows_every_argument_and_setting_at_80_columns(name, by_make, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     fields = COMMANDS[name].fields()
-    for done, names in (
-        (by_make, [field.variable for field in fields]),
-        (by_hand, [field.flag for field in fields] if name != "exec" else []),
+    shown = usage.help_of(name, by_make=True)
+    monkeypatch.setattr(errors, "SPELLING", "")
+    for text, names in (
+        (shown, [field.variable for field in fields]),
+        (usage.help_of(name, by_make=False), [field.flag for field in fields] if name != "exec" else []),
     ):
-        assert done.returncode == 0, done.stderr
-        assert max(map(len, done.stdout.splitlines())) <= 80
-        assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", done.stdout)] == []
-        assert [name for name in COMMANDS[name].variables if f"  {name}=" not in done.stdout and name != "FROM"] == []
+        assert max(map(len, text.splitlines())) <= 80
+        assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
+        assert [name for name in COMMANDS[name].variables if f"  {name}=" not in text and name != "FROM"] == []
 
 
 def test_help_spells_arguments_as_make_does(checkout):
+    assert max(map(len, checkout.make("help-exec", COLUMNS="80").stdout.splitlines())) <= 80
     help_text = " ".join(checkout.make("help-sft").stdout.split())
     assert "LOAD_IN_4BIT=yes Load the frozen base in nf4 (QLoRA); LOAD_IN_4BIT=no for 16 bit." in help_text
     assert "LEARNING_RATE=2e-4" in help_text
@@ -133,7 +164,7 @@ def test_any_argument_is_a_variable(checkout):
     "name",
     [name for name, command in COMMANDS.items() if command.fields() and name not in ("slurm", "lock", "lock-check")],
 )
-def test_every_argument_of_every_command_is_a_variable(name, checkout):
+def test_every_argument_of_every_command_is_a_variable(name, checkout, monkeypatch):
     fields = COMMANDS[name].fields()
     wanted, typed = {}, []
     for field in fields:
@@ -142,8 +173,8 @@ def test_every_argument_of_every_command_is_a_variable(name, checkout):
         values = list(field.choices[:1]) or ["my own" if field.literal else one]
         wanted[field.name] = [] if field.kind == "bool" else values * (2 if field.many else 1)
         typed.append(f"{field.variable}={shlex.join(values * 2) if field.many else values[0]}")
-    arrived = read_words(fields, given(checkout.make(name, *typed)))
-    assert {one.field.name: one.values for one in arrived} == wanted
+    monkeypatch.chdir(checkout.root)
+    assert {one.field.name: one.values for one in read_words(fields, arrived(name, *typed))} == wanted
 
 
 def test_args_are_added_as_a_shell_would_split_them(checkout):
@@ -155,13 +186,13 @@ def test_args_are_added_as_a_shell_would_split_them(checkout):
 
 
 @pytest.mark.parametrize("value", ["yes", "true", "1", "YES", "True", "on"])
-def test_what_is_yes(value, checkout):
-    assert given(checkout.make("sft", f"PACKING={value}")) == ["--packing"]
+def test_what_is_yes(value):
+    assert arrived("sft", f"PACKING={value}") == ["--packing"]
 
 
 @pytest.mark.parametrize("value", ["no", "false", "0", "No", "off"])
-def test_what_is_no(value, checkout):
-    assert given(checkout.make("sft", f"PACKING={value}")) == ["--no-packing"]
+def test_what_is_no(value):
+    assert arrived("sft", f"PACKING={value}") == ["--no-packing"]
 
 
 def test_evaluation_data_may_be_one_file_with_a_space_in_its_name(checkout):
@@ -194,17 +225,23 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_value_arrives_whole_and_is_never_run(case, checkout):
-    """Through make, scripts/run, and make again for the commands that choose prints."""
     value = HOSTILE[case]
     words = given(checkout.make("grpo", f"SYSTEM_PROMPT={value}"))
     assert words in (["--system-prompt", value], [f"--system-prompt={value}"])
-    assert given(checkout.run("grpo", f"--system-prompt={value}")) == [f"--system-prompt={value}"]
-    quoted = given(checkout.make("grpo", f"COLUMNS=prompt={shlex.quote(value)}"))
-    assert quoted == ["--columns", f"prompt={value}"]
     if "planted" in value:  # in variables of every kind, and in those of the Makefile itself
         every = ("DATA", "GPUS", "ARGS", "FROM", "unknown", "RECIPES_GIVEN", "given", "name", "train", "MAKEFLAGS")
         for done in (checkout.make("sft", *(f"{name}={value}" for name in every)), checkout.make(f"data={value}")):
             assert "Traceback" not in done.stderr
+    assert not list(checkout.root.glob("**/planted"))
+
+
+def test_so_do_many_by_scripts_run_and_quoted_by_make(checkout):
+    """By make as in the commands that choose prints."""
+    values = [f"column={value}" for value in HOSTILE.values()]
+    assert given(checkout.run("grpo", "--columns", *values)) == ["--columns", *values]
+    assert given(checkout.make("grpo", f"COLUMNS={shlex.join(values)}")) == ["--columns", *values]
+    for value in ("-x", "--seed 7", ""):
+        assert given(checkout.run("grpo", f"--system-prompt={value}")) == [f"--system-prompt={value}"]
     assert not list(checkout.root.glob("**/planted"))
 
 
@@ -231,14 +268,27 @@ def test_data_with_a_dollar_in_its_name_is_found(checkout):
         ("DATA=no.jsonl", "DATA=no.jsonl: no such file or folder (from {root})"),
         ("ARGS=--max-length 1k", "MAX_LENGTH=1k: expected a whole number."),
         ("ARGS=words", "'words' belongs to no argument; a flag comes first, as in `--model tiny`."),
-        ("GPUS=0,2", "GPUS=0,2: expected how many GPUs; which ones is CUDA_VISIBLE_DEVICES, such as 0,2."),
         ("BAKE=1", "sft takes no BAKE. See `make help-sft`."),
         ("FROM=outputs/x", "FROM=outputs/x: no such file"),
     ],
 )
-def test_what_is_wrong_is_one_line_before_anything_starts(typed, message, checkout):
-    done = checkout.make("sft", typed)
-    assert done.stdout == ""
+def test_what_is_wrong_is_one_line(typed, message, by_make, checkout, monkeypatch):
+    monkeypatch.chdir(checkout.root)
+    assert refused("sft", typed) == message.format(root=checkout.root)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("PACKING=maybe", "PACKING=maybe: expected yes or no."),
+        ("DATA=no.jsonl", "DATA=no.jsonl: no such file or folder (from {root})"),
+        ("GPUS=0,2", "GPUS=0,2: expected how many GPUs; which ones is CUDA_VISIBLE_DEVICES, such as 0,2."),
+        ("DATASET=my.jsonl EPOCHS=3", "DATASET is DATA here; EPOCHS is NUM_TRAIN_EPOCHS here. See `make help-sft`."),
+    ],
+)
+def test_it_is_printed_before_anything_starts(typed, message, checkout):
+    done = checkout.make("sft", *typed.split())
+    assert (done.returncode, done.stdout) == (2, "")
     first, last = done.stderr.splitlines()
     assert first == message.format(root=checkout.root)
     assert last.endswith("Error 2")
@@ -274,12 +324,9 @@ NAMES = {
 
 
 @pytest.mark.parametrize("typed", NAMES)
-def test_a_name_that_is_none_is_answered_with_ours(typed, checkout):
+def test_a_name_that_is_none_is_answered_with_ours(typed, by_make):
     """`make sft DATASET=my.jsonl EPOCHS=3` trained the tiny model on sample data."""
-    done = checkout.make("sft", *typed.split())
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[0] == f"{NAMES[typed]}. See `make help-sft`."
+    assert refused("sft", *typed.split()) == f"{NAMES[typed]}. See `make help-sft`."
 
 
 FLAGS = {
