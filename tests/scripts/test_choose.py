@@ -1,7 +1,10 @@
 """`make choose`: the stages and commands for each kind of data, whether they fit, and what it does with bad input."""
 
 import ast
+import contextlib
+import functools
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -11,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from common.arguments import read_fields, read_words, values
@@ -26,14 +30,15 @@ from common.plan.memory import peak
 from common.plan.search import MARGIN
 from common.plan.workload import workload
 from conftest import ROOT
+from in_process import as_it_was, refusal
 from launch.commands import COMMANDS
 
 SCRIPT = ROOT / "scripts" / "choose.py"
 SAMPLES = ROOT / "data_samples"
 
 
-@pytest.fixture(scope="module")
-def choose():
+@functools.cache
+def module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("choose", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["choose"] = module
@@ -41,18 +46,23 @@ def choose():
     return module
 
 
-def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, *map(str, flags)]
-    environment = {**os.environ, **environment}
-    return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
-    )
+@pytest.fixture
+def choose() -> ModuleType:
+    return module()
+
+
+def run(*flags: str) -> str:
+    """What the command prints, as in a process of its own and without a terminal."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, as_it_was(), contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["choose.py", *map(str, flags)])
+        patch.setattr(sys, "stdin", io.StringIO())
+        module().main()
+    return printed.getvalue()
 
 
 def answer(*flags: str) -> dict:
-    done = run("--json", *flags)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run("--json", *flags))
 
 
 def commands(answer: dict) -> list[list[str]]:
@@ -345,15 +355,14 @@ def test_a_path_arrives_as_it_is(tmp_path):
     assert done.stdout == str(file), done.stderr
 
 
-def test_without_a_terminal_it_names_the_flags(tmp_path):
-    done = run(PATH=str(tmp_path))
-    assert done.returncode == 2
-    assert all(flag in done.stderr for flag in ("--have", "--data", "--model", "--gpu-gib"))
-    assert "Traceback" not in done.stderr
-    done = run("--have", "pairs", "--gpu-gib", "8")
-    assert done.returncode == 2
-    assert "--model" in done.stderr
-    assert "--have" not in done.stderr
+def test_without_a_terminal_it_names_the_flags(choose, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    message = refusal(choose.main, capsys)
+    assert all(flag in message for flag in ("--have", "--data", "--model", "--gpu-gib"))
+    message = refusal(choose.main, capsys, "--have", "pairs", "--gpu-gib", "8")
+    assert "--model" in message
+    assert "--have" not in message
 
 
 @pytest.mark.parametrize(
@@ -366,11 +375,8 @@ def test_without_a_terminal_it_names_the_flags(tmp_path):
         (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
     ],
 )
-def test_bad_input_has_one_message(flags, message):
-    done = run(*flags)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_has_one_message(flags, message, choose, capsys):
+    assert message in refusal(choose.main, capsys, *flags)
 
 
 def test_bad_files_are_named(choose, tmp_path):
@@ -384,17 +390,16 @@ def test_bad_files_are_named(choose, tmp_path):
             choose.look_at(str(tmp_path / "bad.jsonl"))
 
 
-def test_the_gpu_is_what_nvidia_smi_says(tmp_path):
+def test_the_gpu_is_what_nvidia_smi_says(choose, capsys, tmp_path, monkeypatch):
     smi = tmp_path / "nvidia-smi"
     gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
     smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
     smi.chmod(0o755)
-    done = run("--json", "--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
-    assert json.loads(done.stdout)["gpu_gib"] == 23.5
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert answer("--have", "demonstrations", "--model", "qwen2.5-7b")["gpu_gib"] == 23.5
     smi.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
-    done = run("--have", "demonstrations", "--model", "qwen2.5-7b", PATH=str(tmp_path))
-    assert done.returncode == 2
-    assert "--gpu-gib" in done.stderr
+    assert "--gpu-gib" in refusal(choose.main, capsys, "--have", "demonstrations", "--model", "qwen2.5-7b")
 
 
 def test_the_interview(tmp_path):
@@ -427,9 +432,9 @@ def test_the_interview(tmp_path):
 
 
 def test_the_answer_is_one_screen():
-    done = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "80")
-    lines = done.stdout.splitlines()
+    printed = run("--have", "demonstrations", "pairs", "answers", "--model", "qwen2.5-7b", "--gpu-gib", "80")
+    lines = printed.splitlines()
     assert len(lines) <= 32
     assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
     for words in ("bring out", "add a skill", "add: every right answer", " of 80 GiB", "make pipeline"):
-        assert words in done.stdout
+        assert words in printed
