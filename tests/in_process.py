@@ -1,4 +1,4 @@
-"""Run a command's main() in this process: for input that it refuses, which then costs no import of its own."""
+"""Run a command's main() in this process, where it costs no import of its own: one that loads no model."""
 
 import contextlib
 import os
@@ -10,17 +10,23 @@ import pytest
 from common.errors import run_command
 
 
-def refusal(main: Callable[[], object], capsys: pytest.CaptureFixture, *words: object) -> str:
-    """The message with which a command refuses these arguments: on stderr, without a traceback, exit code 2."""
+def ended(main: Callable[[], int | None], capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
+    """The exit code of a command with these arguments, and what it prints, to stdout and to stderr."""
     with pytest.MonkeyPatch.context() as patch, as_it_was():
         patch.setattr(sys, "argv", ["command", *map(str, words)])
         with pytest.raises(SystemExit) as exited:
             run_command(main)
-    printed = capsys.readouterr()
-    assert exited.value.code == 2, printed
-    assert "Loading" not in printed.out
-    assert "Traceback" not in printed.err
-    return printed.err
+    assert isinstance(exited.value.code, int)
+    return exited.value.code, *capsys.readouterr()
+
+
+def refusal(main: Callable[[], int | None], capsys: pytest.CaptureFixture, *words: object) -> str:
+    """The message with which a command refuses these arguments: on stderr, without a traceback, exit code 2."""
+    code, stdout, stderr = ended(main, capsys, *words)
+    assert code == 2, stdout + stderr
+    assert "Loading" not in stdout
+    assert "Traceback" not in stderr
+    return stderr
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The rewards: hand-worked scores, a user's own file, and the contract with every fault it must find planted."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +27,9 @@ from common.rewards.specification import (
     score_completions,
 )
 from conftest import ROOT
+from in_process import ended, refusal
 
+SCRIPT = ROOT / "scripts" / "test-rewards.py"
 PROMPT = [{"role": "user", "content": "How much is 40 plus 2?"}]
 
 
@@ -181,8 +184,8 @@ def test_a_language_model_is_not_a_reward_model(tmp_path, tokenizer):
 
 def test_the_time_that_a_reward_model_takes_to_load_is_not_held_against_it(classifier, monkeypatch, problems):
     slowly = RewardModel._load
-    monkeypatch.setattr(RewardModel, "_load", lambda self: time.sleep(4) or slowly(self))
-    assert contract(*load([f"model:{classifier}"], 100), problems, seconds=3) == []
+    monkeypatch.setattr(RewardModel, "_load", lambda self: time.sleep(2.2) or slowly(self))
+    assert contract(*load([f"model:{classifier}"], 100), problems, seconds=2) == []
 
 
 def test_a_reward_model_is_not_loaded_before_it_is_prepared(classifier, problems):
@@ -574,47 +577,52 @@ def test_what_other_threads_print_is_not_held_against_a_reward(own, problems, ca
     assert "spinner" in capsys.readouterr().out
 
 
-def run_script(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "test-rewards.py", *map(str, flags)]
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("test_rewards_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_command_passes_and_fails(tmp_path):
-    done = run_script()
-    assert done.returncode == 0, done.stderr
-    assert "math: passes" in done.stdout
+def test_the_command_passes_and_fails(command, capsys, tmp_path):
+    code, printed, _ = ended(command.main, capsys)
+    assert code == 0
+    assert "math: passes" in printed
     file = tmp_path / "my_rewards.py"
     file.write_text(
         TEXT + "def first(completions, answer): return [float(answer[0] in text(c)) for c in completions]\n"
     )
-    done = run_script("--rewards", "math", f"{file}:first")
-    assert done.returncode == 2
-    assert f"{file}:2: first: its scores do not move with their rows" in done.stdout
-    assert "1 wrong" in done.stdout
+    code, printed, _ = ended(command.main, capsys, "--rewards", "math", f"{file}:first")
+    assert code == 2
+    assert f"{file}:2: first: its scores do not move with their rows" in printed
+    assert "1 wrong" in printed
 
 
-def test_the_command_checks_every_gold_answer(tmp_path):
+def test_the_command_checks_every_gold_answer(command, capsys, tmp_path):
     data = tmp_path / "data.jsonl"
     rows = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2?", "answer": "####"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_script("--data", data)
-    assert done.returncode == 2
-    assert f"{data}:2: answer: '####' holds nothing to compare an answer with" in done.stderr
+    message = refusal(command.main, capsys, "--data", data)
+    assert f"{data}:2: answer: '####' holds nothing to compare an answer with" in message
 
 
-def test_the_command_takes_an_answer_template(tmp_path):
+def test_the_command_takes_an_answer_template(command, capsys, tmp_path):
     file = tmp_path / "boxed.py"
     file.write_text(
         TEXT
         + "def boxed(completions, answer): return [float(f'{{{a}}}' in text(c)) for c, a in zip(completions, answer)]"
     )
-    assert run_script("--rewards", f"{file}:boxed").returncode == 2
-    assert run_script("--rewards", f"{file}:boxed", "--answer-template", "So \\boxed{{answer}}").returncode == 0
+    rewards = ("--rewards", f"{file}:boxed")
+    assert ended(command.main, capsys, *rewards)[0] == 2
+    assert ended(command.main, capsys, *rewards, "--answer-template", "So \\boxed{{answer}}")[0] == 0
 
 
 @pytest.mark.slow
 def test_the_command_imports_unsloth_before_transformers_for_a_reward_model(classifier, unsloth_first):
-    done = run_script("--rewards", f"model:{classifier}", **unsloth_first)
+    words = [sys.executable, SCRIPT, "--rewards", f"model:{classifier}"]
+    environment = {**os.environ, **unsloth_first}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "model: passes" in done.stdout
