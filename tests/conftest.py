@@ -20,6 +20,11 @@ for variable in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "RECIPES_GIVEN", "RECIPES_S
         os.environ.pop(variable, None)
 # And it runs in this environment, whatever images this machine has. The tests of containers say otherwise themselves.
 os.environ["RUNTIME"] = "local"
+# Where Python may write no compiled code, as in many images, each of the hundreds of processes that tests start would
+# compile torch and transformers again, 8 of the 16 s that unsloth takes to import. Tests keep it in .cache.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(ROOT / ".cache" / "compiled" / "python")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 # Several processes of tests on few cores: threads that wait for each other would wait for the other process too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

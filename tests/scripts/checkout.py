@@ -4,16 +4,18 @@ import csv
 import hashlib
 import json
 import os
+import py_compile
 import re
 import shutil
 import subprocess
 import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from conftest import ROOT
 from launch.commands import COMMANDS
 
-ENGINE = """#!{python}
+ENGINE = """#!{python} -IS
 import json, os, sys
 words = sys.argv[1:]
 if words[:2] == ["image", "inspect"]:
@@ -32,7 +34,6 @@ DIGEST = "sha256:" + "d" * 64
 STUB = "import json, os, sys; print('given', json.dumps([sys.executable, *sys.argv[1:]])); sys.exit({code})\n"
 COMMON = ("__init__", "aliases", "arguments", "environment", "errors", "run/__init__", "run/files")
 PACKAGES = ("scripts/launch", "scripts/install")
-CPYTHON = sys.implementation.cache_tag
 
 
 class Checkout:
@@ -53,9 +54,8 @@ class Checkout:
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.root / name)  # with its time, for which the compiled code stays good
-            for compiled in (ROOT / name).parent.glob(f"__pycache__/{Path(name).stem}.{CPYTHON}.pyc"):
-                (self.root / name).parent.joinpath("__pycache__").mkdir(exist_ok=True)
-                shutil.copy2(compiled, (self.root / name).parent / "__pycache__")
+            if Path(name).suffix == ".py":
+                take_compiled(ROOT / name, self.root / name)
         for name in COMMANDS:
             self.stub(name)
         self.bin = folder / "bin"
@@ -107,6 +107,16 @@ class Checkout:
         done = self.run(*words, **{"RUNTIME": "docker", **environment})
         assert done.returncode == 0, done.stderr
         return Container(done)
+
+
+def take_compiled(file: Path, copy: Path) -> None:
+    """Have the compiled code of `file` beside its copy, where a Python without PYTHONPYCACHEPREFIX finds it."""
+    compiled = Path(cache_from_source(str(file)))
+    if not compiled.exists() or compiled.stat().st_mtime < file.stat().st_mtime:
+        py_compile.compile(str(file))
+    copy = copy.parent / "__pycache__" / compiled.name
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(compiled, copy)
 
 
 class Container:
