@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ ROWS_ONLY = {
 }
 
 
+@functools.cache
 def names(file: Path) -> set[str]:
     """What a file imports, calls or takes from an object."""
     found = set()
