@@ -430,14 +430,20 @@ HOSTILE = {
 }
 
 
-def test_a_batch_of_hostile_and_right_programs_scores_the_right_ones_in_order(layers):
+# Ended by the time limit alone, as fork-bomb and ignores-signals are: with some of the layers these two are enough.
+ENDLESS = {"loop", "output", "thread-bomb", "sleeps", "hangs-in-its-message"}
+
+
+def test_a_batch_of_hostile_and_right_programs_scores_the_right_ones_in_order(layers, request):
+    every = request.node.callspec.params["layers"] == "all"
+    hostiles = {name: code for name, code in HOSTILE.items() if every or name not in ENDLESS}
     programs = []
-    for code in HOSTILE.values():
+    for code in hostiles.values():
         programs += [(code, ["assert f() == 42"]), RIGHT]
     started = time.monotonic()
     results = sandbox.run_many(programs, workers=4, seconds=2, memory_mib=256, _layers=layers)
     assert time.monotonic() - started < 120
-    for (name, hostile), right in zip(zip(HOSTILE, results[::2], strict=True), results[1::2], strict=True):
+    for (name, hostile), right in zip(zip(hostiles, results[::2], strict=True), results[1::2], strict=True):
         assert hostile.passed == 0, name
         assert right == sandbox.Result(2, 2, None), f"beside {name}: {right.reason}"
 
