@@ -195,7 +195,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -269,9 +269,10 @@ def test_what_a_server_replies_is_reported_and_the_key_is_not(monkeypatch, reply
     assert len(server.seen) == requests
 
 
-def test_a_server_that_does_not_exist_is_named():
+def test_a_server_that_does_not_exist_is_named(monkeypatch):
     with Server((200, "")) as server:
         pass
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # 4 s between the tries of openai's client
     with pytest.raises(MachineError, match=rf"{server.url}: the judge cannot be reached: .*refused"):
         judge.Server(server.url, "big", None).check()
 

@@ -312,7 +312,7 @@ def test_an_import_that_is_only_slow_is_fine(tmp_path):
         tmp_path,
         torch=once.format(str(tmp_path / "torch.once")) + TORCH,
         torchao="__version__ = '8'",
-        unsloth="import time; time.sleep(4); __version__ = '9'",
+        unsloth="import time; time.sleep(2.5); __version__ = '9'",
     )
     results = run_probes("torch", "torchao", "unsloth", seconds=2, PYTHONPATH=modules)
     assert results["torch"][0]["version"] == "2.13.0"
@@ -322,8 +322,8 @@ def test_an_import_that_is_only_slow_is_fine(tmp_path):
 
 def test_one_that_hangs_is_slow_and_the_others_run(tmp_path):
     modules = fake(tmp_path, torch=TORCH, torchvision="import time; time.sleep(60)", torchao="__version__ = '8'")
-    results = run_probes("torch", "torchvision", "torchao", seconds=3, patient=4, PYTHONPATH=modules)
-    assert results["torchvision"] == [None, "", "slow: took more than 4 s here"]
+    results = run_probes("torch", "torchvision", "torchao", seconds=2, patient=2.5, PYTHONPATH=modules)
+    assert results["torchvision"] == [None, "", "slow: took more than 2.5 s here"]
     assert results["torchao"] == ["8", "", ""]
 
 

@@ -198,7 +198,7 @@ def source(checkout, tmp_path):
     page.write_text(f'<a href="../../files/{archive.name}#sha256=0">{archive.name}</a>')
     with (checkout.root / "docker" / "sources.txt").open("a") as sources:
         sources.write(f"my-tool==1.0 --hash=sha256:{sha256(archive)}\n")
-    threading.Thread(target=index.serve_forever, daemon=True).start()
+    threading.Thread(target=index.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     yield checkout, index
     index.shutdown()
     index.server_close()

@@ -174,6 +174,7 @@ def edit(file: Path, before: str, after: str) -> int:
     return text[: text.index(before)].count("\n") + 1
 
 
+@pytest.mark.slow
 def test_check_finds_an_edited_input(copy: Path) -> None:
     train = copy / "docker" / "train.in"
     train.write_text(re.sub(r"^wandb==.*\n", "", train.read_text(), flags=re.M))

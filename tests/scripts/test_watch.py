@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def port(run: Path) -> Iterator[int]:
     with watch.server([run], 0) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield serving.server_port
         serving.shutdown()
 

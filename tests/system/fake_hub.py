@@ -160,7 +160,7 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -391,7 +391,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -492,6 +492,7 @@ def test_modelscope_is_used_with_its_variable_only(monkeypatch):
     assert fetch(hub) == hub
     monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # 7 s between the tries of its library
     assert fetch(tiny) == tiny
     with pytest.raises(MachineError, match=r"^nobody/nothing: cannot be downloaded from ModelScope"):
         fetch(hub)

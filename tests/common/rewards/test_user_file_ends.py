@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from common.errors import InputError, Stopped
+from common.rewards import user_file
 from common.rewards.reward import Reward
 from common.rewards.user_file import find_function
 from conftest import ROOT
@@ -23,9 +24,11 @@ WAYS = {
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_run():
-    """A run handles Ctrl-C itself, so that a KeyboardInterrupt can only be the file's."""
+def as_in_a_run(monkeypatch):
+    """A run handles Ctrl-C itself, so that a KeyboardInterrupt can only be the file's; no other function is running."""
     before = signal.signal(signal.SIGINT, lambda *_: None)
+    monkeypatch.setattr(user_file, "RUNNING", {})  # else a thread of another test, which it left hanging, is in it
+    monkeypatch.setattr(os, "_exit", user_file.END)
     yield
     signal.signal(signal.SIGINT, before)
 
