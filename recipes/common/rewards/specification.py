@@ -108,6 +108,16 @@ def reward_models(spec: Sequence[str]) -> list[Model]:
     return [find_model(name) for name in names]
 
 
+def weights(spec: Sequence[str]) -> dict[str, float]:
+    """The weight of each reward that `spec` names, by the name in the metrics, without importing a user's file.
+
+    Raises InputError for a weight that is not a number.
+    """
+    return {
+        "model" if source.startswith(MODEL) else source.rpartition(":")[2]: weight for source, weight in _entries(spec)
+    }
+
+
 def identities(rewards: Iterable[Reward]) -> list[str]:
     """What the rewards from outside this repository are by their contents: users' files and reward models."""
     found = []

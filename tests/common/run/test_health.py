@@ -3,6 +3,7 @@
 health_runs.json is what real runs of the tiny model logged: `tests/references/health_table.py --record` writes it anew.
 """
 
+import copy
 import json
 import math
 import random
@@ -14,11 +15,14 @@ from common.arguments import read_fields
 from common.data.examples import Conversation, Pair, Prompt
 from common.errors import BAD_INPUT, STOPPED, Stopped
 from common.pages.report import page
+from common.run.folder import Run
 from common.run.health import texts
 from common.run.health.data import measure
+from common.run.health.ending import end_health
 from common.run.health.files import FILE, NewLines, judge_again, recall, write_findings
 from common.run.health.health import RULES, Health
 from common.run.health.seen import Curve, correlation, spread
+from common.run.stopping import Stop
 from conftest import ROOT
 
 RUNS = json.loads(Path(__file__).with_name("health_runs.json").read_text(encoding="utf-8"))
@@ -208,6 +212,51 @@ def test_pairs_without_a_difference_and_longer_chosen_ones_are_counted():
     rows = [Pair(f"my.jsonl:{n}", turns("?"), turns(one), turns(other)) for n, (one, other) in enumerate(pairs)]
     found = measure(rows)
     assert (found["alike"], found["chosen longer"]) == (1, 2)
+
+
+def test_completions_that_differ_in_a_call_or_in_their_reasoning_are_not_alike():
+    def calls(city: str) -> list[dict]:
+        function = {"name": "weather", "arguments": {"city": city}}
+        return [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}]
+
+    def thinks(text: str) -> list[dict]:
+        return [{"role": "assistant", "content": "4", "reasoning_content": text}]
+
+    pairs = [(calls("巴黎"), calls("Rome")), (thinks("2 and 2."), thinks("A guess.")), (calls("Rome"), calls("Rome"))]
+    assert measure([Pair("my.jsonl:1", turns("?"), *pair) for pair in pairs])["alike"] == 1
+
+
+@pytest.mark.parametrize("spec", [["math=1.5,format=0.2", "judge=0"], ["math=1.5", "my.py:judge=0", "format=0.2"]])
+def test_the_rewards_of_a_run_are_read_as_its_recipe_reads_them(spec):
+    """Several in a word too: `make grpo REWARDS=math=1.5,format=0.2`."""
+    health = Health({"recipe": "grpo", "arguments": {"rewards": {"value": spec}}, "steps": 40})
+    for step in range(1, 41):
+        rising = {"reward": step / 40, "reward_std": 0.5, "rewards/format/mean": step / 40}
+        health.seen.add({"step": step, "rewards/math/mean": 0.5, "rewards/judge/mean": 1 - step / 40, **rising})
+        health.judge()
+    assert {"format only", "judged quality falls"} <= {finding.name for finding in health.findings}
+
+
+@pytest.mark.parametrize("recipe", RULES)
+def test_what_run_json_holds_stays_and_the_counts_are_added(recipe, tmp_path):
+    """`make evaluate` finds the held-out rows by what the recipe recorded of its data."""
+    from common.run.health.callback import HealthCallback
+    from transformers import TrainerControl, TrainerState
+
+    data = {"rows": 4, "format": "messages", "trained": 3, "held_out_rows": "0", "tokens": {"longest": 9}, "notes": []}
+    before = {"recipe": recipe, "arguments": {}, "matters": {"base": "a"}, "git": {"commit": "b"}, "data": data}
+    run = Run(tmp_path, copy.deepcopy(before))
+    rows = [Conversation(f"my.jsonl:{line}", turns(text)) for line, text in enumerate("abca")]
+    health, state = HealthCallback(run, Stop(), False, rows), TrainerState(max_steps=3)
+    health.on_train_begin(None, state, TrainerControl())
+    for state.global_step in (1, 2, 3):
+        health.on_log(None, state, TrainerControl(), {"loss": 1.0})
+    health.on_train_end(None, state, TrainerControl())
+    end_health(run)
+    after = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert {**after, "data": data} == {**after, **before}
+    assert after["data"] == {**data, "distinct": 3}
+    assert after["steps"] == 3
 
 
 def test_lines_that_are_added_are_read_once_and_a_half_one_later(tmp_path):

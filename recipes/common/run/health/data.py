@@ -1,10 +1,12 @@
 """What the rows of a run show before it trains: copies, and pairs without a difference or with one of length only."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from common.data.examples import Example, Pair, Prompt
+from common.data.turns import Turns
 
 
 def measure(rows: Sequence[Example]) -> dict[str, Any]:
@@ -16,7 +18,7 @@ def measure(rows: Sequence[Example]) -> dict[str, Any]:
     if isinstance(rows[0], Prompt):
         return found
     found["distinct"] = distinct(rows)
-    pairs = [(text(row.chosen), text(row.rejected)) for row in rows if isinstance(row, Pair)]
+    pairs = [(written(row.chosen), written(row.rejected)) for row in rows if isinstance(row, Pair)]
     if pairs:
         found["alike"] = sum(plain(chosen) == plain(rejected) for chosen, rejected in pairs)
         found["chosen longer"] = sum(len(chosen) > len(rejected) for chosen, rejected in pairs)
@@ -30,10 +32,12 @@ def distinct(rows: Iterable[Example]) -> int:
     return len({hash(repr([getattr(row, one.name) for one in fields(row) if one.name != "place"])) for row in rows})
 
 
-def text(turns: Any) -> str:
-    return "".join(str(turn.get("content") or "") for turn in turns)
+def written(turns: Turns) -> str:
+    """All that the model would write of a completion: reasoning, text and calls of tools."""
+    parts = [turn.get(name) or "" for turn in turns for name in ("reasoning_content", "content", "tool_calls")]
+    return "".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
-def plain(written: str) -> str:
+def plain(text: str) -> str:
     """A text without its spaces. Punctuation stays: 3.5 is not 35."""
-    return "".join(written.split())
+    return "".join(text.split())

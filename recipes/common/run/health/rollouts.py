@@ -221,12 +221,12 @@ def _reward(seen: Seen) -> str:
 
 def _rewards(seen: Seen, judges: bool = False) -> dict[str, Change]:
     """How the mean of each reward changed: of those with a weight, or of the judges, whose weight is 0."""
+    from common.rewards.specification import weights  # late: only GRPO and PPO need the modules of all rewards
+
     found = {}
-    for entry in seen.arguments.get("rewards") or ():
-        source, _, weight = str(entry).partition("=")
-        name = "model" if source.startswith("model:") else source.rsplit(":", 1)[-1]
+    for name, weight in weights(seen.arguments.get("rewards") or ()).items():
         change = seen.change(f"rewards/{name}/mean", 5)
-        if change is not None and (float(weight or 1) == 0) == judges:
+        if change is not None and (weight == 0) == judges:
             found[name] = change
     return found
 
