@@ -154,9 +154,9 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
 
 def gguf_of(served: Served, quant: str | None) -> Path:
     """The GGUF file to serve; without one the run is exported. Raises InputError where --quant names none."""
-    found = ggufs(served)
+    found, quant = ggufs(served), quant and quant.lower()
     if not any(wanted in found for wanted in ([quant] if quant else found)):
-        wanted = (quant or PREFERRED[0]).lower()
+        wanted = quant or PREFERRED[0]
         print(
             f"{served.export}/gguf has no {wanted} file: {command('export', run=served.folder, quant=wanted)}",
             flush=True,
@@ -166,7 +166,7 @@ def gguf_of(served: Served, quant: str | None) -> Path:
         if code:
             raise SystemExit(code)
         found = ggufs(served)
-    names = [quant.lower()] if quant else [*PREFERRED, *found]
+    names = [quant] if quant else [*PREFERRED, *found]
     chosen = next((found[name] for name in names if name in found), None)
     if chosen is None:
         raise InputError(f"--quant {quant}: {served.export}/gguf has {', '.join(found) or 'no GGUF file'}")
