@@ -33,6 +33,9 @@ Left out: judging completions of held-out rows that no rule can tell right from 
 `make compare`.
 """
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +124,9 @@ class Args:
     """Without a run, a file for the figures and every completion."""
 
 
-OF_A_RUN = ("base", "questions", "tasks", "task_limit", "num_fewshot", "apply_chat_template", "compare", "judge")
+OF_A_TASK = ("task_limit", "num_fewshot", "apply_chat_template")
+OF_A_JUDGE = ("judge", "judge_url", "judge_model", "judge_key")
+OF_A_RUN = ("base", "questions", "tasks", *OF_A_TASK, "compare", *OF_A_JUDGE)
 NOT_OF_A_RUN = ("model", "adapter", "reward_model", "json")
 
 
@@ -133,24 +138,46 @@ def main() -> None:
         return
     results = evaluate_reward_model(args, args.reward_model) if args.reward_model else evaluate_policy(args)
     if args.json:
-        write_json(Path(args.json), results)
+        write_json(Path(args.json).expanduser(), results)
 
 
 def check(args: Args) -> None:
     """Raise InputError for arguments that do not go together."""
-    strange = [name for name in (NOT_OF_A_RUN if args.run else OF_A_RUN) if getattr(args, name)]
-    if strange:
-        flags = ", ".join("--" + name.replace("_", "-") for name in strange)
+    if strange := given(args, NOT_OF_A_RUN if args.run else OF_A_RUN):
         there = "the run names its models, and its folder takes the figures" if args.run else "they are about a run"
-        raise InputError(f"{flags}: {'not with --run' if args.run else 'give --run too'}; {there}")
+        raise InputError(f"{strange}: {'not with --run' if args.run else 'give --run too'}; {there}")
+    if (strange := given(args, OF_A_TASK)) and not args.tasks:
+        raise InputError(f"{strange}: give --tasks too; without tasks of lm-eval there is nothing for it")
+    if (strange := given(args, OF_A_JUDGE)) and not (args.questions or args.compare):
+        raise InputError(f"{strange}: give --questions or --compare too; a judge judges their answers")
     if args.tasks and args.load_in_4bit:
         raise InputError("--load-in-4bit and --tasks: the harness runs in 16 bit; leave one of the two out")
     if args.samples is not None and args.samples < 0:
         raise InputError(f"--samples {args.samples}: expected 0 or more")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1")
-    if args.task_limit is not None and args.task_limit < 1:
-        raise InputError(f"--task-limit {args.task_limit}: expected at least 1")
+    if args.temperature is not None and not 0 < args.temperature < math.inf:
+        raise InputError(
+            f"--temperature {args.temperature:g}: expected more than 0; the greedy completion is always there"
+        )
+    for name in ("max_new_tokens", "max_length", "task_limit"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"{flag(name)} {value}: expected at least 1")
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise InputError(f"--num-fewshot {args.num_fewshot}: expected 0 or more")
+    try:
+        re.compile(args.answer_pattern or "")
+    except re.error as error:
+        raise InputError(f"--answer-pattern {args.answer_pattern}: no regular expression: {error}") from None
+    if args.json and not (folder := Path(args.json).expanduser().parent).is_dir():
+        raise InputError(f"--json {args.json}: there is no folder {folder}")
+
+
+def given(args: Args, names: Iterable[str]) -> str:
+    """Those of the arguments that have been given, as flags in a row."""
+    return ", ".join(flag(name) for name in names if getattr(args, name) not in (None, False, ()))
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def evaluate_policy(args: Args) -> dict[str, Any]:

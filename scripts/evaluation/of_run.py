@@ -92,12 +92,9 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
     )
     after, earlier = both(args, subject, before, held, scorer, to_answer, sampling)
 
-    own = [
-        table(one.name, after.measured[one.name], earlier.measured[one.name], len(one.examples), args.seed)
-        for one in held
-    ]
+    own = [table(one.name, after.measured[one.name], earlier.measured[one.name], args.seed) for one in held]
     if args.general:
-        own.append(table(GENERAL, after.measured[GENERAL], earlier.measured[GENERAL], len(general.items()), args.seed))
+        own.append(table(GENERAL, after.measured[GENERAL], earlier.measured[GENERAL], args.seed))
     sections = [*own, *sections]
     console.print(f"before: {before.name}\nafter:  {subject.after.name}", soft_wrap=True, highlight=False, markup=False)
     if not held:
@@ -202,7 +199,8 @@ def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], to_answe
             torch.cuda.empty_cache()
 
 
-def table(name: str, after: list[Measured], before: list[Measured], rows: int, seed: int) -> Section:
+def table(name: str, after: list[Measured], before: list[Measured], seed: int) -> Section:
+    rows = max(map(len, after))  # that were measured: those that are truncated to nothing are not, nor is every prompt
     details = {
         label: {key: listed for part in parts for key, listed in part.rows.items()}
         for label, parts in (("after", after), ("before", before))

@@ -118,6 +118,8 @@ def checkable(reference: str) -> Gold | None:
 def by_text(reference: str, text: str) -> tuple[float, str]:
     """How near an answer is to the reference in words, from 0 to 1, and the measure that tells."""
     wanted, given = words(reference), words(answer_part(text))
+    if not wanted:  # a reference of signs alone, such as an emoji
+        return float(reference.strip() in answer_part(text)), "contains"
     if wanted == given:
         return 1.0, "exact"
     if any(given[start : start + len(wanted)] == wanted for start in range(len(given) - len(wanted) + 1)):

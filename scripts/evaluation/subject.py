@@ -141,6 +141,7 @@ def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
         file = Path(given["data"]).absolute()
         if file.parent == environment.ROOT / "data_samples" and file.name in SAMPLES:
             sources.append(str(file.with_name(SAMPLES[file.name])))
+    short = [Path(name).name for name in sources]
     for name in sources:
         rows = read_held_out(name)
         if subject.method in ("grpo", "ppo") and isinstance(rows[0], Prompt | Pair | Rating):
@@ -151,7 +152,7 @@ def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
             raise InputError(f"{name}: scores judge a reward model, not what {subject.method} trains")
         elif subject.method == "reward" and not isinstance(rows[0], Pair | Rating):
             raise InputError(f"{name}: expected pairs or scores to judge a reward model by")
-        found.append(Held(Path(name).name, rows))
+        found.append(Held(Path(name).name if short.count(Path(name).name) == 1 else name, rows))
     return found
 
 

@@ -248,6 +248,13 @@ def test_a_reward_model_is_judged_as_its_run_judged_it(tmp_path):
         (["--reward-model", "tiny", "--adapter", "a"], "give one of the two"),
         (["--reward-model", "tiny", "--data", "data_samples/heldout.jsonl"], "expected pairs or scores"),
         (["--form", "x"], "there is no --form"),
+        (["--answer-pattern", "(a"], "--answer-pattern (a: no regular expression: missing )"),
+        (["--temperature", "-1"], "--temperature -1: expected more than 0"),
+        (["--temperature", "nan"], "--temperature nan: expected more than 0"),
+        (["--max-length", "0"], "--max-length 0: expected at least 1"),
+        (["--judge-url", "http://a"], "--judge-url: give --run too"),
+        (["--num-fewshot", "0"], "--num-fewshot: give --run too"),
+        (["--json", "no/such/file.json"], "--json no/such/file.json: there is no folder no/such"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(words, message, capsys, monkeypatch):

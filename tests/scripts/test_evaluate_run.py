@@ -20,6 +20,7 @@ from conftest import ROOT, read_jsonl, run_recipe
 from evaluation import general, harness, questions
 from evaluation.figures import PERPLEXITY, Line, Measured, line_table, lines
 from evaluation.held_out import all_lines, marked_answer
+from evaluation.of_run import table
 from evaluation.policy import majority
 from evaluation.results import Section, write
 from evaluation.subject import Side, Subject, held_out, side
@@ -157,6 +158,8 @@ def test_answers_in_words_are_measured_by_the_words_they_share():
     # red, green shared of 3 and of 4 words: 2 * 2 / 7.
     assert questions.by_text("red green blue", "Red and green, mostly") == (pytest.approx(4 / 7), "F1 0.57")
     assert questions.by_text("red", "<think>red</think>blue") == (0, "F1 0.00")
+    assert questions.by_text("👍", "<answer>👍</answer>") == (1, "contains")  # no word of it
+    assert questions.by_text("👍", "no") == (0, "contains")
 
 
 def ask(*pairs: tuple[str, str]) -> list[Prompt]:
@@ -269,6 +272,23 @@ def test_where_nothing_was_held_out_there_are_no_rows_but_those_given(tmp_path):
     assert held_out(run, ()) == []
     (given,) = held_out(run, (str(DATA / "preferences.jsonl"),))
     assert len(given.examples) == 200
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path):
+    for folder, part in (("a", slice(0, 2)), ("b", slice(2, 5))):
+        (tmp_path / folder).mkdir()
+        rows = (DATA / "preferences.jsonl").read_text().splitlines(keepends=True)[part]
+        (tmp_path / folder / "test.jsonl").write_text("".join(rows))
+    names = tuple(str(tmp_path / folder / "test.jsonl") for folder in "ab")
+    found = held_out(planted(tmp_path / "run", "dpo", DATA / "preferences.jsonl", ""), names)
+    assert [(one.name, len(one.examples)) for one in found] == [(names[0], 2), (names[1], 3)]
+
+
+def test_a_table_counts_the_rows_that_were_measured():
+    """Of many prompts a part is completed, and a row that is truncated to nothing is left out."""
+    loss, stops = Measured({"loss (nats)": [1.0] * 5}, {}), Measured({"stops": [True] * 3}, {})
+    assert table("rows", [loss, stops], [loss, stops], 1).rows == 5
+    assert table("prompts", [stops], [stops], 1).rows == 3
 
 
 def test_the_sample_data_brings_the_file_that_nothing_trains_on(tmp_path):
@@ -396,6 +416,9 @@ def test_without_an_index_in_reach_it_ends_as_a_fault_of_the_machine(tmp_path, m
         (["--run", "{run}"], "the run is stopped after step 3; its command resumes it"),
         (["--run", "{run}", "--samples", "-1"], "expected 0 or more"),
         (["--run", "{run}", "--tasks", "gsm8k", "--load-in-4bit"], "the harness runs in 16 bit"),
+        (["--run", "{run}", "--num-fewshot", "0"], "--num-fewshot: give --tasks too"),
+        (["--run", "{run}", "--tasks", "gsm8k", "--num-fewshot", "-1"], "--num-fewshot -1: expected 0 or more"),
+        (["--run", "{run}", "--judge", "tiny"], "--judge: give --questions or --compare too"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(words, message, capsys, monkeypatch, tmp_path):
