@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.cli import parse_arguments
-from common.errors import InputError, MachineError, run_command
+from common.errors import InputError, MachineError, one_line, run_command
 from common.lm.cards import HUB_ID
 from common.run.ending import command
 from common.run.folder import adapter_of
@@ -131,13 +131,13 @@ def push(files: dict[str, Path], args: Args, message: str) -> None:
         confirm(api, args.repo, files, commit.oid)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        reason = (error.server_message or str(error)).splitlines()[0]
+        reason = error.server_message or one_line(error)
         if status in (401, 403):
             raise MachineError(f"{args.repo}: the token may not write there ({reason})") from None
         raise MachineError(f"{args.repo}: the hub refused it: {reason}") from None
     except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise MachineError(
-            f"{args.repo}: cannot be reached: {str(error).splitlines()[0]}\nCheck the network and HF_ENDPOINT, and "
+            f"{args.repo}: cannot be reached: {one_line(error)}\nCheck the network and HF_ENDPOINT, and "
             "repeat: what has arrived is not sent again."
         ) from None
     print(f"Done: {commit.commit_url}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from common.errors import InputError
+from common.errors import InputError, MachineError
 from conftest import ROOT
 from exporting.leaks import leaks
 from exporting.model_card import kinds_of, model_card
@@ -257,3 +257,19 @@ def test_what_no_export_has_proved_is_not_pushed(run, monkeypatch):
     shutil.rmtree(run / "adapter")
     with pytest.raises(InputError, match="no adapter yet"):
         command.what_to_push(run, "adapter")
+
+
+def test_an_error_without_a_text_is_one_message_too(monkeypatch):
+    """As httpx raises it where a connection is lost."""
+    import httpx
+    import push as command
+    from huggingface_hub import HfApi
+
+    def lost(*_: object, **__: object) -> None:
+        raise httpx.ReadError("")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(HfApi, "repo_exists", lost)
+    with pytest.raises(MachineError, match=r"me/my-model: cannot be reached: ReadError\n"):
+        command.push({}, command.Args("run", "me/my-model"), "message")
