@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from exporting import gate
+from exporting import gate, gate_tokens
 from exporting.convert import convert
-from exporting.gate import Difference, Exported
+from exporting.gate import Exported
+from exporting.gate_tokens import Difference
 from exporting.merged import find_trained
 
 TINY = ROOT / "data_samples" / "tiny"
@@ -54,7 +55,7 @@ def found(trained):
 
 @pytest.fixture(scope="session")
 def texts(found):
-    return gate.read_conversations(gate.trained_tokenizer(found))
+    return gate_tokens.read_conversations(gate.trained_tokenizer(found))
 
 
 @pytest.fixture(scope="session")
@@ -99,10 +100,10 @@ def damage(file, tensor: str) -> None:
 
 @pytest.mark.slow
 def test_a_right_export_passes(exported, texts, weights):
-    gate.check_folder(exported / "merged", texts)
+    gate_tokens.check_folder(exported / "merged", texts)
     modelfile = (exported / "gguf" / "Modelfile").read_text()
     for file in (exported / "gguf").glob("*.gguf"):
-        gate.check_file(file, texts, modelfile)
+        gate_tokens.check_file(file, texts, modelfile)
     weights(exported / "merged", f16=next((exported / "gguf").glob("*-f16.gguf")))
 
 
@@ -111,7 +112,7 @@ def test_a_wrong_template_in_the_file_is_refused(copy, texts):
     file = copy("gguf/*-q4_k_m.gguf")
     replace(file, b"<|im_start|>assistant\\n' }}\n{%- endif", b"<|im_start|>assistent\\n' }}\n{%- endif")
     with pytest.raises(Difference, match=r"'one turn' is another prompt than in training.*assistent.*there.*assistant"):
-        gate.check_file(file, texts)
+        gate_tokens.check_file(file, texts)
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_a_wrong_modelfile_is_refused(exported, texts):
     wrong = modelfile.replace("<|im_start|>user\n", "<|im_start|>user ")
     assert wrong != modelfile
     with pytest.raises(Difference, match="the Modelfile, read as Ollama does: the conversation 'one turn' is another"):
-        gate.check_file(next((exported / "gguf").glob("*-q4_k_m.gguf")), texts, wrong)
+        gate_tokens.check_file(next((exported / "gguf").glob("*-q4_k_m.gguf")), texts, wrong)
 
 
 @pytest.mark.slow
@@ -132,15 +133,15 @@ def test_a_file_that_does_not_stop_is_refused(copy, tmp_path, tokenizer):
         if name == "tokenizer_config.json":
             text = text.replace('"eos_token": "<|over|>"', '"eos_token": "<|endoftext|>"')
         (folder / name).write_text(text, encoding="utf-8")
-    own = gate.read_conversations(gate.load_tokenizer(gate.find_model(str(folder))))
+    own = gate_tokens.read_conversations(gate_tokens.load_tokenizer(gate_tokens.find_model(str(folder))))
     assert own.end == "<|over|>"
-    gate.check_folder(folder, own)
+    gate_tokens.check_folder(folder, own)
     convert(folder, file, "f16", "own", own.end)
-    gate.check_file(file, own)
+    gate_tokens.check_file(file, own)
     key, end = b"tokenizer.ggml.eot_token_id" + (4).to_bytes(4, "little"), (2047).to_bytes(4, "little")
     replace(file, key + end, key + (2045).to_bytes(4, "little"))
     with pytest.raises(Difference, match=r"own\.gguf: llama\.cpp does not stop at <\|over\|> \(2047\)"):
-        gate.check_file(file, own)
+        gate_tokens.check_file(file, own)
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ def test_an_end_token_that_is_not_in_the_generation_config_is_refused(copy, text
     folder = copy("merged")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2045}')
     with pytest.raises(Difference, match=r"eos_token_id is 2045, and training ended answers with <\|im_end\|>, 2047"):
-        gate.check_folder(folder, texts)
+        gate_tokens.check_folder(folder, texts)
 
 
 @pytest.mark.slow
@@ -157,11 +158,11 @@ def test_an_added_token_that_is_lost_is_refused(exported, tmp_path):
 
     own = AutoTokenizer.from_pretrained(TINY)
     own.add_tokens(["<one>"], special_tokens=True)
-    wanted = gate.read_conversations(own)
+    wanted = gate_tokens.read_conversations(own)
     with pytest.raises(Difference, match="merged: its tokenizer has lost the token <one>, of id 2048 in training"):
-        gate.check_folder(exported / "merged", wanted)
+        gate_tokens.check_folder(exported / "merged", wanted)
     with pytest.raises(Difference, match=r"reads the token <one> as \[.*\], and training as \[2048\]"):
-        gate.check_file(next((exported / "gguf").glob("*-f16.gguf")), wanted)
+        gate_tokens.check_file(next((exported / "gguf").glob("*-f16.gguf")), wanted)
 
 
 @pytest.mark.slow
