@@ -173,7 +173,7 @@ def check(args: Args) -> None:
 
 def given(args: Args, names: Iterable[str]) -> str:
     """Those of the arguments that have been given, as flags in a row."""
-    return ", ".join(flag(name) for name in names if getattr(args, name) not in (None, False, ()))
+    return ", ".join(flag(name) for name in names if not any(getattr(args, name) is one for one in (None, False, ())))
 
 
 def flag(name: str) -> str:

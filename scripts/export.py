@@ -31,7 +31,7 @@ from common.environment import describe_code
 from common.errors import InputError, did_you_mean, run_command
 from common.lm.hub import contents, fetch
 from common.lm.render import end_token
-from common.run.files import PART, write_bytes, write_folder, write_json
+from common.run.files import PART, read_object, write_bytes, write_folder, write_json
 from common.run.screen import loading
 from exporting.merged import Trained, find_trained, trained_tokenizer, write_adapter, write_merged
 from exporting.model_card import model_card
@@ -97,7 +97,7 @@ def check_target(folder: Path, trained: Trained) -> None:
 def with_earlier(folder: Path, trained: Trained, form: str, quants: list[str]) -> tuple[str, list[str]]:
     """Format and quantizations with those of an earlier export in `folder`, if that is of the same weights."""
     file = folder / "export.json"
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    earlier = read_object(file) if file.is_file() else {}
     if earlier.get("weights") != identify_weights(trained):
         return form, quants
     wanted = [] if form == "merged" else quants

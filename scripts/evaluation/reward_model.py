@@ -1,6 +1,5 @@
 """What is measured of a reward model: an adapter with its head by `make reward`, or a sequence classifier."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from common.lm.hub import Model, fetch, find_model
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.rewards.report import Report, held_out_rows, report_on
 from common.rewards.tokens import Tokens, answers_of, as_tokens
+from common.run.files import read_object
 from common.run.progress import bar
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def find(name: str, base: str | None) -> Trained:
     for folder in (run, run / "adapter", run / "model"):
         if not (folder / "head.json").is_file():
             continue
-        facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        facts = read_object(folder / "head.json")
         if (folder / "adapter_config.json").is_file():
             return Trained(name, folder, base_of(base, str(folder)), facts)
         return Trained(str(folder), None, find_model(str(folder)), facts)

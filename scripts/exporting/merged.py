@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.lm.adapter import CONFIG, WEIGHTS
 from common.lm.hub import Model, find_model, load_tokenizer, resolved_revision
 from common.lm.load import base_of
-from common.run.files import write_json
+from common.run.files import read_object, write_json
 from common.run.folder import adapter_of, parent_of
 from merge import identify, load_tokenizers, merge
 
@@ -68,7 +68,7 @@ def _scores(folder: Path) -> bool:
     """Is the model in a folder, or in a run's, one that gives scores?"""
     for file in (folder / "config.json", folder / "model" / "config.json"):
         if file.is_file():
-            names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+            names = read_object(file).get("architectures") or []
             return any("ForSequenceClassification" in name for name in names)
     return False
 

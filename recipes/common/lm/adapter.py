@@ -7,11 +7,11 @@ an adapter is then done as PEFT would do it, and the rest is refused by name.
 This module imports peft only where a function needs it, so that a recipe can import it before it imports unsloth.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
+from common.run.files import read_object
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -54,13 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise InputError(f"{folder}: no {CONFIG} there; give the adapter folder of a run")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: expected an object of settings, as PEFT writes it")
-    return config
+    return read_object(file)
 
 
 def check_mergeable(folder: Path) -> None:

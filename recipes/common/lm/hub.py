@@ -4,7 +4,6 @@ Only `fetch` and `load_tokenizer` may send requests to a hub.
 """
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -18,6 +17,7 @@ from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
 from common.lm.model_files import check_files, check_kind, describe, download
+from common.run.files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def find_model(name: str) -> Model:
 def _card_of_merged(directory: Path) -> Card | None:
     """The card of the base of a merged model, which is valid for the merged model too."""
     record = directory / MERGE_RECORD
-    card = json.loads(record.read_text(encoding="utf-8"))["card"] if record.is_file() else None
+    card = read_object(record)["card"] if record.is_file() else None
     return read_card(card) if card else None
 
 
@@ -132,8 +132,8 @@ def embedding_rows(model: Model) -> int | None:
         cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
         file = cached if isinstance(cached, str) else None
     if file and Path(file).is_file():
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-        rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        config = read_object(Path(file))
+        rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
         if isinstance(rows, int):
             return rows
     return model.card.architecture.vocab_size if model.card else None

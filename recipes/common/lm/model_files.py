@@ -5,9 +5,10 @@ import os
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import InputError, MachineError, one_line, without_credentials
+from common.run.files import read_object
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
@@ -25,25 +26,15 @@ def check_files(folder: Path) -> None:
 
     Only the headers of the weights are read.
     """
-    _object_in(folder / "config.json")
+    read_object(folder / "config.json")
     for file in sorted(folder.glob("*.safetensors")):
         _check_header(file)
     if (folder / INDEX).is_file():
-        parts = _object_in(folder / INDEX).get("weight_map")
+        parts = read_object(folder / INDEX).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
             raise InputError(f"{folder / INDEX}: has no weight_map that names files")
         if missing := sorted({name for name in parts.values() if not (folder / name).is_file()}):
             raise InputError(f"{folder}: lacks {', '.join(missing[:3])}, which {INDEX} names; copy the folder again")
-
-
-def _object_in(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: is damaged or no JSON ({describe(error)})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return found
 
 
 def _check_header(file: Path) -> None:
@@ -84,7 +75,7 @@ def check_kind(model: "Model") -> None:
 
 def _own_code(config: Path) -> str:
     try:
-        named = _object_in(config).get("auto_map")
+        named = read_object(config).get("auto_map")
     except InputError:
         return ""
     return f"its config.json names code of its own, {json.dumps(named)[:100]}" if named else ""

@@ -9,10 +9,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError, one_line
+
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
 UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises InputError where it cannot be read, is damaged, or holds no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged or no JSON ({type(error).__name__}: {one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

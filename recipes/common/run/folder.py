@@ -21,7 +21,7 @@ from typing import Any
 from common.environment import describe_code, is_first_process
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
 from common.run.disk import disk_fault, in_words, on_thread_error
-from common.run.files import PART, write_json
+from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
 
@@ -244,11 +244,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     record = folder / "run.json"
     if record.exists():
         try:
-            return json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return read_object(record)
+        except InputError as error:
             raise InputError(
-                f"{record}: is damaged ({error}), so what this folder holds cannot be compared with this command. Put "
-                "back a copy of it, or give another --output-dir."
+                f"{error}, so what this folder holds cannot be compared with this command. Put back a copy of it, or "
+                "give another --output-dir."
             ) from None
     # Another process of this run may be about to write it; a batch job brings its script, and perhaps a STOP file.
     if is_first_process() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):

@@ -105,7 +105,7 @@ def test_a_pickle_is_never_loaded_and_the_way_out_works(folder, tmp_path, monkey
     assert torch.equal(load_file("adapter_model.safetensors")[A], torch.ones(4, 32))
 
 
-@pytest.mark.parametrize(("text", "fault"), [("{", "cannot be read as JSON"), ("[]", "expected an object")])
+@pytest.mark.parametrize(("text", "fault"), [("{", "is damaged or no JSON"), ("[]", "holds no JSON object")])
 def test_a_broken_configuration_is_refused(folder, text, fault):
     (folder / "adapter_config.json").write_text(text)
     assert fault in refused(read_config, folder)

@@ -71,7 +71,8 @@ def test_a_model_without_a_card_is_planned_from_its_config():
     assert vars(found.architecture) == shape.model_dump()
     assert found.parameters == pytest.approx(card.parameters, rel=0.001)
     assert sizes_in({"text_config": config, "tie_word_embeddings": False}).parameters == found.parameters
-    assert sizes_in({"model_type": "t5"}) is None
+    for unknown in ({"model_type": "t5"}, {"text_config": None}, {**config, "num_attention_heads": None}):
+        assert sizes_in(unknown) is None
 
 
 FULL = """

@@ -6,7 +6,8 @@ import resource
 
 import pytest
 from common.environment import ROOT
-from common.run.files import keep_rows, make_reproducible, read_records, write_bytes, write_folder
+from common.errors import InputError
+from common.run.files import keep_rows, make_reproducible, read_object, read_records, write_bytes, write_folder
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -61,6 +62,14 @@ def test_target_modules_that_are_one_pattern_stay_as_they_are(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"target_modules": ".*_proj"}')
     make_reproducible(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == {"target_modules": ".*_proj"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"a":' * 100_000, "\ud800"])
+def test_a_damaged_json_file_is_one_message(content, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InputError, match=r"config\.json: (is damaged or no JSON|holds no JSON object)"):
+        read_object(file)
 
 
 def test_lines_that_a_killed_process_left_half_are_dropped_and_counted(tmp_path, capsys):

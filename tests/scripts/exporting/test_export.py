@@ -38,6 +38,8 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, capsys):
     message = refusal(command.main, capsys, "--run", TINY, "--output-dir", full)
     assert "full: holds something else than an export" in message
     assert "holds what is exported" in refusal(command.main, capsys, "--run", TINY, "--output-dir", TINY)
+    (full / "letter.txt").rename(full / "config.json")
+    assert "config.json: is damaged or no JSON" in refusal(command.main, capsys, "--run", full)
     (run / "adapter").rename(run / "checkpoints")
     assert "has no adapter yet" in refusal(command.main, capsys, "--run", run)
 
