@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from common import environment
-from common.data.examples import Pair
 from common.data.rows import find_source
 from common.errors import InputError
 from common.run.screen import loading
@@ -66,12 +65,15 @@ def measure(trained: Trained, held: Held, load_in_4bit: bool, max_length: int) -
     if truncated:
         print(truncated)
     report, rows = judge.report(held.examples, tokens, held.name)
+    return Measured(row_by_row(rows, trained.facts), {"rows": rows}), report
+
+
+def row_by_row(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, list[float]]:
+    """By figure, a number for each row; none for scores given to a model of pairs: its outputs are on no such scale."""
     outputs = [row["outputs"] for row in rows]
-    if isinstance(held.examples[0], Pair):
-        values = {ACCURACY: [(a > b) + 0.5 * (a == b) for a, b in outputs]}
-    else:
-        mean, std = trained.facts.get("mean", 0.0), trained.facts.get("std", 1.0)
-        values = {
-            ERROR: [(mean + std * output - row["score"]) ** 2 for (output,), row in zip(outputs, rows, strict=True)]
-        }
-    return Measured(values, {"rows": rows}), report
+    if rows[0]["score"] is None:
+        return {ACCURACY: [(a > b) + 0.5 * (a == b) for a, b in outputs]}
+    if facts.get("kind") == "bradley-terry":
+        return {}
+    mean, std = facts.get("mean", 0.0), facts.get("std", 1.0)
+    return {ERROR: [(mean + std * output - row["score"]) ** 2 for (output,), row in zip(outputs, rows, strict=True)]}

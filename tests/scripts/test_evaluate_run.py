@@ -20,6 +20,7 @@ from conftest import ROOT, read_jsonl, run_recipe
 from evaluation import general, harness, questions
 from evaluation.figures import PERPLEXITY, Line, Measured, line_table, lines
 from evaluation.held_out import all_lines, marked_answer
+from evaluation.of_reward_run import ACCURACY, ERROR, row_by_row
 from evaluation.of_run import table
 from evaluation.policy import majority
 from evaluation.results import Section, write
@@ -436,6 +437,15 @@ def test_a_reward_model_answers_no_questions(tmp_path):
         evaluate_reward_run(args, Subject(tmp_path, "reward", {}, side("tiny"), None))
 
 
+def test_outputs_of_a_reward_model_of_pairs_have_no_error_in_scores():
+    scores = [{"outputs": [0.5], "score": 3.0}, {"outputs": [-1.0], "score": 1.0}]
+    assert row_by_row(scores, {"kind": "regression", "mean": 2.0, "std": 1.0}) == {ERROR: [0.25, 0.0]}
+    assert row_by_row(scores, {"kind": "bradley-terry"}) == {}
+    assert row_by_row([{"outputs": [1.0, 0.0], "score": None}, {"outputs": [0.0, 0.0], "score": None}], {}) == {
+        ACCURACY: [1.0, 0.5]
+    }
+
+
 # The whole, on real runs.
 
 
@@ -492,6 +502,35 @@ def test_a_run_of_sft_is_evaluated_before_and_after_on_what_it_held_out(tmp_path
     again = figures(read_evaluation(run)["sections"]["held-out rows of chats.jsonl"])
     assert {line["verdict"] for line in again.values()} == {"no difference"}
     assert again["loss (nats)"]["difference"] == 0
+
+
+OTHERS = {
+    "dpo": ("preferences-train.jsonl", {"chosen likelier", "margin (nats)", "loss (nats)", "format kept"}),
+    "kto": ("feedback-train.jsonl", {"signed by label (nats)", "log-probability, good (nats)", "stops"}),
+    "reward": ("scores.jsonl", {"loss: squared error (of a score)"}),
+    "ppo": ("arithmetic-train.jsonl", {"reward (greedy)", "greedy right"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_run_of_any_other_method_is_evaluated_on_what_it_held_out(method, tmp_path):
+    name, wanted = OTHERS[method]
+    run, data = tmp_path / "run", first_lines(name, 60, tmp_path)
+    batch = ("--rollout-batch-size", 8, "--per-device-train-batch-size", 8, "--max-completion-length", 16)
+    own = ("--max-steps", 2, "--eval-ratio", 0.2, *(batch if method == "ppo" else ()))
+    done = run_recipe(method, "--data", data, "--output-dir", run, *own)
+    assert done.returncode == 0, done.stderr
+    evaluate("--run", run, "--no-general", "--max-new-tokens", 16)
+    held = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["held_out"]
+    (section,) = read_evaluation(run)["sections"].values()
+    assert section["title"] == f"held-out rows of {name}"
+    assert section["rows"] == held > 0
+    found = figures(section)
+    assert wanted <= found.keys()
+    assert all(math.isfinite(line["after"]) for line in found.values())
+    assert method == "reward" or all(line["interval"] is not None for line in found.values())
 
 
 @pytest.mark.slow
