@@ -519,7 +519,7 @@ def test_a_run_of_any_other_method_is_evaluated_on_what_it_held_out(method, tmp_
     name, wanted = OTHERS[method]
     run, data = tmp_path / "run", first_lines(name, 60, tmp_path)
     batch = ("--rollout-batch-size", 8, "--per-device-train-batch-size", 8, "--max-completion-length", 16)
-    own = ("--max-steps", 2, "--eval-ratio", 0.2, *(batch if method == "ppo" else ()))
+    own = ("--max-steps", 2, "--eval-ratio", 0.2, *((*batch, "--critic-warmup-steps", 0) if method == "ppo" else ()))
     done = run_recipe(method, "--data", data, "--output-dir", run, *own)
     assert done.returncode == 0, done.stderr
     evaluate("--run", run, "--no-general", "--max-new-tokens", 16)
