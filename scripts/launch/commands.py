@@ -160,6 +160,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             *("-m", "install.image", "pin-base"),
             variables=BUILD,
         ),
+        "audit": tool("licences, SBOM and known advisories of the locks", "scripts/audit.py"),
         "tiny": tool("train the embedded model again", "scripts/tiny/pretrain.py"),
         "samples": tool("write data_samples/ again", "scripts/tiny/samples.py"),
         "clean": plain("remove .venv and .cache; outputs/ stays", "rm", "-rf", f"{ROOT}/.venv", f"{ROOT}/.cache"),
