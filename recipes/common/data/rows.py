@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.json_values import as_text, json_type, json_values
 from common.errors import InputError, MachineError
+from common.lm.network import tried
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -246,7 +247,7 @@ def _twice(names: Iterable[str]) -> str | None:
 def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
     builder = _hub_dataset(name)
     try:
-        builder.download_and_prepare()
+        tried(name, lambda _: builder.download_and_prepare(), hopeless=_no_such_dataset)
         dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
@@ -267,7 +268,9 @@ def _hub_dataset(name: str) -> "DatasetBuilder":
 
     dataset, _, revision = name.partition("@")
     try:
-        builder = load_dataset_builder(dataset, revision=revision or None)
+        builder = tried(
+            name, lambda _: load_dataset_builder(dataset, revision=revision or None), hopeless=_no_such_dataset
+        )
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
     if COMMIT.fullmatch(revision) and builder.hash != revision:
@@ -275,6 +278,11 @@ def _hub_dataset(name: str) -> "DatasetBuilder":
             f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
         )
     return builder
+
+
+def _no_such_dataset(error: Exception) -> bool:
+    """Whether the hub has answered that it has none; what fails on the way is no answer."""
+    return isinstance(error, ValueError | FileNotFoundError | PermissionError)
 
 
 def _hub_refusal(name: str, error: Exception) -> InputError | MachineError:

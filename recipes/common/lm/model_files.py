@@ -1,20 +1,19 @@
 """The files of a model before anything loads them: whole, of a kind that is known, and downloaded from the hub."""
 
 import json
-import os
 import struct
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError, MachineError, one_line, without_credentials
+from common.lm import network
+from common.lm.resumed import fetch_weights
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 INDEX = "model.safetensors.index.json"
-TRIES, FIRST_WAIT = 5, 2.0  # a download that fails is tried again after 2, 4, 8 and 16 seconds
 # What loading needs of a repository: no pickles, and no weights of other frameworks.
 PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 IGNORED = ["*/*", "consolidated*"]  # the same weights in other forms
@@ -103,21 +102,20 @@ def download(model: "Model") -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if network.is_offline():
         return
-    for number in range(TRIES):
-        try:
-            snapshot_download(model.source, revision=model.revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            return  # load_tokenizer says so
-        except Exception as error:  # noqa: BLE001  httpx, requests, Xet and the system have each their own
-            if number == TRIES - 1:
-                raise MachineError(
-                    f"{model.source}: the download failed {TRIES} times: {without_credentials(describe(error))}\n"
-                    "The same command continues it. Check the network and HF_ENDPOINT, or name a local directory."
-                ) from None
-            wait = FIRST_WAIT * 2**number
-            print(f"{model.source}: {without_credentials(describe(error))}; again in {wait:g} s", flush=True)
-            time.sleep(wait)
-        else:
-            return
+    refused = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
+
+    def attempt(number: int) -> None:
+        fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
+        snapshot_download(model.source, revision=model.revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
+
+    try:
+        network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
+    except refused:
+        return  # load_tokenizer says so
+    except Exception as error:  # noqa: BLE001  as in network.tried
+        raise MachineError(
+            f"{model.source}: the download failed {network.DOWNLOADS} times: {without_credentials(describe(error))}\n"
+            "The same command continues it. Check the network and HF_ENDPOINT, or name a local directory."
+        ) from None

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from common.errors import InputError, MachineError
-from common.lm import model_files, render
+from common.lm import model_files, network, render
 from common.lm.hub import Model, contents, find_model, load_tokenizer
 from common.lm.model_files import check_kind, download
 from common.lm.render import render_turns
@@ -117,7 +117,8 @@ def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
     import huggingface_hub
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(model_files, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(network, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(model_files, "fetch_weights", lambda *_, **__: None)
     tries = []
 
     def fails(*_, **__):
@@ -129,8 +130,8 @@ def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
     model = Model("x", "org/x", None, None, local=False)
     download(model)
     assert len(tries) == 3
-    assert capsys.readouterr().out.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
-    monkeypatch.setattr(model_files, "TRIES", 2)
+    assert capsys.readouterr().err.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
+    monkeypatch.setattr(network, "DOWNLOADS", 2)
     tries.clear()
     with pytest.raises(MachineError, match=r"the download failed 2 times: .*\nThe same command continues it"):
         download(model)
