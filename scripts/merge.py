@@ -15,7 +15,6 @@ Left out: several adapters at once, 4-bit or 8-bit results, the adapter of a rew
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +26,9 @@ from common.lm.adapter import WEIGHTS, check_base
 from common.lm.hub import MERGE_RECORD, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
 from common.lm.render import render_turns
+from common.memory_limits import free_memory
 from common.run.files import write_folder, write_json
 from common.run.screen import loading
-from env_check.machine import MEMORY_LIMITS, read
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +148,8 @@ def widen(model: "PreTrainedModel") -> "PreTrainedModel":
     needed = 1.3 * 4 * model.num_parameters()  # bytes, with the adapter and what a pass over a short text needs
     if torch.cuda.is_available() and needed < torch.cuda.mem_get_info()[0]:
         return model.to("cuda", torch.float32)
-    if needed - model.get_memory_footprint() < free_memory():
+    free = free_memory()
+    if free is None or needed - model.get_memory_footprint() < free[0]:
         return model.to(torch.float32)
     print(f"32 bit need {needed / 2**30:.0f} GiB, more than is free: each layer is checked in 32 bit, the whole in 16.")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,13 +159,6 @@ def cast(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
     """Change the dtype of the weights alone: what is computed from the config, such as rotary angles, stays exact."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-
-
-def free_memory() -> int:
-    """The bytes of main memory that this process may still take."""
-    limits = [int(text) for text in map(read, MEMORY_LIMITS) if text.strip().isdigit()]
-    limits += [int(kib) * 1024 for kib in re.findall(r"^MemAvailable: +(\d+) kB", read("/proc/meminfo"), re.M)]
-    return min(limits)
 
 
 def check_prompts(adapter: Path) -> list[list[dict]]:

@@ -69,12 +69,7 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
             say(f"--fit=auto does nothing for {base.name}: its sizes are not known before it is loaded.")
             return args
         given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
-        fixed = {name for name, origin in origins.items() if origin == "command line"}
-        losses = getattr(values, "loss_type", ())
-        if BY_MICRO_BATCH & set(losses if isinstance(losses, tuple) else (losses,)):
-            fixed |= set(BATCH)
-        if method == "grpo" and values.share_prompts:  # which needs the completions of a group side by side
-            fixed |= set(BATCH)
+        fixed = {name for name, origin in origins.items() if origin == "command line"} | of_the_batch(method, values)
         device = this_gpu()
         found = choose(sizes, method, given, fixed, device)
         say(why(sizes, method, given, found, device))
@@ -83,6 +78,14 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     fitted = replace(values, **{**chosen, **smaller})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
     return fitted
+
+
+def of_the_batch(method: str, args: Any) -> set[str]:
+    """The arguments of the batch, where another micro-batch would learn something else; else nothing."""
+    losses = getattr(args, "loss_type", ())
+    by_batch = BY_MICRO_BATCH & set(losses if isinstance(losses, list | tuple) else (losses,))
+    # share_prompts needs the completions of a group side by side
+    return set(BATCH) if by_batch or (method == "grpo" and args.share_prompts) else set()
 
 
 def say(text: str) -> None:
@@ -142,7 +145,7 @@ def where_it_fits(base: "Model", method: str, args: Any) -> str:
     if now.fits:  # then the plan is wrong, or another program took memory
         lines = [f"{lines[0]} Another program may have taken memory since; nvidia-smi shows it."]
         device = replace(device, gib=0.9 * now.total)
-    if found := advice(sizes, method, given, device):
+    if found := advice(sizes, method, given, device, of_the_batch(method, args)):
         lines.append("These would have fit:")
         lines += [f"  {arguments(one.changed)}  ({one.total:.1f} GiB)" for one in found]
     else:

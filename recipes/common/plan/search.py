@@ -99,10 +99,11 @@ def least(work: Workload, fixed: Collection[str] = ()) -> Workload:
     return replace(work, precision=precision, gradient_checkpointing=True, kept_layers=0)
 
 
-def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> list[Plan]:
+def advice(card: Any, method: str, given: dict[str, Any], device: Device, fixed: Collection[str] = ()) -> list[Plan]:
     """Up to three changes of `given`, each with its plan, that would have fit; those that cost only speed first.
 
-    Single changes, then two together, then all that cost only speed; [] where not even those fit.
+    Single changes, then two together, then all that cost only speed; [] where not even those fit. Arguments that are
+    `fixed` stay.
     """
     now, own = workload(card, method, given), settings(card, method, given)
     single: list[dict[str, Any]] = []
@@ -118,6 +119,7 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
         single.append({"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows})
     for name in ("max_length", "max_completion_length", "max_prompt_length"):
         single += [{name: own[name] // n} for n in (2, 4)] if name in own else []
+    single = [one for one in single if not one.keys() & set(fixed)]
     pairs = [one | other for one, other in itertools.combinations(single, 2) if not one.keys() & other.keys()]
     found: list[Plan] = []
     for changed in (*single, *pairs):
@@ -129,7 +131,7 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
         saving = {**given, "load_in_4bit": True, "gradient_checkpointing": True}
         if now.precision == "fp8":
             saving["load_in_fp8"] = False
-        together = plan(card, method, device, saving, fixed=PRECISION + RECOMPUTATION)
+        together = plan(card, method, device, saving, fixed=(*PRECISION, *RECOMPUTATION, *fixed))
         also = {name: value for name, value in saving.items() if given.get(name) != value}
         found = [replace(together, changed=also | together.changed)] if together.fits else []
     return found[:3]

@@ -190,18 +190,17 @@ def test_what_is_hopeless_and_what_is_offline_is_tried_once(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("warm")
 def test_what_is_cached_works_offline_for_training_evaluation_chat_and_export(hub, tmp_path):
-    """Model and data of the hub: fetched by one run, and then every command works with the hub gone."""
+    """Model and data of the hub, once fetched: then every command works with the hub gone."""
     tiny = ROOT / "data_samples" / "tiny"
     hub.models["org/x"].files = {file.name: file.read_bytes() for file in tiny.iterdir() if file.is_file()}
-    online = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    flags = ("--model", "org/x", "--data", "org/rows", "--sample-prompts", "0", "--eval-ratio", "0.1")
-    first = run_recipe("sft", *flags, "--max-steps", "1", "--output-dir", str(tmp_path / "first"), **online)
-    assert first.returncode == 0, first.stderr
+    online = {**hub.environment(tmp_path), "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT / "recipes")}
+    for script in (SCRIPT, READ):
+        subprocess.run([sys.executable, "-c", script], env=online, check=True)
     offline = {**online, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    run = tmp_path / "second"
-    done = run_recipe("sft", *flags, "--max-steps", "2", "--output-dir", str(run), **offline)
+    run = tmp_path / "run"
+    flags = ("--model", "org/x", "--data", "org/rows", "--sample-prompts", "0", "--eval-ratio", "0.1")
+    done = run_recipe("sft", *flags, "--max-steps", "4", "--learning-rate", "5e-3", "--output-dir", str(run), **offline)
     assert done.returncode == 0, done.stderr
     record = json.loads((run / "run.json").read_text())
     assert hub.commit in json.dumps(record["matters"])
