@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from common import environment
 from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
-from common.lm.adapter import WEIGHTS, check_base
-from common.lm.hub import MERGE_RECORD, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
+from common.lm.adapter import CONFIG, WEIGHTS, check_base
+from common.lm.hub import MERGE_RECORD, READS_TEXT, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
 from common.lm.render import render_turns
 from common.memory_limits import free_memory
@@ -65,7 +65,7 @@ def main() -> None:
     if folder.exists():
         record = folder / MERGE_RECORD
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        if before is None or {name: before[name] for name in inputs} != inputs:
+        if before is None or {name: before.get(name) for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
         print(f"{folder} has this merge already.")
         return
@@ -82,10 +82,15 @@ def main() -> None:
 
 
 def identify(base: Model, adapter: Path) -> dict[str, str | None]:
-    """What a merge is made of, for its record."""
+    """What a merge is made of, for its record: `settings` are the adapter's scale and the tokenizer beside it."""
     with (adapter / WEIGHTS).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"card": base.card.name if base.card else None, "base": contents(base), "adapter": sha256}
+    settings = hashlib.sha256()
+    for name in sorted((CONFIG, *READS_TEXT)):
+        if (adapter / name).is_file():
+            settings.update(f"{name} {hashlib.sha256((adapter / name).read_bytes()).hexdigest()}\n".encode())
+    card = base.card.name if base.card else None
+    return {"card": card, "base": contents(base), "adapter": sha256, "settings": settings.hexdigest()}
 
 
 def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", "peft", "bitsandbytes", "accelerate")
 PACKAGES += ("datasets", "tokenizers", "vllm")
-COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
+COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "accelerate", "bitsandbytes")
+COMPILED += ("vllm",)
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -57,9 +58,11 @@ def compiled_code() -> Path:
     """The folder for what Unsloth, Triton and torch compile, kept between runs: compiling a 7B takes most of a minute.
 
     It is below COMPILED_CODE, which an image sets to a volume, else below .cache. Another version of what compiles or
-    is compiled, and another GPU, has another folder: two images that share a cache do not undo each other's.
+    is compiled, another GPU, processor or C library has another folder: two images, or two machines, that share a cache
+    do not undo each other's, and none runs instructions that its processor lacks.
     """
-    versions = [f"{name} {_version(name)}" for name in COMPILED] + [platform.python_version()]
+    versions = [f"{name} {_version(name)}" for name in COMPILED]
+    versions += [platform.python_version(), *platform.libc_ver(), _cpu_name()]
     key = f"torch-{_version('torch')}-{hashlib.sha256(' '.join(versions).encode()).hexdigest()[:8]}-{_device()}"
     return Path(os.environ.get("COMPILED_CODE") or ROOT / ".cache" / "compiled") / re.sub(r"[^\w.+-]+", "-", key)
 
@@ -127,6 +130,15 @@ def installed_lock() -> dict[str, str] | None:
         return None
     sha256, name = mark.read_text().split()
     return {"file": name, "sha256": sha256}
+
+
+def code_sha256(*places: str) -> str:
+    """One hash over Python files of this repository, given as files or folders: the code that made something."""
+    found = {file for place in places for file in [ROOT / place, *(ROOT / place).rglob("*.py")] if file.is_file()}
+    total = hashlib.sha256()
+    for file in sorted(found):
+        total.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def _version(name: str) -> str | None:

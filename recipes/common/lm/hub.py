@@ -28,6 +28,12 @@ HASHES = ROOT / ".cache" / "sha256"  # a small file for each file whose hash is 
 SETTLED = 2.0  # seconds without a change, more than a tick of any file system's clock
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# All that decides how a checkpoint reads text, beside its weights and config.json.
+READS_TEXT = (*TOKENIZER_FILES, "tokenizer_config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+READS_TEXT += ("chat_template.jinja", "chat_template.json")
+
+# {hub id: commit} of the runs that this process resumes: a branch may have moved since they began. Set by plan_run.
+RESUMED: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,10 @@ def fetch(model: Model, weights: bool = True) -> Model:
 
     A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
     `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
-    transformers does not know the kind of a model.
+    transformers does not know the kind of a model. For a run that is resumed it is the commit with which it began.
     """
+    if not model.local and model.revision is None:
+        model = replace(model, revision=RESUMED.get(model.source))
     if model.local:
         check_kind(model)
         return model
@@ -188,16 +196,17 @@ def contents(model: Model) -> str:
 
 
 def base_sha256(path: str | Path) -> str:
-    """One sha256 for what a checkpoint directory computes: its weights and its config, wherever it is stored.
+    """One sha256 for what a checkpoint directory computes and how it reads text, wherever it is stored.
 
-    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json and every *.safetensors, sorted
-    by name. Raises InputError when either is missing.
+    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json, every *.safetensors and those
+    of READS_TEXT that are there, sorted by name. Raises InputError without weights or config.json.
     """
     weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
     if not weights:
         raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
+    texts = [file for name in READS_TEXT if (file := Path(path) / name).is_file()]
     total = hashlib.sha256()
-    for file in sorted([*weights, Path(path) / "config.json"]):
+    for file in sorted([*weights, *texts, Path(path) / "config.json"]):
         total.update(f"{file.name} {_file_sha256(file)}\n".encode())
     return total.hexdigest()
 

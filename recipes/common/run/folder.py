@@ -20,6 +20,7 @@ from typing import Any
 
 from common.environment import describe_code, is_first_process
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
+from common.lm.hub import RESUMED
 from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
@@ -183,6 +184,8 @@ def plan_run(
     previous = _read(folder)
     if previous and previous["matters"] != matters:
         raise InputError(_difference(folder, previous["matters"], matters))
+    if previous and previous.get("revision"):
+        RESUMED[str(inputs.get("base")).partition("@")[0]] = previous["revision"]
     if previous and previous["status"] == "done":
         print(f"This run is finished already: {folder} ({previous['finished']}). Another --output-dir starts it anew.")
         return None
