@@ -120,7 +120,7 @@ def check_written(model: "PreTrainedModel", folder: Path) -> None:
     held = {state[name].data_ptr() for name in stored if name in state}  # tied weights are stored once
     whole = {}
     if any(value.data_ptr() not in held for value in state.values()):  # a family that stores its weights by other names
-        whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).state_dict()
     for name, value in state.items():
         written = whole.get(name)
         if name in stored:

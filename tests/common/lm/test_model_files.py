@@ -69,7 +69,7 @@ def with_code(folder, model_type: str) -> Model:
 
 
 def test_code_that_a_model_brings_along_is_named_and_never_run(folder):
-    with pytest.raises(InputError, match=r"names code of its own, .*evil\.Config.* is never run"):
+    with pytest.raises(InputError, match=r"needs code of its own, evil\.py \(Config, Model; by config\.json\)\. .* is never run"):
         check_kind(with_code(folder, "of-nobody"))
     assert not (folder / "ran").exists()
 
