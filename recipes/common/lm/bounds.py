@@ -6,6 +6,7 @@ does not keep it from taking all memory, or from one operation that takes hours 
 
 import ctypes
 import functools
+import os
 import resource
 import signal
 import threading
@@ -38,8 +39,13 @@ def bounded(seconds: float) -> Iterator[None]:
 
 def _address_space() -> int:
     """Bytes of address space that this process has."""
-    with open("/proc/self/statm", "rb", buffering=0) as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+    return int(os.pread(_statm(os.getpid()), 64, 0).split()[0]) * resource.getpagesize()
+
+
+@functools.cache
+def _statm(_process: int) -> int:
+    """The open file that says how large this process is, one for each fork: to open it takes longer than to render."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 @contextmanager
@@ -100,7 +106,7 @@ def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
 def bound_operators() -> None:
     """Have every sandbox of Jinja in this process, those of transformers among them, refuse numbers without measure.
 
-    10 ** 10 ** 9 is one operation, and so is 5 | round(-10 ** 9).
+    10 ** (10 ** 9) is one operation, and so is 5 | round(-10 ** 9).
     """
     from jinja2.filters import FILTERS, do_round
     from jinja2.sandbox import SandboxedEnvironment
