@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -100,7 +101,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
             # A terminal that lacks a letter of the text is no reason to fail.
             stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]
-    sys.excepthook = _show_bug
+    sys.excepthook, threading.excepthook = _show_bug, show_thread_error
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:
@@ -119,6 +120,12 @@ def run_command(main: Callable[[], int | None]) -> None:
             raise
         print(printable(without_secrets(spell(message))), file=sys.stderr)
         sys.exit(CANNOT)
+
+
+def show_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, as `_show_bug`."""
+    if error.exc_value is not None and not isinstance(error.exc_value, SystemExit):
+        _show_bug(error.exc_type, error.exc_value, error.exc_traceback)
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -61,6 +61,8 @@ def read_record(recipe: str, file: Path) -> dict[str, Any]:
         arguments = {name: argument["value"] for name, argument in record["arguments"].items()}
     except FileNotFoundError:
         raise InputError(f"--from={file}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--from={file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--from={file}: this is no run.json") from None
     if record.get("recipe") != recipe:

@@ -32,7 +32,16 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import CREDENTIALS, SPELLING, InputError, MachineError, did_you_mean, run_command, secret_values
+from common.errors import (
+    CREDENTIALS,
+    SPELLING,
+    InputError,
+    MachineError,
+    did_you_mean,
+    printable,
+    run_command,
+    secret_values,
+)
 from common.run.files import write_json
 from common.run.stopping import seconds
 
@@ -107,7 +116,8 @@ def main() -> None:
         write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
     ]
     if args.dry:
-        print("\n".join(script.read_text(encoding="utf-8") for script in scripts))
+        text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+        print(printable(text) if sys.stdout.isatty() else text)  # into a file it is the script
         return
 
     if shutil.which("sbatch") is None:

@@ -94,7 +94,7 @@ def find_source(data: str) -> Source:
         for file in files:
             if file.exists() and not file.is_file():
                 raise InputError(f"{file}: {NO_FILE}")
-            if printable(file.name) != file.name:
+            if printable(file.name) != file.name or "\n" in file.name:
                 raise InputError(f"{file}: its name has a character that is no text; rename it")
         if not files:
             raise InputError(f"{data}: this folder holds no data file; expected one of {', '.join(SUFFIXES)}")
