@@ -42,6 +42,7 @@ class FakeHub:
         self.models: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}
         self.broken = ""
+        self.scripts: dict[str, str] = {}  # programs that datasets come as, by the dataset's id
         self.url = ""
 
     def environment(self, home: object) -> dict[str, str]:
@@ -70,6 +71,8 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                     return self.answer(json.dumps({"id": name, "sha": self.commit(revision)}))
                 if path.startswith(f"/datasets/{name}/resolve/") and path.endswith("/train.jsonl"):
                     return self.answer(text, ETag='"1"')
+                if path.endswith(f"/{name.rpartition('/')[2]}.py") and name in hub.scripts:
+                    return self.answer(hub.scripts[name], ETag='"2"')
             known = any(f"/{name}" in path for name in hub.files)
             return self.answer("", 404, X_Error_Code="EntryNotFound" if known else "RepoNotFound")
 

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from common.run.checkpoints import FILES, _facts, newest_checkpoint
 from common.run.files import write_json
 from common.run.folder import Run
 from conftest import ROOT, run_recipe
+from fake_hub import serve
 from in_process import refusal
 
 TINY = ROOT / "data_samples" / "tiny"
@@ -449,3 +451,16 @@ def test_a_pipe_or_a_device_in_a_model_s_folder_is_refused(folder):
     os.mkfifo(folder / "generation_config.json")
     with pytest.raises(InputError, match=r"generation_config\.json: is a pipe, a socket or a device"):
         find_model(str(folder))
+
+
+@pytest.mark.slow
+def test_a_dataset_that_is_a_program_is_named_and_not_run(tmp_path, mark):
+    with serve({"org/rows": [{"prompt": "a", "completion": "b"}]}) as hub:
+        hub.scripts["org/rows"] = f"open({str(mark)!r}, 'w')\n"
+        command = [sys.executable, ROOT / "scripts" / "check-data.py", "--data", "org/rows"]
+        done = subprocess.run(
+            command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True, check=False, timeout=100
+        )
+    assert done.returncode == 2, done.stderr
+    assert "org/rows: the dataset is a program, rows.py in its repository, which is never run" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -278,6 +278,13 @@ def _hub_dataset(name: str) -> "DatasetBuilder":
         builder = load_dataset_builder(dataset, revision=revision or None)
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise InputError(
+            f"{name}: the dataset is a program, {dataset.rpartition('/')[2]}.py in its repository, which is never run; "
+            "many have their rows as Parquet at the revision refs/convert/parquet, else save them as a file"
+        ) from None
     if COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MachineError(
             f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
