@@ -204,14 +204,15 @@ def secret_values() -> dict[str, str]:
     found = {
         name: value
         for name, value in os.environ.items()
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET and value not in os.environ and not _is_path(value)
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET and not _is_place(name, value)
     }
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def _is_path(value: str) -> bool:
-    """Does a variable say where a secret is, and not the secret? HF_TOKEN_PATH and SSL_KEY_FILE do."""
-    return value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
+def _is_place(name: str, value: str) -> bool:
+    """Does a variable say where a secret is, a file or another variable, and not the secret? HF_TOKEN_PATH does."""
+    is_file = value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
+    return is_file or value in os.environ or name.endswith(("_PATH", "_FILE", "_DIR"))
 
 
 def printable(text: str) -> str:

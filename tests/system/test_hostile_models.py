@@ -416,7 +416,7 @@ def test_a_tokenizer_of_its_own_is_named_and_not_run(folder, mark):
 
 
 def test_a_reward_model_with_code_does_not_ask_on_the_terminal(folder, mark, monkeypatch):
-    """transformers asks where it is told neither yes nor no, and this terminal answers yes."""
+    """transformers asks where no argument decides it, and this terminal answers yes."""
     from common.rewards.classifier import RewardModel
 
     with_code(folder, "config.json", {"AutoModelForSequenceClassification": "evil.Model", "AutoConfig": "evil.Config"})
@@ -428,7 +428,7 @@ def test_a_reward_model_with_code_does_not_ask_on_the_terminal(folder, mark, mon
 
 
 def test_every_load_by_transformers_says_that_no_code_is_run():
-    """Where nothing is said, transformers asks on the terminal. Unsloth's and PEFT's own loads say no by themselves."""
+    """Without the argument transformers asks on the terminal. The default of Unsloth and of PEFT is no."""
     import ast
 
     missing = []

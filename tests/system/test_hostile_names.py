@@ -1,7 +1,7 @@
 """Names and contents of somebody else: a command works on exactly that file, or refuses it in one message, exit code 2.
 
 Nothing in a name is executed, by make, a shell, Slurm or Docker; nothing in a name or a row reaches the terminal as
-something that it obeys; nothing is written but what was asked for; and nothing waits for a pipe.
+something that it obeys; nothing is written but what was requested; and nothing waits for a pipe.
 """
 
 import csv

@@ -3,7 +3,6 @@
 Slurm's and Docker's ways are in test_slurm.py and test_launcher.py, those of an image's build in test_image.py.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from common.errors import printable, secret_values, without_secrets
+from common.run.folder import plan_run
 from conftest import ROOT, run_recipe
 
 MARK = "PLANT3D"  # in every secret, and in nothing else
@@ -104,7 +104,7 @@ def test_no_planted_secret_is_in_what_recipes_and_commands_print_or_write(plante
         "grpo", *RECIPES["grpo"][:-1], "reward.py:broken", "--output-dir", work / "broken", cwd=work
     )
     assert "refused $OPENAI_API_KEY and $MY_REWARD_SECRET" in printed["broken reward"].stderr
-    assert json.loads((work / "broken" / "run.json").read_text())["status"] == "failed"
+    assert printed["broken reward"].returncode == 2
     printed["secret as an argument"] = run_recipe("sft", "--model", SECRETS["HF_TOKEN"], "--output-dir", work / "arg")
     assert printed["secret as an argument"].returncode == 2
     assert "the value of HF_TOKEN is on the command line" in printed["secret as an argument"].stderr
@@ -138,6 +138,19 @@ def test_a_traceback_has_no_secret(where, monkeypatch):
     assert "***" in done.stderr or "$" in done.stderr
 
 
+def test_a_run_that_fails_records_no_secret(tmp_path, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["sft.py", "--data", SECRETS["HF_ENDPOINT"]])
+    words = f"{SECRETS['HF_ENDPOINT']} refused {SECRETS['OPENAI_API_KEY']}"
+    run = plan_run("sft", "x", str(tmp_path / "run"), {}, {}, {})
+    with pytest.raises(RuntimeError), run:
+        raise RuntimeError(words)
+    record = (tmp_path / "run" / "run.json").read_text()
+    assert "refused $OPENAI_API_KEY" in record
+    assert found_in(tmp_path) == []
+
+
 def test_what_is_secret_by_its_name(monkeypatch, tmp_path):
     for name in list(os.environ):
         monkeypatch.delenv(name)
@@ -147,8 +160,8 @@ def test_what_is_secret_by_its_name(monkeypatch, tmp_path):
         "APIKEY": "k" * 9, "my_api_key": "lower-case",
     }  # fmt: skip
     others = {
-        "HF_TOKEN_PATH": str(tmp_path / "token"), "TOKENIZER": "qwen2.5-7b", "KEYRING_DIR": "somewhere", "KEY": "short",
-        "JUDGE_KEY": "HF_TOKEN", "MAX_TOKENS": "12345678", "PATH": "/usr/bin:/bin",
+        "HF_TOKEN_PATH": "/no/such/token", "SSL_KEY": str(tmp_path / "token"), "TOKENIZER": "qwen2.5-7b",
+        "KEYRING_DIR": "somewhere", "KEY": "short", "JUDGE_KEY": "HF_TOKEN", "MAX_TOKENS": "12345678",
     }  # fmt: skip
     for name, value in {**secret, **others}.items():
         monkeypatch.setenv(name, value)
