@@ -420,7 +420,7 @@ def refuse_quantised(base: Model) -> None:
     """Raises InputError where the base cannot be merged with, before time is spent on training."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base.source, revision=base.revision)
+    config = AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
     if getattr(config, "quantization_config", None):
         raise InputError(f"--stand-alone: {base.source} is stored in few bits; an adapter merges into a 16-bit base")
 

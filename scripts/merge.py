@@ -103,7 +103,9 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     from transformers import AutoModelForCausalLM
 
     tokenizer, tokens = load_tokenizers(base, adapter)
-    model = AutoModelForCausalLM.from_pretrained(base.source, revision=base.revision, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(
+        base.source, revision=base.revision, dtype="auto", trust_remote_code=False
+    )
     check_base(model, base.source)
     if getattr(model.config, "quantization_config", None):
         raise InputError(f"{base.source} is stored in few bits; an adapter merges into a 16-bit base")

@@ -29,10 +29,12 @@ from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import as_flag, unit, variables
 from common.plan.workload import COUNTED, SAMPLING, recipe_defaults, settings
+from common.run.screen import obey_no_text
 from planning.alternatives import cell, larger_card, smaller_models
 from planning.rows import Rows, count
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 80
 AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length")
@@ -120,8 +122,9 @@ def main() -> None:
         answer = [as_json(*one, args.price) for one in zip(plans, runs, strict=True)]
         print(json.dumps({"model": base.name, "method": args.method, "plans": answer}, indent=2))
         return
-    console = Console(width=WIDTH, highlight=False)
-    console.print(f"[bold]{args.method} of {base.name}[/bold]{several(args)}")
+    obey_no_text()
+    console = Console(width=WIDTH, highlight=False, markup=False)
+    console.print(Text.assemble((f"{args.method} of {base.name}", "bold"), several(args)))
     if args.card:
         one_card(console, plans[0], sizes, args, given)
     else:
@@ -232,7 +235,7 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
     for part, gib in asdict(shown.memory).items():
         if gib >= 0.005:
             parts.add_row(part.replace("_", " "), f"{gib:.2f} GiB")
-    parts.add_row("[bold]peak[/bold]", f"[bold]{shown.total:.2f} GiB[/bold]")
+    parts.add_row("peak", f"{shown.total:.2f} GiB", style="bold")
     console.print(parts)
     if one.fits:
         seconds = f"{one.time.seconds:.2f} s a step"

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,10 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # No torch.load, of whichever library, runs what a pickle names: it reads tensors and plain values, or raises.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # the opposite, with which torch would refuse both
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a core holds tokens
     compiled = compiled_code()
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(compiled / "unsloth"))  # else the working directory
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))

@@ -32,7 +32,16 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import CREDENTIALS, SPELLING, InputError, MachineError, did_you_mean, run_command
+from common.errors import (
+    CREDENTIALS,
+    SPELLING,
+    InputError,
+    MachineError,
+    did_you_mean,
+    printable,
+    run_command,
+    secret_values,
+)
 from common.run.files import write_json
 from common.run.stopping import seconds
 
@@ -40,7 +49,6 @@ RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY")
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model
 
 
@@ -108,7 +116,8 @@ def main() -> None:
         write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
     ]
     if args.dry:
-        print("\n".join(script.read_text(encoding="utf-8") for script in scripts))
+        text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+        print(printable(text) if sys.stdout.isatty() else text)  # into a file it is the script
         return
 
     if shutil.which("sbatch") is None:
@@ -212,8 +221,8 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             f"A user and a password, of a URL ***{where}, would be in {script}. Leave them out of the URL and put them "
             "into ~/.netrc, which the job reads."
         )
-    for name, value in os.environ.items():
-        if SECRET.search(name) and not name.endswith(("_PATH", "_FILE")) and len(value) > 7 and value in text:
+    for name, value in secret_values().items():
+        if value in text:
             raise InputError(f"The value of {name} would be in {script}. Leave it out; the job reads it from a file.")
     script.write_text(text, encoding="utf-8")
     path = f"{os.environ.get('PATH', '')}:{ROOT}/.venv/bin"

@@ -48,6 +48,7 @@ class FakeHub:
         self.models: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}
         self.broken = ""
+        self.scripts: dict[str, str] = {}  # programs that datasets come as, by the dataset's id
         self.url = ""
         self.faults: dict[str, list[tuple[str | int, float]]] = {}
         self.sent = 0
@@ -84,6 +85,8 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                     return self.answer(json.dumps({"id": name, "sha": self.commit(revision)}))
                 if path.startswith(f"/datasets/{name}/resolve/") and path.endswith("/train.jsonl"):
                     return self.send_file("train.jsonl", text.encode(), etag="1")
+                if path.endswith(f"/{name.rpartition('/')[2]}.py") and name in hub.scripts:
+                    return self.answer(hub.scripts[name], ETag='"2"')
             known = any(f"/{name}" in path for name in hub.files)
             return self.answer("", 404, X_Error_Code="EntryNotFound" if known else "RepoNotFound")
 

@@ -17,7 +17,7 @@ from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
-from common.lm.model_files import check_files, check_kind, describe, download
+from common.lm.model_files import check_files, check_kind, check_weights, describe, download, own_code, snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,9 +78,10 @@ def _card_of_merged(directory: Path) -> Card | None:
 
 
 def _checkpoint(directory: Path) -> Path:
-    """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself."""
+    """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself, and is no pickle."""
     if not (directory / CONFIG).is_file():
         if (directory / "config.json").is_file():
+            check_weights(directory)
             return directory
         raise InputError(f"{directory} holds no model: it has no config.json. Name a folder saved by save_pretrained.")
     # Also beside a config.json: transformers would load the adapter, on whatever base its configuration names.
@@ -95,11 +96,8 @@ def resolved_revision(model: Model) -> str | None:
     """The commit of the model's files in the local hub cache; None for a directory, and before a download."""
     if model.local:
         return None
-    # Imported late: huggingface_hub reads HF_* at import, which set_variables sets.
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-    return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
+    folder = snapshot(model)
+    return folder.name if folder else None  # .../snapshots/<commit>
 
 
 def fetch(model: Model, weights: bool = True) -> Model:
@@ -128,19 +126,17 @@ def fetch(model: Model, weights: bool = True) -> Model:
         raise MachineError(
             f"{model.source}: cannot be downloaded from ModelScope (UNSLOTH_USE_MODELSCOPE=1): {reason}"
         ) from None
-    return replace(model, source=folder, revision=None, local=True)
+    check_weights(Path(folder))  # ModelScope has no patterns: what the repository has is all here
+    found = replace(model, source=folder, revision=None, local=True)
+    check_kind(found)
+    return found
 
 
 def embedding_rows(model: Model) -> int | None:
     """How many token ids the model has an embedding for, by its config or else its card; None where neither is here."""
-    file: str | Path | None = Path(model.source, "config.json")
-    if not model.local:
-        from huggingface_hub import try_to_load_from_cache  # late, as above
-
-        cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-        file = cached if isinstance(cached, str) else None
-    if file and Path(file).is_file():
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    folder = snapshot(model)
+    if folder and (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         if isinstance(rows, int):
             return rows
@@ -152,12 +148,12 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
     Raises InputError when the hub has no such model, MachineError when the hub cannot be reached or refuses it.
     """
-    # Imported late, as above; and transformers only after unsloth, which patches it.
+    # Late: huggingface_hub reads HF_* at import, which set_variables sets; and unsloth patches transformers before.
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from transformers import AutoTokenizer
 
     # Without this check transformers 5 makes an empty tokenizer of the config's class, without a warning.
-    if model.local and not any(Path(model.source, name).exists() for name in TOKENIZER_FILES):
+    if model.local and not any(Path(model.source, name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
         )
@@ -165,7 +161,9 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
         if not isinstance(error, OSError):
-            raise InputError(f"{model.source}: its tokenizer cannot be read: {describe(error)}") from None
+            needs = "trust_remote_code" in str(error) and own_code(model)
+            reason = f"{needs}. Code of a model is never run" if needs else describe(error)
+            raise InputError(f"{model.source}: its tokenizer cannot be read: {reason}") from None
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, GatedRepoError):

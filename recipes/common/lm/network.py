@@ -23,7 +23,7 @@ TIMEOUT = 6.0  # seconds; a slow network answers within two
 TRIES, WAIT = 2, 1.0  # before the hub counts as unreachable, with a second between
 DOWNLOADS, FIRST_WAIT = 5, 2.0  # a download that fails is tried again after 2, 4, 8 and 16 seconds,
 LONGEST_WAIT = 120.0  # or after what the hub's Retry-After says, if it is no longer than this
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = "model.safetensors"  # a pickle is never loaded
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 T = TypeVar("T")
@@ -142,9 +142,6 @@ def in_cache(model: "Model") -> bool:
     files = folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
     if not (files / "config.json").exists() or not any((files / name).exists() for name in TOKENIZERS):
         return False
-    for name in WEIGHTS:
-        index = files / f"{name}.index.json"
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {name}
-        if all((files / part).exists() for part in parts):
-            return True
-    return False
+    index = files / f"{WEIGHTS}.index.json"
+    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {WEIGHTS}
+    return all((files / part).exists() for part in parts)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from common.environment import is_first_process
-from common.errors import Stopped
+from common.errors import Stopped, one_line
 from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
@@ -27,6 +29,7 @@ from common.run.folder import Run
 from common.run.stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
 
 # Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.
@@ -189,6 +192,26 @@ def _fault(checkpoint: Path) -> str | None:
                 return f"is damaged: {name} has other contents than were written"
     except (OSError, ValueError, AttributeError, KeyError) as error:
         return f"has no list of its files that can be read ({error})"
+    return _code_in(checkpoint)
+
+
+def _code_in(checkpoint: Path) -> str | None:
+    """What in the pickles of a checkpoint would run code, or None. Their tensors are not read.
+
+    What loads them (weights_only) would not run it either, but end with a traceback.
+    """
+    for file in sorted(checkpoint.rglob("*")):
+        if file.name == "training_args.bin" or file.suffix not in PICKLES:  # the trainer writes it and never reads it
+            continue
+        if file.name.startswith(("adapter_model", "pytorch_model")):
+            return f"has weights in a pickle, {file.name}, where a run of ours has safetensors"
+        try:
+            with safe_globals():
+                unsafe = get_unsafe_globals_in_checkpoint(str(file))
+        except Exception as error:  # noqa: BLE001  whatever torch thinks of a file of somebody else
+            return f"is damaged: {file.name} was not written by torch.save ({one_line(error)})"
+        if unsafe:
+            return f"would run code: {file.name} is a pickle that names {', '.join(sorted(unsafe)[:3])}"
     return None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.environment import describe_code, is_first_process
-from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
+from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
 from common.lm.hub import RESUMED
 from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
@@ -104,7 +104,7 @@ class Run:
         elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
             self._end_on_disk(error, *fault)
         else:
-            reason = without_credentials(f"{type(error).__name__}: {error}")
+            reason = without_secrets(f"{type(error).__name__}: {error}")
             self.update(status="failed", error=reason, finished=finished)
             self._write_report()
 
@@ -198,7 +198,7 @@ def plan_run(
                 if previous and name in previous
             },
             "recipe": recipe,
-            "command": sys.argv,
+            "command": [without_secrets(word) for word in sys.argv],
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
             "matters": matters,
             "identity": identity,

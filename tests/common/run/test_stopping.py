@@ -243,7 +243,7 @@ def write_checkpoint(run: Run, step: int, **facts) -> None:
     part = run.folder / "checkpoints" / "part"
     (part / f"checkpoint-{step}").mkdir(parents=True)
     (part / f"checkpoint-{step}" / "adapter_model.safetensors").write_bytes(bytes(1000 + step))
-    (part / f"checkpoint-{step}" / "optimizer.pt").write_bytes(bytes(2000))
+    torch.save({"step": torch.ones(2000)}, part / f"checkpoint-{step}" / "optimizer.pt")
     state.save_to_json(str(part / f"checkpoint-{step}" / "trainer_state.json"))
     callback = CheckpointCallback(run, Stop(), 2)
     callback.on_save(SimpleNamespace(output_dir=str(part)), state, TrainerControl())
@@ -464,7 +464,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     part, final = folder / "checkpoints" / "part", folder / "checkpoints" / f"checkpoint-{step}"
     (part / final.name).mkdir(parents=True, exist_ok=True)
     time.sleep(rank)
-    (part / final.name / f"rng_state_{rank}.pth").touch()
+    torch.save({}, part / final.name / f"rng_state_{rank}.pth")
     state = TrainerState(global_step=step, max_steps=9, is_world_process_zero=rank == 0)
     callback.on_save(SimpleNamespace(output_dir=str(part)), state, control)
     files = sorted(file.name for file in final.iterdir())  # the second one sees it too
