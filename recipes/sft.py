@@ -45,6 +45,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
+from common.run.ranks import is_first
 from common.run.samples import as_samples, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -321,7 +322,7 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
         # 6. Save, and show what changed; in the first of several processes, which all have the same weights.
-        if not environment.is_first_process():
+        if not is_first():
             return
         saved = run.folder / ("adapter" if args.use_peft else "model")
         with write_folder(saved) as part:

@@ -75,16 +75,6 @@ def quiet_loggers() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def is_first_process() -> bool:
-    """Whether this process writes and prints: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def several_processes() -> bool:
-    """Whether torchrun started several processes of this run, one for each GPU."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def describe_code() -> dict[str, Any]:
     """Commit, dirty flag, lock, image and package versions."""
     return {

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.environment import several_processes
 from common.errors import PLAN_ADVICE, InputError, MachineError, spell
 from common.plan.devices import DEVICES, Device, by_driver_name
 from common.plan.memory import CUDA_CONTEXT, GIB
@@ -14,6 +13,7 @@ from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, p
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
+from common.run.ranks import world_size
 from common.run.screen import console
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def this_gpu() -> Device:
     mine = torch.cuda.memory_reserved()
     # Of several processes each must choose the same: the whole card counts, not what is free at this moment. What is
     # free is without the CUDA context of this process, which a plan counts.
-    usable = limit if several_processes() else min(limit, free + mine + CUDA_CONTEXT)
+    usable = limit if world_size() > 1 else min(limit, free + mine + CUDA_CONTEXT)
     known = by_driver_name(properties.name)
     return device_with(usable / GIB, known or DEVICES["a100"])
 

@@ -5,7 +5,6 @@ with the rows that were in it. Nothing that is not finite is ever saved: `check_
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.run.files import keep_rows, read_records
+from common.run.ranks import is_first, rank
 from common.run.samples import append
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class BadSteps:
 
     def __init__(self, run: "Run") -> None:
         self.run = run
-        rank = os.environ.get("RANK", "0")  # of several processes each has rows of its own
-        self.file = run.folder / (FILE if rank == "0" else f"bad-steps-{rank}.jsonl")
+        # Of several ranks each has rows of its own.
+        self.file = run.folder / (FILE if is_first() else f"bad-steps-{rank()}.jsonl")
         self.arguments = {name: one["value"] for name, one in run.record.get("arguments", {}).items()}
         self.limit = int(self.arguments.get("skip_bad_steps", 0))
 

@@ -18,12 +18,12 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from common.environment import is_first_process
 from common.errors import Stopped
 from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
+from common.run.ranks import barrier, gather_objects, is_first, of_first
 from common.run.stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
@@ -37,7 +37,7 @@ torch.serialization.register_package(
 
 def newest_checkpoint(run: Run) -> Path | None:
     """The newest complete checkpoint of a run, or None; newer ones that are broken are renamed to broken-*."""
-    checkpoint = _of_first(_newest_whole(run.folder / "checkpoints") if is_first_process() else None)
+    checkpoint = of_first(_newest_whole(run.folder / "checkpoints") if is_first() else None)
     run.update(step=_step(checkpoint) if checkpoint else 0)
     return checkpoint
 
@@ -99,10 +99,10 @@ class CheckpointCallback(TrainerCallback):
         self.due = False
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        _wait_for_all()
+        barrier("a checkpoint")
         if state.is_world_process_zero:
             self._complete(Path(args.output_dir), state)
-        _wait_for_all()
+        barrier("a checkpoint")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.stop.phase = "after the steps"
@@ -199,31 +199,6 @@ def _set_aside(checkpoint: Path, folder: Path, fault: str) -> None:
     print(f"{checkpoint} {fault}: renamed to {aside.name}, which may be deleted.")
 
 
-def _distributed() -> Any:
-    """torch.distributed if this is one of several processes, else None."""
-    import torch.distributed
-
-    return torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
-
-
 def _first_of_all(reason: str | None) -> str | None:
-    """The reason of the first process that has one."""
-    if (distributed := _distributed()) is None:
-        return reason
-    reasons = [None] * distributed.get_world_size()
-    distributed.all_gather_object(reasons, reason)
-    return next((one for one in reasons if one), None)
-
-
-def _of_first(value: Any) -> Any:
-    """The value of the first process, in all of them."""
-    if (distributed := _distributed()) is None:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def _wait_for_all() -> None:
-    if (distributed := _distributed()) is not None:
-        distributed.barrier()
+    """The reason of the first rank that has one."""
+    return next((one for one in gather_objects(reason) if one), None)

@@ -22,7 +22,8 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
-from common.environment import is_first_process, quiet_loggers
+from common.environment import quiet_loggers
+from common.run.ranks import is_first
 
 # What Unsloth 2026.10.9 and transformers 5.17 print in every run, though nothing is wrong. Whatever else they print is
 # shown: a new line of theirs may be a warning.
@@ -45,7 +46,7 @@ _height = 0  # lines that the live display has on the terminal
 @cache
 def console() -> Console:
     """The console of this process; of several processes only the first one prints."""
-    return Console(quiet=not is_first_process(), emoji=False)  # :100: stays what a model wrote
+    return Console(quiet=not is_first(), emoji=False)  # :100: stays what a model wrote
 
 
 def loading(what: str, notes: Iterable[str] = ()) -> Console:
