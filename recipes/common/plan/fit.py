@@ -101,7 +101,8 @@ def of_rank(args: Any, method: str) -> Any:
     if world_size() == 1 or method in SAMPLING:
         return args
     keep_rows = bool({*BY_MICRO_BATCH, "kto"} & losses_of(args))
-    shares = batch_of_rank(*(getattr(args, name) for name in BATCH), world_size(), keep_rows)
+    rows, accumulation = (getattr(args, name) for name in BATCH)
+    shares = batch_of_rank(rows, accumulation, world_size(), keep_rows)
     return replace(args, **dict(zip(BATCH, shares, strict=True)))
 
 
