@@ -18,6 +18,7 @@ from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
 from common.lm.model_files import check_files, check_kind, check_weights, describe, download, own_code, snapshot
+from common.run.ranks import first_of_machine_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,12 +101,14 @@ def resolved_revision(model: Model) -> str | None:
     return folder.name if folder else None  # .../snapshots/<commit>
 
 
+@first_of_machine_alone()
 def fetch(model: Model, weights: bool = True) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
     A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
     `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
-    transformers does not know the kind of a model. For a run that is resumed it is the commit with which it began.
+    transformers does not know the kind of a model. For a run that is resumed it is the commit with which it began. Of
+    several ranks the first of each machine downloads it.
     """
     if not model.local and model.revision is None:
         model = replace(model, revision=RESUMED.get(model.source))

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.environment import describe_code, is_first_process
+from common.environment import describe_code
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
 from common.lm.hub import RESUMED
 from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
+from common.run.ranks import is_first, peer_lost, rank
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -60,13 +61,13 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Add facts to run.json, and the time taken; of several processes the first one writes it."""
         self.record |= {"seconds": self.seconds, **facts}
-        if is_first_process():
+        if is_first():
             write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if is_first_process():
+            if is_first():
                 self.lock.take()
                 self._check_unchanged()
             self.update(status="running", started=_now())
@@ -103,6 +104,12 @@ class Run:
             self._write_report()
         elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
             self._end_on_disk(error, *fault)
+        elif peer_lost(error):
+            self.update(status="failed", error="another rank ended", finished=finished)
+            raise MachineError(
+                f"Rank {rank()} ended after step {self.record.get('step', 0)} was saved, since another rank did; that "
+                "one's error is the reason."
+            ) from error
         else:
             reason = without_secrets(f"{type(error).__name__}: {error}")
             self.update(status="failed", error=reason, finished=finished)
@@ -133,14 +140,14 @@ class Run:
 
     def _write_card(self) -> None:
         """Write the README.md of what the run saved, for whoever gets the folder."""
-        if is_first_process():
+        if is_first():
             from common.pages.model_card import write_card  # late, as the report
 
             write_card(self.folder)
 
     def _write_report(self) -> None:
         """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""
-        if not is_first_process():
+        if not is_first():
             return
         file = self.folder / "report.html"
         try:
@@ -174,12 +181,10 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        matters["processes"] = processes  # as many batches to a step
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
-    if is_first_process():
+    if is_first():
         refuse_where_held(folder)
     previous = _read(folder)
     if previous and previous["matters"] != matters:
@@ -194,7 +199,7 @@ def plan_run(
         {
             **{
                 name: previous[name]
-                for name in (*SINCE[1:], "seconds", "fit", "micro_batch")
+                for name in (*SINCE[1:], "seconds", "fit", "micro_batch", "ranks")
                 if previous and name in previous
             },
             "recipe": recipe,
@@ -254,7 +259,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
                 "back a copy of it, or give another --output-dir."
             ) from None
     # Another process of this run may be about to write it; a batch job brings its script, and perhaps a STOP file.
-    if is_first_process() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):
+    if is_first() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
     return None
 

@@ -24,8 +24,9 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
-from common.environment import is_first_process, quiet_loggers
+from common.environment import quiet_loggers
 from common.errors import printable
+from common.run.ranks import is_first
 
 # What Unsloth 2026.10.9 and transformers 5.17 print in every run, though nothing is wrong. Whatever else they print is
 # shown: a new line of theirs may be a warning.
@@ -52,7 +53,7 @@ def console() -> Console:
     Names and texts are somebody else's: [/b] in them is no markup, :100: no emoji, and the terminal obeys no ESC.
     """
     obey_no_text()
-    return Console(quiet=not is_first_process(), emoji=False, markup=False)
+    return Console(quiet=not is_first(), emoji=False, markup=False)
 
 
 def obey_no_text() -> None:
