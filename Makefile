@@ -18,7 +18,7 @@ train := sft dpo kto grpo reward ppo merge pipeline
 data := choose plan check-data test-rewards distill preferences
 results := chat serve report watch evaluate compare export push benchmark
 machine := check models shell slurm slurm-status image setup
-repository := test test-all test-docker test-slurm lint pin lock lock-check pin-base tiny samples clean
+repository := test test-all test-docker test-slurm lint pin lock lock-check pin-base audit tiny samples clean
 
 .PHONY: help $(train) $(data) $(results) $(machine) $(repository)
 help $(train) $(data) $(results) $(machine) $(repository):

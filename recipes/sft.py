@@ -40,11 +40,13 @@ from common.lm.load import (
     load_chat_tokenizer,
     load_text_tokenizer,
 )
+from common.lm.sharded import whole_weights
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
+from common.run.ranks import is_first
 from common.run.samples import as_samples, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -120,6 +122,8 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
+    sharded: bool = False
+    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -149,7 +153,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source])
+    environment.set_variables(models=[base], sources=[source], sharded=args.sharded)
     data = read_examples(source, SFT_FORMATS, args.format, args.columns)
     raw_text = isinstance(data.examples[0], Document)
     check_arguments(args, origins)
@@ -180,7 +184,7 @@ def main() -> None:
     from common.lm.generate import generate
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
-    from common.run.steps import CheckedSteps
+    from common.run.shared_steps import SharedSteps
 
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
@@ -190,7 +194,6 @@ def main() -> None:
         tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
-    # With fewer than ten rows, none is held out.
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
     if raw_text:  # a document is held out whole, and may be several rows
@@ -242,7 +245,7 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
-            fuse_adapter(model)
+            fuse_adapter(model, args.sharded)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))
@@ -264,8 +267,8 @@ def main() -> None:
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
 
-        class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
-            """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""
+        class Trainer(SharedSteps, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with steps shared by the ranks, and a learning rate of their own for the embeddings."""
 
             embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
@@ -320,16 +323,17 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
-        # 6. Save, and show what changed; in the first of several processes, which all have the same weights.
-        if not environment.is_first_process():
-            return
+        # 6. Save, and show what changed; of several ranks the first one does.
         saved = run.folder / ("adapter" if args.use_peft else "model")
+        weights = whole_weights(model)  # None, unless they are sharded
+        after = sample_completions()
+        if not is_first():
+            return
         with write_folder(saved) as part:
-            model.save_pretrained(part)
+            model.save_pretrained(part, state_dict=weights)
             tokenizer.save_pretrained(part)
             if args.train_embeddings:
                 run.update(embedding_rows_moved=check_saved(part, model))
-        after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)

@@ -36,6 +36,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import BATCH
 from common.lm.hub import find_model
 from common.run.files import write_json
+from common.run.screen import obey_no_text
 from rich.console import Console
 from rich.status import Status
 
@@ -138,6 +139,7 @@ def main() -> None:
         from check_data import mask
 
         examples = itertools.islice(task.read(rows, faults, args.format, columns), args.show_mask)
+        obey_no_text()
         mask.show(Console(markup=False, emoji=False), mask.masked_rows(lengths, examples, faults))
         faults.stop()
         return
@@ -187,6 +189,7 @@ def main() -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     found = figures.figures(survey, findings, lengths, limits, facts)
+    obey_no_text()
     console = Console(markup=False, highlight=False, emoji=False)
     report.show(console, found)
     if args.json:

@@ -121,7 +121,7 @@ def compare(args: Args) -> None:
             f"The judge: {figures['unusable replies of the judge']} of {open_rows} replies unusable; it rated the "
             f"completion shown first {figures['first shown rated higher by']:+.2f} against the second"
         )
-    console().print(f"The pairs to read: [bold]{folder / 'compare.md'}[/bold]")
+    console().print(f"The pairs to read: {folder / 'compare.md'}", highlight=False, soft_wrap=True)
 
 
 def label(side: str) -> str:

@@ -15,7 +15,6 @@ Left out: several adapters at once, 4-bit or 8-bit results, the adapter of a rew
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +22,13 @@ from typing import TYPE_CHECKING
 from common import environment
 from common.cli import parse_arguments
 from common.errors import InputError, MachineError, run_command
-from common.lm.adapter import WEIGHTS, check_base
-from common.lm.hub import MERGE_RECORD, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
+from common.lm.adapter import CONFIG, WEIGHTS, check_base
+from common.lm.hub import MERGE_RECORD, READS_TEXT, TOKENIZER_FILES, Model, contents, fetch, load_tokenizer
 from common.lm.load import base_of
 from common.lm.render import render_turns
+from common.memory_limits import free_memory
 from common.run.files import write_folder, write_json
 from common.run.screen import loading
-from env_check.machine import MEMORY_LIMITS, read
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,7 @@ def main() -> None:
     if folder.exists():
         record = folder / MERGE_RECORD
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        if before is None or {name: before[name] for name in inputs} != inputs:
+        if before is None or {name: before.get(name) for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
         print(f"{folder} has this merge already.")
         return
@@ -83,10 +82,15 @@ def main() -> None:
 
 
 def identify(base: Model, adapter: Path) -> dict[str, str | None]:
-    """What a merge is made of, for its record."""
+    """What a merge is made of, for its record: `settings` are the adapter's scale and the tokenizer beside it."""
     with (adapter / WEIGHTS).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"card": base.card.name if base.card else None, "base": contents(base), "adapter": sha256}
+    settings = hashlib.sha256()
+    for name in sorted((CONFIG, *READS_TEXT)):
+        if (adapter / name).is_file():
+            settings.update(f"{name} {hashlib.sha256((adapter / name).read_bytes()).hexdigest()}\n".encode())
+    card = base.card.name if base.card else None
+    return {"card": card, "base": contents(base), "adapter": sha256, "settings": settings.hexdigest()}
 
 
 def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
@@ -99,7 +103,9 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
     from transformers import AutoModelForCausalLM
 
     tokenizer, tokens = load_tokenizers(base, adapter)
-    model = AutoModelForCausalLM.from_pretrained(base.source, revision=base.revision, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(
+        base.source, revision=base.revision, dtype="auto", trust_remote_code=False
+    )
     check_base(model, base.source)
     if getattr(model.config, "quantization_config", None):
         raise InputError(f"{base.source} is stored in few bits; an adapter merges into a 16-bit base")
@@ -149,7 +155,8 @@ def widen(model: "PreTrainedModel") -> "PreTrainedModel":
     needed = 1.3 * 4 * model.num_parameters()  # bytes, with the adapter and what a pass over a short text needs
     if torch.cuda.is_available() and needed < torch.cuda.mem_get_info()[0]:
         return model.to("cuda", torch.float32)
-    if needed - model.get_memory_footprint() < free_memory():
+    free = free_memory()
+    if free is None or needed - model.get_memory_footprint() < free[0]:
         return model.to(torch.float32)
     print(f"32 bit need {needed / 2**30:.0f} GiB, more than is free: each layer is checked in 32 bit, the whole in 16.")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,13 +166,6 @@ def cast(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
     """Change the dtype of the weights alone: what is computed from the config, such as rotary angles, stays exact."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-
-
-def free_memory() -> int:
-    """The bytes of main memory that this process may still take."""
-    limits = [int(text) for text in map(read, MEMORY_LIMITS) if text.strip().isdigit()]
-    limits += [int(kib) * 1024 for kib in re.findall(r"^MemAvailable: +(\d+) kB", read("/proc/meminfo"), re.M)]
-    return min(limits)
 
 
 def check_prompts(adapter: Path) -> list[list[dict]]:

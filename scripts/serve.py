@@ -69,7 +69,8 @@ class Served:
     @property
     def merged(self) -> Path | None:
         """The folder of the whole model; None where an adapter is not yet exported."""
-        folders = [self.export / "merged", self.folder / "model", self.folder]
+        exported = [] if is_stale(self) else [self.export / "merged"]
+        folders = [*exported, self.folder / "model", self.folder]
         return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
@@ -173,8 +174,22 @@ def gguf_of(served: Served, quant: str | None) -> Path:
     return chosen
 
 
+def is_stale(served: Served) -> bool:
+    """Whether the export of a run is of other weights, or of another tokenizer, than are in its folder now."""
+    record = served.export / "export.json"
+    if not record.is_file():
+        return False
+    from export import identify_weights  # late: it is another command
+    from exporting.merged import find_trained
+
+    made_of = json.loads(record.read_text(encoding="utf-8")).get("weights")
+    return made_of != identify_weights(find_trained(str(served.folder)))
+
+
 def ggufs(served: Served) -> dict[str, Path]:
-    """{quantization: file} of the exported files, whose names end in it."""
+    """{quantization: file} of the exported files, whose names end in it; none of an export of other weights."""
+    if is_stale(served):
+        return {}
     files = sorted((served.export / "gguf").glob("*.gguf"))
     return {file.stem.rpartition("-")[2].lower(): file for file in files}
 

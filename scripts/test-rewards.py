@@ -20,7 +20,7 @@ from common.cli import parse_arguments
 from common.data.formats import PROBLEM_FORMATS
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
-from common.errors import BAD_INPUT, DONE, InputError, run_command
+from common.errors import BAD_INPUT, DONE, InputError, printable, run_command
 from common.rewards.contract import contract
 from common.rewards.specification import check_prompts, load, reward_models
 
@@ -70,7 +70,7 @@ def main() -> int:
         wrong += len(found)
         print(f"{reward.name}: {'passes' if not found else 'fails'}, {time.monotonic() - started:.1f} s")
         for fault in found:
-            print(f"  {fault}")
+            print(f"  {printable(fault)}")
     print(f"{len(rewards)} rewards on {len(rows)} rows of {args.data}: {wrong or 'nothing'} wrong")
     return BAD_INPUT if wrong else DONE
 

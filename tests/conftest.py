@@ -1,10 +1,12 @@
 """What tests of several files need: the recipes run as a user runs them, and the tokenizer of the tiny model."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,33 @@ def interrupt(way: str, step: int, recipe: str, *flags: str, **environment: str)
 def adapter_bytes(folder: Path) -> dict[str, bytes]:
     """Every file of a run's adapter: two processes that train the same must write the same."""
     return {file.name: file.read_bytes() for file in (folder / "adapter").iterdir()}
+
+
+def in_two_ranks(task: Callable[[int, Path], None], folder: Path, **environment: str) -> None:
+    """Call `task(rank, folder)` in two processes, forks of this one, that are the ranks of a run, by gloo."""
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_as_rank, args=(task, rank, folder, environment))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    ended = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # where one waits for the other in vain
+    assert ended == [0, 0]
+
+
+def _as_rank(task: Callable[[int, Path], None], rank: int, folder: Path, environment: dict[str, str]) -> None:
+    from torch import distributed
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **environment}
+    patience = timedelta(seconds=float(environment.get("RANKS_TIMEOUT", 60)))
+    distributed.init_process_group(
+        "gloo", timeout=patience, rank=rank, world_size=2, init_method=f"file://{folder}/store"
+    )
+    task(rank, folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,20 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.aliases import ELSEWHERE, ours
-from common.errors import ARGUMENTS, InputError, did_you_mean
+from common.errors import ARGUMENTS, InputError, did_you_mean, secret_values
 
 Args = TypeVar("Args")
 
 KINDS = {"bool": bool, "int": int, "float": float, "str": str, "Path": Path}
 EXPECTED = {"int": "a whole number", "float": "a number"}
 SHORT = {"output_dir": "OUT", "output": "OUT", "reward_model": "REWARD"}
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # not tab and ends of lines, which a prompt may have
 NUMBER = re.compile(r"-(\d|\.\d|inf)")
 
 
@@ -205,12 +206,30 @@ def check(fields: Sequence[Field], words: Sequence[str], command: str = "this co
     its type; what only an import could tell is left to tyro."""
     name_arguments(fields)
     given = read_words(fields, words)
+    secrets = secret_values()
     for one in given:
+        for value in one.values:
+            _check_text(one.flag, value, secrets)
         values(one)
     for field in fields:
         if field.required and not any(one.field is field for one in given):
             raise InputError(f"{command} needs {field.flag}=..., for example {field.flag}={example(field)}")
     return given
+
+
+def _check_text(flag: str, value: str, secrets: Mapping[str, str]) -> None:
+    """Raise InputError for a value that is no text, or that every user of this machine would see and must not."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{flag}={value}: is not UTF-8; rename it") from None
+    if control := CONTROLS.search(value):
+        raise InputError(f"{flag}={value}: has a control character, {control[0]!r}; take it out")
+    if name := next((name for name, secret in secrets.items() if secret in value), None):
+        raise InputError(
+            f"{flag}: the value of {name} is on the command line, which every process of this machine can read and "
+            "run.json keeps; leave it out, it is read from the environment"
+        )
 
 
 def values(given: Given) -> list[Any]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import warnings
@@ -18,19 +19,25 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "trl", "unsloth", "unsloth_zoo", "peft", "bitsandbytes", "accelerate")
 PACKAGES += ("datasets", "tokenizers", "vllm")
-COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
+COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "accelerate", "bitsandbytes")
+COMPILED += ("vllm",)
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = ()) -> None:
+def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), sharded: bool = False) -> None:
     """Set the environment that torch, unsloth and the hub's libraries read when they are imported.
 
     Call it before the first of them is imported. `models` and `sources` are everything that the command loads or
     reads, reward models included: where all of it is on this machine, every request to the hub is forbidden. A value
     that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read by the libraries themselves.
+    With `sharded` Unsloth divides the model among the ranks (FSDP2) when the trainer is made.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # No torch.load, of whichever library, runs what a pickle names: it reads tensors and plain values, or raises.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # the opposite, with which torch would refuse both
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a core holds tokens
     compiled = compiled_code()
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(compiled / "unsloth"))  # else the working directory
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
@@ -39,6 +46,8 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if sharded:
+        os.environ["UNSLOTH_FSDP2"] = "1"
     models, datasets = list(models), [source for source in sources if isinstance(source, str)]
     if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,9 +64,11 @@ def compiled_code() -> Path:
     """The folder for what Unsloth, Triton and torch compile, kept between runs: compiling a 7B takes most of a minute.
 
     It is below COMPILED_CODE, which an image sets to a volume, else below .cache. Another version of what compiles or
-    is compiled, and another GPU, has another folder: two images that share a cache do not undo each other's.
+    is compiled, another GPU, processor or C library has another folder: two images, or two machines, that share a cache
+    do not undo each other's, and none runs instructions that its processor lacks.
     """
-    versions = [f"{name} {_version(name)}" for name in COMPILED] + [platform.python_version()]
+    versions = [f"{name} {_version(name)}" for name in COMPILED]
+    versions += [platform.python_version(), *platform.libc_ver(), _cpu_name()]
     key = f"torch-{_version('torch')}-{hashlib.sha256(' '.join(versions).encode()).hexdigest()[:8]}-{_device()}"
     return Path(os.environ.get("COMPILED_CODE") or ROOT / ".cache" / "compiled") / re.sub(r"[^\w.+-]+", "-", key)
 
@@ -73,16 +84,6 @@ def quiet_loggers() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and prints: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def several_processes() -> bool:
-    """Whether torchrun started several processes of this run, one for each GPU."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def describe_code() -> dict[str, Any]:
@@ -101,12 +102,17 @@ def describe_code() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host, processor, and the GPU with its driver, if there is one. Imports torch."""
+    """Host, processor, and the GPU with its driver, if there is one; of several ranks all hosts and GPUs.
+
+    Imports torch. Every rank has to call it.
+    """
     import torch
+
+    from common.run.ranks import gather_objects, world_size
 
     machine: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         driver = Path("/proc/driver/nvidia/version")
         machine |= {
             "gpu": gpu.name,
@@ -114,6 +120,13 @@ def describe_machine() -> dict[str, Any]:
             "capability": f"{gpu.major}.{gpu.minor}",
             "cuda": torch.version.cuda,
             "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
+        }
+    if world_size() > 1:
+        of_ranks = gather_objects((machine["host"], machine.get("gpu", "cpu"), os.environ.get("SLURM_NODEID", "0")))
+        machine |= {
+            "ranks": world_size(),
+            "nodes": len({(host, node) for host, _, node in of_ranks}),
+            "devices": [f"{host}: {device}" for host, device, _ in of_ranks],
         }
     if "SLURM_JOB_ID" in os.environ:
         machine["slurm_job"] = os.environ["SLURM_JOB_ID"]
@@ -127,6 +140,15 @@ def installed_lock() -> dict[str, str] | None:
         return None
     sha256, name = mark.read_text().split()
     return {"file": name, "sha256": sha256}
+
+
+def code_sha256(*places: str) -> str:
+    """One hash over Python files of this repository, given as files or folders: the code that made something."""
+    found = {file for place in places for file in [ROOT / place, *(ROOT / place).rglob("*.py")] if file.is_file()}
+    total = hashlib.sha256()
+    for file in sorted(found):
+        total.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def _version(name: str) -> str | None:

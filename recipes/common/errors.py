@@ -9,8 +9,11 @@ import errno
 import os
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from types import TracebackType
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 ON_FAULT = "--stop-on-fault"  # what the reason of a run begins with that was stopped by a finding about its health
@@ -33,6 +36,13 @@ MEMORY_ADVICE = {
 # What a disk or a mount may answer that no setting of a run can change, besides that it is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK = (*FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ESTALE)
+# The name of a variable whose value nobody should see: HF_TOKEN, WANDB_API_KEY, DB_PASSWORD; not TOKENIZER, KEYRING.
+SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSW[A-Z]*|PASSPHRASE|CREDENTIALS?|[A-Z]*KEY)(_|$)", re.IGNORECASE)
+TOKENS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pos]_[A-Za-z0-9]{30,})")
+SHORTEST_SECRET = 8  # characters; shorter ones are no secrets, and would take every "1" and "true" out of a text
+# What a terminal would obey, or show as other text than it is: control characters but tab and newline, marks that turn
+# the direction of writing, and bytes of a name that are no UTF-8.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"'?#]+(?=@)")  # of a URL: user:password
 LONGEST = 300  # characters of somebody else's error in a message of ours
 
@@ -91,10 +101,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
             # A terminal that lacks a letter of the text is no reason to fail.
             stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]
+    sys.excepthook, threading.excepthook = _show_bug, show_thread_error
     try:
         sys.exit(main() or DONE)
     except (InputError, MachineError) as refusal:
-        print(spell(without_credentials(str(refusal))), file=sys.stderr)
+        print(printable(without_secrets(spell(str(refusal)))), file=sys.stderr)
         sys.exit(refusal.exit_code)
     except Restart as restart:
         print(spell(str(restart)), file=sys.stderr)
@@ -107,8 +118,20 @@ def run_command(main: Callable[[], int | None]) -> None:
     except Exception as error:
         if not (message := explanation(error)):
             raise
-        print(spell(message), file=sys.stderr)
+        print(printable(without_secrets(spell(message))), file=sys.stderr)
         sys.exit(CANNOT)
+
+
+def show_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, as `_show_bug`."""
+    if error.exc_value is not None and not isinstance(error.exc_value, SystemExit):
+        _show_bug(error.exc_type, error.exc_value, error.exc_traceback)
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, without the secrets that the text of an error may hold."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printable(without_secrets(text)), end="", file=sys.stderr)
 
 
 def explanation(error: BaseException) -> str | None:
@@ -167,6 +190,34 @@ def one_line(error: BaseException) -> str:
 def without_credentials(text: str) -> str:
     """`text` without user and password in the URLs that it holds."""
     return CREDENTIALS.sub("***", text)
+
+
+def without_secrets(text: str) -> str:
+    """`text` without credentials in URLs, the values of variables that are secret by their name, and known tokens."""
+    for name, value in secret_values().items():
+        text = text.replace(value, f"${name}")
+    return TOKENS.sub("***", without_credentials(text))
+
+
+def secret_values() -> dict[str, str]:
+    """{name: value} of the environment's variables that are secret by their name, the longest value first."""
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET and not _is_place(name, value)
+    }
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _is_place(name: str, value: str) -> bool:
+    """Does a variable say where a secret is, a file or another variable, and not the secret? HF_TOKEN_PATH does."""
+    is_file = value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
+    return is_file or value in os.environ or name.endswith(("_PATH", "_FILE", "_DIR"))
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey written as Python writes it: ESC is \\x1b, a lone surrogate \\udcff."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def spell(message: str) -> str:

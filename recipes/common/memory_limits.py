@@ -7,11 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+# Megabytes, what they are for, and the option of Slurm.
+SLURM = (
+    ("SLURM_MEM_PER_NODE", "", "Slurm's --mem"),
+    ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE", "Slurm's --mem-per-cpu"),
+    ("SLURM_MEM_PER_GPU", "SLURM_GPUS_ON_NODE", "Slurm's --mem-per-gpu"),
+)
 
 
 def memory_limit() -> tuple[int, str] | None:
     """The lowest limit in bytes and what sets it: the machine's memory, a cgroup, Slurm or ulimit; None without one."""
     return min(_limits(), default=None)
+
+
+def free_memory() -> tuple[int, str] | None:
+    """The bytes that this process may still take, at the most, and what says so: what is free, or a lower limit."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    free = [(int(found[1]) * 1024, "what is free")] if found else []
+    return min([*free, *_limits()], default=None)
 
 
 def _limits(groups: Path = CGROUPS, proc: Path = Path("/proc")) -> Iterator[tuple[int, str]]:
@@ -26,14 +39,18 @@ def _limits(groups: Path = CGROUPS, proc: Path = Path("/proc")) -> Iterator[tupl
         for group in [*_parents(path), ""]:  # every group above has a limit too; a container sees its own as the root
             if (text := _text(root / group / name).strip()).isdigit():
                 yield int(text), f"a container's or job's limit ({root / group / name})"
-    if megabytes := os.environ.get("SLURM_MEM_PER_NODE", ""):
-        yield int(megabytes) * 2**20, "Slurm's --mem"
-    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    if (megabytes := os.environ.get("SLURM_MEM_PER_CPU", "")) and cpus.isdigit():
-        yield int(megabytes) * int(cpus) * 2**20, "Slurm's --mem-per-cpu"
+    for megabytes, count, name in SLURM:
+        size = _number(megabytes) * (_number(count) if count else 1)
+        if size:  # --mem=0 is all the memory of a node
+            yield size * 2**20, name
     for limit, name in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
         if (soft := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
             yield soft, name
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdigit() else 0
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -12,9 +12,10 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 
+from common.memory_limits import free_memory
+
 from env_check.checks import FAILURE, GIB, OK, TRY_AGAIN, WARNING, Check, Facts, first_line, judge
 
-MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SHARED_MEMORY = "/dev/shm"
 COMPILER_SECONDS = 60
 
@@ -34,11 +35,10 @@ def check_system(facts: Facts) -> Iterator[Check]:
             gpus = f", GPUs {os.environ.get('SLURM_JOB_GPUS', 'none')}" if name == "Slurm job" else ""
             yield Check(name, OK, os.environ[variable] + gpus)
 
-    limits = [int(text) for text in map(read, MEMORY_LIMITS) if text.strip().isdigit()]
-    limits += [int(kib) * 1024 for kib in re.findall(r"^MemAvailable: +(\d+) kB", read("/proc/meminfo"), re.M)]
-    if limits:
-        free, fix = min(limits) / GIB, "end other programs; give a container more with --memory"
-        yield judge("memory", free >= 4, f"{free:.1f} GiB available", ">= 4 GiB", fix, WARNING)
+    if free := free_memory():
+        size, by = free
+        fix = "end other programs; give a container more with --memory, or a Slurm job with --mem"
+        yield judge("memory", size >= 4 * GIB, f"{size / GIB:.1f} GiB: {by}", ">= 4 GiB", fix, WARNING)
 
 
 def surroundings() -> str:

@@ -81,7 +81,7 @@ def check_converter(facts: Facts) -> Iterator[Check]:
         return
     pins = read(os.path.join(ROOT, "docker", "sources.txt"))
     wanted = re.findall(r"^llama-cpp-python==(\S+) --hash=sha256:(\w+)$", pins, re.M)
-    found = read(os.path.join(sys.prefix, "share", "llama.cpp", "source.sha256")).strip()
+    found = read(os.path.join(sys.prefix, "share", "llama.cpp", "source.sha256")).partition(" ")[0].strip()
     version, sha256 = wanted[0] if wanted else ("", found)
     state = f"of llama-cpp-python {version}" if found == sha256 else "another version" if found else "missing"
     fix = "make setup; in a container: make image"

@@ -55,7 +55,7 @@ def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
     if other and args.base:
         subject = replace(subject, before=Side(args.base, other.model, None))
     file = results.write(subject, args.seed, sections, {})
-    console.print(f"Figures in [bold]{file}[/bold], with their intervals in [bold]report.html[/bold]", soft_wrap=True)
+    console.print(f"Figures in {file}, with their intervals in report.html", highlight=False, soft_wrap=True)
 
 
 def measure(trained: Trained, held: Held, load_in_4bit: bool, max_length: int) -> tuple[Measured, dict[str, Any]]:

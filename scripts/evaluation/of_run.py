@@ -106,7 +106,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
         judge = server or (judge_here(judge_model, JudgeSampling(0, 0.0, False, args.seed)) if judge_model else None)
         more["questions"] = answer_questions(console, to_answer, earlier.answers, after.answers, judge, args.seed)
     file = results.write(subject, args.seed, sections, more)
-    console.print(f"Figures in [bold]{file}[/bold], with their intervals in [bold]report.html[/bold]", soft_wrap=True)
+    console.print(f"Figures in {file}, with their intervals in report.html", highlight=False, soft_wrap=True)
     compare(args, before, subject.after, compared, console)
 
 

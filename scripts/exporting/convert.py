@@ -88,7 +88,7 @@ def main(converter: str, folder: str, file: str, kind: str, name: str, end: str)
         def prepare_metadata(vocab_only: bool) -> None:
             prepare(vocab_only)
             given = {key for values in model.gguf_writer.kv_data for key in values}
-            token = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(end)
+            token = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).convert_tokens_to_ids(end)
             if gguf.Keys.Tokenizer.EOT_ID not in given:
                 model.gguf_writer.add_eot_token_id(token)
 

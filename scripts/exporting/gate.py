@@ -192,7 +192,9 @@ def _of_folder(folder: Path, paths: list[list[int]]) -> list:
 def _load(source: str, revision: str | None) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    return widen(AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")).eval()
+    return widen(
+        AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto", trust_remote_code=False)
+    ).eval()
 
 
 def _room(paths: list[list[int]]) -> int:

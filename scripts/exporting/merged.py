@@ -110,7 +110,9 @@ def write_merged(trained: Trained, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     tokenizer = trained_tokenizer(trained)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(trained.whole.source, dtype="auto")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        trained.whole.source, dtype="auto", trust_remote_code=False
+    )
     if getattr(model.config, "quantization_config", None):
         raise InputError(f"{trained.whole.source} is stored in few bits; only 16-bit models are exported")
     cast(model, torch.bfloat16 if model.dtype == torch.float32 else model.dtype)

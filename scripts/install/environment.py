@@ -25,6 +25,8 @@ CACHE = ROOT / ".cache"
 # What sha256sum prints for the lock that .venv was made from. Written last: an interrupted set-up leaves none.
 MARK = VENV / "lock.sha256"
 CONVERTER = VENV / "share" / "llama.cpp"
+# What is kept of the source of llama-cpp-python: the converter brings its own gguf, newer than the one on the index.
+KEPT = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_\w+_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/\w+\.py)")
 
 # GB that uv writes, measured; the files in .venv are hard links to those in its cache.
 VARIANTS = {"cpu": 2.7, "cuda": 5.8, "cuda-vllm": 9.2}
@@ -83,9 +85,16 @@ def up_to_date(variant: str) -> bool:
 
 
 def has_converter() -> bool:
-    """Does .venv hold the llama.cpp converter that docker/sources.txt pins?"""
+    """Does .venv hold the llama.cpp converter that docker/sources.txt pins, and what is to be kept of it?"""
     mark = CONVERTER / "source.sha256"
-    return mark.is_file() and mark.read_text().strip() in (ROOT / "docker" / "sources.txt").read_text()
+    return mark.is_file() and mark.read_text() == converter_mark()
+
+
+def converter_mark() -> str:
+    """What made the converter: the sha256 of the source that is pinned, and of the pattern of what is kept."""
+    pins = (ROOT / "docker" / "sources.txt").read_text()
+    source = re.findall(r"^llama-cpp-python==\S+ --hash=sha256:(\w+)$", pins, re.M)[0]
+    return f"{source} {hashlib.sha256(KEPT.pattern.encode()).hexdigest()}\n"
 
 
 def made_variant() -> str:

@@ -83,6 +83,8 @@ def check_paths(words: list[str]) -> None:
         flag = "--" + name.replace("_", "-")
         if name in PATHS and not value:
             raise InputError(f"{flag} is empty; leave it out for its default.")
+        if name in PATHS and set(value) & set("\r\n"):
+            raise InputError(f"{flag}={value!r}: the name has the end of a line in it; rename it.")
         if name in READ and looks_like_path(value) and not os.path.exists(os.path.expanduser(value)):
             raise InputError(f"{flag}={value}: no such file or folder (from {os.getcwd()})")
         if name in COMMAND_LINES:

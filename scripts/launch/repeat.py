@@ -54,11 +54,15 @@ def take_from(words: list[str]) -> tuple[str | None, list[str]]:
 def read_record(recipe: str, file: Path) -> dict[str, Any]:
     """The arguments that a run.json, or the one in a folder, has for a run of `recipe`."""
     file = file / "run.json" if file.is_dir() else file
+    if file.exists() and not file.is_file():
+        raise InputError(f"--from={file}: this is no plain file")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         arguments = {name: argument["value"] for name, argument in record["arguments"].items()}
     except FileNotFoundError:
         raise InputError(f"--from={file}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--from={file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--from={file}: this is no run.json") from None
     if record.get("recipe") != recipe:

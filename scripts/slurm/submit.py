@@ -14,7 +14,7 @@ until the run is done. `make slurm-status` shows the states.
 A job gets no variable of your environment except those in PASSED, which are in the script, so no token ends up in a
 file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login` wrote.
 
-Left out: heterogeneous jobs, several GPUs for anything but SFT, building images.
+Left out: heterogeneous jobs, several GPUs for the stages of a pipeline, building images.
 """
 
 import hashlib
@@ -32,15 +32,24 @@ from typing import Literal
 
 from common.arguments import parse
 from common.environment import ROOT
-from common.errors import CREDENTIALS, SPELLING, InputError, MachineError, did_you_mean, run_command
+from common.errors import (
+    CREDENTIALS,
+    SPELLING,
+    InputError,
+    MachineError,
+    did_you_mean,
+    printable,
+    run_command,
+    secret_values,
+)
 from common.run.files import write_json
 from common.run.stopping import seconds
 
 RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
+SEVERAL = ("sft", "dpo", "kto", "reward")  # that train in several processes
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY")
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model
 
 
@@ -108,7 +117,8 @@ def main() -> None:
         write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
     ]
     if args.dry:
-        print("\n".join(script.read_text(encoding="utf-8") for script in scripts))
+        text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+        print(printable(text) if sys.stdout.isatty() else text)  # into a file it is the script
         return
 
     if shutil.which("sbatch") is None:
@@ -140,8 +150,8 @@ def check(args: Args) -> None:
         raise InputError(f"--gpus={args.gpus}: expected how many of each node, such as 1 or h200:8.")
     if args.nodes < 1:
         raise InputError(f"--nodes={args.nodes}: expected 1 or more.")
-    if args.nodes * args.per_node > 1 and args.recipe != "sft":
-        raise InputError("Only --recipe=sft trains in several processes; for the others --gpus=1 and --nodes=1.")
+    if args.nodes * args.per_node > 1 and args.recipe not in SEVERAL:
+        raise InputError(f"Only {', '.join(SEVERAL)} train in several processes; else --gpus=1 and --nodes=1.")
     for stage in args.chain:
         if stage not in RECIPES:
             raise InputError(
@@ -212,8 +222,8 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             f"A user and a password, of a URL ***{where}, would be in {script}. Leave them out of the URL and put them "
             "into ~/.netrc, which the job reads."
         )
-    for name, value in os.environ.items():
-        if SECRET.search(name) and not name.endswith(("_PATH", "_FILE")) and len(value) > 7 and value in text:
+    for name, value in secret_values().items():
+        if value in text:
             raise InputError(f"The value of {name} would be in {script}. Leave it out; the job reads it from a file.")
     script.write_text(text, encoding="utf-8")
     path = f"{os.environ.get('PATH', '')}:{ROOT}/.venv/bin"

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from common.data.rows import find_source, source_identity, source_sha256
-from common.environment import ROOT, installed_lock
+from common.environment import ROOT, code_sha256, installed_lock
 from common.errors import STOPPED, InputError, Stopped
-from common.lm.hub import MERGE_RECORD, Model, contents, find_model
+from common.lm.adapter import CONFIG
+from common.lm.hub import MERGE_RECORD, READS_TEXT, Model, contents, find_model
 from common.run.stopping import Stop
 
+EVALUATION = ("scripts/evaluate.py", "scripts/evaluation", "recipes/common/rewards")  # the code that measures
 Figures = dict[str, dict[str, Any]]  # by held-out file, by what is measured
 
 
@@ -121,11 +123,21 @@ def address(name: str, words: list[str], source: str, base: Model, reward_model:
     )
 
 
+def made_of(word: str) -> str | None:
+    """A word of a command; of a folder what is in it, by its contents."""
+    if (Path(word) / "config.json").is_file():
+        return contents(find_model(f"{word}/"))
+    return files_sha256(Path(word)) if Path(word).is_dir() else word
+
+
 def files_sha256(path: Path) -> str | None:
-    """One hash over a file, or over the weights in a folder: those of a model, or of a run's adapter."""
+    """One hash over a file, or over what a folder computes: that of a model or an adapter, or of a run's adapter."""
     if path.is_file():
         return source_sha256([path])
-    return source_sha256(sorted([*path.glob("*.safetensors"), *path.glob("adapter/*.safetensors")]))
+    names = ("*.safetensors", "config.json", CONFIG, "head.json", *READS_TEXT)
+    return source_sha256(
+        sorted(file for name in names for place in (path, path / "adapter") for file in place.glob(name))
+    )
 
 
 def digest(*parts: Any) -> str:
@@ -150,7 +162,9 @@ def measure(what: str, words: Sequence[str], files: list[str], folder: Path, pla
     if not files:
         return {}
     identities = {file: source_identity(find_source(file)) for file in files}
-    written = folder / f"evaluation-{digest(plan.eval_words, identities, installed_lock())}.json"
+    measured = [made_of(word) for word in words]
+    key = digest(measured, plan.eval_words, identities, installed_lock(), code_sha256(*EVALUATION))
+    written = folder / f"evaluation-{key}.json"
     if not written.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["scripts", "evaluate.py", *words, "--data", *files, "--json", str(written), *plan.eval_words]

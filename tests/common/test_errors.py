@@ -78,6 +78,36 @@ def test_the_lowest_limit_of_memory_is_named(tmp_path, monkeypatch):
     assert memory_limit()[0] <= 2 * 2**30
 
 
+def test_the_limits_of_old_control_groups_and_of_slurm_are_known(tmp_path, monkeypatch):
+    """A job under cgroup v1, as Slurm makes it; --mem=0 is all the memory of a node and no limit."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(
+        "5:cpu,cpuacct:/x\n9:memory:/slurm/uid_0/job_7/step_0\n1:name=systemd:/\n"
+    )
+    job = tmp_path / "memory" / "slurm" / "uid_0" / "job_7"
+    (job / "step_0").mkdir(parents=True)
+    (job / "memory.limit_in_bytes").write_text(f"{3 * 2**30}\n")
+    (job / "step_0" / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    for name in [name for names in memory_limits.SLURM for name in names[:2]]:
+        monkeypatch.delenv(name or "NONE", raising=False)
+
+    def lowest() -> tuple[int, str]:
+        return min(memory_limits._limits(tmp_path, tmp_path / "proc"))
+
+    assert lowest() == (3 * 2**30, f"a container's or job's limit ({job}/memory.limit_in_bytes)")
+    for variables, gib, option in (
+        ({"SLURM_MEM_PER_NODE": "2048"}, 2, "--mem"),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "2"}, 1, "--mem-per-cpu"),
+        ({"SLURM_MEM_PER_GPU": "256", "SLURM_GPUS_ON_NODE": "2"}, 0.5, "--mem-per-gpu"),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert lowest() == (gib * 2**30, f"Slurm's {option}")
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"):
+        monkeypatch.setenv(name, "0")
+    assert lowest()[0] == 3 * 2**30
+
+
 def test_a_limit_of_ulimit_is_in_the_message():
     limit = 2**33
     code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit})); bytearray(2**40)"

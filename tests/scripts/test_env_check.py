@@ -776,13 +776,13 @@ def test_image_and_slurm_job_are_shown(monkeypatch):
     assert one(lines, "Slurm job").found == "42, GPUs 0,1"
 
 
-def test_little_memory_is_the_containers_limit(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text(f"{2 * GIB}\n")
-    monkeypatch.setattr(machine, "MEMORY_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+def test_little_memory_is_the_lowest_limit_and_its_name(monkeypatch):
+    """That of a Slurm job here; tests/common/test_errors.py has those of control groups."""
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "2048")
     line = one(machine.check_system(Facts()), "memory")
-    assert (line.status, line.found) == ("warning", "2.0 GiB available")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert one(machine.check_system(Facts()), "memory").found != "2.0 GiB available"
+    assert (line.status, line.found) == ("warning", "2.0 GiB: Slurm's --mem")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")
+    assert "Slurm" not in one(machine.check_system(Facts()), "memory").found
 
 
 # --- what runs here -----------------------------------------------------------------------------------------------

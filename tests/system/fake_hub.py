@@ -8,7 +8,9 @@ import hashlib
 import http.server
 import json
 import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +35,10 @@ class FakeHub:
 
     `models` are the repositories that can be uploaded to, `stored` what git LFS has got, by its sha256; `broken` is a
     file that arrives with another content.
+
+    `faults` are, by the name of a file, what happens to the next requests for it: ("drop", bytes) ends the connection
+    after so many, ("stall", seconds) sends half and then nothing for that time, (status, Retry-After) refuses, and
+    ("damage", 0) sends other bytes. `sent` counts the bytes of files that were sent.
     """
 
     def __init__(self, datasets: dict[str, list[dict]]) -> None:
@@ -42,7 +48,10 @@ class FakeHub:
         self.models: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}
         self.broken = ""
+        self.scripts: dict[str, str] = {}  # programs that datasets come as, by the dataset's id
         self.url = ""
+        self.faults: dict[str, list[tuple[str | int, float]]] = {}
+        self.sent = 0
 
     def environment(self, home: object) -> dict[str, str]:
         """The variables of a process that uses this hub, with its caches in `home` and whatever else is set here."""
@@ -59,8 +68,14 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
             path = self.path.partition("?")[0]
             hub.requests.append(path)
             for name, repository in hub.models.items():
+                if path.startswith(f"/api/models/{name}/tree/"):
+                    return self.answer(json.dumps(self.tree(repository)))
                 if path.startswith(f"/api/models/{name}"):
                     return self.answer(json.dumps(self.describe(name, repository)))
+                if path.startswith(f"/{name}/resolve/"):
+                    file = path.split("/", 5)[5]
+                    if file in repository.files:
+                        return self.send_file(file, repository.files[file])
             for name, text in hub.files.items():
                 if path.startswith(f"/api/datasets/{name}/tree/"):
                     file = {"type": "file", "path": "train.jsonl", "size": len(text), "oid": "1" * 40}
@@ -69,7 +84,9 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                     revision = path.rpartition("/revision/")[2] if "/revision/" in path else "main"
                     return self.answer(json.dumps({"id": name, "sha": self.commit(revision)}))
                 if path.startswith(f"/datasets/{name}/resolve/") and path.endswith("/train.jsonl"):
-                    return self.answer(text, ETag='"1"')
+                    return self.send_file("train.jsonl", text.encode(), etag="1")
+                if path.endswith(f"/{name.rpartition('/')[2]}.py") and name in hub.scripts:
+                    return self.answer(hub.scripts[name], ETag='"2"')
             known = any(f"/{name}" in path for name in hub.files)
             return self.answer("", 404, X_Error_Code="EntryNotFound" if known else "RepoNotFound")
 
@@ -144,8 +161,44 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
                 siblings.append(one)
             return {"id": name, "sha": hub.commit, "private": repository.private, "siblings": siblings}
 
+        def tree(self, repository: Repository) -> list[dict]:
+            return [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha256(content).hexdigest()}
+                for file, content in repository.files.items()
+            ]
+
         def commit(self, revision: str) -> str:
             return hub.commit if revision == "main" else revision
+
+        def send_file(self, name: str, content: bytes, etag: str = "") -> None:
+            """A file as the hub sends it: from the byte that Range names, by its sha256 as etag; or a fault."""
+            fault, amount = hub.faults[name].pop(0) if self.command == "GET" and hub.faults.get(name) else ("", 0)
+            if isinstance(fault, int):
+                return self.answer("", fault, **({"Retry_After": f"{amount:g}"} if amount else {}))
+            first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            body = content[first:]
+            self.send_response(206 if first else 200)
+            headers = {"Content-Length": len(body), "ETag": f'"{etag or hashlib.sha256(content).hexdigest()}"'}
+            headers |= {"X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
+            if first:
+                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            for header, value in headers.items():
+                self.send_header(header, str(value))
+            self.end_headers()
+            if self.command == "HEAD":
+                return None
+            if fault == "damage":
+                body = bytes(byte ^ 1 for byte in body)
+            end = {"drop": int(amount), "stall": len(body) // 2}.get(str(fault), len(body))
+            self.wfile.write(body[:end])
+            self.wfile.flush()
+            hub.sent += len(body[:end])
+            if fault == "stall":
+                time.sleep(amount)
+            if fault in ("drop", "stall"):
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+            return None
 
         def answer(self, text: str, status: int = 200, **headers: str) -> None:
             content = text.encode()

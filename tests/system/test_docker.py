@@ -34,7 +34,7 @@ AS_USER = {"user": USER, "group": USER, "extra_groups": []}
 STEPS = "--max-steps 3 --sample-prompts 0"
 MORE_STEPS = "--max-steps 12 --logging-steps 1 --sample-prompts 0"
 LOCKED_DOWN = "--network none --read-only --cap-drop ALL"
-CPU_GB = 3.3  # 3.24 with llama.cpp, which is 0.1 of it
+CPU_GB = 3.2
 
 pytestmark = [
     pytest.mark.skipif(not VARIANT, reason="`make test-docker` runs these, and CI"),

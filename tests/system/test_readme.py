@@ -34,6 +34,7 @@ ELSEWHERE = {
     r"make pin\b.*": "tests/common/lm/test_models.py",
     r"make evaluate\b.* (TASKS|COMPARE)=.*": "tests/scripts/test_evaluate_run.py",
     r"make sft\b.* LOAD_IN_FP8=yes\b.*": "tests/system/test_gpu.py",
+    r"make audit\b.* ?(ADVISORIES|UPDATE_LICENCES)=.*": "tests/scripts/test_audit.py",
     r"make (test|test-all|test-docker|test-slurm|lint|lock-check)\b.*": ".ci/run",
 }
 # What makes a run of each command short; a page's own value of the same name is replaced.

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.json_values import as_text, json_type, json_values
-from common.errors import InputError, MachineError
+from common.errors import InputError, MachineError, printable
+from common.lm.network import tried
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -30,6 +31,7 @@ SUFFIXES = (*ROWS, ".txt")  # a .txt file is one row, a document
 SHOWN_FAULTS = 20
 MOST_NOTES = 20
 OTHER_NOTES = "other things that are not read"
+NO_FILE = "is a pipe, a socket or a device, which cannot be read twice; give a plain file"
 COMMIT = re.compile("[0-9a-f]{40}")
 MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti)\(")  # the features of datasets that hold files
 
@@ -90,6 +92,11 @@ def find_source(data: str) -> Source:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         # Beside files of rows, a text file is a licence or a note.
         files = [file for file in files if file.suffix.lower() in ROWS] or files
+        for file in files:
+            if file.exists() and not file.is_file():
+                raise InputError(f"{file}: {NO_FILE}")
+            if printable(file.name) != file.name or "\n" in file.name:
+                raise InputError(f"{file}: its name has a character that is no text; rename it")
         if not files:
             raise InputError(f"{data}: this folder holds no data file; expected one of {', '.join(SUFFIXES)}")
         return files
@@ -97,6 +104,8 @@ def find_source(data: str) -> Source:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{data}: unknown kind of file {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
         return [path]
+    if path.exists():
+        raise InputError(f"{data}: {NO_FILE}")
     looks_like_a_path = data.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or data.count("/") != 1
     if looks_like_a_path:
         raise InputError(f"{data}: no such file or folder (from {Path.cwd()}); give a file, a folder or a hub id")
@@ -246,7 +255,7 @@ def _twice(names: Iterable[str]) -> str | None:
 def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
     builder = _hub_dataset(name)
     try:
-        builder.download_and_prepare()
+        tried(name, lambda _: builder.download_and_prepare(), hopeless=_no_such_dataset)
         dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
@@ -267,14 +276,28 @@ def _hub_dataset(name: str) -> "DatasetBuilder":
 
     dataset, _, revision = name.partition("@")
     try:
-        builder = load_dataset_builder(dataset, revision=revision or None)
+        builder = tried(
+            name, lambda _: load_dataset_builder(dataset, revision=revision or None), hopeless=_no_such_dataset
+        )
     except (OSError, ValueError) as error:
         raise _hub_refusal(name, error) from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise InputError(
+            f"{name}: the dataset is a program, {dataset.rpartition('/')[2]}.py in its repository, which is never run; "
+            "many have their rows as Parquet at the revision refs/convert/parquet, else save them as a file"
+        ) from None
     if COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MachineError(
             f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
         )
     return builder
+
+
+def _no_such_dataset(error: Exception) -> bool:
+    """Whether the hub has answered that it has none; what fails on the way is no answer."""
+    return isinstance(error, ValueError | FileNotFoundError | PermissionError)
 
 
 def _hub_refusal(name: str, error: Exception) -> InputError | MachineError:

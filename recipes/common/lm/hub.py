@@ -16,8 +16,9 @@ from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
-from common.lm.model_files import check_files, check_kind, describe, download
+from common.lm.model_files import check_files, check_kind, check_weights, describe, download, own_code, snapshot
 from common.run.files import read_object
+from common.run.ranks import first_of_machine_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,12 @@ HASHES = ROOT / ".cache" / "sha256"  # a small file for each file whose hash is 
 SETTLED = 2.0  # seconds without a change, more than a tick of any file system's clock
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# All that decides how a checkpoint reads text, beside its weights and config.json.
+READS_TEXT = (*TOKENIZER_FILES, "tokenizer_config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+READS_TEXT += ("chat_template.jinja", "chat_template.json")
+
+# {hub id: commit} of the runs that this process resumes: a branch may have moved since they began. Set by plan_run.
+RESUMED: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,10 @@ def _card_of_merged(directory: Path) -> Card | None:
 
 
 def _checkpoint(directory: Path) -> Path:
-    """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself."""
+    """Return `directory`. Raises InputError unless it holds a model that can be loaded by itself, and is no pickle."""
     if not (directory / CONFIG).is_file():
         if (directory / "config.json").is_file():
+            check_weights(directory)
             return directory
         raise InputError(f"{directory} holds no model: it has no config.json. Name a folder saved by save_pretrained.")
     # Also beside a config.json: transformers would load the adapter, on whatever base its configuration names.
@@ -89,20 +97,21 @@ def resolved_revision(model: Model) -> str | None:
     """The commit of the model's files in the local hub cache; None for a directory, and before a download."""
     if model.local:
         return None
-    # Imported late: huggingface_hub reads HF_* at import, which set_variables sets.
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-    return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
+    folder = snapshot(model)
+    return folder.name if folder else None  # .../snapshots/<commit>
 
 
+@first_of_machine_alone()
 def fetch(model: Model, weights: bool = True) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
     A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
     `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
-    transformers does not know the kind of a model.
+    transformers does not know the kind of a model. For a run that is resumed it is the commit with which it began. Of
+    several ranks the first of each machine downloads it.
     """
+    if not model.local and model.revision is None:
+        model = replace(model, revision=RESUMED.get(model.source))
     if model.local:
         check_kind(model)
         return model
@@ -120,19 +129,17 @@ def fetch(model: Model, weights: bool = True) -> Model:
         raise MachineError(
             f"{model.source}: cannot be downloaded from ModelScope (UNSLOTH_USE_MODELSCOPE=1): {reason}"
         ) from None
-    return replace(model, source=folder, revision=None, local=True)
+    check_weights(Path(folder))  # ModelScope has no patterns: what the repository has is all here
+    found = replace(model, source=folder, revision=None, local=True)
+    check_kind(found)
+    return found
 
 
 def embedding_rows(model: Model) -> int | None:
     """How many token ids the model has an embedding for, by its config or else its card; None where neither is here."""
-    file: str | Path | None = Path(model.source, "config.json")
-    if not model.local:
-        from huggingface_hub import try_to_load_from_cache  # late, as above
-
-        cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-        file = cached if isinstance(cached, str) else None
-    if file and Path(file).is_file():
-        config = read_object(Path(file))
+    folder = snapshot(model)
+    if folder and (folder / "config.json").is_file():
+        config = read_object(folder / "config.json")
         rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
         if isinstance(rows, int):
             return rows
@@ -144,12 +151,12 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
     Raises InputError when the hub has no such model, MachineError when the hub cannot be reached or refuses it.
     """
-    # Imported late, as above; and transformers only after unsloth, which patches it.
+    # Late: huggingface_hub reads HF_* at import, which set_variables sets; and unsloth patches transformers before.
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from transformers import AutoTokenizer
 
     # Without this check transformers 5 makes an empty tokenizer of the config's class, without a warning.
-    if model.local and not any(Path(model.source, name).exists() for name in TOKENIZER_FILES):
+    if model.local and not any(Path(model.source, name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
         )
@@ -157,7 +164,9 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
         if not isinstance(error, OSError):
-            raise InputError(f"{model.source}: its tokenizer cannot be read: {describe(error)}") from None
+            needs = "trust_remote_code" in str(error) and own_code(model)
+            reason = f"{needs}. Code of a model is never run" if needs else describe(error)
+            raise InputError(f"{model.source}: its tokenizer cannot be read: {reason}") from None
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, GatedRepoError):
@@ -188,16 +197,17 @@ def contents(model: Model) -> str:
 
 
 def base_sha256(path: str | Path) -> str:
-    """One sha256 for what a checkpoint directory computes: its weights and its config, wherever it is stored.
+    """One sha256 for what a checkpoint directory computes and how it reads text, wherever it is stored.
 
-    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json and every *.safetensors, sorted
-    by name. Raises InputError when either is missing.
+    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json, every *.safetensors and those
+    of READS_TEXT that are there, sorted by name. Raises InputError without weights or config.json.
     """
     weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
     if not weights:
         raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
+    texts = [file for name in READS_TEXT if (file := Path(path) / name).is_file()]
     total = hashlib.sha256()
-    for file in sorted([*weights, Path(path) / "config.json"]):
+    for file in sorted([*weights, *texts, Path(path) / "config.json"]):
         total.update(f"{file.name} {_file_sha256(file)}\n".encode())
     return total.hexdigest()
 

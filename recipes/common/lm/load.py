@@ -131,8 +131,13 @@ def keep_activations(layers: int) -> None:
         console().print(spell(f"{KEPT_LAYERS}={own} is set in the environment: {holds}."), soft_wrap=True)
 
 
-def fuse_adapter(model: "PeftModel") -> None:
-    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT."""
+def fuse_adapter(model: "PeftModel", sharded: bool = False) -> None:
+    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT.
+
+    A model that is to be `sharded` keeps Unsloth's own kernels, which know a weight in parts.
+    """
+    if sharded:
+        return
     from common.lm.fused_mlp import fuse_mlps
     from common.lm.fused_qkv import fuse_qkv
 

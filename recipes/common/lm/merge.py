@@ -120,7 +120,7 @@ def check_written(model: "PreTrainedModel", folder: Path) -> None:
     held = {state[name].data_ptr() for name in stored if name in state}  # tied weights are stored once
     whole = {}
     if any(value.data_ptr() not in held for value in state.values()):  # a family that stores its weights by other names
-        whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).state_dict()
     for name, value in state.items():
         written = whole.get(name)
         if name in stored:
@@ -213,7 +213,7 @@ def save_classifier(
 
     logging.set_verbosity_error()  # it warns that the base has no head; ours is put in below
     classifier = AutoModelForSequenceClassification.from_pretrained(
-        base.source, revision=base.revision, num_labels=1, dtype="auto"
+        base.source, revision=base.revision, num_labels=1, dtype="auto", trust_remote_code=False
     )
     adapted = PeftModel(classifier, copy.deepcopy(model.peft_config["default"]))
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model))

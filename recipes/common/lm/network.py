@@ -1,4 +1,6 @@
-"""Whether the hub can be reached, found out once and in seconds, before the libraries retry every file for minutes."""
+"""Whether the hub can be reached, found out once and in seconds, before the libraries retry every file for minutes; and
+what is tried again, and after which time, where it was reached and a request fails.
+"""
 
 import json
 import os
@@ -7,11 +9,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from common.errors import MachineError, without_credentials
+from common.errors import MachineError, one_line, without_credentials
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 TIMEOUT = 6.0  # seconds; a slow network answers within two
 TRIES, WAIT = 2, 1.0  # before the hub counts as unreachable, with a second between
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+DOWNLOADS, FIRST_WAIT = 5, 2.0  # a download that fails is tried again after 2, 4, 8 and 16 seconds,
+LONGEST_WAIT = 120.0  # or after what the hub's Retry-After says, if it is no longer than this
+WEIGHTS = "model.safetensors"  # a pickle is never loaded
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+T = TypeVar("T")
 
 
 def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
@@ -30,7 +36,7 @@ def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
     cache, HF_HUB_OFFLINE is set, so that no library tries. (Whether a dataset is in the cache is seen when it is read.)
     Raises MachineError when a model has to be fetched and the hub cannot be reached.
     """
-    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE):
+    if is_offline():
         return
     if os.environ.get("UNSLOTH_USE_MODELSCOPE") == "1":  # the models come from there: see hub.fetch
         models = ()
@@ -54,6 +60,40 @@ def check_hub(models: Iterable["Model"], datasets: Iterable[str]) -> None:
         )
     print(f"{hub} cannot be reached ({reason}): using the files in the cache.", file=sys.stderr)
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def is_offline() -> bool:
+    """Whether every request to the hub is forbidden, by the user or by `check_hub`."""
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+
+
+def tried(what: str, attempt: Callable[[int], T], hopeless: Callable[[Exception], bool]) -> T:
+    """What `attempt` returns, by its number, after up to DOWNLOADS tries with a line and a longer wait before each.
+
+    Raises the error of the last try; at once one that is `hopeless` to try again, and any error offline.
+    """
+    for number in range(DOWNLOADS):
+        try:
+            return attempt(number)
+        except Exception as error:
+            if number == DOWNLOADS - 1 or is_offline() or hopeless(error):
+                raise
+            wait = max(FIRST_WAIT * 2**number, min(_retry_after(error), LONGEST_WAIT))
+            words = without_credentials(f"{type(error).__name__}: {one_line(error)}")
+            print(f"{what}: {words}; again in {wait:g} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    raise AssertionError("a try returns or raises")
+
+
+def _retry_after(error: BaseException | None) -> float:
+    """The seconds that the hub's answer wants one to wait, 0 without any; of an error or of what caused it."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        text = answer.headers.get("Retry-After", "") if answer is not None else ""
+        if text.isdigit():
+            return float(text)
+        error = error.__cause__ or error.__context__
+    return 0.0
 
 
 def _why_unreachable(url: str) -> str | None:
@@ -102,9 +142,6 @@ def in_cache(model: "Model") -> bool:
     files = folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
     if not (files / "config.json").exists() or not any((files / name).exists() for name in TOKENIZERS):
         return False
-    for name in WEIGHTS:
-        index = files / f"{name}.index.json"
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {name}
-        if all((files / part).exists() for part in parts):
-            return True
-    return False
+    index = files / f"{WEIGHTS}.index.json"
+    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {WEIGHTS}
+    return all((files / part).exists() for part in parts)

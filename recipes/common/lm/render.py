@@ -4,10 +4,7 @@
 """
 
 import re
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +14,7 @@ from common.data.examples import Conversation, Prompt
 from common.data.rows import Faults
 from common.data.turns import Turns
 from common.errors import InputError
+from common.lm.bounds import bounded
 from common.lm.pieces import OPENED, OPENING, SPECIAL, lost_of_answer, lost_of_context, texts_in
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ SENTINEL = "\0"  # an answer that begins as no other does
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template_file: str | None, model_name: str) -> None:
     """Use the template in `template_file`, if given. Raises InputError when the tokenizer then has none."""
     if template_file:
+        if Path(template_file).exists() and not Path(template_file).is_file():
+            raise InputError(f"--chat-template-path {template_file}: is no plain file")
         try:
             tokenizer.chat_template = Path(template_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -75,10 +75,11 @@ def render_turns(
 ) -> str:
     """The turns as the model sees them. Raises ValueError, with the way out, for anything that the template raises.
 
-    So it does where the template takes longer than SECONDS: it is a program of somebody else, and may loop.
+    So it does where the template takes longer than SECONDS, or more memory than `bounded` allows: it is a program of
+    somebody else.
     """
     try:
-        with _at_most(SECONDS):
+        with bounded(SECONDS):
             text: Any = tokenizer.apply_chat_template(
                 turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
             )
@@ -86,25 +87,6 @@ def render_turns(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"the chat template refuses it: {reason}; {_way_out(turns, reason)}") from None
     return text
-
-
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """A block that a TimeoutError ends when its time is up; off the main thread, which alone gets signals, no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds:g} s for one conversation")
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
 
 
 def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Conversation]) -> list[str]:

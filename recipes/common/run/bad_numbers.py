@@ -5,7 +5,6 @@ with the rows that were in it. Nothing that is not finite is ever saved: `check_
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.run.files import keep_rows, read_records
+from common.run.ranks import gather_objects, is_first, rank, world_size
 from common.run.samples import append
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class BadSteps:
 
     def __init__(self, run: "Run") -> None:
         self.run = run
-        rank = os.environ.get("RANK", "0")  # of several processes each has rows of its own
-        self.file = run.folder / (FILE if rank == "0" else f"bad-steps-{rank}.jsonl")
+        # Of several ranks each has rows of its own.
+        self.file = run.folder / (FILE if is_first() else f"bad-steps-{rank()}.jsonl")
         self.arguments = {name: one["value"] for name, one in run.record.get("arguments", {}).items()}
         self.limit = int(self.arguments.get("skip_bad_steps", 0))
 
@@ -123,6 +123,23 @@ def check_weights(parameters: "Iterable[Tensor]", found: str) -> None:
             f"The trained weights are no longer finite, seen {found}. Lower --learning-rate and give another "
             "--output-dir; checkpoints from before are whole."
         )
+
+
+def check_alike(parameters: "Iterable[Tensor]", found: str) -> None:
+    """Raise RuntimeError where two ranks that each have all weights have other ones, which is a bug: a gradient was
+    not added up over the ranks."""
+    if world_size() == 1:
+        return
+    from torch.distributed.tensor import DTensor
+
+    weights = [one.detach() for one in parameters if not isinstance(one, DTensor)]  # of a sharded one each has a part
+    sums = [
+        float(sum(one.double().square().sum() for one in weights)),
+        float(sum(one.double().sum() for one in weights)),
+    ]
+    of_ranks = gather_objects(sums)
+    if other := [number for number, one in enumerate(of_ranks) if one != of_ranks[0]]:
+        raise RuntimeError(f"The weights of rank {other[0]} are not those of rank 0, seen {found}: {of_ranks}")
 
 
 def trained_parameters(model: "Module") -> "list[Tensor]":

@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
-from common.environment import is_first_process
-from common.errors import Stopped
-from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
+from common.errors import Stopped, one_line
+from common.run.bad_numbers import check_alike, check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
+from common.run.ranks import barrier, gather_objects, is_first, of_first, reached
 from common.run.stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
 
 # Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.
@@ -37,7 +40,7 @@ torch.serialization.register_package(
 
 def newest_checkpoint(run: Run) -> Path | None:
     """The newest complete checkpoint of a run, or None; newer ones that are broken are renamed to broken-*."""
-    checkpoint = _of_first(_newest_whole(run.folder / "checkpoints") if is_first_process() else None)
+    checkpoint = of_first(_newest_whole(run.folder / "checkpoints") if is_first() else None)
     run.update(step=_step(checkpoint) if checkpoint else 0)
     return checkpoint
 
@@ -76,13 +79,14 @@ class CheckpointCallback(TrainerCallback):
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        reached(state.global_step)
         last = state.global_step >= state.max_steps
         if not last:
             self._decide(state, control)
         if (control.should_save or last) and kwargs.get("model") is not None:
-            check_weights(
-                trained_parameters(kwargs["model"]), f"after step {state.global_step}, before they were saved"
-            )
+            trained = trained_parameters(kwargs["model"])
+            check_weights(trained, f"after step {state.global_step}, before they were saved")
+            check_alike(trained, f"after step {state.global_step}")
         if control.should_save and state.is_world_process_zero and self.size:
             check_room(self.run.folder, self.size, f"the checkpoint of step {state.global_step} needs")
 
@@ -99,10 +103,10 @@ class CheckpointCallback(TrainerCallback):
         self.due = False
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        _wait_for_all()
+        barrier("a checkpoint")
         if state.is_world_process_zero:
             self._complete(Path(args.output_dir), state)
-        _wait_for_all()
+        barrier("a checkpoint")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.stop.phase = "after the steps"
@@ -189,6 +193,26 @@ def _fault(checkpoint: Path) -> str | None:
                 return f"is damaged: {name} has other contents than were written"
     except (OSError, ValueError, AttributeError, KeyError) as error:
         return f"has no list of its files that can be read ({error})"
+    return _code_in(checkpoint)
+
+
+def _code_in(checkpoint: Path) -> str | None:
+    """What in the pickles of a checkpoint would run code, or None. Their tensors are not read.
+
+    What loads them (weights_only) would not run it either, but end with a traceback.
+    """
+    for file in sorted(checkpoint.rglob("*")):
+        if file.name == "training_args.bin" or file.suffix not in PICKLES:  # the trainer writes it and never reads it
+            continue
+        if file.name.startswith(("adapter_model", "pytorch_model")):
+            return f"has weights in a pickle, {file.name}, where a run of ours has safetensors"
+        try:
+            with safe_globals():
+                unsafe = get_unsafe_globals_in_checkpoint(str(file))
+        except Exception as error:  # noqa: BLE001  whatever torch thinks of a file of somebody else
+            return f"is damaged: {file.name} was not written by torch.save ({one_line(error)})"
+        if unsafe:
+            return f"would run code: {file.name} is a pickle that names {', '.join(sorted(unsafe)[:3])}"
     return None
 
 
@@ -199,31 +223,6 @@ def _set_aside(checkpoint: Path, folder: Path, fault: str) -> None:
     print(f"{checkpoint} {fault}: renamed to {aside.name}, which may be deleted.")
 
 
-def _distributed() -> Any:
-    """torch.distributed if this is one of several processes, else None."""
-    import torch.distributed
-
-    return torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
-
-
 def _first_of_all(reason: str | None) -> str | None:
-    """The reason of the first process that has one."""
-    if (distributed := _distributed()) is None:
-        return reason
-    reasons = [None] * distributed.get_world_size()
-    distributed.all_gather_object(reasons, reason)
-    return next((one for one in reasons if one), None)
-
-
-def _of_first(value: Any) -> Any:
-    """The value of the first process, in all of them."""
-    if (distributed := _distributed()) is None:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def _wait_for_all() -> None:
-    if (distributed := _distributed()) is not None:
-        distributed.barrier()
+    """The reason of the first rank that has one."""
+    return next((one for one in gather_objects(reason) if one), None)

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import DISK, FULL, MachineError
+from common.errors import DISK, FULL, MachineError, show_thread_error
 from common.run.files import PART
 
 GIB = 2**30
@@ -46,7 +46,7 @@ def on_thread_error(error: threading.ExceptHookArgs) -> None:
     The run writes to the same disk, and its message is the one to read.
     """
     if not isinstance(error.exc_value, OSError):
-        threading.__excepthook__(error)
+        show_thread_error(error)
 
 
 def in_words(number: int) -> str:

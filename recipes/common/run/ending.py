@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from common import errors
 from common.arguments import variable
@@ -36,7 +36,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
     end_health(run)
     change = f", {name} {values[0]:.4g} at the first step, {values[1]:.4g} at the last" if values else ""
     console.print(f"Done in {duration(run.seconds)}{change}", highlight=False, soft_wrap=True)
-    console.print(f"{saved.name.capitalize()} in [bold]{escape(str(saved))}[/bold]", highlight=False, soft_wrap=True)
+    console.print(Text.assemble(f"{saved.name.capitalize()} in ", (str(saved), "bold")), soft_wrap=True)
     if commands := next_commands(run, saved):
         console.print("Next:")
         for command in commands:

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.environment import describe_code, is_first_process
-from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_credentials
+from common.environment import describe_code
+from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
+from common.lm.hub import RESUMED
 from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
+from common.run.ranks import is_first, peer_lost, rank
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -59,13 +61,13 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Add facts to run.json, and the time taken; of several processes the first one writes it."""
         self.record |= {"seconds": self.seconds, **facts}
-        if is_first_process():
+        if is_first():
             write_json(self.folder / "run.json", self.record)
 
     def __enter__(self) -> "Run":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if is_first_process():
+            if is_first():
                 self.lock.take()
                 self._check_unchanged()
             self.update(status="running", started=_now())
@@ -102,8 +104,14 @@ class Run:
             self._write_report()
         elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
             self._end_on_disk(error, *fault)
+        elif peer_lost(error):
+            self.update(status="failed", error="another rank ended", finished=finished)
+            raise MachineError(
+                f"Rank {rank()} ended after step {self.record.get('step', 0)} was saved, since another rank did; that "
+                "one's error is the reason."
+            ) from error
         else:
-            reason = without_credentials(f"{type(error).__name__}: {error}")
+            reason = without_secrets(f"{type(error).__name__}: {error}")
             self.update(status="failed", error=reason, finished=finished)
             self._write_report()
 
@@ -132,14 +140,14 @@ class Run:
 
     def _write_card(self) -> None:
         """Write the README.md of what the run saved, for whoever gets the folder."""
-        if is_first_process():
+        if is_first():
             from common.pages.model_card import write_card  # late, as the report
 
             write_card(self.folder)
 
     def _write_report(self) -> None:
         """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""
-        if not is_first_process():
+        if not is_first():
             return
         file = self.folder / "report.html"
         try:
@@ -173,16 +181,16 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        matters["processes"] = processes  # as many batches to a step
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
-    if is_first_process():
+    if is_first():
         refuse_where_held(folder)
     previous = _read(folder)
     if previous and previous["matters"] != matters:
         raise InputError(_difference(folder, previous["matters"], matters))
+    if previous and previous.get("revision"):
+        RESUMED[str(inputs.get("base")).partition("@")[0]] = previous["revision"]
     if previous and previous["status"] == "done":
         print(f"This run is finished already: {folder} ({previous['finished']}). Another --output-dir starts it anew.")
         return None
@@ -191,11 +199,11 @@ def plan_run(
         {
             **{
                 name: previous[name]
-                for name in (*SINCE[1:], "seconds", "fit", "micro_batch")
+                for name in (*SINCE[1:], "seconds", "fit", "micro_batch", "ranks")
                 if previous and name in previous
             },
             "recipe": recipe,
-            "command": sys.argv,
+            "command": [without_secrets(word) for word in sys.argv],
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
             "matters": matters,
             "identity": identity,
@@ -251,7 +259,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
                 "give another --output-dir."
             ) from None
     # Another process of this run may be about to write it; a batch job brings its script, and perhaps a STOP file.
-    if is_first_process() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):
+    if is_first() and any(path.name not in BEFORE_THE_RECORD for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run; give another folder with --output-dir")
     return None
 

@@ -1,7 +1,10 @@
 """One process at a time may write the folder of a run: a lock that names its holder and ends with it.
 
 It is a POSIX lock on the file run.lock: the kernel, or the server of a network disk, takes it back when its holder
-dies, however that happens. So what the file says is only for the message; it decides nothing.
+dies, however that happens. That decides wherever it reaches. It does not reach other machines where a network disk is
+mounted with locks of this machine alone (NFS: nolock, local_lock), and some disks have none at all. So the file also
+says who holds it, and the holder changes the file's time every few seconds: a process on another machine, or on a disk
+without locks, is alive as long as that time changes. Clocks of two machines are not compared.
 """
 
 import errno
@@ -9,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +23,11 @@ from common.errors import InputError
 NAME = "run.lock"
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a network disk that was mounted without
+BEAT = 10.0  # seconds between two changes of the file's time by its holder
+PATIENCE = 75.0  # seconds without a change after which the holder counts as dead; an NFS client caches times for 60
+LONG_AGO = 3600.0  # seconds; a file that is older is not watched, as no two clocks differ by that much
+SETTLE = 2.0  # seconds after which two processes that wrote at once, on a disk without locks, see which one was last
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Lock:
@@ -27,33 +36,42 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.file = folder / NAME
         self.stream: IO[str] | None = None
+        self.ended = threading.Event()
+        self.beats: threading.Thread | None = None
 
     def take(self) -> None:
         """Take it. Raises InputError where another process has it; prints a line where this disk has no locks."""
         while True:
             stream = self.file.open("a+", encoding="utf-8")
             try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in HELD:
-                    raise InputError(_held(self.file, stream)) from None
-                if error.errno not in NO_LOCKS:
-                    raise
-                print(
-                    f"{self.file.parent}: its disk has no locks; a second process in this folder would not be noticed"
-                )
-            if self._is_there(stream):
-                break
+                locked = _lock(self.file, stream)
+                if self._is_there(stream):
+                    _refuse_if_alive(self.file, stream, locked)
+                    break
+            except BaseException:
+                stream.close()
+                raise
             stream.close()  # its last holder ended meanwhile, and deleted it
+        mine = json.dumps(_this_process())
         stream.truncate(0)
-        stream.write(json.dumps(_this_process()))
+        stream.write(mine)
         stream.flush()
+        if not locked:
+            print(f"{self.file.parent}: its disk has no locks; other processes know this one by run.lock alone")
+            time.sleep(SETTLE)
+            if (other := _read(self.file)) != mine:
+                stream.close()
+                raise InputError(_held(self.file, _holder(other)))
         self.stream = stream
+        self.beats = threading.Thread(target=self._beat, args=(stream.fileno(),), daemon=True)
+        self.beats.start()
 
     def give_back(self) -> None:
         """Give it back, if it was taken; the file goes first, so that nobody waits for one that is gone."""
-        if self.stream is None:
+        if self.stream is None or self.beats is None:
             return
+        self.ended.set()
+        self.beats.join(1.0)  # so that it does not change a file that gets the number of this one
         with suppress(OSError):  # of a disk that has failed: the message about that is what counts
             self.file.unlink(missing_ok=True)
         self.stream.close()
@@ -65,28 +83,111 @@ class Lock:
         except FileNotFoundError:
             return False
 
+    def _beat(self, file: int) -> None:
+        """By the open file, as opening another one and closing it would give the lock back."""
+        while not self.ended.wait(BEAT):
+            with suppress(OSError):  # of a disk that has failed, or of the moment in which the run ends
+                os.utime(file)
+
 
 def refuse_where_held(folder: Path) -> None:
-    """Raise InputError where a process writes the run in `folder`: at once, before anything slow is loaded."""
+    """Raise InputError where a process writes the run in `folder`: at once, before anything slow is loaded.
+
+    A file that a dead process has left goes, so that nobody watches it twice.
+    """
+    file = folder / NAME
     try:
-        stream = (folder / NAME).open("r+", encoding="utf-8")
+        stream = file.open("r+", encoding="utf-8")
     except OSError:
         return
     with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in HELD:
-                raise InputError(_held(folder / NAME, stream)) from None
+        _refuse_if_alive(file, stream, _lock(file, stream))
+        stream.seek(0)
+        if _holder(stream.read()):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
-def _held(file: Path, stream: IO[str]) -> str:
-    stream.seek(0)
+def _lock(file: Path, stream: IO[str]) -> bool:
+    """Lock an open file; False where its disk has no locks. Raises InputError where another process has the lock."""
     try:
-        holder: dict[str, Any] = json.loads(stream.read())
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            stream.seek(0)
+            raise InputError(_held(file, _holder(stream.read()))) from None
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _refuse_if_alive(file: Path, stream: IO[str], locked: bool) -> None:
+    """Raise InputError where the process that the file names is alive. `locked`: this process has the file's lock."""
+    stream.seek(0)
+    holder = _holder(stream.read())
+    if holder and _is_alive(file, holder, locked):
+        raise InputError(_held(file, holder))
+
+
+def _is_alive(file: Path, holder: dict[str, Any], locked: bool) -> bool:
+    me = _this_process()
+    if locked and holder.get("boot") in (me["boot"], None):  # then this kernel would not have given the lock away
+        return False
+    if (holder.get("boot"), holder.get("space")) == (me["boot"], me["space"]):
+        return _began(holder["pid"]) == holder["began"]  # another process may have got its number
+    return _beats(file, holder)
+
+
+def _beats(file: Path, holder: dict[str, Any]) -> bool:
+    """Whether the time of the file changes within PATIENCE."""
+    before = _changed(file)
+    if before is None or time.time() - before / 1e9 > LONG_AGO:
+        return False
+    print(
+        f"{file}: watching for up to {PATIENCE:.0f} s whether process {holder.get('pid')} on {holder.get('host')} is "
+        "alive: its machine's locks may not reach here",
+        flush=True,
+    )
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(min(1.0, PATIENCE / 10))
+        if (now := _changed(file)) is None:
+            return False  # it ended, and deleted the file
+        if now != before:
+            return True
+    return False
+
+
+def _changed(file: Path) -> int | None:
+    """When the file was changed, in nanoseconds; None without it."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _holder(text: str) -> dict[str, Any]:
+    """What the file says of its holder; nothing while it is being written."""
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _held(file: Path, holder: dict[str, Any]) -> str:
+    try:
         job = f" (Slurm job {holder['job']})" if holder.get("job") else ""
         who = f"process {holder['pid']} on {holder['host']}{job}, since {holder['started']},"
-    except (ValueError, KeyError, TypeError):  # it is being written
+    except KeyError:
         who = "another process"
     return (
         f"{file.parent}: {who} is training in this folder. Wait for it, stop it with `touch {file.parent}/STOP`, or "
@@ -97,7 +198,16 @@ def _held(file: Path, stream: IO[str]) -> str:
 def _this_process() -> dict[str, Any]:
     return {
         "host": platform.node(),
+        "boot": _read(BOOT).strip(),
+        "space": os.stat("/proc/self/ns/pid").st_ino,  # a container numbers its processes anew
         "pid": os.getpid(),
+        "began": _began(os.getpid()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in ticks since boot; None where there is no such process."""
+    text = _read(Path(f"/proc/{pid}/stat"))
+    return int(text.rpartition(")")[2].split()[19]) if text else None

@@ -6,10 +6,10 @@ micro-batch is in run.json, and every later start of the run takes it from there
 
 from typing import Any
 
-from common.environment import several_processes
 from common.errors import Restart, one_line, spell
 from common.plan.fit import BY_MICRO_BATCH
 from common.run import stopping
+from common.run.ranks import world_size
 
 # Losses that are no sum over the rows of a step; kto estimates its reference point from the micro-batch.
 OF_THE_MICRO_BATCH = {*BY_MICRO_BATCH, "kto"}
@@ -38,7 +38,7 @@ def with_smaller_batch(record: dict[str, Any], error: BaseException) -> Restart 
 def _why_not(now: dict[str, Any]) -> str | None:
     losses = now.get("loss_type", ())
     by_batch = OF_THE_MICRO_BATCH & set(losses if isinstance(losses, list | tuple) else [losses])
-    if several_processes():
+    if world_size() > 1:
         return "the other processes of this run would have to restart too"
     if by_batch:
         return f"--loss-type={min(by_batch)} depends on the rows of a micro-batch: a smaller one learns something else"

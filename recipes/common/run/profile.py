@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common.environment import is_first_process
 from common.errors import InputError
 from common.run.files import write_bytes
+from common.run.ranks import is_first
 
 VARIABLE = "PROFILE_STEPS"
 ROWS = 25  # of the table
@@ -36,7 +36,7 @@ class Profile:
 
         A run that is resumed among them starts there.
         """
-        if self.profiler is None and self.first <= step <= self.last and is_first_process():
+        if self.profiler is None and self.first <= step <= self.last and is_first():
             self.first = step
             from torch.profiler import profile
 

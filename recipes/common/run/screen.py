@@ -13,16 +13,20 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import rich.text
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.control import strip_control_codes
 from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
-from common.environment import is_first_process, quiet_loggers
+from common.environment import quiet_loggers
+from common.errors import printable
+from common.run.ranks import is_first
 
 # What Unsloth 2026.10.9 and transformers 5.17 print in every run, though nothing is wrong. Whatever else they print is
 # shown: a new line of theirs may be a warning.
@@ -44,8 +48,18 @@ _height = 0  # lines that the live display has on the terminal
 
 @cache
 def console() -> Console:
-    """The console of this process; of several processes only the first one prints."""
-    return Console(quiet=not is_first_process(), emoji=False)  # :100: stays what a model wrote
+    """The console of this process; of several processes only the first one prints.
+
+    Names and texts are somebody else's: [/b] in them is no markup, :100: no emoji, and the terminal obeys no ESC.
+    """
+    obey_no_text()
+    return Console(quiet=not is_first(), emoji=False, markup=False)
+
+
+def obey_no_text() -> None:
+    """Have rich write the control characters of a text that it does not strip, such as ESC, as \\x1b."""
+    text: Any = rich.text
+    text.strip_control_codes = lambda text: printable(strip_control_codes(text))
 
 
 def loading(what: str, notes: Iterable[str] = ()) -> Console:
@@ -67,7 +81,7 @@ def loading(what: str, notes: Iterable[str] = ()) -> Console:
 
 def announce(model: str, data: str, folder: Path) -> None:
     """Print what is trained on what, and the folder that it goes to."""
-    console().print(f"[bold]{model}[/bold], {data} -> [bold]{folder}[/bold]", soft_wrap=True)
+    console().print(Text.assemble((model, "bold"), f", {data} -> ", (str(folder), "bold")), soft_wrap=True)
 
 
 def wait_for(what: str) -> None:

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from common.environment import is_first_process
 from common.errors import InputError, Stopped
 from common.run import screen
+from common.run.ranks import is_first
 
 end_at_once = os._exit  # under its own name: while a reward file of the user's runs, os._exit is refused to it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -62,7 +62,7 @@ class Stop:
 
     def _announce(self, line: str, last: bool = False) -> None:
         """Show a line, if this is the process to do so: the first one of torchrun, the child of a pipeline."""
-        if is_first_process() and self.phase != "of a child":
+        if is_first() and self.phase != "of a child":
             screen.write_above(line, last)
 
     def request(self, reason: str) -> None:

@@ -1,12 +1,14 @@
 """Model folders that are damaged or hostile: one line with the place before anything is loaded, and nothing runs."""
 
 import json
+import resource
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from common.errors import InputError, MachineError
-from common.lm import model_files, render
+from common.lm import bounds, model_files, network, render
 from common.lm.hub import Model, contents, find_model, load_tokenizer
 from common.lm.model_files import check_kind, download
 from common.lm.render import render_turns
@@ -69,7 +71,7 @@ def with_code(folder, model_type: str) -> Model:
 
 
 def test_code_that_a_model_brings_along_is_named_and_never_run(folder):
-    with pytest.raises(InputError, match=r"names code of its own, .*evil\.Config.* is never run"):
+    with pytest.raises(InputError, match=r"needs code of its own, evil\.py \(Config, Model; .* is never run"):
         check_kind(with_code(folder, "of-nobody"))
     assert not (folder / "ran").exists()
 
@@ -97,27 +99,88 @@ TEMPLATES = {
     "a way out": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
     "a file": "{% include '/etc/passwd' %}",
     "more memory than there is": "{{ 'a' * 10**15 }}",
+    "text that doubles": "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(60) %}"
+    "{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t|length }}",
+    "a wide format": "{{ '%2000000000d' % 1 }}{{ '%2000000000d' % 1 }}",
+    "a wide centre": "{{ 'a'|center(4000000000) }}",
+    "a list that grows": "{% set n = namespace(t=[1]) %}{% for i in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "one power that takes hours": "{{ 10 ** (10 ** 9) }}",
+    "a power only at the end of a long way": "{% set n = 10 %}{{ [n, n ** (n ** n)]|length }}",
+    "numbers that square": "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "rounding that takes hours": "{{ 5|round(-1000000000) }}",
+    "calls of calls": "{% macro a(n) %}{% for i in range(999) %}{{ a(n + 1) }}{% endfor %}{% endmacro %}{{ a(0) }}",
+    "globals of a function": "{{ raise_exception.__globals__ }}",
+    "the code of a macro": "{% macro a() %}{% endmacro %}{{ a.__init__.__globals__ }}",
+    "a format that looks inside": "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "a change of the turns": "{{ messages.append(1) }}",
+    "an import": "{% import 'os' as os %}{{ os.system('true') }}",
+    "a parent": "{% extends '/etc/passwd' %}",
+    "brackets without end": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+    "an attribute by a filter": "{{ messages|attr('__class__')|attr('__mro__')|first|attr('mro')() }}",
 }
+HARMLESS = ("globals of a function",)  # undefined there, which renders as nothing
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_hostile_template_is_refused_in_seconds(tokenizer, monkeypatch, kind):
     monkeypatch.setattr(render, "SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "MEMORY", 2**28)
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[kind])
-    begun = time.monotonic()
+    begun, memory = time.monotonic(), resource.getrlimit(resource.RLIMIT_AS)
+    if kind in HARMLESS:
+        assert render_turns(tokenizer, TURNS) == ""
+        return
     with pytest.raises(ValueError, match="the chat template refuses it: ") as caught:
         render_turns(tokenizer, TURNS)
     assert time.monotonic() - begun < 5
     assert len(str(caught.value)) < 500
+    assert resource.getrlimit(resource.RLIMIT_AS) == memory
     if kind == "loops in loops":
         assert "takes more than 0.2 s" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["loops in loops", "a range without end", "one power that takes hours"])
+def test_a_hostile_template_is_refused_in_a_thread_too(tokenizer, monkeypatch, kind):
+    """Reward models score in threads, which get no signal."""
+    monkeypatch.setattr(render, "SECONDS", 0.2)
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[kind])
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="the chat template refuses it: "):
+        pool.submit(render_turns, tokenizer, TURNS).result(5)
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(render_turns, tokenizer, TURNS).result(5) == "a"
+
+
+def test_a_time_that_ends_beside_the_block_harms_nobody():
+    """A block that is over as its time is up raises in it or not at all, never in what comes after."""
+
+    def often() -> int:
+        late = 0
+        for _ in range(50):
+            try:
+                with bounds.bounded(0.001):
+                    time.sleep(0.001)
+            except TimeoutError:
+                late += 1
+            time.sleep(0.0005)
+        return late
+
+    with ThreadPoolExecutor(1) as pool:
+        assert 0 <= pool.submit(often).result(20) <= 50
+
+
+def test_what_templates_compute_is_computed_as_before(tokenizer, monkeypatch):
+    text = "{{ 2 ** 10 }} {{ 3 * 4 }} {{ 'ab' * 3 }} {{ 3 * 'ab' }} {{ 2.6|round }} {{ 2.345|round(2) }} {{ 2 ** -1 }}"
+    monkeypatch.setattr(tokenizer, "chat_template", text)
+    assert render_turns(tokenizer, TURNS) == "1024 12 ababab ababab 3.0 2.35 0.5"
 
 
 def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
     import huggingface_hub
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(model_files, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(network, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(model_files, "fetch_weights", lambda *_, **__: None)
     tries = []
 
     def fails(*_, **__):
@@ -129,8 +192,8 @@ def test_a_download_is_tried_again_and_then_named(monkeypatch, capsys):
     model = Model("x", "org/x", None, None, local=False)
     download(model)
     assert len(tries) == 3
-    assert capsys.readouterr().out.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
-    monkeypatch.setattr(model_files, "TRIES", 2)
+    assert capsys.readouterr().err.count("org/x: ConnectionError: reset by https://***@mirror; again in 0 s") == 2
+    monkeypatch.setattr(network, "DOWNLOADS", 2)
     tries.clear()
     with pytest.raises(MachineError, match=r"the download failed 2 times: .*\nThe same command continues it"):
         download(model)

@@ -273,9 +273,10 @@ def test_the_commit_is_read_from_the_cache(checkpoint, tmp_path, monkeypatch):
 
 
 def test_base_sha256_is_the_hash_it_is_documented_to_be(checkpoint):
-    (checkpoint / "tokenizer.json").write_text("not part of it")
+    (checkpoint / "README.md").write_text("not part of it")
+    (checkpoint / "tokenizer.json").write_text("a part of it")
     contents = {"config.json": b"{}", "model-00001-of-00002.safetensors": b"one"}
-    contents["model-00002-of-00002.safetensors"] = b"two"
+    contents |= {"model-00002-of-00002.safetensors": b"two", "tokenizer.json": b"a part of it"}
     lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in contents.items()]
     assert base_sha256(checkpoint) == hashlib.sha256("".join(lines).encode()).hexdigest()
 

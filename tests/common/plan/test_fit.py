@@ -1,6 +1,9 @@
 """`--fit auto`, and the settings that are named where a GPU's memory is full."""
 
+import dataclasses
+import importlib
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,10 +11,13 @@ from types import SimpleNamespace
 import pytest
 from common.errors import InputError, MachineError
 from common.lm.cards import read_card
+from common.lm.hub import find_model
 from common.plan import fit as fitting
-from common.plan.search import device_with
+from common.plan import search
+from common.plan.memory import Memory
+from common.plan.search import BATCH, MARGIN, device_with, measure
 from common.plan.shape import sizes_in
-from common.plan.workload import METHODS, settings
+from common.plan.workload import COUNTED, METHODS, settings, workload
 from conftest import ROOT
 
 
@@ -110,6 +116,69 @@ def test_a_full_gpu_names_settings_that_would_have_fit(spelling, named):
     assert lines[3] == "These would have fit:"
     assert lines[4].startswith(f"  {named}")
     assert 1 <= len(lines[4:]) <= 3
+
+
+def after_oom(method: str, monkeypatch, gib: float, **given) -> tuple[list[str], list[dict], object]:
+    """What is printed where a GPU of that size was full: the first lines, the named settings, and the arguments."""
+    recipe = importlib.import_module(method)
+    args = dataclasses.replace(recipe.Args(), model="qwen2.5-7b", **given)
+    monkeypatch.setattr(fitting, "this_gpu", lambda: device_with(gib))
+    first, *lines = fitting.where_it_fits(find_model("qwen2.5-7b"), method, args).splitlines()
+    named = []
+    for line in lines[1:]:
+        flags = re.findall(r"--(no-)?([a-z0-9-]+)(?: ([^ (-]\S*))?", line.rpartition("  (")[0])
+        named.append({name.replace("-", "_"): not no if value == "" else value for no, name, value in flags})
+    return [first, *lines[:1]], named, args
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_every_recipe_the_named_settings_are_its_own_and_fit_and_keep_the_batch(method, monkeypatch):
+    card, device = read_card("qwen2.5-7b"), device_with(20)
+    given = {"load_in_4bit": False, "gradient_checkpointing": False}
+    head, named, args = after_oom(method, monkeypatch, 20, **given)
+    assert re.fullmatch(r"The plan for these settings: [\d.]+ GiB, of 20.0 that this run could have\.", head[0])
+    assert head[1] == "These would have fit:"
+    assert 1 <= len(named) <= 3
+    for one in named:
+        values = {
+            name: type(getattr(args, name))(value) if value not in (True, False) else value
+            for name, value in one.items()
+        }
+        changed = dataclasses.replace(args, **values)  # each name is an argument of the recipe
+        plan_of = {name: value for name, value in dataclasses.asdict(changed).items() if name in COUNTED}
+        assert measure(card, workload(card, method, plan_of), device).total <= MARGIN * 20
+        rows = [each.per_device_train_batch_size * each.gradient_accumulation_steps for each in (args, changed)]
+        assert rows[0] == rows[1]
+        if method == "grpo":
+            importlib.import_module("grpo").check_groups(changed)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("dpo", {"loss_type": ("bco_pair",)}), ("grpo", {"loss_type": "bnpo"}), ("grpo", {"share_prompts": True})],
+)
+def test_a_smaller_micro_batch_is_not_named_where_it_learns_something_else(method, given, monkeypatch):
+    for gib in (8, 12, 16, 24, 40):
+        _, named, _ = after_oom(method, monkeypatch, gib, load_in_4bit=False, gradient_checkpointing=False, **given)
+        assert [one for one in named if one.keys() & set(BATCH)] == []
+
+
+def test_the_numbers_of_the_plan_decide_what_is_named(monkeypatch):
+    """Planted: 16 bit needs 30 GiB and nf4 10, whatever the rest; so nf4 alone is what fits into 16."""
+
+    def planted(card, work, gib):
+        needed = 30.0 if work.precision == "16 bit" else 10.0
+        return Memory(*(needed if field.name == "weights" else 0.0 for field in dataclasses.fields(Memory)))
+
+    monkeypatch.setattr(search, "peak", planted)
+    head, named, _ = after_oom("dpo", monkeypatch, 16, load_in_4bit=False)
+    assert head[0].startswith("The plan for these settings: 30.0 GiB, of 16.0")
+    assert named[0] == {"load_in_4bit": True}
+    assert all(one.get("load_in_4bit") for one in named)
+    head, _, _ = after_oom("dpo", monkeypatch, 40, load_in_4bit=False)  # the plan has it that it fits
+    assert "Another program may have taken memory since; nvidia-smi shows it." in head[0]
+    head, named, _ = after_oom("dpo", monkeypatch, 9, load_in_4bit=False)
+    assert (head[1], named) == ("No settings for this model and method fit; take a larger GPU or a smaller model.", [])
 
 
 @pytest.mark.parametrize(

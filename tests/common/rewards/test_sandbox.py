@@ -5,11 +5,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +286,8 @@ ATTEMPTS = {
     "tcp": "socket.create_connection(('127.0.0.1', PORT), 1)",
     "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
     "listen": "socket.create_server(('127.0.0.1', 0))",
+    "dns": "socket.getaddrinfo('localhost', 80)",
+    "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)",
     "abstract-socket": "socket.socket(socket.AF_UNIX).connect(NAME)",
     "datagram-pair": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
     "fork": "os.fork() or os._exit(0)",
@@ -291,6 +295,15 @@ ATTEMPTS = {
     "spawn": "os.posix_spawn('/bin/true', ['true'], {})",
     "subprocess": "subprocess.run(['true'], check=True)",
     "thread": "threading.Thread(target=print).start()",
+    "exec-itself": "subprocess.run([sys.executable, '-S', '-c', ''], check=True)",
+    "setuid-program": "subprocess.run(['su', '--version'], check=True)",
+    "parent-by-proc": "open(f'/proc/{os.getppid()}/cmdline').read()",
+    "descriptors-of-the-parent": "os.listdir(f'/proc/{os.getppid()}/fd')",
+    "trace-itself-by-the-parent": "assert libc.ptrace(0, 0, 0, 0) == 0",
+    "device": "os.mknod('null', 0o20666, os.makedev(1, 3))",
+    "kernel-log": "open('/dev/kmsg')",
+    "proc-of-all": "os.listdir('/proc')",
+    "home": "os.listdir(os.path.expanduser('~root'))",
     "signal": "os.kill(VICTIM, 0)",
     "signal-group": "os.killpg(os.getpgid(VICTIM), 0)",
     "signal-by-file": "fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, VICTIM)",
@@ -304,6 +317,8 @@ ATTEMPTS = {
     "chroot-for-all": "assert libc.unshare(0x10000000) == 0",
     "personality": "assert libc.personality(0xffffffff) != -1",
 }
+
+NEED_ROOT = ("device", "kernel-log", "home", "setuid-program")  # or a machine that has them
 
 
 @pytest.fixture
@@ -357,7 +372,7 @@ def test_unconfined_every_attempt_succeeds(outside, tmp_path):
     outcomes = [line for line in done.stdout.splitlines() if line in ("done", "refused")]
     refused = {name for name, outcome in zip(ATTEMPTS, outcomes, strict=True) if outcome == "refused"}
     # A user without root may not chown, or be allowed namespaces; not every file system has attributes.
-    assert refused <= {"chown", "chroot-for-all", "setxattr"}, done.stderr
+    assert refused <= {"chown", "chroot-for-all", "setxattr", *NEED_ROOT}, done.stderr
 
 
 def test_confined_no_attempt_succeeds(outside, layers):
@@ -375,8 +390,18 @@ def test_the_other_layers_hold_where_seccomp_is_not(outside):
     layers = layers_or_skip("without-seccomp")
     folder, _, head = outside
     harmless = {
-        *("thread", "listen", "udp", "datagram-pair", "session", "memory-uncounted", "shared-memory", "personality"),
-        *("signal-by-file", "chroot-for-all"),
+        *(
+            "thread",
+            "listen",
+            "udp",
+            "netlink",
+            "datagram-pair",
+            "session",
+            "memory-uncounted",
+            "shared-memory",
+            "personality",
+        ),
+        *("signal-by-file", "chroot-for-all", "trace-itself-by-the-parent"),
     }
     for index, name in enumerate(ATTEMPTS):
         if name not in harmless:
@@ -486,6 +511,17 @@ FORGERIES = {
         "import os\ndef f():\n    for fd in range(64):\n        for text in (bytes(16), b'{\"value\": 42}'):\n"
         "            try: os.write(fd, text)\n            except OSError: pass\n    os._exit(0)"
     ),
+    "at-exit": "import atexit, os\natexit.register(lambda: os._exit(0))\nimport sys\ndef f(): sys.exit(0)",
+    "the-hook-of-errors": "import sys\nsys.excepthook = lambda *a: None\ndef f(): raise SystemExit(0)",
+    "truth-of-itself": "class E:\n    def __bool__(self): return True\n    def __ne__(self, o): return False\n"
+    "    def __gt__(self, o): return False\ndef f(): return E()",
+    "hash-of-all": "class E(str):\n    def __eq__(self, o): return True\n    def __hash__(self): return hash('42')\n"
+    "def f(): return E('x')",
+    "signals-itself": "import os, signal\ndef f(): os.kill(os.getpid(), signal.SIGTERM)",
+    "answers-twice": "import os\ndef f():\n    for fd in range(3, 64):\n        try: os.dup2(1, fd)\n"
+    "        except OSError: pass\n    return 1",
+    "a-module-of-its-name": "import sys, types\nm = types.ModuleType('program')\nm.f = lambda: 42\n"
+    "sys.modules['program'] = m\ndef f(): return 1",
     "patches-json": "import json\njson.dumps = lambda *a, **k: '{\"value\": true}'\ndef f(): return 1",
     "traces": "import sys\nsys.settrace(lambda *a: None)\ndef f(): return 1",
 }
@@ -497,7 +533,11 @@ def test_a_test_with_a_literal_is_not_passed_by_tricks(name):
     assert sandbox.run_tests(FORGERIES[name], tests).passed == 0
 
 
-@pytest.mark.parametrize("name", sorted({*FORGERIES} - {"equal-to-all", "equal-list", "equal-number", "patches-json"}))
+# What passes a test that is run beside it, as SECURITY.md says.
+FORGE_OTHERS = {"equal-to-all", "equal-list", "equal-number", "hash-of-all", "patches-json"}
+
+
+@pytest.mark.parametrize("name", sorted({*FORGERIES} - FORGE_OTHERS))
 def test_nor_is_any_other_test_passed_by_these(name):
     tests = ["x = f()\nassert x == 42", "assert all([f() == 42])", "assert f() > 41", "assert abs(f()) == f() + 41"]
     assert sandbox.run_tests(FORGERIES[name], tests).passed == 0
@@ -517,6 +557,60 @@ def f():
 """
     assert sandbox.run_tests(code, ["assert f() == 'KEY-74123'"]).passed == 0
     assert sandbox.run_tests(code, ["x = f()\nassert x == 'KEY-74123'"]).passed == 1
+
+
+def test_nor_is_it_in_any_object_of_that_process():
+    """All objects that can be reached from what the collector of garbage knows, strings too."""
+    code = """
+import gc
+def f(wanted):
+    seen, left = set(), gc.get_objects()
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, str) and one.startswith(wanted) and len(one) > len(wanted):
+            return one
+        left.extend(gc.get_referents(one))
+"""
+    assert sandbox.run_tests(code, ["assert f('KEY' + '-') == 'KEY-74123'"], memory_mib=2048).passed == 0
+    tests = ["x = f('KEY' + '-')\nassert 'KEY-74123' in x"]
+    assert sandbox.run_tests(code, tests, memory_mib=2048).passed == 1, "the search finds what is there"
+
+
+def test_a_program_has_no_descriptor_but_nothing_and_the_two_of_its_answer(layers):
+    code = """
+import os, stat
+def f():
+    found = []
+    for fd in range(256):
+        try:
+            state = os.fstat(fd)
+        except OSError:
+            continue
+        kind = "pipe" if stat.S_ISFIFO(state.st_mode) else "device" if stat.S_ISCHR(state.st_mode) else "other"
+        found.append((kind, state.st_rdev if kind == "device" else 0))
+    return sorted(found)
+"""
+    null = os.stat("/dev/null").st_rdev
+    expected = [("device", null)] * 3 + [("pipe", 0)] * 2
+    assert sandbox.run_tests(code, [f"assert f() == {expected!r}"], _layers=layers).reason is None
+
+
+def test_one_program_leaves_nothing_to_the_next(layers):
+    """Neither in a folder, nor in shared memory, nor in a module, nor in an answer."""
+    leave = "import builtins, sys\nopen('left', 'w').write('42')\nbuiltins.left = 42\nsys.modules['left'] = 42"
+    look = (
+        "import os\ndef f():\n    try:\n        import left\n        return left\n    except ImportError:\n"
+        "        return os.listdir('.')"
+    )
+    both = sandbox.run_many(
+        [(leave + "\ndef f(): return 1", ["assert f() == 1"] * 2), (look, ["assert f() == []"] * 2)]
+    )
+    assert [result.passed for result in both] == [2, 2]
+    code = f"{look}\ndef g():\n    open('left', 'w').close()\n    return 1"
+    assert sandbox.run_tests(code, ["assert g() == 1", "assert f() == []"], _layers=layers).passed == 2
 
 
 NONSENSE = [
@@ -686,3 +780,50 @@ def test_the_numbers_are_those_of_the_kernel_s_headers(machine, header):
             assert name not in known, name
         else:
             assert known[name] == numbers[column], name
+
+
+def as_another_user():
+    """The words that run Python, with `common` to import, as a user who is not root."""
+    if os.geteuid():
+        pytest.skip("this is not root already")
+    if not (program := shutil.which("setpriv")):
+        pytest.skip("there is no setpriv (util-linux)")
+    words = [program, "--reuid=65533", "--regid=65533", "--clear-groups", "--no-new-privs", "env"]
+    words += [
+        f"PYTHONPATH={ROOT / 'recipes'}:{sysconfig.get_path('purelib')}",
+        "TMPDIR=/tmp",
+        "PYTHONDONTWRITEBYTECODE=1",
+    ]
+    start = "import subprocess, sys, common.rewards.sandbox; subprocess.run([sys.executable, '-c', ''], check=True)"
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        if (
+            os.path.exists(python)
+            and not subprocess.run([*words, python, "-c", start], cwd="/", capture_output=True, check=False).returncode
+        ):
+            return [*words, python]
+    return pytest.skip("another user cannot read this Python or this repository")
+
+
+def test_what_is_refused_to_root_is_refused_to_another_user(outside):
+    """The suite above once more, started by a user without rights: the layers are then other ones."""
+    words = as_another_user()
+    folder, _, head = outside
+    folder.parent.chmod(0o755)
+    tests = [f"assert attempt_{index}() == 'refused'" for index in range(len(ATTEMPTS))]
+    script = (
+        "import json, sys\nfrom common.rewards import sandbox\n"
+        "attacks, tests = json.load(sys.stdin)\nlayers = sandbox.available_layers()[0]\n"
+        "result = sandbox.run_tests(attacks, tests, seconds=60, _layers=layers)\n"
+        "right = sandbox.run_tests('def f(): return 1', ['assert f() == 1'])\n"
+        "print(json.dumps([sorted(layers), result.passed, result.reason, right.passed]))"
+    )
+    given = json.dumps([attacks(head), tests])
+    done = subprocess.run([*words, "-c", script], input=given, text=True, capture_output=True, check=False, cwd="/")
+    if done.returncode and "cannot confine" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    layers, passed, reason, right = json.loads(done.stdout)
+    assert "seccomp" in layers
+    assert "user" not in layers
+    assert (passed, reason, right) == (len(tests), None, 1)
+    assert sorted(os.listdir(folder)) == ["old", "secret"]

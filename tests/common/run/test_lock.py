@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import platform
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from common.run.lock import Lock, refuse_where_held
 FORK = multiprocessing.get_context("fork")
 
 
-def hold(folder: Path, taken) -> None:
+ME = lock._this_process()
+
+
+def hold(folder: Path, taken, identity: dict | None = None) -> None:
+    lock._this_process = lambda: {**ME, "pid": os.getpid(), "began": lock._began(os.getpid()), **(identity or {})}
     mine = Lock(folder)
     mine.take()
     taken.set()
@@ -78,8 +84,11 @@ def test_a_disk_without_locks_is_named_and_the_run_goes_ahead(tmp_path, monkeypa
         raise OSError(lock.errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "lockf", none)
-    Lock(tmp_path).take()
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
+    mine = Lock(tmp_path)
+    mine.take()
     assert capsys.readouterr().out.startswith(f"{tmp_path}: its disk has no locks; ")
+    mine.give_back()
 
 
 def test_a_run_that_another_process_changed_while_this_one_loaded_is_refused(tmp_path):
@@ -91,3 +100,126 @@ def test_a_run_that_another_process_changed_while_this_one_loaded_is_refused(tmp
     with pytest.raises(InputError, match="another process has trained in it just now"), mine:
         pass
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
+
+
+# --- other machines, and disks without locks
+
+
+NODE = {"host": "node1", "boot": "another kernel"}
+
+
+def without_locks(*_) -> None:
+    raise OSError(lock.errno.ENOLCK, "No locks available")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Seconds become hundredths, here and in the processes that are forked from here."""
+    for name, seconds in {"BEAT": 0.05, "PATIENCE": 0.5, "SETTLE": 0.1}.items():
+        monkeypatch.setattr(lock, name, seconds)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, quick, monkeypatch):
+    """Starts a holder of that identity; `locks` replaces fcntl's for it and for the test: they do not reach it."""
+    started = []
+
+    def start(identity: dict, locks=lambda *_: None):
+        monkeypatch.setattr(lock.fcntl, "lockf", locks)
+        taken = FORK.Event()
+        process = FORK.Process(target=hold, args=(tmp_path, taken, identity))
+        process.start()
+        started.append(process)
+        assert taken.wait(10)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def kill(process) -> None:
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("locks", [lambda *_: None, without_locks], ids=["nolock", "no locks at all"])
+def test_a_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path, elsewhere, locks, capsys):
+    holder = elsewhere(NODE, locks)
+    message = f"{tmp_path}: process {holder.pid} on node1, since 20.*, is training in this folder"
+    with pytest.raises(InputError, match=message):
+        refuse_where_held(tmp_path)
+    with pytest.raises(InputError, match=message):
+        Lock(tmp_path).take()
+    assert "watching for up to" in capsys.readouterr().out
+    kill(holder)
+    refuse_where_held(tmp_path)  # after PATIENCE, and it removes the file
+    begun = time.monotonic()
+    mine = Lock(tmp_path)
+    mine.take()
+    assert time.monotonic() - begun < lock.PATIENCE  # not watched twice
+    assert json.loads((tmp_path / "run.lock").read_text())["host"] == platform.node()
+    mine.give_back()
+
+
+def test_a_holder_that_ends_while_it_is_watched_keeps_nobody_out(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 5.0)
+    file = tmp_path / "run.lock"
+    file.write_text(json.dumps({**ME, **NODE}))
+    timer = threading.Timer(0.2, file.unlink)
+    timer.start()
+    begun = time.monotonic()
+    refuse_where_held(tmp_path)
+    assert time.monotonic() - begun < 3
+    timer.join()
+
+
+def test_a_file_of_long_ago_is_not_watched(tmp_path):
+    file = tmp_path / "run.lock"
+    file.write_text(json.dumps({**ME, **NODE}))
+    os.utime(file, (0, time.time() - 2 * lock.LONG_AGO))
+    refuse_where_held(tmp_path)  # PATIENCE is more than a minute here
+    assert not file.exists()
+
+
+def test_without_locks_a_process_of_this_machine_is_known_by_its_number_and_its_start(tmp_path, elsewhere, capsys):
+    holder = elsewhere({}, without_locks)
+    with pytest.raises(InputError, match=f"process {holder.pid} on "):
+        refuse_where_held(tmp_path)
+    kill(holder)
+    refuse_where_held(tmp_path)
+    (tmp_path / "run.lock").write_text(json.dumps({**ME, "began": 1}))  # another process with the number of this one
+    refuse_where_held(tmp_path)
+    assert "watching" not in capsys.readouterr().out
+
+
+def test_where_locks_work_a_dead_container_of_this_machine_is_not_watched(tmp_path, capsys):
+    """It has another host name and numbers its processes anew, and the kernel is the same."""
+    (tmp_path / "run.lock").write_text(json.dumps({**ME, "host": "0123456789ab", "space": 1, "pid": 1}))
+    refuse_where_held(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_of_two_that_write_at_once_without_locks_one_is_refused(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(lock.fcntl, "lockf", without_locks)
+
+    def meanwhile(_):
+        (tmp_path / "run.lock").write_text(json.dumps({**ME, **NODE, "pid": 7}))
+
+    monkeypatch.setattr(lock.time, "sleep", meanwhile)
+    with pytest.raises(InputError, match="process 7 on node1"):
+        Lock(tmp_path).take()
+
+
+def test_the_heart_beats_while_the_lock_is_held_and_stops_with_it(tmp_path, quick):
+    mine = Lock(tmp_path)
+    mine.take()
+    before = (tmp_path / "run.lock").stat().st_mtime_ns
+    end = time.monotonic() + 5
+    while (tmp_path / "run.lock").stat().st_mtime_ns == before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (tmp_path / "run.lock").stat().st_mtime_ns > before
+    mine.give_back()
+    assert not mine.beats.is_alive()
+    assert not (tmp_path / "run.lock").exists()

@@ -5,7 +5,6 @@ stopping each.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -26,8 +25,7 @@ from common.run.checkpoints import CheckpointCallback, newest_checkpoint
 from common.run.files import put_in_place, write_folder
 from common.run.folder import Run
 from common.run.stopping import Stop, seconds, shielded
-from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
-from torch import distributed
+from conftest import ROOT, adapter_bytes, in_two_ranks, interrupt, read_jsonl, run_recipe
 from transformers import TrainerControl, TrainerState
 
 
@@ -243,7 +241,7 @@ def write_checkpoint(run: Run, step: int, **facts) -> None:
     part = run.folder / "checkpoints" / "part"
     (part / f"checkpoint-{step}").mkdir(parents=True)
     (part / f"checkpoint-{step}" / "adapter_model.safetensors").write_bytes(bytes(1000 + step))
-    (part / f"checkpoint-{step}" / "optimizer.pt").write_bytes(bytes(2000))
+    torch.save({"step": torch.ones(2000)}, part / f"checkpoint-{step}" / "optimizer.pt")
     state.save_to_json(str(part / f"checkpoint-{step}" / "trainer_state.json"))
     callback = CheckpointCallback(run, Stop(), 2)
     callback.on_save(SimpleNamespace(output_dir=str(part)), state, TrainerControl())
@@ -453,7 +451,6 @@ def test_a_run_stops_only_where_a_batch_of_completions_is_used_up(run):
 
 def one_of_two(rank: int, folder: Path) -> None:
     """The second gets a signal in step 4; it writes its part of the checkpoint long after the first."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     callback = CheckpointCallback(Run(folder, {}), Stop(), 2)
     callback.stop.begin_steps(folder)
     for step in range(1, 9):
@@ -464,7 +461,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     part, final = folder / "checkpoints" / "part", folder / "checkpoints" / f"checkpoint-{step}"
     (part / final.name).mkdir(parents=True, exist_ok=True)
     time.sleep(rank)
-    (part / final.name / f"rng_state_{rank}.pth").touch()
+    torch.save({}, part / final.name / f"rng_state_{rank}.pth")
     state = TrainerState(global_step=step, max_steps=9, is_world_process_zero=rank == 0)
     callback.on_save(SimpleNamespace(output_dir=str(part)), state, control)
     files = sorted(file.name for file in final.iterdir())  # the second one sees it too
@@ -473,7 +470,6 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 def signal_before_the_steps(rank: int, folder: Path) -> None:
     """Only the second one got a signal, where a library caught it."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     callback = CheckpointCallback(Run(folder, {}), Stop(), 2)
     callback.stop.requested = "SIGTERM" if rank == 1 else None
     args = SimpleNamespace(output_dir=str(folder / "checkpoints" / "part"))
@@ -481,24 +477,12 @@ def signal_before_the_steps(rank: int, folder: Path) -> None:
         callback.on_train_begin(args, TrainerState(max_steps=9), TrainerControl())
 
 
-def in_two_processes(task, folder: Path) -> None:
-    both = [multiprocessing.get_context("fork").Process(target=task, args=(rank, folder)) for rank in (0, 1)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(60)
-    ended = [process.exitcode for process in both]
-    for process in both:
-        process.kill()  # where one waits for the other in vain
-    assert ended == [0, 0]
-
-
 def test_several_processes_stop_before_the_same_step(tmp_path):
-    in_two_processes(signal_before_the_steps, tmp_path)
+    in_two_ranks(signal_before_the_steps, tmp_path)
 
 
 def test_several_processes_stop_after_the_same_step(tmp_path):
-    in_two_processes(one_of_two, tmp_path)
+    in_two_ranks(one_of_two, tmp_path)
     for rank in (0, 1):
         files = ["files.json", "rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"]
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [4, "SIGTERM", files]

@@ -1,0 +1,1 @@
+"""The parts of `make audit`: the locks, licences, the SBOM and known advisories."""
