@@ -127,7 +127,10 @@ def run(main, capsys, *words: object, shown: bool = True) -> tuple[int, str, str
     return exited.value.code, printed.out, printed.err
 
 
-@pytest.mark.parametrize("kind", NAMES)
+QUICK = ("a flag", "markup", "a substitution", "right to left", "a tab")  # of the others, the slow tests
+
+
+@pytest.mark.parametrize("kind", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES])
 def test_a_command_works_on_exactly_that_file(kind, place, capsys):
     file = data_file(NAMES[kind])
     written = f"{NAMES[kind]}.html" if kind != "a long one" else "out.html"

@@ -284,10 +284,8 @@ def _hub_dataset(name: str) -> "DatasetBuilder":
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise InputError(
-            f"{name}: the dataset is a program, {dataset.rpartition('/')[2]}.py in its repository, which is never run; "
-            "many have their rows as Parquet at the revision refs/convert/parquet, else save them as a file"
-        ) from None
+        program = f"{dataset.rpartition('/')[2]}.py in its repository"
+        raise InputError(f"{name}: the dataset is a program, {program}, which is never run; give its rows") from None
     if COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MachineError(
             f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
