@@ -14,8 +14,7 @@ policy and reference policy, is above a reference point, or below it if it is ba
 the two, estimated in every batch from mismatched completions: those of other prompts. So a batch has at least 2 rows,
 and better 4 or more. --loss-type apo_zero_unpaired (arXiv:2408.06266) has 0 in its place.
 
-Left out: pairs, which are for `make dpo`, several turns with a label each, images, full-parameter training over
-several GPUs.
+Left out: pairs, which are for `make dpo`, several turns with a label each, images, full-parameter training.
 """
 
 import itertools

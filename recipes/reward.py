@@ -15,7 +15,7 @@ adapter is merged into a copy of the base, which any program loads as a sequence
 The report on held-out rows shows what the model is worth: accuracy or correlation, calibration, and whether it only
 counts words.
 
-Left out: several scores for one completion, process rewards, full-parameter training, several GPUs.
+Left out: several scores for one completion, process rewards, full-parameter training.
 """
 
 import functools
