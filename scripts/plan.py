@@ -181,7 +181,7 @@ def several(args: Args) -> str:
 
 def runs_here(args: Args) -> bool:
     """Whether a recipe can use the GPUs so."""
-    return not (args.sharded and args.method in SAMPLING)
+    return args.method == "sft" or not args.sharded
 
 
 def all_cards(
