@@ -63,7 +63,13 @@ from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
 from common.lm.hidden_states import at_last_token, last_hidden, pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.load import (
+    attend_to_rows_as_they_are,
+    choose_dtype,
+    fuse_adapter,
+    keep_activations,
+    load_chat_tokenizer,
+)
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
@@ -261,7 +267,6 @@ def main() -> None:
     source = find_source(args.data)
     environment.set_variables(models=[base, *reward_models(args.rewards or ())], sources=[source])
     os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")  # else it compiles anew for every adapter
-    os.environ.setdefault("UNSLOTH_SDPA_CUDNN_BUCKET", "0")  # else attention pads rows, which have few lengths already
     reward_functions = load(args.rewards, args.max_completion_length) if args.rewards else []
     data = read_examples(source, PROMPT_FORMATS, args.format, args.columns)
     prompts = distinct(map(as_prompt, data.examples))
@@ -352,6 +357,7 @@ def main() -> None:
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         fuse_adapter(model)
+        attend_to_rows_as_they_are()  # `Rollout.take` pads them to few lengths
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, prompts, held_out))
