@@ -14,9 +14,8 @@ VARIABLE = "UNSLOTH_SDPA_CUDNN_BUCKET"
 
 
 def test_unsloth_reads_a_bucket_of_0_as_rows_as_they_are():
-    spec = importlib.util.find_spec("unsloth")
-    assert spec and spec.origin
-    lines = Path(spec.origin).with_name("utils").joinpath("attention_dispatch.py").read_text(encoding="utf-8")
+    (folder,) = importlib.util.find_spec("unsloth").submodule_search_locations  # type: ignore[union-attr, misc]
+    lines = Path(folder).joinpath("utils", "attention_dispatch.py").read_text(encoding="utf-8")
     assert f'_CUDNN_LENGTH_BUCKET = max(int(os.environ.get("{VARIABLE}", "128")), 0)' in lines
     assert "if not _CUDNN_LENGTH_BUCKET or _CUDNN_CHOICE is None:\n        return False" in lines
 
