@@ -11,7 +11,7 @@ up are read and h is written; backward the gradients of gate and up are made of 
 those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
 
 gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again
-for its backward pass, its MLP is not, until that pass reaches it: there gate and up are computed for some rows at a time.
+for its backward pass, its MLP is not before that pass needs it: there gate and up are computed for some rows at a time.
 """
 
 import functools
@@ -119,7 +119,7 @@ class _Mlp(torch.autograd.Function):
 def _inner(
     x: "Tensor", adapters: tuple["Tensor", ...], gate_w: Any, up_w: Any
 ) -> tuple["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"]:
-    """h (M, N), and what the backward pass needs: gate and up without their adapters, x Agu^T (M, 2, R), h Ad^T (M, R)."""
+    """h, and what the backward pass needs: gate and up without adapters (M, N), x Agu^T (M, 2, R), h Ad^T (M, R)."""
     gate_up_a, gate_b, up_b, down_a, _ = adapters
     xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))
     gate, up = products(x, gate_w, up_w)
