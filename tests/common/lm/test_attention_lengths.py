@@ -20,8 +20,8 @@ def test_unsloth_reads_a_bucket_of_0_as_rows_as_they_are():
     assert "if not _CUDNN_LENGTH_BUCKET or _CUDNN_CHOICE is None:\n        return False" in lines
 
 
-@pytest.mark.parametrize(("given", "left"), [(None, 0), ("64", 64)])
-def test_rows_are_padded_only_where_the_user_says_by_how_much(given, left, monkeypatch):
+@pytest.mark.parametrize(("given", "few", "left"), [(None, True, 0), ("64", True, 64), (None, False, 64)])
+def test_rows_of_few_lengths_are_padded_only_where_the_user_says_by_how_much(given, few, left, monkeypatch):
     packages = {"unsloth": ModuleType("unsloth"), "unsloth.utils": ModuleType("unsloth.utils")}
     dispatch = ModuleType("unsloth.utils.attention_dispatch")
     dispatch.__dict__["_CUDNN_LENGTH_BUCKET"] = 64
@@ -31,5 +31,5 @@ def test_rows_are_padded_only_where_the_user_says_by_how_much(given, left, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != VARIABLE})
     os.environ.update({VARIABLE: given} if given else {})
-    attend_to_rows_as_they_are()
+    attend_to_rows_as_they_are(few)
     assert dispatch.__dict__["_CUDNN_LENGTH_BUCKET"] == left

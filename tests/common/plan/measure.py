@@ -489,7 +489,9 @@ def start(name: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
         environment[cache] = str(scratch / name / cache.split("_")[0].lower())
     command = [sys.executable, __file__, "worker", str(out), str(scratch), name]
     with (out / f"{name}.log").open("w") as log:
-        worker = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        worker = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     (scratch / "pids" / str(worker.pid)).touch()
     return worker
 
