@@ -86,7 +86,7 @@ class _Mlp(torch.autograd.Function):
         h, ha = kept[0], kept[-1]
         ctx.save_for_backward(x, *adapters, *kept[1:])
         (y,) = products(h, ctx.frozen[2])
-        return torch.addmm(y, ha, down_b.t())
+        return plus_product(y, ha, down_b.t())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
@@ -110,7 +110,7 @@ class _Mlp(torch.autograd.Function):
             dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
             of_part = plus_input_gradient(input_gradient_of(dgate, gate_w), dup, up_w)
             del dgate, dup
-            dx.append(of_part.addmm_(dxa[-1], gate_up_a))
+            dx.append(plus_product(of_part, dxa[-1], gate_up_a))
         of_x, of_xa, of_h = (together[0] if whole else torch.cat(together) for together in (dx, dxa, ha))
         dgate_b, dup_b, ddown_a = sums.to(x.dtype)
         return (of_x, of_xa.t() @ x, dgate_b.t(), dup_b.t(), ddown_a, dy.t() @ of_h, *(None,) * 7)
@@ -157,7 +157,26 @@ def input_gradient_of(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
 def plus_input_gradient(dx: "Tensor", dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
     """dx + dy W, of a prepared weight; `dx` is changed."""
     w, scale = weight
-    return dx.addmm_(dy, w) if scale is None else dx.add_(input_gradient_of(dy, weight))
+    return plus_product(dx, dy, w) if scale is None else dx.add_(input_gradient_of(dy, weight))
+
+
+def plus_product(y: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
+    """y + a b; `y` is changed."""
+    if torch.compiler.is_compiling():
+        torch.ops.recipes.add_product(y, a, b)  # of addmm torch.compile makes one that copies y first
+        return y
+    return y.addmm_(a, b)
+
+
+@torch.library.custom_op("recipes::add_product", mutates_args=("y",))
+def add_product(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a b to `y`, in place."""
+    y.addmm_(a, b)
+
+
+@add_product.register_fake
+def _(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    return None
 
 
 def dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
