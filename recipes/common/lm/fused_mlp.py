@@ -92,7 +92,7 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
         x, gate_up_a, gate_b, up_b, down_a, down_b, *kept = ctx.saved_tensors
-        gate_w, up_w, down_w = (prepared(*weight, x.dtype) for weight in ctx.frozen)
+        gate_w, up_w, down_w = (prepared(w, q, x.dtype) for w, q in ctx.frozen)
         # A layer is computed again where memory is short: then part by part, so that no matrix of the intermediate size
         # is ever whole.
         whole = kept or torch.compiler.is_compiling()
