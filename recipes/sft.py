@@ -32,6 +32,7 @@ from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import (
+    attend_to_rows_as_they_are,
     check_precision,
     choose_dtype,
     fuse_adapter,
@@ -192,7 +193,6 @@ def main() -> None:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
     else:
         tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
-
     order, faults = random.Random(args.seed), Faults()
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
@@ -266,6 +266,7 @@ def main() -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
+        attend_to_rows_as_they_are(few_lengths=full)
 
         class Trainer(SharedSteps, EmbeddingRate, SFTTrainer):
             """SFTTrainer with steps shared by the ranks, and a learning rate of their own for the embeddings."""
