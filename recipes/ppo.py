@@ -62,15 +62,21 @@ from common.data.rows import Faults, find_source, source_sha256
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
 from common.lm.adapter import read_config
-from common.lm.hidden_states import pad_right, round_up
+from common.lm.hidden_states import at_last_token, last_hidden, pad_right, round_up
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.load import (
+    attend_to_rows_as_they_are,
+    choose_dtype,
+    fuse_adapter,
+    keep_activations,
+    load_chat_tokenizer,
+)
 from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, masked_sum
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.rollout.over_ranks import sample_over_ranks
-from common.lm.scalar_head import completion_values, load_head, new_head, save_head, score_last
+from common.lm.scalar_head import apply_head, completion_values, load_head, new_head, save_head
 from common.plan.fit import fit_to_gpu
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
 from common.rewards.contract import check_functions, check_models
@@ -89,7 +95,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import gather_objects, is_first, of_first, rank, sum_over_ranks, world_size
+from common.run.ranks import is_first, of_first, rank, sum_over_ranks, world_size
 from common.run.samples import Sample, append, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -97,7 +103,7 @@ from common.run.training_state import Learner, random_state, restore_random_stat
 
 if TYPE_CHECKING:
     import torch
-    from common.lm.cuda_graph import Recorded, RecordedPass
+    from common.lm.cuda_graph import Recorded
     from common.lm.generate import Completion
     from common.lm.rollout.rollouts import Rollouts
     from peft import PeftModel
@@ -355,6 +361,7 @@ def main() -> None:
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         fuse_adapter(model)
+        attend_to_rows_as_they_are()  # `Rollout.take` pads them to few lengths
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, prompts, held_out))
@@ -672,6 +679,15 @@ def values_of(
     return (completion_values(ppo.model, ppo.critic_head, input_ids, attention_mask, start, mask),)
 
 
+def rewards_of(
+    ppo: "PPO", input_ids: "Tensor", attention_mask: "Tensor", start: "Tensor", tokens: "Tensor", mask: "Tensor"
+) -> "tuple[Tensor]":
+    """What the reward model, whose adapter must be active, gives to each completion: (B,)."""
+    assert ppo.reward_head is not None
+    hidden = last_hidden(ppo.model, input_ids, attention_mask)  # (B, T, h)
+    return (apply_head(ppo.reward_head, at_last_token(hidden, attention_mask)),)
+
+
 def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str | None) -> "tuple[Tensor, Tensor]":
     """`log_probs_of` a whole rollout under the policy, "default", or the reference policy, None; no gradient."""
     import torch
@@ -693,13 +709,11 @@ def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
 
 def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
     """What the reward model gives to each completion, B numbers."""
-    assert ppo.reward_head is not None
-    own, size = own_rows(rollout), ppo.args.per_device_train_batch_size
-    texts = [(rollout.completions[row].prompt_ids, rollout.completions[row].completion_ids) for row in own]
-    with active_adapter(ppo.model, "reward"):
-        scores = score_last(ppo.model, ppo.reward_head, texts, ppo.tokenizer.pad_token_id, size, ppo.reward_backbone)
-    given = {row: score for part in gather_objects([*zip(own, scores, strict=True)]) for row, score in part}
-    return [given[row] for row in range(len(rollout))]
+    import torch
+
+    with torch.no_grad(), active_adapter(ppo.model, "reward"):
+        parts = [run_pass(ppo, "reward", *part.tensors())[0][:, None].clone() for part in parts_of(ppo, rollout)]
+    return stacked(parts, rollout)[:, 0].tolist()
 
 
 def run_pass(ppo: "PPO", name: str, *inputs: "Tensor") -> "Sequence[Tensor]":
@@ -782,13 +796,10 @@ class PPO:
     score_moments: "RunningMoments"
     kl_controller: "KLController"
     bad_steps: BadSteps
-    reward_backbone: "RecordedPass" = field(init=False)
     recorded: "dict[str, Recorded]" = field(init=False)  # of PASSES those that are CUDA graphs
 
     def __post_init__(self) -> None:
-        from common.lm.cuda_graph import RecordedPass
-
-        self.reward_backbone, self.recorded = RecordedPass(self.model), record_passes(self)
+        self.recorded = record_passes(self)
         for learner in (self.policy, self.critic):
             learner.leaves_out_bad = self.args.skip_bad_steps > 0
 
@@ -1076,6 +1087,7 @@ PASSES: "dict[str, Callable[..., Sequence[Tensor]]]" = {
     "log-probabilities": log_probs_of,
     "reference": log_probs_of,
     "values": values_of,
+    "reward": rewards_of,
     "policy": policy_pass,
     "critic": critic_pass,
 }

@@ -32,6 +32,7 @@ from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import (
+    attend_to_rows_as_they_are,
     check_precision,
     choose_dtype,
     fuse_adapter,
@@ -185,10 +186,8 @@ def main() -> None:
 
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     base = fetch(base)
-    if raw_text:
-        tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
-    else:
-        tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
+    load_tokenizer = load_text_tokenizer if raw_text else load_chat_tokenizer
+    tokenizer, end = load_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
     # With fewer than ten rows, none is held out.
@@ -264,6 +263,8 @@ def main() -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
+        if full:
+            attend_to_rows_as_they_are()  # they have few lengths
 
         class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
             """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""

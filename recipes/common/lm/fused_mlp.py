@@ -10,7 +10,8 @@ matrices of the intermediate size, the largest there are, again. Here they are r
 up are read and h is written; backward the gradients of gate and up are made of gate, up and the gradient of h, and
 those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
 
-gate and up are saved without the adapters' part, which the backward pass adds again.
+gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again for
+its backward pass, nothing of the MLP is, until that pass reaches it: there it computes gate and up for some rows at a time.
 """
 
 import functools
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 RANKS = 64  # at most: a tile of more does not fit the shared memory of a GPU for desks
 CAPABILITY = (8, 0)  # of the GPU, at least; before Ampere PEFT and Unsloth compute it
-PART = 4096  # rows of a part of the backward pass
+PART = 4096  # rows of a part of the backward pass of a layer that is computed again
 RECOMPUTING = [False]  # whether the layer that runs is computed a second time, for the backward pass
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -76,41 +77,54 @@ class _Mlp(torch.autograd.Function):
         down_b: "Tensor", gate_w: "Tensor", gate_q: Any, up_w: "Tensor", up_q: Any, down_w: "Tensor", down_q: Any,
         recomputing: bool,
     ) -> "Tensor":  # fmt: skip
-        xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))  # (M, 2, R)
-        gate, up = products(x, (gate_w, gate_q), (up_w, up_q))  # (M, N)
-        h = swiglu(gate, up, xa, gate_b, up_b)
-        ha = h @ down_a.t()  # (M, R)
-        ctx.save_for_backward(x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha)
-        ctx.frozen = (gate_w, gate_q, up_w, up_q, down_w, down_q)
+        adapters = gate_up_a, gate_b, up_b, down_a, down_b
+        ctx.frozen = (gate_w, gate_q), (up_w, up_q), (down_w, down_q)
         if recomputing:
+            ctx.save_for_backward(x, *adapters)
             return torch.zeros_like(x)
-        (y,) = products(h, (down_w, down_q))
+        kept = _inner(x, adapters, *ctx.frozen[:2])
+        h, ha = kept[0], kept[-1]
+        ctx.save_for_backward(x, *adapters, *kept[1:])
+        (y,) = products(h, ctx.frozen[2])
         return torch.addmm(y, ha, down_b.t())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
-        x, gate_up_a, gate_b, up_b, down_a, down_b, gate, up, xa, ha = ctx.saved_tensors
-        gate_w, gate_q, up_w, up_q, down_w, down_q = ctx.frozen
-        gate_w, up_w, down_w = (prepared(*w, x.dtype) for w in ((gate_w, gate_q), (up_w, up_q), (down_w, down_q)))
-        # Where memory is short, and layers are computed again, part by part: three matrices less of the largest size.
-        compiled = torch.compiler.is_compiling()
-        parts = [slice(None)] if compiled else [slice(at, at + PART) for at in range(0, len(x), PART)]
-        dx, dxa, sums = [], [], dy.new_zeros((), dtype=torch.float32)
+        x, gate_up_a, gate_b, up_b, down_a, down_b, *kept = ctx.saved_tensors
+        gate_w, up_w, down_w = (prepared(*weight, x.dtype) for weight in ctx.frozen)
+        # A layer is computed again where memory is short: then part by part, so that no matrix of the intermediate size
+        # is ever whole.
+        whole = kept or torch.compiler.is_compiling()
+        parts = [slice(None)] if whole else [slice(at, at + PART) for at in range(0, len(x), PART)]
+        again = ctx.frozen[:2] if gate_w[1] is not None else (gate_w, up_w)  # nf4 is dense by now
+        dx, dxa, ha, sums = [], [], [], dy.new_zeros((), dtype=torch.float32)
         for part in parts:
+            adapters = gate_up_a, gate_b, up_b, down_a, down_b
+            gate, up, xa, ha_of_part = kept or _inner(x[part], adapters, *again)[1:]
             dh = input_gradient_of(dy[part], down_w)
-            dgate, dup, sums_of_part = swiglu_gradients(
-                dh, gate[part], up[part], xa[part], dy[part] @ down_b, gate_b, up_b, down_a
-            )
-            del dh
+            dgate, dup, sums_of_part = swiglu_gradients(dh, gate, up, xa, dy[part] @ down_b, gate_b, up_b, down_a)
+            del dh, gate, up
             sums = sums + sums_of_part
+            ha.append(ha_of_part)
             dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
-            of_part = input_gradient_of(dgate, gate_w) + input_gradient_of(dup, up_w)
+            of_part = plus_input_gradient(input_gradient_of(dgate, gate_w), dup, up_w)
             del dgate, dup
-            dx.append(torch.addmm(of_part, dxa[-1], gate_up_a))
-        of_x, of_xa = torch.cat(dx), torch.cat(dxa)
+            dx.append(of_part.addmm_(dxa[-1], gate_up_a))
+        of_x, of_xa, of_h = (together[0] if whole else torch.cat(together) for together in (dx, dxa, ha))
         dgate_b, dup_b, ddown_a = sums.to(x.dtype)
-        return (of_x, of_xa.t() @ x, dgate_b.t(), dup_b.t(), ddown_a, dy.t() @ ha, *(None,) * 7)
+        return (of_x, of_xa.t() @ x, dgate_b.t(), dup_b.t(), ddown_a, dy.t() @ of_h, *(None,) * 7)
+
+
+def _inner(
+    x: "Tensor", adapters: tuple["Tensor", ...], gate_w: Any, up_w: Any
+) -> tuple["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"]:
+    """h and what the backward pass needs: gate and up without their adapters (M, N), x Agu^T (M, 2, R), h Ad^T (M, R)."""
+    gate_up_a, gate_b, up_b, down_a, _ = adapters
+    xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))
+    gate, up = products(x, gate_w, up_w)
+    h = swiglu(gate, up, xa, gate_b, up_b)
+    return h, gate, up, xa, h @ down_a.t()
 
 
 def _base_alone(x: "Tensor", gate_w: Any, up_w: Any, down_w: Any) -> "Tensor":
@@ -138,6 +152,12 @@ def input_gradient_of(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
     """dy W, of a prepared weight."""
     w, scale = weight
     return dy @ w if scale is None else input_gradient(dy, w, scale).to(dy.dtype)
+
+
+def plus_input_gradient(dx: "Tensor", dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
+    """dx + dy W, of a prepared weight; `dx` is changed."""
+    w, scale = weight
+    return dx.addmm_(dy, w) if scale is None else dx.add_(input_gradient_of(dy, weight))
 
 
 def dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":
@@ -178,7 +198,10 @@ def fuse_mlps(model: "PeftModel") -> int:
 
 
 def _before_layer(last: bool, *_: Any) -> None:
-    RECOMPUTING[0] = last and torch._C._current_graph_task_id() != -1  # in a backward pass
+    in_backward = torch._C._current_graph_task_id() != -1
+    # A checkpoint that is not reentrant takes what this pass saves, by hooks: it has to be all.
+    taken = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    RECOMPUTING[0] = last and in_backward and not taken
 
 
 def _after_layer(*_: Any) -> None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 FORWARD = 32, 128, 4  # rows and columns of a tile, warps: the fastest of those tried on an H200
-BACKWARD = 64, 64, 4, 4  # and stages
+BACKWARD = 32, 64, 4, 2  # and stages
 SPLITS = 8  # of the rows, over which gradients of the adapters are added up apart: more programs than processors
 
 
@@ -42,57 +42,59 @@ def _backward(
     R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
+    # Tiles are transposed, (BN, BM): a sum over the rows is then a product whose left side is where it was computed.
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     in_n = n < N
     split, splits = tl.program_id(1), tl.num_programs(1)
     r = tl.arange(0, RANK)
-    gate_b = tl.trans(_adapter(gate_b_ptr, n, R, RANK, in_n))  # (RANK, BN)
-    up_b = tl.trans(_adapter(up_b_ptr, n, R, RANK, in_n))
-    of_adapter = (r < R)[:, None] & in_n[None, :]
-    down_a = tl.load(down_a_ptr + r[:, None] * N + n[None, :], mask=of_adapter, other=0.0)
-    sum_gate = tl.zeros((RANK, BN), tl.float32)
-    sum_up = tl.zeros((RANK, BN), tl.float32)
-    sum_down = tl.zeros((RANK, BN), tl.float32)
+    of_b = in_n[:, None] & (r < R)[None, :]
+    gate_b = tl.load(gate_b_ptr + n[:, None] * R + r[None, :], mask=of_b, other=0.0)  # (BN, RANK)
+    up_b = tl.load(up_b_ptr + n[:, None] * R + r[None, :], mask=of_b, other=0.0)
+    down_a = tl.load(down_a_ptr + r[None, :] * N + n[:, None], mask=of_b, other=0.0)
+    sum_gate = tl.zeros((BN, RANK), tl.float32)
+    sum_up = tl.zeros((BN, RANK), tl.float32)
+    sum_down = tl.zeros((BN, RANK), tl.float32)
     blocks = tl.cdiv(M, BM)
     for block in range(split, blocks, splits):
         m = block * BM + tl.arange(0, BM)
         in_m = m < M
         first = (tl.full((), 0, tl.int64) + block * BM) * N
-        at = tl.arange(0, BM)[:, None] * N + n[None, :]
-        if EVEN:  # no tile ends outside: fewer instructions
+        at = tl.arange(0, BM)[None, :] * N + n[:, None]
+        of_a = in_m[:, None] & (r < R)[None, :]
+        dyb = tl.load(dyb_ptr + m[:, None] * R + r[None, :], mask=of_a, other=0.0)  # (BM, RANK)
+        xa_gate = tl.load(xa_ptr + m[:, None] * (2 * R) + r[None, :], mask=of_a, other=0.0)
+        xa_up = tl.load(xa_ptr + m[:, None] * (2 * R) + R + r[None, :], mask=of_a, other=0.0)
+        if EVEN:
             dh = tl.load(dh_ptr + first + at).to(tl.float32)
             gate = tl.load(gate_ptr + first + at).to(tl.float32)
             up = tl.load(up_ptr + first + at).to(tl.float32)
         else:
-            inside = in_m[:, None] & in_n[None, :]
+            inside = in_m[None, :] & in_n[:, None]
             dh = tl.load(dh_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
             gate = tl.load(gate_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
             up = tl.load(up_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
-        dyb = _adapter(dyb_ptr, m, R, RANK, in_m)
-        xa_gate = _adapter(xa_ptr, m * 2, R, RANK, in_m)
-        xa_up = _adapter(xa_ptr, m * 2 + 1, R, RANK, in_m)
-        dh += tl.dot(dyb, down_a)
-        gate += tl.dot(xa_gate, gate_b)
-        up += tl.dot(xa_up, up_b)
+        gate = tl.dot(gate_b, tl.trans(xa_gate), gate)
+        up = tl.dot(up_b, tl.trans(xa_up), up)
+        dh = tl.dot(down_a, tl.trans(dyb), dh)
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         dup = (dh * silu).to(dup_ptr.dtype.element_ty)
-        dgate = (dh * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dup_ptr.dtype.element_ty)
+        dgate = (dh * up * (sigmoid + silu * (1.0 - sigmoid))).to(dup_ptr.dtype.element_ty)
         h = (silu * up).to(dup_ptr.dtype.element_ty)
         if EVEN:
             tl.store(dgate_ptr + first + at, dgate)
             tl.store(dup_ptr + first + at, dup)
         else:
-            inside = in_m[:, None] & in_n[None, :]
+            inside = in_m[None, :] & in_n[:, None]
             tl.store(dgate_ptr + first + at, dgate, mask=inside)
             tl.store(dup_ptr + first + at, dup, mask=inside)
-        sum_gate += tl.dot(tl.trans(xa_gate), dgate)
-        sum_up += tl.dot(tl.trans(xa_up), dup)
-        sum_down += tl.dot(tl.trans(dyb), h)
-    out = (split * 3 * R + r[:, None]) * N + n[None, :]
-    tl.store(parts_ptr + out, sum_gate, mask=of_adapter)
-    tl.store(parts_ptr + out + R * N, sum_up, mask=of_adapter)
-    tl.store(parts_ptr + out + 2 * R * N, sum_down, mask=of_adapter)
+        sum_gate = tl.dot(dgate, xa_gate, sum_gate)
+        sum_up = tl.dot(dup, xa_up, sum_up)
+        sum_down = tl.dot(h, dyb, sum_down)
+    out = (split * 3 * R + r[None, :]) * N + n[:, None]
+    tl.store(parts_ptr + out, sum_gate, mask=of_b)
+    tl.store(parts_ptr + out + R * N, sum_up, mask=of_b)
+    tl.store(parts_ptr + out + 2 * R * N, sum_down, mask=of_b)
 
 
 def _rank(r: int) -> int:

@@ -52,8 +52,15 @@ def test_loss_and_gradients_are_those_of_peft():
     assert worst(fused, exact) < 1.5 * worst(gradients, exact) < 0.1
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_a_recomputed_layer_has_the_gradients_without_the_product_that_it_does_not_need(reentrant, monkeypatch):
+def recomputed(model, reentrant):
+    """The same model, whose layers keep no activations."""
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    return model.train()
+
+
+@pytest.mark.parametrize(("reentrant", "again"), [(True, [2, 2]), (False, [2, 1, 2, 1])])
+def test_a_recomputed_layer_has_the_gradients_without_the_product_that_it_does_not_need(reentrant, again, monkeypatch):
     model, counts = adapted(), []
     fused_mlp.fuse_mlps(model)
     whole = fused_mlp.products
@@ -61,23 +68,34 @@ def test_a_recomputed_layer_has_the_gradients_without_the_product_that_it_does_n
     loss, plain = loss_and_gradients(model)
     assert counts == [2, 1, 2, 1]  # gate and up, down; of each layer
     counts.clear()
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.train()
-    again, recomputed = loss_and_gradients(model)
-    assert counts == [2, 1, 2, 1, 2, 2]
-    assert again == loss
-    assert worst(recomputed, plain) == 0
+    second_loss, second = loss_and_gradients(recomputed(model, reentrant))
+    assert counts == [2, 1, 2, 1, *again]
+    assert second_loss == loss
+    assert worst(second, plain) == 0
     assert fused_mlp.RECOMPUTING == [False]
 
 
-def test_parts_of_the_rows_have_the_gradients_of_all(monkeypatch):
-    model = adapted()
+def test_a_recomputed_layer_is_computed_in_parts_of_its_rows_with_the_gradients_of_all(monkeypatch):
+    model, widths = recomputed(adapted(), True), []
     fused_mlp.fuse_mlps(model)
     _, whole = loss_and_gradients(model)
+    products = fused_mlp.products
+    monkeypatch.setattr(fused_mlp, "products", lambda x, *w: widths.append(len(x)) or products(x, *w))
     monkeypatch.setattr(fused_mlp, "PART", 25)
     _, parts = loss_and_gradients(model)
+    assert widths == [60] * 4 + [25, 25, 10] * 2  # forward, then the two layers from the last to the first
     assert 0 < worst(parts, whole) < 0.02
+
+
+@pytest.mark.slow
+def test_it_can_be_compiled_as_one_graph():
+    model = adapted()
+    fused_mlp.fuse_mlps(model)
+    _, plain = loss_and_gradients(model)
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.forward = torch.compile(layer.mlp.forward, backend="aot_eager", fullgraph=True)
+    _, compiled = loss_and_gradients(model)
+    assert worst(compiled, plain) < 0.02
 
 
 def test_no_other_mlp_is_fused():
