@@ -24,6 +24,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from common import environment
@@ -495,6 +496,15 @@ class GroupSampling(GRPOTrainer):
             weights = weights.to(output["advantages"].device)
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As TRL's, with metrics that are means over all ranks: some that Unsloth takes are of a rank's own rows."""
+        if world_size() > 1:
+            own = self._metrics["train"]
+            parts = gather_objects({name: list(values) for name, values in own.items()})
+            for name in own:
+                own[name] = [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
+        super().log(logs, *args, **kwargs)
 
     def places(self, batches: list) -> list[str]:
         """file:line of the prompts of this step."""

@@ -425,7 +425,6 @@ def main() -> None:
         while state.global_step < steps and not control.should_training_stop:
             rollout, scores, metrics = ppo_step(ppo, state.global_step)
             write_samples(ppo, run.folder / "samples.jsonl", rollout, scores, state.global_step)
-
             state.global_step += 1
             episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
             state.epoch = episode / len(prompts)
