@@ -43,6 +43,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
+from common.run.ranks import first_of_machine_alone, is_first
 from common.run.samples import Sample, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -136,6 +137,8 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
+    sharded: bool = False
+    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -166,7 +169,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source])
+    environment.set_variables(models=[base], sources=[source], sharded=args.sharded)
     data = read_examples(source, LABELLED_OR_RATED, args.format, args.columns)
     rows = as_feedback(data.examples, args.threshold)
 
@@ -193,12 +196,14 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
+    from common.lm.sharded import whole_weights
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
-    from common.run.steps import CheckedSteps
+    from common.run.shared_steps import SharedSteps
 
     # 3. Tokens: rendered by the model's own chat template; the completion carries loss, the prompt does not.
-    base = fetch(base)
+    with first_of_machine_alone():  # a download is there for the others
+        base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
     order, faults = random.Random(args.seed), Faults()
     prompts = len({repr(row.prompt) for row in rows})  # with fewer than ten, none is held out
@@ -268,7 +273,7 @@ def main() -> None:
         before = sample_completions()
 
         # 5. The trainer. Values that Unsloth's GPU path and TRL default differently are set here.
-        class Trainer(CheckedSteps, KTOTrainer):
+        class Trainer(SharedSteps, KTOTrainer):
             """KTOTrainer for tokens; it would render text again, and not with a chat template."""
 
             def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -309,6 +314,8 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
+                ddp_find_unused_parameters=False,  # every step uses all that is trained
+                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 train_sampling_strategy="sequential",  # see `order.shuffle` above
@@ -332,12 +339,16 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
-        # 6. Save, and show what changed.
+        # 6. Save, and show what changed; of several ranks the first one does.
         saved = run.folder / "adapter"
-        with write_folder(saved) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
+        weights = whole_weights(model)  # None, unless they are sharded
+        if is_first():
+            with write_folder(saved) as part:
+                model.save_pretrained(part, state_dict=weights)
+                tokenizer.save_pretrained(part)
         after = sample_completions()
+        if not is_first():
+            return
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         if evaluation:

@@ -45,6 +45,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
+from common.run.ranks import first_of_machine_alone, gather_objects, is_first
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
@@ -129,6 +130,8 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
+    sharded: bool = False
+    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -156,7 +159,9 @@ def main() -> None:
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     eval_source = find_source(args.eval_data) if args.eval_data else None
-    environment.set_variables(models=[base], sources=[source, *([eval_source] if eval_source else [])])
+    environment.set_variables(
+        models=[base], sources=[source, *([eval_source] if eval_source else [])], sharded=args.sharded
+    )
     data = read_examples(source, FORMATS, args.format, args.columns)
     eval_data = read_examples(eval_source, FORMATS, args.format, args.columns) if eval_source else None
     rows: list[Pair | Rating] = data.examples
@@ -203,12 +208,13 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
-    from common.run.steps import CheckedSteps
+    from common.run.shared_steps import SharedSteps
     from common.lm.merge import save_classifier
     from common.lm.scalar_head import new_head, save_head, score_last
 
     # 3. Tokens: prompt and completion together, rendered by the model's own chat template.
-    base = fetch(base)
+    with first_of_machine_alone():  # a download is there for the others
+        base = fetch(base)
     if args.stand_alone:
         refuse_quantised(base)
     tokenizer, _ = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -257,12 +263,13 @@ def main() -> None:
         head = new_head(model.config.get_text_config().hidden_size, model.device)
         head.bias.requires_grad_(False)  # a sequence classifier has no bias, and no reward needs one
         model.reward_head = head  # part of the model, so that the trainer finds its weight
+        model.forward = functools.partial(outputs_of, model, head)  # so that DDP adds up the gradients of its inputs
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out))
 
         # 5. The trainer: transformers' own with our loss.
-        class RewardTrainer(RewardLoss, CheckedSteps, Trainer):
-            """Trainer with our loss and head, and checked steps."""
+        class RewardTrainer(SharedSteps, RewardLoss, Trainer):
+            """Trainer with our loss and head, and steps that are checked and shared by the ranks."""
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(answer) for row in training for answer in row.answers)
@@ -294,6 +301,8 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
+                ddp_find_unused_parameters=False,  # every step uses all that is trained
+                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 logging_steps=args.logging_steps,
@@ -310,8 +319,10 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
 
-        # 6. Save.
-        del model.reward_head
+        # 6. Save; of several ranks the first one does.
+        if not is_first():
+            return
+        del model.reward_head, model.forward
         saved = run.folder / ("model" if args.stand_alone else "adapter")
         with write_folder(saved) as part:
             if args.stand_alone:
@@ -350,13 +361,11 @@ class RewardLoss(Trainer):
             "train": defaultdict[str, list[Any]](list)
         }  # since the last log, where TRL's trainers have theirs
 
-    def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
-        from common.lm.hidden_states import at_last_token, last_hidden
-        from common.lm.scalar_head import apply_head
+    metrics_of_rank = True
 
+    def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
         mask = inputs["attention_mask"]
-        hidden = at_last_token(last_hidden(model, inputs["input_ids"], mask), mask)  # (B, h)
-        outputs = apply_head(self.head, hidden)  # (B,)
+        outputs = model(inputs["input_ids"], mask)  # (B,)
         since_log = self._metrics["train"]
         since_log["outputs"] += outputs.detach().unbind()
         since_log["lengths"] += mask.sum(1).unbind()
@@ -366,8 +375,9 @@ class RewardLoss(Trainer):
         return regression_loss(outputs, inputs["scores"])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        since_log = {name: [*map(float, values)] for name, values in self._metrics["train"].items()}
-        if "loss" in logs and since_log:
+        if "loss" in logs and self._metrics["train"]:
+            of_ranks = gather_objects({name: [*map(float, values)] for name, values in self._metrics["train"].items()})
+            since_log = {name: [value for one in of_ranks for value in one.get(name, ())] for name in of_ranks[0]}
             logs |= figures_in_training(since_log["outputs"], since_log["lengths"], since_log.get("scores"))
             self._metrics["train"].clear()
         super().log(logs, *args, **kwargs)
@@ -384,6 +394,14 @@ class RewardLoss(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved, _ = load_head(Path(resume_from_checkpoint), self.head.weight.device)
         self.head.load_state_dict(saved.state_dict())
+
+
+def outputs_of(model: "PeftModel", head: "torch.nn.Linear", input_ids: "torch.Tensor", mask: "torch.Tensor"):
+    """The head's outputs (B,) at the last tokens of rows (B, T), padded on the right by `mask`."""
+    from common.lm.hidden_states import at_last_token, last_hidden
+    from common.lm.scalar_head import apply_head
+
+    return apply_head(head, at_last_token(last_hidden(model, input_ids, mask), mask))
 
 
 def collate(batch: list[dict], pad_token_id: int, facts: dict[str, Any]) -> dict[str, "torch.Tensor"]:

@@ -46,7 +46,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import is_first
+from common.run.ranks import first_of_machine_alone, is_first
 from common.run.samples import as_samples, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -122,6 +122,8 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
+    sharded: bool = False
+    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -151,7 +153,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source])
+    environment.set_variables(models=[base], sources=[source], sharded=args.sharded)
     data = read_examples(source, SFT_FORMATS, args.format, args.columns)
     raw_text = isinstance(data.examples[0], Document)
     check_arguments(args, origins)
@@ -180,12 +182,14 @@ def main() -> None:
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
+    from common.lm.sharded import whole_weights
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
-    from common.run.steps import CheckedSteps
+    from common.run.shared_steps import SharedSteps
 
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
-    base = fetch(base)
+    with first_of_machine_alone():  # a download is there for the others
+        base = fetch(base)
     load_tokenizer = load_text_tokenizer if raw_text else load_chat_tokenizer
     tokenizer, end = load_tokenizer(base, args.chat_template_path, args.pad_token)
 
@@ -266,8 +270,8 @@ def main() -> None:
         if full:
             attend_to_rows_as_they_are()  # they have few lengths
 
-        class Trainer(CheckedSteps, EmbeddingRate, SFTTrainer):
-            """SFTTrainer with checked steps, and a learning rate of their own for the embeddings."""
+        class Trainer(SharedSteps, EmbeddingRate, SFTTrainer):
+            """SFTTrainer with steps shared by the ranks, and a learning rate of their own for the embeddings."""
 
             embedding_learning_rate = args.embedding_learning_rate or args.learning_rate / 5
 
@@ -303,6 +307,8 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
+                ddp_find_unused_parameters=False,  # every step uses all that is trained
+                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 logging_steps=args.logging_steps,
@@ -322,16 +328,18 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
-        # 6. Save, and show what changed; in the first of several processes, which all have the same weights.
+        # 6. Save, and show what changed; of several ranks the first one does.
+        saved = run.folder / ("adapter" if args.use_peft else "model")
+        weights = whole_weights(model)  # None, unless they are sharded
+        if is_first():
+            with write_folder(saved) as part:
+                model.save_pretrained(part, state_dict=weights)
+                tokenizer.save_pretrained(part)
+                if args.train_embeddings:
+                    run.update(embedding_rows_moved=check_saved(part, model))
+        after = sample_completions()
         if not is_first():
             return
-        saved = run.folder / ("adapter" if args.use_peft else "model")
-        with write_folder(saved) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            if args.train_embeddings:
-                run.update(embedding_rows_moved=check_saved(part, model))
-        after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)

@@ -24,12 +24,13 @@ COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unslot
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = ()) -> None:
+def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), sharded: bool = False) -> None:
     """Set the environment that torch, unsloth and the hub's libraries read when they are imported.
 
     Call it before the first of them is imported. `models` and `sources` are everything that the command loads or
     reads, reward models included: where all of it is on this machine, every request to the hub is forbidden. A value
     that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read by the libraries themselves.
+    With `sharded` Unsloth divides the model among the ranks (FSDP2) when the trainer is made.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -41,6 +42,8 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if sharded:
+        os.environ["UNSLOTH_FSDP2"] = "1"
     models, datasets = list(models), [source for source in sources if isinstance(source, str)]
     if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -91,12 +94,17 @@ def describe_code() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host, processor, and the GPU with its driver, if there is one. Imports torch."""
+    """Host, processor, and the GPU with its driver, if there is one; of several ranks all hosts and GPUs.
+
+    Imports torch. Every rank has to call it.
+    """
     import torch
+
+    from common.run.ranks import gather_objects, world_size
 
     machine: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         driver = Path("/proc/driver/nvidia/version")
         machine |= {
             "gpu": gpu.name,
@@ -104,6 +112,13 @@ def describe_machine() -> dict[str, Any]:
             "capability": f"{gpu.major}.{gpu.minor}",
             "cuda": torch.version.cuda,
             "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
+        }
+    if world_size() > 1:
+        of_ranks = gather_objects((machine["host"], machine.get("gpu", "cpu"), os.environ.get("SLURM_NODEID", "0")))
+        machine |= {
+            "ranks": world_size(),
+            "nodes": len({(host, node) for host, _, node in of_ranks}),
+            "devices": [f"{host}: {device}" for host, device, _ in of_ranks],
         }
     if "SLURM_JOB_ID" in os.environ:
         machine["slurm_job"] = os.environ["SLURM_JOB_ID"]

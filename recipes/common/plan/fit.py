@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common.errors import PLAN_ADVICE, InputError, MachineError, spell
 from common.plan.devices import DEVICES, Device, by_driver_name
 from common.plan.memory import CUDA_CONTEXT, GIB
-from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
+from common.plan.search import BATCH, PRECISION, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
-from common.run.ranks import world_size
+from common.run.ranks import batch_of_rank, of_first, world_size
 from common.run.screen import console
 
 if TYPE_CHECKING:
@@ -51,10 +51,14 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     What is learned stays the same but for the precision of the base: the batch of a step, lengths and learning rates
     stay, and so does every argument from the command line. The choice is in run.json, and a resumed run keeps it.
     A micro-batch that --oom=retry made smaller is in it too. Raises MachineError where no settings fit.
+
+    Of several ranks each gets its share of the batch, and then its choice; with another number of ranks than before it
+    chooses again, but for the precision. Raises InputError where the batch does not divide.
     """
     smaller = run.record.get("micro_batch", {})
+    args = of_rank(replace(args, **smaller), method)  # type: ignore[type-var]
     values: Any = args
-    args = replace(values, **smaller)
+    before, run.record["ranks"] = run.record.get("ranks", 1), world_size()
     if mode == "off":
         return args
     import torch
@@ -63,26 +67,48 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
         say("--fit=auto does nothing without a GPU: the settings stay as they are.")
         return args
     chosen = run.record.get("fit")
-    if chosen is None:
+    if chosen is None or before != world_size():
         sizes = sizes_of(base)
         if sizes is None:
             say(f"--fit=auto does nothing for {base.name}: its sizes are not known before it is loaded.")
             return args
         given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
         fixed = {name for name, origin in origins.items() if origin == "command line"}
-        losses = getattr(values, "loss_type", ())
-        if BY_MICRO_BATCH & set(losses if isinstance(losses, tuple) else (losses,)):
+        if chosen is not None:  # by another number of ranks: what is learned must stay
+            given |= {name: value for name, value in chosen.items() if name in PRECISION}
+            fixed |= set(PRECISION)
+        if BY_MICRO_BATCH & losses_of(values):
             fixed |= set(BATCH)
         if method == "grpo" and values.share_prompts:  # which needs the completions of a group side by side
             fixed |= set(BATCH)
         device = this_gpu()
         found = choose(sizes, method, given, fixed, device)
         say(why(sizes, method, given, found, device))
-        chosen = found.changed
+        kept = {name: value for name, value in (chosen or {}).items() if name in PRECISION}
+        chosen = of_first({**kept, **found.changed})
         run.update(fit=chosen)
-    fitted = replace(values, **{**chosen, **smaller})
+    batch = {name: getattr(values, name) for name in BATCH} if smaller else {}
+    fitted = replace(values, **{**chosen, **batch})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
     return fitted
+
+
+def of_rank(args: Any, method: str) -> Any:
+    """`args` with the share that each rank has of a step's batch, which stays what one process would take.
+
+    PPO divides each of its minibatches itself. Raises InputError where the batch does not divide among the ranks.
+    """
+    if world_size() == 1 or method == "ppo":
+        return args
+    keep_rows = bool({*BY_MICRO_BATCH, "kto"} & losses_of(args))
+    shares = batch_of_rank(*(getattr(args, name) for name in BATCH), world_size(), keep_rows)
+    return replace(args, **dict(zip(BATCH, shares, strict=True)))
+
+
+def losses_of(args: Any) -> set[str]:
+    """The names that --loss-type gives."""
+    losses = getattr(args, "loss_type", ())
+    return set(losses if isinstance(losses, list | tuple) else (losses,))
 
 
 def say(text: str) -> None:

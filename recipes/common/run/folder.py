@@ -24,7 +24,7 @@ from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
-from common.run.ranks import is_first, world_size
+from common.run.ranks import is_first
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -174,8 +174,6 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
-    if world_size() > 1:
-        matters["processes"] = world_size()  # as many batches to a step
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
@@ -192,7 +190,7 @@ def plan_run(
         {
             **{
                 name: previous[name]
-                for name in (*SINCE[1:], "seconds", "fit", "micro_batch")
+                for name in (*SINCE[1:], "seconds", "fit", "micro_batch", "ranks")
                 if previous and name in previous
             },
             "recipe": recipe,

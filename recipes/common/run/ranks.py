@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.errors import MachineError, one_line
+from common.errors import InputError, MachineError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +116,25 @@ def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     size, longer = divmod(len(items), world_size)
     start = rank * size + min(rank, longer)
     return list(items[start : start + size + (rank < longer)])
+
+
+def batch_of_rank(rows: int, accumulation: int, ranks: int, keep_rows: bool = False) -> tuple[int, int]:
+    """Rows of a micro-batch and accumulation steps of each rank, which together make the batch of one process.
+
+    The accumulation is divided, or where it does not divide, the micro-batch. Raises InputError where neither does;
+    with `keep_rows`, for a loss that depends on the rows of a micro-batch, where the accumulation does not.
+    """
+    if accumulation % ranks == 0:
+        return rows, accumulation // ranks
+    sizes = [size for size in range(rows, 0, -1) if rows % size == 0 and rows * accumulation % (size * ranks) == 0]
+    if sizes and not keep_rows:
+        return sizes[0], rows * accumulation // (sizes[0] * ranks)
+    why = " (its loss depends on the rows of a micro-batch, which must stay)" if keep_rows and sizes else ""
+    raise InputError(
+        f"--gradient-accumulation-steps={accumulation} with --per-device-train-batch-size={rows}: the "
+        f"{rows * accumulation} rows of a step do not divide among {ranks} GPUs{why}; give "
+        f"--gradient-accumulation-steps={-(-accumulation // ranks) * ranks}, a larger batch, or another number of GPUs"
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from common.errors import InputError, MachineError, is_out_of_memory, one_line
 from common.run.bad_numbers import BadSteps, check_weights, places_in, trained_parameters
 from common.run.checkpoints import CheckpointCallback
 from common.run.files import write_json
+from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
 
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
 
@@ -49,6 +50,8 @@ class CheckedSteps(Trainer):
 
     A CheckpointCallback must be among the callbacks: it has the run and its rows.
     """
+
+    metrics_of_rank = False  # whether the metrics between two logs are those of this rank's own rows
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,6 +98,13 @@ class CheckedSteps(Trainer):
 
     def _is_good(self, step: "Numbers") -> bool:
         loss, norm = step.read()
+        places = self.places(step.batches) if world_size() > 1 and not math.isfinite(loss + norm) else []
+        if self.bad_steps.limit or not math.isfinite(norm):  # all ranks have the same norm, each its own loss
+            of_ranks = gather_objects((loss, places))
+            loss, places = (
+                sum(one for one, _ in of_ranks) / world_size(),
+                [place for _, more in of_ranks for place in more],
+            )
         numbers = {"loss": loss / max(step.number - self._globalstep_last_logged, 1), "gradient norm": norm}
         if all(map(math.isfinite, numbers.values())):
             return True
@@ -103,7 +113,7 @@ class CheckedSteps(Trainer):
             return True  # in float16 a gradient that is too large is left out by the scaler, which then scales less
         what = "the gradient" if math.isfinite(numbers["loss"]) else "the loss"
         numbers["learning rate"] = self._get_learning_rate()
-        self.bad_steps.found(step.number, what, numbers, self.places(step.batches))
+        self.bad_steps.found(step.number, what, numbers, places or self.places(step.batches))
         return False
 
     def _leave_out(self, model: Any) -> None:
@@ -158,11 +168,15 @@ class CheckedSteps(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        loss = float(sum_over_ranks(self._tr_loss)) / world_size()
+        metrics = getattr(self, "_metrics", {})
+        if self.metrics_of_rank:
+            of_ranks = gather_objects({"train": {k: list(map(float, v)) for k, v in metrics["train"].items()}})
+            metrics = {"train": {k: [x for one in of_ranks for x in one["train"].get(k, ())] for k in metrics["train"]}}
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            metrics = getattr(self, "_metrics", {})
             logs = {
-                "loss": float(self._tr_loss),
+                "loss": loss,
                 "losses": self._total_loss_scalar,
                 "last_logged": self._globalstep_last_logged,
                 "tokens": getattr(self, "_total_train_tokens", 0),
@@ -182,5 +196,7 @@ class CheckedSteps(Trainer):
         self._globalstep_last_logged = logs["last_logged"]
         if hasattr(self, "_total_train_tokens"):
             self._total_train_tokens = logs["tokens"]
+        if self.metrics_of_rank and not is_first():  # the first one has those of all
+            return
         for mode, metrics in logs["metrics"].items():
             self._metrics[mode].update(metrics)

@@ -59,7 +59,7 @@ class HealthCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs) -> None:
         """Measure what was forgotten, where there is an adapter to switch off."""
-        ended = state.is_world_process_zero and state.global_step >= state.max_steps
+        ended = state.global_step >= state.max_steps
         if not ended or self.run.record["recipe"] not in GENERAL or not hasattr(model, "disable_adapter"):
             return
         try:

@@ -1,0 +1,137 @@
+"""The steps of one process, taken by several ranks: the same rows in each step, in the same order, of the same weight.
+
+A trainer of several ranks fills the last step of an epoch up with rows from its beginning, and has each rank average
+over its own. Here a rank with nothing left takes one row that counts nothing, and a row counts what it would in one
+process. So loss and gradient are those of one process, but for the order in which floats are added.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import RandomSampler, Sampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from common.run.ranks import rank, world_size
+from common.run.steps import CheckedSteps
+
+
+class RankBatches(BatchRebalanceSampler):
+    """The micro-batches of one rank: of all those of an epoch every n-th, as lists of row numbers.
+
+    The trainer leaves a BatchRebalanceSampler as it is, where it would divide any other among the ranks again; nothing
+    else of that class is used.
+
+    Args:
+        sampler: the order of the rows in one process.
+        rows: of a micro-batch of a rank.
+        whole: rows of a micro-batch of one process, a multiple of `rows`.
+        accumulation: micro-batches of one process in a step.
+        rank, ranks: the number of this rank, and how many there are.
+    """
+
+    drop_last = False
+
+    def __init__(self, sampler: Sampler[int], rows: int, whole: int, accumulation: int, rank: int, ranks: int) -> None:
+        self.sampler, self.batch_size, self.whole, self.accumulation = sampler, rows, whole, accumulation
+        self.rank, self.ranks = rank, ranks
+        self.count = len(sampler)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+        self.steps = accumulation * whole // (rows * ranks)  # micro-batches of a rank in a step
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.batch_size * self.ranks))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for index in range(len(self)):
+            start = (index * self.ranks + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size] or order[:1]
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.sampler, SeedableRandomSampler):
+            self.sampler.set_epoch(epoch)
+
+    def weight(self, index: int) -> float:
+        """By what to multiply the mean loss of this rank's micro-batch `index` of the epoch, counted from 0.
+
+        In one process a step's loss is the mean over its micro-batches of the mean over their rows. Of several ranks
+        each divides by its own number of micro-batches in the step, and DDP averages over the ranks. 0 for the row of a
+        rank that has nothing left.
+        """
+        start = (index * self.ranks + self.rank) * self.batch_size
+        rows = min(self.batch_size, self.count - start)
+        if rows <= 0:
+            return 0.0
+        step = index // self.steps
+        own = min(self.steps, len(self) - step * self.steps)
+        batches = min(self.accumulation, -(-self.count // self.whole) - step * self.accumulation)
+        beside = min(self.whole, self.count - start // self.whole * self.whole)
+        return self.ranks * own / batches * rows / beside
+
+
+class SharedSteps(CheckedSteps):
+    """A mixin of a Trainer with checked steps, whose ranks together take the steps of one process.
+
+    It comes before whatever computes the loss. In one process it changes nothing. The micro-batch and the accumulation
+    in the Trainer's arguments are those of a rank, from `fit_to_gpu`.
+    """
+
+    rank_batches: RankBatches | None = None  # of several ranks
+    weights: Sequence[float] = ()  # of the micro-batches of this step that are still to come
+    weight: float | None = None  # of the one at hand; None outside of training
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if world_size() == 1:
+            return sampler
+        if isinstance(sampler, RandomSampler):  # as accelerate makes it in one process
+            sampler = SeedableRandomSampler(
+                sampler.data_source, generator=sampler.generator, data_seed=self._data_seed()
+            )
+        rows = self._train_batch_size
+        given = self.bad_steps.arguments.get("per_device_train_batch_size", rows)  # --fit=auto may have changed it
+        whole = given if given % rows == 0 else rows
+        accumulation = rows * self.args.gradient_accumulation_steps * world_size() // whole
+        self.rank_batches = RankBatches(sampler, rows, whole, accumulation, rank(), world_size())
+        return self.rank_batches
+
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.rank_batches is not None:
+            loader.batch_sampler.even_batches = False  # else accelerate fills the last one up
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
+        if (batches := self.rank_batches) is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+        steps = -(-len(batches) // batches.steps)  # of an epoch
+        first = self.state.global_step % steps * batches.steps
+        self.weights = [batches.weight(first + number) for number in range(num_batches)]
+        marked = (
+            inputs if weight else _without_labels(inputs)
+            for inputs, weight in zip(epoch_iterator, self.weights, strict=False)
+        )
+        return super().get_batch_samples(marked, num_batches, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.weight, *self.weights = self.weights or [None]
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self.weight = None
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        weight, counted = self.weight, kwargs.get("num_items_in_batch") is not None
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if weight is None or weight == 1 or (weight and counted):  # tokens are counted over all ranks
+            return loss
+        return loss * weight
+
+
+def _without_labels(inputs: Any) -> Any:
+    """The inputs with no token that carries loss, so that none is counted."""
+    return {**inputs, "labels": torch.full_like(inputs["labels"], -100)} if "labels" in inputs else inputs
