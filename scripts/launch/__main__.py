@@ -86,7 +86,8 @@ def start(name: str, words: list[str]) -> NoReturn:
     if os.environ.get("GPUS"):
         gpus = chosen_gpus() or []
         if len(gpus) > 1 and not command.several:
-            raise InputError(f"GPUS={len(gpus)}: {name} runs on one GPU; sft can use several.")
+            several = ", ".join(one for one, other in COMMANDS.items() if other.recipe and other.several)
+            raise InputError(f"GPUS={len(gpus)}: {name} runs on one GPU; several are for {several}.")
         if len(gpus) > 1 and command.recipe:
             words = [str(ROOT / "scripts" / "launch" / "processes.py"), str(len(gpus)), *words]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

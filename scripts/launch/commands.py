@@ -97,10 +97,10 @@ PYTEST = ("-m", "pytest")
 GROUPS: dict[str, dict[str, Command]] = {
     "Train": {
         "sft": recipe("supervised fine-tuning: imitate examples of good completions", "sft", several=True),
-        "dpo": recipe("preference optimization: prefer chosen completions over rejected", "dpo"),
-        "kto": recipe("learn from completions that are marked good or bad", "kto"),
+        "dpo": recipe("preference optimization: prefer chosen completions over rejected", "dpo", several=True),
+        "kto": recipe("learn from completions that are marked good or bad", "kto", several=True),
         "grpo": recipe("reinforce what reward functions can check, such as mathematics", "grpo"),
-        "reward": recipe("train a reward model, from scores or pairs", "reward"),
+        "reward": recipe("train a reward model, from scores or pairs", "reward", several=True),
         "ppo": recipe("reinforce what a reward model scores high", "ppo"),
         "merge": script("merge an adapter into its base, for the next stage", "scripts/merge.py"),
         "pipeline": script("train stage after stage: STAGES=sft,dpo,grpo", "scripts/pipeline.py"),

@@ -3,7 +3,8 @@
     python scripts/launch/processes.py 2 recipes/sft.py --model tiny
 
 What torchrun does for one machine, with the recipe's own exit code, which torchrun turns into 1, and with each signal
-passed on once. The first process has the terminal; what another writes is shown when that one fails alone.
+passed on once. Rank 0 has the terminal; what another writes is shown when that one fails. A rank that fails or is
+killed ends the others: they could only wait for it.
 """
 
 import os
@@ -16,8 +17,8 @@ import time
 from typing import IO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-STOPPED = 75
-PATIENCE = 60  # seconds that the others have to end, after one has failed
+STOPPED, CANNOT = 75, 3
+PATIENCE = 20  # seconds that the others have to end, after one has failed; one that waits in NCCL hears no signal
 
 
 def main(count: int, command: list[str]) -> int:
@@ -48,11 +49,14 @@ def main(count: int, command: list[str]) -> int:
     failed = wait(processes)
     if failed is None:
         return max(process.returncode for process in processes)
+    code = processes[failed].returncode
+    how = "failed" if code > 0 else f"was ended by {signal.Signals(-code).name}"
     if output := outputs[failed]:
         output.seek(0)
-        sys.stderr.write(f"Process {failed} of {count} failed:\n")
+        sys.stderr.write(f"Rank {failed} of {count} {how}:\n")
         sys.stderr.write("".join(output.read().decode(errors="replace").splitlines(keepends=True)[-40:]))
-    code = processes[failed].returncode
+    elif code < 0:  # else it has written why
+        sys.stderr.write(f"Rank {failed} of {count} {how}.\n")
     return code if code > 0 else 128 - code
 
 
@@ -62,8 +66,9 @@ def wait(processes: list[subprocess.Popen]) -> int | None:
     while any(process.poll() is None for process in processes):
         time.sleep(0.1)
         codes = [process.poll() for process in processes]
-        if failed is None and any(code not in (None, 0, STOPPED) for code in codes):
-            failed = next(rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
+        if ended := [rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)]:
+            failed = failed if failed is not None else first_of(ended, codes)
+        if ended and deadline is None:
             deadline = time.monotonic() + PATIENCE
             for process in processes:
                 process.terminate()
@@ -73,6 +78,11 @@ def wait(processes: list[subprocess.Popen]) -> int | None:
     if failed is None:
         failed = next((n for n, process in enumerate(processes) if process.returncode not in (0, STOPPED)), None)
     return failed
+
+
+def first_of(ended: list[int], codes: list[int | None]) -> int:
+    """Of ranks that failed at the same time the cause: one that was killed, else one that did not just miss another."""
+    return min(ended, key=lambda rank: ((codes[rank] or 0) > 0, codes[rank] == CANNOT, rank))
 
 
 if __name__ == "__main__":

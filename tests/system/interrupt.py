@@ -2,11 +2,12 @@
 
 python tests/system/interrupt.py WAY STEP recipes/sft.py FLAGS...
 
-STEP 0 is before the run. WAY is the name of a signal; STOP: the file; clock: an hour passes; kill-save: SIGKILL when
-half of a file of the next checkpoint is written; kill-adapter: SIGKILL before the adapter has its name; bad-gradient:
-the next one is not finite; full-memory: the next backward pass raises what torch does where a GPU's memory is full;
-EROFS or another error number: the next line of the log cannot be written; gone: the run's folder is deleted; no-memory:
-the next step asks for more than there is.
+STEP 0 is before the run. INTERRUPT_RANK: the rank to which it happens; without it to each. WAY is the name of a
+signal; STOP: the file; clock: an hour passes; kill-save: SIGKILL when half of a file of the next checkpoint is
+written; kill-adapter: SIGKILL before the adapter has its name; bad-gradient: the next one is not finite; full-memory:
+the next backward pass raises what torch does where a GPU's memory is full; EROFS or another error number: the next
+line of the log cannot be written; gone: the run's folder is deleted; no-memory: the next step asks for more than there
+is.
 """
 
 import errno
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from common.run import files, stopping
+from common.run import files, ranks, stopping
 from common.run import folder as run_folder
 
 way, step, recipe = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -61,6 +62,8 @@ def refuse(number: int, folder: Path) -> None:
 
 def happen(folder: Path, model: object = None) -> None:
     global save
+    if os.environ.get("INTERRUPT_RANK", str(ranks.rank())) != str(ranks.rank()):
+        return
     if way == "STOP":
         (folder / "STOP").touch()
     elif way == "clock":

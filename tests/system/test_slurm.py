@@ -270,11 +270,10 @@ def test_cancelled_stopped_preempted_and_its_node_lost_a_run_ends_like_one_left_
 
 
 def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undisturbed, tmp_path):
-    """Each process takes half of every batch. After a stop in between, too, the weights are those of one process."""
+    """Each process takes half of every step's batch. After a stop in between, too, the weights are those of one."""
     wait_for("both nodes", lambda: "down" not in cluster("sinfo", "--noheader", "--format=%T"))
     jobs = Jobs(
-        cluster, tmp_path / "run", TWO_NODES, MODEL="tiny", DATA=None, GPUS="1",
-        ARGS=f"{STEPS} --per-device-train-batch-size 8",
+        cluster, tmp_path / "run", TWO_NODES, MODEL="tiny", DATA=None, GPUS="1", ARGS=STEPS
     )  # fmt: skip
     jobs.wait_for_step(3)
     jobs.signal()
@@ -293,7 +292,7 @@ def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undistur
     logs = {rank: (jobs.folder / "slurm" / f"{jobs.ids[0]}-rank{rank}.log").read_text() for rank in (0, 1)}
     assert "step 30/30" in logs[0]
     assert "step 30/30" not in logs[1]
-    assert record(jobs.folder)["matters"]["processes"] == 2
+    assert record(jobs.folder)["ranks"] == record(jobs.folder)["machine"]["nodes"] == 2
 
 
 def test_a_sweep_is_an_array_in_which_one_failure_stops_no_other(cluster, tmp_path):
@@ -376,7 +375,10 @@ REFUSED = {
     "a time that is none": ({"TIME": "4h"}, "TIME=4h: expected hours:minutes:seconds, such as 4:00:00"),
     "a number of GPUs that is none": ({"GPUS": "two"}, "GPUS=two: expected how many of each node"),
     "no nodes": ({"NODES": "0"}, "NODES=0: expected 1 or more"),
-    "several processes of what trains in one": ({"RECIPE": "dpo", "NODES": "2"}, "Only RECIPE=sft trains in several"),
+    "several processes of what trains in one": (
+        {"RECIPE": "ppo", "NODES": "2"},
+        "Only sft, dpo, kto, reward train in several",
+    ),
     "an unknown recipe": ({"RECIPE": "sfd"}, "RECIPE=sfd: unknown (did you mean sft?)"),
     "an unknown stage": (
         {"RECIPE": None, "DATA": None, "STAGES": "sft,dpa"},

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.run.files import keep_rows, read_records
-from common.run.ranks import is_first, rank
+from common.run.ranks import gather_objects, is_first, rank, world_size
 from common.run.samples import append
 
 if TYPE_CHECKING:
@@ -123,6 +123,23 @@ def check_weights(parameters: "Iterable[Tensor]", found: str) -> None:
             f"The trained weights are no longer finite, seen {found}. Lower --learning-rate and give another "
             "--output-dir; checkpoints from before are whole."
         )
+
+
+def check_alike(parameters: "Iterable[Tensor]", found: str) -> None:
+    """Raise RuntimeError where two ranks that each have all weights have other ones, which is a bug: a gradient was
+    not added up over the ranks."""
+    if world_size() == 1:
+        return
+    from torch.distributed.tensor import DTensor
+
+    weights = [one.detach() for one in parameters if not isinstance(one, DTensor)]  # of a sharded one each has a part
+    sums = [
+        float(sum(one.double().square().sum() for one in weights)),
+        float(sum(one.double().sum() for one in weights)),
+    ]
+    of_ranks = gather_objects(sums)
+    if other := [number for number, one in enumerate(of_ranks) if one != of_ranks[0]]:
+        raise RuntimeError(f"The weights of rank {other[0]} are not those of rank 0, seen {found}: {of_ranks}")
 
 
 def trained_parameters(model: "Module") -> "list[Tensor]":

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from common.errors import Stopped
-from common.run.bad_numbers import check_weights, forget_bad_steps, trained_parameters
+from common.run.bad_numbers import check_alike, check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
@@ -80,9 +80,9 @@ class CheckpointCallback(TrainerCallback):
         if not last:
             self._decide(state, control)
         if (control.should_save or last) and kwargs.get("model") is not None:
-            check_weights(
-                trained_parameters(kwargs["model"]), f"after step {state.global_step}, before they were saved"
-            )
+            trained = trained_parameters(kwargs["model"])
+            check_weights(trained, f"after step {state.global_step}, before they were saved")
+            check_alike(trained, f"after step {state.global_step}")
         if control.should_save and state.is_world_process_zero and self.size:
             check_room(self.run.folder, self.size, f"the checkpoint of step {state.global_step} needs")
 

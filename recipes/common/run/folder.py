@@ -24,7 +24,7 @@ from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
-from common.run.ranks import is_first
+from common.run.ranks import is_first, peer_lost, rank
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -103,6 +103,12 @@ class Run:
             self._write_report()
         elif not isinstance(error, InputError | MachineError) and (fault := disk_fault(error, self.folder)):
             self._end_on_disk(error, *fault)
+        elif peer_lost(error):
+            self.update(status="failed", error="another rank ended", finished=finished)
+            raise MachineError(
+                f"Rank {rank()} ended after step {self.record.get('step', 0)} was saved, since another rank did; that "
+                "one's error is the reason."
+            ) from error
         else:
             reason = without_credentials(f"{type(error).__name__}: {error}")
             self.update(status="failed", error=reason, finished=finished)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = 1800.0  # seconds for a rank to arrive, as gloo's own: preparing long data or a checkpoint takes minutes
 VARIABLE = "RANKS_TIMEOUT"  # seconds, in place of PATIENCE
+# What gloo, NCCL and the store write when the other end of a connection is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL error")
 
 
 def rank() -> int:
@@ -148,6 +150,12 @@ def first_of_machine_alone() -> Iterator[None]:
     yield
     if local_rank() == 0:
         barrier("the first process of a machine")
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Is this the error of an exchange with a rank that has ended?"""
+    text = str(error)
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(words in text for words in LOST)
 
 
 def _meet(what: str) -> None:
