@@ -31,6 +31,7 @@ from common.plan.words import as_flag, unit, variables
 from common.plan.workload import COUNTED, SAMPLING, recipe_defaults, settings
 from planning.alternatives import cell, larger_card, smaller_models
 from planning.rows import Rows, count
+from planning.scaling import scaling_words
 from rich.console import Console
 from rich.table import Table
 
@@ -175,12 +176,12 @@ def several(args: Args) -> str:
     if args.gpus == 1:
         return ""
     text = f" on {args.gpus} GPUs, {'sharded (FSDP2)' if args.sharded else 'a copy of the model on each (DDP)'}"
-    return f"{text}; never measured" if runs_here(args) else f"{text};\nnever measured, and no recipe does it yet"
+    return text if runs_here(args) else f"{text};\nno recipe does it yet"
 
 
 def runs_here(args: Args) -> bool:
     """Whether a recipe can use the GPUs so."""
-    return args.gpus == 1 or (args.method == "sft" and not args.sharded)
+    return not (args.sharded and args.method in SAMPLING)
 
 
 def all_cards(
@@ -240,6 +241,8 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
             seconds += f", {one.time.sampling:.2f} s of it sampling"
         console.print(f"\n{cell(one)} of {one.work.length} tokens")
         console.print(f"{seconds}, {one.time.tokens_per_second:,.0f} tokens/s")
+        for line in scaling_words(one, sizes):
+            console.print(line, soft_wrap=True)
         if runs_here(args):
             whole_command = {
                 "model": args.model,
@@ -247,13 +250,15 @@ def one_card(console: Console, one: Plan, sizes: Any, args: Args, given: dict[st
                 **given,
                 **one.changed,
                 "gpus": args.gpus if args.gpus > 1 else None,
+                "sharded": args.sharded or None,
                 "reward_model": args.reward_model or ("outputs/reward" if args.method == "ppo" else None),
             }
             words = variables({name: value for name, value in whole_command.items() if value is not None})
             console.print(f"\nmake {args.method} {words}", soft_wrap=True)
         return
     lines = [
-        f"{variables(other.changed)}: {other.total:.1f} GiB" for other in advice(sizes, args.method, given, device)
+        f"{variables(other.changed)}: {other.total:.1f} GiB"
+        for other in advice(sizes, args.method, given, device, gpus=args.gpus, sharded=args.sharded)
     ]
     lines += others(sizes, args, device, given)
     console.print("\nThese would fit:" if lines else "\nNo card and no smaller model that is known here would do.")
@@ -320,6 +325,7 @@ def as_json(one: Plan, run: Run | None, price: float | None) -> dict[str, Any]:
         "parts_gib": {name: round(gib, 3) for name, gib in asdict(one.memory).items()},
         "seconds_a_step": round(one.time.seconds, 3),
         "sampling_seconds": round(one.time.sampling, 3),
+        "exchange_seconds": round(one.time.exchange, 5),
         "tokens_per_second": round(one.time.tokens_per_second),
     }
     if run:

@@ -18,7 +18,7 @@ from common.arguments import Given, check, read_fields
 from common.errors import PLAN_ADVICE, InputError
 from common.lm.cards import method_settings
 from common.lm.hub import Model, find_model
-from common.plan.fit import check_fit, where_it_fits
+from common.plan.fit import check_fit, of_rank, where_it_fits
 from common.run.profile import profiled_steps
 
 Args = TypeVar("Args")
@@ -47,6 +47,7 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
         name: "command line" if name in typed else f"card {model.name}" if name in card else "recipe" for name in fields
     }
     check_fit(args)
+    of_rank(args, method)  # raises InputError where the batch does not divide among the ranks
     if (skipped := getattr(args, "skip_bad_steps", 0)) < 0:
         raise InputError(f"--skip-bad-steps={skipped}: give 0 or more")
     profiled_steps()

@@ -23,10 +23,19 @@ class Device:
     bandwidth: float  # GB/s
     fp8: bool = False  # from capability 8.9 on
     measured: bool = False
+    link: float = 25.0  # GB/s to another card of the host, one way: NVLink, else 16 lanes of PCIe 4
 
 
-def _card(name: str, gib: float, tflops: float, bandwidth: float, fp8: bool = False, measured: bool = False) -> Device:
-    return Device(name, gib * USABLE, tflops, bandwidth, fp8, measured)
+def _card(
+    name: str,
+    gib: float,
+    tflops: float,
+    bandwidth: float,
+    fp8: bool = False,
+    measured: bool = False,
+    link: float = 25.0,
+) -> Device:
+    return Device(name, gib * USABLE, tflops, bandwidth, fp8, measured, link)
 
 
 # Speeds are those of NVIDIA's data sheets; memory is what nvidia-smi shows in GiB: with the ECC of GDDR6 it is less.
@@ -43,11 +52,11 @@ DEVICES = {
         _card("a10", 22.5, 125, 600),
         _card("a40", 45, 150, 696),
         _card("l40s", 45, 362, 864, fp8=True),
-        _card("a100-40", 40, 312, 1555),
-        _card("a100", 80, 312, 2039),
-        _card("h100", 80, 989, 3350, fp8=True),
-        _card("h200", 140, 989, 4800, fp8=True, measured=True),
-        _card("b200", 180, 2250, 8000, fp8=True),
+        _card("a100-40", 40, 312, 1555, link=300),
+        _card("a100", 80, 312, 2039, link=300),
+        _card("h100", 80, 989, 3350, fp8=True, link=450),
+        _card("h200", 140, 989, 4800, fp8=True, measured=True, link=450),
+        _card("b200", 180, 2250, 8000, fp8=True, link=900),
     )
 }
 # The cards that people have of each size: what `make plan` counts time on.
@@ -80,7 +89,7 @@ def of_size(gb: float) -> Device:
     like = DEVICES[TYPICAL[size] or "rtx3060"]
     if gb in TYPICAL and TYPICAL[size]:
         return like
-    return Device(f"{gb:g}GB", gb * USABLE, like.tflops, like.bandwidth, like.fp8)
+    return Device(f"{gb:g}GB", gb * USABLE, like.tflops, like.bandwidth, like.fp8, link=like.link)
 
 
 def by_driver_name(name: str) -> Device | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common.errors import PLAN_ADVICE, InputError, MachineError, spell
 from common.plan.devices import DEVICES, Device, by_driver_name
 from common.plan.memory import CUDA_CONTEXT, GIB
-from common.plan.search import BATCH, PRECISION, Plan, advice, device_with, fit, measure, plan
+from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
@@ -33,6 +33,8 @@ def check_fit(args: Any) -> None:
         raise InputError(f"--checkpoint-skip-layers={skipped}: give 0 or more")
     if skipped and not args.gradient_checkpointing:
         raise InputError("--checkpoint-skip-layers: with --no-gradient-checkpointing every layer keeps its activations")
+    if getattr(args, "sharded", False):
+        check_sharded(args)
     if getattr(args, "fit", "off") == "off":
         return
     if (own := os.environ.get(KEPT_LAYERS, "0")) not in ("", "0"):
@@ -45,6 +47,17 @@ def check_fit(args: Any) -> None:
         raise InputError("--fit=auto does not count the memory of --rollouts=vllm; leave one of the two out")
 
 
+def check_sharded(args: Any) -> None:
+    """Raise InputError for --sharded in one process, or with what cannot be divided."""
+    if world_size() == 1:
+        raise InputError("--sharded divides the model among several GPUs: give GPUS=2 or more, or leave it out")
+    for name in ("load_in_fp8", "train_embeddings"):
+        if getattr(args, name, False):
+            raise InputError(
+                f"--sharded does not divide what --{name.replace('_', '-')} makes; leave one of the two out"
+            )
+
+
 def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mapping[str, str], run: "Run") -> Args:
     """`args` with the precision, recomputation and micro-batch that are the fastest on this GPU; as they are with off.
 
@@ -52,13 +65,12 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     stay, and so does every argument from the command line. The choice is in run.json, and a resumed run keeps it.
     A micro-batch that --oom=retry made smaller is in it too. Raises MachineError where no settings fit.
 
-    Of several ranks each gets its share of the batch, and then its choice; with another number of ranks than before it
-    chooses again, but for the precision. Raises InputError where the batch does not divide.
+    Of several ranks each gets its share of the batch. Raises InputError where the batch does not divide among them.
     """
     smaller = run.record.get("micro_batch", {})
-    args = of_rank(replace(args, **smaller), method)  # type: ignore[type-var]
+    run.record["ranks"] = world_size()
     values: Any = args
-    before, run.record["ranks"] = run.record.get("ranks", 1), world_size()
+    args = of_rank(replace(values, **smaller), method)
     if mode == "off":
         return args
     import torch
@@ -67,30 +79,30 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
         say("--fit=auto does nothing without a GPU: the settings stay as they are.")
         return args
     chosen = run.record.get("fit")
-    if chosen is None or before != world_size():
+    if chosen is None:
         sizes = sizes_of(base)
         if sizes is None:
             say(f"--fit=auto does nothing for {base.name}: its sizes are not known before it is loaded.")
             return args
         given = {name: getattr(values, name) for name in COUNTED if hasattr(values, name)}
         fixed = {name for name, origin in origins.items() if origin == "command line"}
-        if chosen is not None:  # by another number of ranks: what is learned must stay
-            given |= {name: value for name, value in chosen.items() if name in PRECISION}
-            fixed |= set(PRECISION)
         if BY_MICRO_BATCH & losses_of(values):
             fixed |= set(BATCH)
         if method == "grpo" and values.share_prompts:  # which needs the completions of a group side by side
             fixed |= set(BATCH)
         device = this_gpu()
-        found = choose(sizes, method, given, fixed, device)
-        say(why(sizes, method, given, found, device))
-        kept = {name: value for name, value in (chosen or {}).items() if name in PRECISION}
-        chosen = of_first({**kept, **found.changed})
+        found = choose(sizes, method, given, fixed, device, **ranks_of(values))
+        say(why(sizes, method, given, found, device, **ranks_of(values)))
+        chosen = of_first(found.changed)
         run.update(fit=chosen)
-    batch = {name: getattr(values, name) for name in BATCH} if smaller else {}
-    fitted = replace(values, **{**chosen, **batch})
+    fitted = replace(values, **{**chosen, **smaller})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
-    return fitted
+    return of_rank(fitted, method)
+
+
+def ranks_of(args: Any) -> dict[str, Any]:
+    """How many GPUs this run has and whether they share the weights, as fields of Workload."""
+    return {"gpus": world_size(), "sharded": getattr(args, "sharded", False)}
 
 
 def of_rank(args: Any, method: str) -> Any:
@@ -101,7 +113,8 @@ def of_rank(args: Any, method: str) -> Any:
     if world_size() == 1 or method == "ppo":
         return args
     keep_rows = bool({*BY_MICRO_BATCH, "kto"} & losses_of(args))
-    shares = batch_of_rank(*(getattr(args, name) for name in BATCH), world_size(), keep_rows)
+    rows, accumulation = (getattr(args, name) for name in BATCH)
+    shares = batch_of_rank(rows, accumulation, world_size(), keep_rows)
     return replace(args, **dict(zip(BATCH, shares, strict=True)))
 
 
@@ -115,22 +128,27 @@ def say(text: str) -> None:
     console().print(spell(text), highlight=False, markup=False, soft_wrap=True)
 
 
-def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], device: Device) -> Plan:
-    """The fastest settings for `given` on `device` that leave the arguments `fixed` alone. Raises MachineError."""
-    found = fit(sizes, method, device, given, fixed=fixed)
+def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], device: Device, **more: Any) -> Plan:
+    """The fastest settings for `given` on `device` that leave the arguments `fixed` alone; `more` are of Workload.
+
+    Raises MachineError.
+    """
+    found = fit(sizes, method, device, given, fixed=fixed, **more)
     if found is None:
-        smallest = plan(sizes, method, device, given, fixed=fixed)
+        smallest = plan(sizes, method, device, given, fixed=fixed, **more)
         if smallest.fits:
             cure = f"{arguments(smallest.changed)} would need {smallest.total:.1f}"
         else:
             cure = f"the least is {smallest.total:.1f}; take a larger GPU or a smaller model"
+            if more.get("gpus", 1) > 1 and not more.get("sharded"):
+                cure += ", or divide the model among the GPUs with --sharded"
         raise MachineError(f"--fit=auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
     return found
 
 
-def why(sizes: Any, method: str, given: dict[str, Any], found: Plan, device: Device) -> str:
+def why(sizes: Any, method: str, given: dict[str, Any], found: Plan, device: Device, **more: Any) -> str:
     """The choice and its reason, in one line."""
-    before = measure(sizes, workload(sizes, method, given), device)
+    before = measure(sizes, workload(sizes, method, given, **more), device)
     text = f"--fit=auto: {setting_words(found.work)}: {found.total:.1f} of {device.gib:.1f} GiB"
     if not found.changed:
         return f"{text}, as it was: the fastest that fits."
@@ -163,12 +181,13 @@ def where_it_fits(base: "Model", method: str, args: Any) -> str:
         return ""  # not planned
     given = {name: value for name, value in asdict(args).items() if name in COUNTED}
     device = this_gpu()
-    now = measure(sizes, workload(sizes, method, given), device)
+    more = ranks_of(args)
+    now = measure(sizes, workload(sizes, method, given, **more), device)
     lines = [f"The plan for these settings: {now.total:.1f} GiB, of {device.gib:.1f} that this run could have."]
     if now.fits:  # then the plan is wrong, or another program took memory
         lines = [f"{lines[0]} Another program may have taken memory since; nvidia-smi shows it."]
         device = replace(device, gib=0.9 * now.total)
-    if found := advice(sizes, method, given, device):
+    if found := advice(sizes, method, given, device, **more):
         lines.append("These would have fit:")
         lines += [f"  {arguments(one.changed)}  ({one.total:.1f} GiB)" for one in found]
     else:

@@ -87,8 +87,7 @@ def plan(
             return found
     rows = LEAST_ROWS.get(method, 1)
     smallest = replace(least(shorter, fixed), rows=rows, accumulation=max(1, work.rows * work.accumulation // rows))
-    batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": smallest.accumulation}
-    return measure(card, smallest, device, changed | batch)
+    return measure(card, smallest, device, changed | batch(smallest, rows))
 
 
 def least(work: Workload, fixed: Collection[str] = ()) -> Workload:
@@ -99,12 +98,13 @@ def least(work: Workload, fixed: Collection[str] = ()) -> Workload:
     return replace(work, precision=precision, gradient_checkpointing=True, kept_layers=0)
 
 
-def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> list[Plan]:
+def advice(card: Any, method: str, given: dict[str, Any], device: Device, **more: Any) -> list[Plan]:
     """Up to three changes of `given`, each with its plan, that would have fit; those that cost only speed first.
 
-    Single changes, then two together, then all that cost only speed; [] where not even those fit.
+    Single changes, then two together, then all that cost only speed; [] where not even those fit. `more` are fields of
+    Workload.
     """
-    now, own = workload(card, method, given), settings(card, method, given)
+    now, own = workload(card, method, given, **more), settings(card, method, given)
     single: list[dict[str, Any]] = []
     if not now.gradient_checkpointing:
         single.append({"gradient_checkpointing": True})
@@ -112,10 +112,10 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
         single.append({"load_in_4bit": True})
     if now.precision == "fp8":
         single.append({"load_in_fp8": False, "load_in_4bit": True})
-    step, rows = now.rows * now.accumulation, now.rows
+    rows = now.rows
     while method != "kto" and rows % 2 == 0 and rows // 2 >= LEAST_ROWS.get(method, 1):
         rows //= 2
-        single.append({"per_device_train_batch_size": rows, "gradient_accumulation_steps": step // rows})
+        single.append(batch(now, rows))
     for name in ("max_length", "max_completion_length", "max_prompt_length"):
         single += [{name: own[name] // n} for n in (2, 4)] if name in own else []
     pairs = [one | other for one, other in itertools.combinations(single, 2) if not one.keys() & other.keys()]
@@ -123,13 +123,13 @@ def advice(card: Any, method: str, given: dict[str, Any], device: Device) -> lis
     for changed in (*single, *pairs):
         if any(one.changed.keys() <= changed.keys() for one in found):  # a smaller change does
             continue
-        tried = measure(card, workload(card, method, {**given, **changed}), device, changed)
+        tried = measure(card, workload(card, method, {**given, **changed}, **more), device, changed)
         found += [tried] if tried.fits else []
     if not found:
         saving = {**given, "load_in_4bit": True, "gradient_checkpointing": True}
         if now.precision == "fp8":
             saving["load_in_fp8"] = False
-        together = plan(card, method, device, saving, fixed=PRECISION + RECOMPUTATION)
+        together = plan(card, method, device, saving, fixed=PRECISION + RECOMPUTATION, **more)
         also = {name: value for name, value in saving.items() if given.get(name) != value}
         found = [replace(together, changed=also | together.changed)] if together.fits else []
     return found[:3]
@@ -185,8 +185,14 @@ def differences(one: Workload, other: Workload) -> dict[str, Any]:
     if one.kept_layers != other.kept_layers:
         changed["checkpoint_skip_layers"] = one.kept_layers
     if one.rows != other.rows:
-        changed |= {"per_device_train_batch_size": one.rows, "gradient_accumulation_steps": one.accumulation}
+        changed |= batch(one, one.rows)
     return changed
+
+
+def batch(work: Workload, rows: int) -> dict[str, Any]:
+    """The arguments for micro-batches of `rows`; the accumulation is that of all GPUs, which divide it."""
+    step = work.rows * work.accumulation * work.gpus
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": max(1, step // rows)}
 
 
 def _longest_first(

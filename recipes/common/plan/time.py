@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.plan.devices import Device
-from common.plan.memory import NF4_BYTES, adapter_weights, linear_weights
+from common.plan.memory import NF4_BYTES, adapter_weights, base_bytes, linear_weights
 from common.plan.sampling import Sampling
 from common.plan.workload import SAMPLING, Workload
 
@@ -17,6 +17,7 @@ PEAK_SHARE, NARROW = 0.75, 2050  # the share of the peak at a width h: h / (h + 
 DECODE_SHARE = 0.75  # likewise, of a step of decoding
 DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an H200
 BANDWIDTH_SHARE = 0.8
+LINK_SHARE = 0.6  # of a link between two cards; assumed
 TRAFFIC = 8.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
 # Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled;
 # without recomputation they are recorded as CUDA graphs.
@@ -36,6 +37,7 @@ class Time:
     seconds: float
     sampling: float  # of which sampling
     tokens: int
+    exchange: float = 0.0  # of which the GPUs only exchange gradients or weights
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,7 +70,28 @@ def step_time(card: Any, work: Workload, device: Device, held: Sampling | None =
     if work.method in SAMPLING and held is not None:
         sampled = _sample(card, work, device, held) * share
     tokens = work.generated * work.length if work.method == "ppo" else work.tokens * work.accumulation
-    return Time(batches * micro + extra + sampled + FIXED.get(work.method, OTHER), sampled, tokens * work.gpus)
+    exchange = exchanged(card, work, device, micro * batches)
+    computing = batches * micro + extra + sampled + FIXED.get(work.method, OTHER)
+    return Time(computing + exchange, sampled, tokens * work.gpus, exchange)
+
+
+def exchanged(card: Any, work: Workload, device: Device, computing: float) -> float:
+    """Seconds of a step in which the GPUs of one host do nothing but exchange.
+
+    DDP adds up the adapter's gradients once a step, by a ring: each GPU sends 2 (n - 1) / n of their bytes. It begins
+    during the backward pass; all of it is counted. FSDP2 gathers the base twice a micro-batch, each time (n - 1) / n of
+    its bytes, while it computes: only what takes longer than the `computing` of the step counts.
+    """
+    if work.gpus == 1:
+        return 0.0
+    others = (work.gpus - 1) / work.gpus
+    link = device.link * 1e9 * LINK_SHARE
+    gradients = adapter_weights(card.architecture, work.lora_r, work.attention_only) * 4
+    seconds = 2 * others * gradients / link
+    if work.sharded:
+        weights, _ = base_bytes(card, work)
+        seconds += max(0.0, 2 * work.accumulation * others * weights / link - computing)
+    return seconds
 
 
 def _passes(shape: Any, work: Workload, device: Device) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.arguments import read_fields
 from common.environment import ROOT
+from common.run.ranks import batch_of_rank
 
 METHODS = ("sft", "dpo", "kto", "grpo", "ppo", "reward")
 SAMPLING = ("grpo", "ppo")  # methods that sample from the policy
@@ -97,13 +98,18 @@ def settings(card: Any, method: str, given: dict[str, Any] | None = None) -> dic
 def workload(card: Any, method: str, given: dict[str, Any] | None = None, *, gpus: int = 1, **more: Any) -> Workload:
     """The run of `method` on this card's model with the arguments `given`; `more` are fields of Workload.
 
-    Raises ValueError for another method.
+    The batch of a step is divided among the GPUs, as the recipes do. Raises ValueError for another method, and
+    InputError where the batch does not divide.
     """
     values = settings(card, method, given)
     rows, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
     completion = values.get("max_completion_length", 0)
     length = values["max_length"] if "max_length" in values else values["max_prompt_length"] + completion
-    generated = {"grpo": rows * accumulation, "ppo": values.get("rollout_batch_size", 0)}.get(method, 0)
+    if method == "ppo":
+        accumulation = max(1, accumulation // gpus)
+    else:
+        rows, accumulation = batch_of_rank(rows, accumulation, gpus, keep_rows=method == "kto")
+    generated = {"grpo": rows * accumulation, "ppo": values.get("rollout_batch_size", 0) // gpus}.get(method, 0)
     adapted = values.get("lora_target_modules") or ATTENTION
     reward_model = method == "ppo" and values.get("reward_model") is not None
     if reward_model:

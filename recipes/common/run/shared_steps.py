@@ -6,6 +6,7 @@ process. So loss and gradient are those of one process, but for the order in whi
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,10 @@ class RankBatches(BatchRebalanceSampler):
         if isinstance(self.sampler, SeedableRandomSampler):
             self.sampler.set_epoch(epoch)
 
+    def rows_of(self, index: int, rank: int) -> int:
+        """How many rows that count a rank has in its micro-batch `index` of the epoch."""
+        return min(max(self.count - (index * self.ranks + rank) * self.batch_size, 0), self.batch_size)
+
     def weight(self, index: int) -> float:
         """By what to multiply the mean loss of this rank's micro-batch `index` of the epoch, counted from 0.
 
@@ -59,9 +64,8 @@ class RankBatches(BatchRebalanceSampler):
         each divides by its own number of micro-batches in the step, and DDP averages over the ranks. 0 for the row of a
         rank that has nothing left.
         """
-        start = (index * self.ranks + self.rank) * self.batch_size
-        rows = min(self.batch_size, self.count - start)
-        if rows <= 0:
+        rows, start = self.rows_of(index, self.rank), (index * self.ranks + self.rank) * self.batch_size
+        if rows == 0:
             return 0.0
         step = index // self.steps
         own = min(self.steps, len(self) - step * self.steps)
@@ -78,8 +82,8 @@ class SharedSteps(CheckedSteps):
     """
 
     rank_batches: RankBatches | None = None  # of several ranks
-    weights: Sequence[float] = ()  # of the micro-batches of this step that are still to come
-    weight: float | None = None  # of the one at hand; None outside of training
+    coming: Sequence[int] = ()  # the micro-batches of this step that are still to come, by their number in the epoch
+    micro_batch: int | None = None  # the one at hand; None outside of training
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -110,26 +114,52 @@ class SharedSteps(CheckedSteps):
             return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
         steps = -(-len(batches) // batches.steps)  # of an epoch
         first = self.state.global_step % steps * batches.steps
-        self.weights = [batches.weight(first + number) for number in range(num_batches)]
+        self.coming = range(first, first + num_batches)
         marked = (
-            inputs if weight else _without_labels(inputs)
-            for inputs, weight in zip(epoch_iterator, self.weights, strict=False)
+            inputs if batches.weight(index) else _without_labels(inputs)
+            for index, inputs in zip(self.coming, epoch_iterator, strict=False)
         )
         return super().get_batch_samples(marked, num_batches, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.weight, *self.weights = self.weights or [None]
+        if (batches := self.rank_batches) is None:
+            return super().training_step(*args, **kwargs)
+        self.micro_batch, *self.coming = self.coming
+        rows = [batches.rows_of(self.micro_batch, rank) for rank in range(world_size())]
+        gather = self.accelerator.gather
+        if (
+            min(rows) < batches.batch_size
+        ):  # TRL gathers a number of each row; accelerate takes as many of each rank only
+            self.accelerator.gather = partial(_gather_rows, gather, rows)
         try:
             return super().training_step(*args, **kwargs)
         finally:
-            self.weight = None
+            self.accelerator.gather, self.micro_batch = gather, None
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        weight, counted = self.weight, kwargs.get("num_items_in_batch") is not None
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if weight is None or weight == 1 or (weight and counted):  # tokens are counted over all ranks
+        if self.rank_batches is None or self.micro_batch is None:
             return loss
-        return loss * weight
+        weight = self.rank_batches.weight(self.micro_batch)
+        if weight and kwargs.get("num_items_in_batch") is not None:  # tokens are counted over all ranks
+            return loss
+        return loss * weight if weight != 1 else loss
+
+
+def _gather_rows(gather: Any, rows: Sequence[int], tensor: Any) -> Any:
+    """What `gather` returns for a tensor of one number per row, where the ranks have different numbers of rows.
+
+    Args:
+        gather: for tensors of one shape on all ranks.
+        rows: those that count, of each rank; a rank without any has one that does not.
+        tensor: another one, such as a sum over rows, goes to `gather` as it is.
+    """
+    if not isinstance(tensor, torch.Tensor) or tensor.shape[:1] != (max(rows[rank()], 1),):
+        return gather(tensor)
+    padded = tensor.new_zeros(max(*rows, 1), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = gather(padded).split(len(padded))
+    return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 
 def _without_labels(inputs: Any) -> Any:

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
@@ -41,18 +42,22 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for who waits
         print("ready", flush=True)
         while True:
             client, _ = listener.accept()
             with client:
                 _, files, _, _ = socket.recv_fds(client, 1, 3)
                 job = json.loads(client.makefile("rb").readline())
-                if not (child := os.fork()):
-                    break
+                if not os.fork():  # waits for the job; the ranks of a run are jobs at the same time
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    if not (child := os.fork()):
+                        break
+                    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                    client.sendall(code.to_bytes(2, signed=True))
+                    os._exit(0)
                 for file in files:
                     os.close(file)
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                client.sendall(code.to_bytes(2, signed=True))
     run(job, files)
 
 
