@@ -361,7 +361,7 @@ def main() -> None:
             critic_head = new_head(model.config.get_text_config().hidden_size, model.device)
         reward_head = load_reward_adapter(model, reward_adapter, "reward") if reward_adapter else None
         fuse_adapter(model)
-        attend_to_rows_as_they_are()  # `Rollout.take` pads them to few lengths
+        attend_to_rows_as_they_are(few_lengths=True)  # by `Rollout.take`
         FastLanguageModel.for_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, prompts, held_out))

@@ -190,8 +190,10 @@ def main() -> None:
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
     with first_of_machine_alone():  # a download is there for the others
         base = fetch(base)
-    load_tokenizer = load_text_tokenizer if raw_text else load_chat_tokenizer
-    tokenizer, end = load_tokenizer(base, args.chat_template_path, args.pad_token)
+    if raw_text:
+        tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
+    else:
+        tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
     # With fewer than ten rows, none is held out.
@@ -267,8 +269,7 @@ def main() -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         tokens = sum(len(example.input_ids) for example in training)
         full = tokens > 0.95 * len(training) * args.max_length  # then there is nothing to pack
-        if full:
-            attend_to_rows_as_they_are()  # they have few lengths
+        attend_to_rows_as_they_are(few_lengths=full)
 
         class Trainer(SharedSteps, EmbeddingRate, SFTTrainer):
             """SFTTrainer with steps shared by the ranks, and a learning rate of their own for the embeddings."""

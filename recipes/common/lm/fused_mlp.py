@@ -10,8 +10,8 @@ matrices of the intermediate size, the largest there are, again. Here they are r
 up are read and h is written; backward the gradients of gate and up are made of gate, up and the gradient of h, and
 those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
 
-gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again for
-its backward pass, nothing of the MLP is, until that pass reaches it: there it computes gate and up for some rows at a time.
+gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again
+for its backward pass, its MLP is not before that pass needs it: there gate and up are computed for some rows at a time.
 """
 
 import functools
@@ -86,13 +86,13 @@ class _Mlp(torch.autograd.Function):
         h, ha = kept[0], kept[-1]
         ctx.save_for_backward(x, *adapters, *kept[1:])
         (y,) = products(h, ctx.frozen[2])
-        return torch.addmm(y, ha, down_b.t())
+        return plus_product(y, ha, down_b.t())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
         x, gate_up_a, gate_b, up_b, down_a, down_b, *kept = ctx.saved_tensors
-        gate_w, up_w, down_w = (prepared(*weight, x.dtype) for weight in ctx.frozen)
+        gate_w, up_w, down_w = (prepared(w, q, x.dtype) for w, q in ctx.frozen)
         # A layer is computed again where memory is short: then part by part, so that no matrix of the intermediate size
         # is ever whole.
         whole = kept or torch.compiler.is_compiling()
@@ -110,7 +110,7 @@ class _Mlp(torch.autograd.Function):
             dxa.append(torch.cat([dgate @ gate_b, dup @ up_b], 1))  # (M, 2R)
             of_part = plus_input_gradient(input_gradient_of(dgate, gate_w), dup, up_w)
             del dgate, dup
-            dx.append(of_part.addmm_(dxa[-1], gate_up_a))
+            dx.append(plus_product(of_part, dxa[-1], gate_up_a))
         of_x, of_xa, of_h = (together[0] if whole else torch.cat(together) for together in (dx, dxa, ha))
         dgate_b, dup_b, ddown_a = sums.to(x.dtype)
         return (of_x, of_xa.t() @ x, dgate_b.t(), dup_b.t(), ddown_a, dy.t() @ of_h, *(None,) * 7)
@@ -119,7 +119,7 @@ class _Mlp(torch.autograd.Function):
 def _inner(
     x: "Tensor", adapters: tuple["Tensor", ...], gate_w: Any, up_w: Any
 ) -> tuple["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"]:
-    """h and what the backward pass needs: gate and up without their adapters (M, N), x Agu^T (M, 2, R), h Ad^T (M, R)."""
+    """h, and what the backward pass needs: gate and up without adapters (M, N), x Agu^T (M, 2, R), h Ad^T (M, R)."""
     gate_up_a, gate_b, up_b, down_a, _ = adapters
     xa = (x @ gate_up_a.t()).unflatten(1, (2, -1))
     gate, up = products(x, gate_w, up_w)
@@ -157,7 +157,26 @@ def input_gradient_of(dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
 def plus_input_gradient(dx: "Tensor", dy: "Tensor", weight: tuple["Tensor", Any]) -> "Tensor":
     """dx + dy W, of a prepared weight; `dx` is changed."""
     w, scale = weight
-    return dx.addmm_(dy, w) if scale is None else dx.add_(input_gradient_of(dy, weight))
+    return plus_product(dx, dy, w) if scale is None else dx.add_(input_gradient_of(dy, weight))
+
+
+def plus_product(y: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
+    """y + a b; `y` is changed."""
+    if torch.compiler.is_compiling():
+        torch.ops.recipes.add_product(y, a, b)  # of addmm torch.compile makes one that copies y first
+        return y
+    return y.addmm_(a, b)
+
+
+@torch.library.custom_op("recipes::add_product", mutates_args=("y",))
+def add_product(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a b to `y`, in place."""
+    y.addmm_(a, b)
+
+
+@add_product.register_fake
+def _(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    return None
 
 
 def dense(w: "Tensor", q: Any, dtype: torch.dtype) -> "Tensor":

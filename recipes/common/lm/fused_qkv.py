@@ -16,7 +16,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from common.lm.fp8 import Fp8Linear
-from common.lm.fused_mlp import DTYPES, dense, frozen, input_gradient_of, is_plain_layer, prepared, products
+from common.lm.fused_mlp import (
+    DTYPES,
+    dense,
+    frozen,
+    input_gradient_of,
+    is_plain_layer,
+    plus_product,
+    prepared,
+    products,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,14 +45,14 @@ class _Qkv(torch.autograd.Function):
         y = _base(x, bias, frozen)
         ctx.save_for_backward(x, a, b, xa)
         ctx.frozen = frozen
-        return y.addmm_(xa, b.t())
+        return plus_product(y, xa, b.t())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: "Tensor") -> tuple["Tensor | None", ...]:
         (dy,) = grad_outputs
         x, a, b, xa = ctx.saved_tensors
         dya = dy @ b  # (M, 3R)
-        dx = input_gradient_of(dy, prepared(*_whole(ctx.frozen, x.dtype), x.dtype)).addmm_(dya, a)
+        dx = plus_product(input_gradient_of(dy, prepared(*_whole(ctx.frozen, x.dtype), x.dtype)), dya, a)
         return (dx, dya.t() @ x, dy.t() @ xa, None, *(None for _ in ctx.frozen))
 
 

@@ -131,15 +131,15 @@ def keep_activations(layers: int) -> None:
         console().print(spell(f"{KEPT_LAYERS}={own} is set in the environment: {holds}."), soft_wrap=True)
 
 
-def attend_to_rows_as_they_are() -> None:
-    """Have Unsloth's attention leave the length of rows as it is, for rows of few different lengths.
+def attend_to_rows_as_they_are(few_lengths: bool) -> None:
+    """Have Unsloth's attention leave the length of rows as it is, where they have few different ones.
 
     It else copies queries, keys and values into rows that are 1 to 128 tokens longer, because cuDNN makes a plan for
     every new length, in a sixth of a second. A value that the user gives in UNSLOTH_SDPA_CUDNN_BUCKET stays.
     """
     import torch
 
-    if not torch.cuda.is_available() or "UNSLOTH_SDPA_CUDNN_BUCKET" in os.environ:
+    if not few_lengths or not torch.cuda.is_available() or "UNSLOTH_SDPA_CUDNN_BUCKET" in os.environ:
         return
     from unsloth.utils import attention_dispatch
 

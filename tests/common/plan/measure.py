@@ -336,7 +336,7 @@ class Worker:
         words = ["--model", source, "--data", data, "--output-dir", folder / "reward", "--max-steps", 1]
         words += ["--eval-ratio", 0, "--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1]
         words += ["--load-in-4bit" if run["given"]["load_in_4bit"] and not SMALL else "--no-load-in-4bit"]
-        environment = {key: value for key, value in os.environ.items() if key != "UNSLOTH_BLOCK_COMPILE"}
+        environment = {**os.environ, "UNSLOTH_BLOCK_COMPILE": "0"}  # for one step
         paths = [str(ROOT / "recipes"), os.environ.get("PYTHONPATH", "")]
         recipe = str(ROOT / "recipes" / "reward.py")
         code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda path: '0' * 64; del sys.argv[0]; "
@@ -468,8 +468,8 @@ def driver(out: Path, names: list[str]) -> None:
             signal_others(scratch, signal.SIGCONT)  # it may have ended while the others were stopped
         while waiting and len(workers) < AT_ONCE:
             workers.append(start(waiting.pop(0), out, scratch))
-    for worker in workers:
-        worker.kill()
+    for worker in workers:  # and what it has started, which would write where the next call removes
+        os.killpg(worker.pid, signal.SIGKILL)
     table(out, names)
 
 
@@ -489,7 +489,9 @@ def start(name: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
         environment[cache] = str(scratch / name / cache.split("_")[0].lower())
     command = [sys.executable, __file__, "worker", str(out), str(scratch), name]
     with (out / f"{name}.log").open("w") as log:
-        worker = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        worker = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     (scratch / "pids" / str(worker.pid)).touch()
     return worker
 
