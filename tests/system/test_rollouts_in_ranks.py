@@ -29,7 +29,7 @@ FLAGS = {
     ),
 }
 LEARNED = {
-    "grpo": ("loss", "grad_norm", "kl"),
+    "grpo": ("loss", "grad_norm"),
     "ppo": ("loss/policy_avg", "loss/value_avg", "objective/kl", "policy/entropy", "value/grad_norm"),
 }
 SAME = {
