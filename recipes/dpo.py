@@ -34,12 +34,13 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
+from common.lm.sharded import whole_weights
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import first_of_machine_alone, is_first
+from common.run.ranks import is_first
 from common.run.samples import Sample, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -195,15 +196,13 @@ def main() -> None:
     from common.run.checkpoints import CheckpointCallback, newest_checkpoint
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
-    from common.lm.sharded import whole_weights
     from common.lm.shared_prompts import PairCollator, share_prompts
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
     from common.run.shared_steps import SharedSteps
 
     # 3. Tokens: rendered by the model's own chat template; the two completions carry loss, the prompt does not.
-    with first_of_machine_alone():  # a download is there for the others
-        base = fetch(base)
+    base = fetch(base)
     tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
@@ -248,7 +247,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_adapter(model)
+        fuse_adapter(model, args.sharded)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 
@@ -313,8 +312,6 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
-                ddp_find_unused_parameters=False,  # every step uses all that is trained
-                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 logging_steps=args.logging_steps,
@@ -340,13 +337,12 @@ def main() -> None:
         # 6. Save, and show what changed; of several ranks the first one does.
         saved = run.folder / "adapter"
         weights = whole_weights(model)  # None, unless they are sharded
-        if is_first():
-            with write_folder(saved) as part:
-                model.save_pretrained(part, state_dict=weights)
-                tokenizer.save_pretrained(part)
         after = sample_completions()
         if not is_first():
             return
+        with write_folder(saved) as part:
+            model.save_pretrained(part, state_dict=weights)
+            tokenizer.save_pretrained(part)
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)

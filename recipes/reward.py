@@ -45,7 +45,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder, write_jsonl
 from common.run.folder import plan_run
-from common.run.ranks import first_of_machine_alone, gather_objects, is_first
+from common.run.ranks import gather_objects, is_first
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
@@ -213,8 +213,7 @@ def main() -> None:
     from common.lm.scalar_head import new_head, save_head, score_last
 
     # 3. Tokens: prompt and completion together, rendered by the model's own chat template.
-    with first_of_machine_alone():  # a download is there for the others
-        base = fetch(base)
+    base = fetch(base)
     if args.stand_alone:
         refuse_quantised(base)
     tokenizer, _ = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
@@ -301,8 +300,6 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
-                ddp_find_unused_parameters=False,  # every step uses all that is trained
-                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 logging_steps=args.logging_steps,

@@ -41,12 +41,13 @@ from common.lm.load import (
     load_chat_tokenizer,
     load_text_tokenizer,
 )
+from common.lm.sharded import whole_weights
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import first_of_machine_alone, is_first
+from common.run.ranks import is_first
 from common.run.samples import as_samples, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -182,21 +183,18 @@ def main() -> None:
     from common.lm.embeddings import EmbeddingRate, check_saved, embedding_modules, train_in_float32
     from common.lm.fp8 import quantize_base
     from common.lm.generate import generate
-    from common.lm.sharded import whole_weights
     from common.run.health.callback import HealthCallback
     from common.run.metrics import ProgressCallback, mean_loss
     from common.run.shared_steps import SharedSteps
 
     # 3. Tokens: by the model's own chat template, with loss on the turns of the assistant; documents as they are.
-    with first_of_machine_alone():  # a download is there for the others
-        base = fetch(base)
+    base = fetch(base)
     if raw_text:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
     else:
         tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
 
     order, faults = random.Random(args.seed), Faults()
-    # With fewer than ten rows, none is held out.
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
     if raw_text:  # a document is held out whole, and may be several rows
@@ -248,7 +246,7 @@ def main() -> None:
                 random_state=args.seed,
                 **(embedding_modules(model) if args.train_embeddings else {}),
             )
-            fuse_adapter(model)
+            fuse_adapter(model, args.sharded)
             train_in_float32(model)  # the embeddings; of adapters PEFT does the same
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))
@@ -308,8 +306,6 @@ def main() -> None:
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 gradient_checkpointing=args.gradient_checkpointing,
-                ddp_find_unused_parameters=False,  # every step uses all that is trained
-                ddp_broadcast_buffers=False,  # which no step changes
                 seed=args.seed,
                 data_seed=args.seed,
                 logging_steps=args.logging_steps,
@@ -332,15 +328,14 @@ def main() -> None:
         # 6. Save, and show what changed; of several ranks the first one does.
         saved = run.folder / ("adapter" if args.use_peft else "model")
         weights = whole_weights(model)  # None, unless they are sharded
-        if is_first():
-            with write_folder(saved) as part:
-                model.save_pretrained(part, state_dict=weights)
-                tokenizer.save_pretrained(part)
-                if args.train_embeddings:
-                    run.update(embedding_rows_moved=check_saved(part, model))
         after = sample_completions()
         if not is_first():
             return
+        with write_folder(saved) as part:
+            model.save_pretrained(part, state_dict=weights)
+            tokenizer.save_pretrained(part)
+            if args.train_embeddings:
+                run.update(embedding_rows_moved=check_saved(part, model))
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)

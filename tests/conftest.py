@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,10 @@ def _as_rank(task: Callable[[int, Path], None], rank: int, folder: Path, environ
     from torch import distributed
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **environment}
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    patience = timedelta(seconds=float(environment.get("RANKS_TIMEOUT", 60)))
+    distributed.init_process_group(
+        "gloo", timeout=patience, rank=rank, world_size=2, init_method=f"file://{folder}/store"
+    )
     task(rank, folder)
 
 

@@ -21,7 +21,7 @@ OURS = {
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
     "time_limit", "stop_on_fault", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings",
-    "fit", "skip_bad_steps", "oom",
+    "fit", "sharded", "skip_bad_steps", "oom",
     "checkpoint_skip_layers",  # of Unsloth's get_peft_model, which has it on a GPU only
     "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
@@ -34,7 +34,7 @@ LEADING = ["model", "data", "output_dir"]
 SAME = [
     "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
-    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "save_steps", "save_total_limit",
+    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "sharded", "seed", "save_steps", "save_total_limit",
     "skip_bad_steps", "oom", "time_limit", "stop_on_fault", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {

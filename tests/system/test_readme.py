@@ -27,6 +27,7 @@ PAGES = list(CHINESE)
 ELSEWHERE = {
     r"make (image|shell)\b.*|make check RUNTIME=docker|make sft .*OUT=/big/.*|docker .*": "tests/system/test_docker.py",
     r"make slurm-status\b.*": "tests/system/test_slurm.py",
+    r"make (sft|dpo|kto|reward|grpo|ppo)\b.* GPUS=.*": "tests/system/test_several_ranks.py",
     r"make pipeline\b.*": "tests/scripts/test_pipeline.py",
     r"make watch\b.*": "tests/scripts/test_watch.py",
     r"make serve\b(?!.*COMMANDS=yes).*": "tests/scripts/test_serve.py",

@@ -18,6 +18,7 @@ from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
 from common.lm.model_files import check_files, check_kind, describe, download
+from common.run.ranks import first_of_machine_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,12 +97,13 @@ def resolved_revision(model: Model) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/<commit>/config.json
 
 
+@first_of_machine_alone()
 def fetch(model: Model, weights: bool = True) -> Model:
     """Return `model`, or with UNSLOTH_USE_MODELSCOPE=1 its local copy, downloaded from ModelScope.
 
     A model of Hugging Face is downloaded now, with several tries, each from where the one before it ended; without
     `weights` the libraries get the few files that they read. Raises MachineError when it cannot be had, InputError when
-    transformers does not know the kind of a model.
+    transformers does not know the kind of a model. Of several ranks the first of each machine downloads it.
     """
     if model.local:
         check_kind(model)

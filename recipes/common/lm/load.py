@@ -146,8 +146,13 @@ def attend_to_rows_as_they_are(few_lengths: bool) -> None:
     attention_dispatch._CUDNN_LENGTH_BUCKET = 0  # it was read from the variable when unsloth was imported
 
 
-def fuse_adapter(model: "PeftModel") -> None:
-    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT."""
+def fuse_adapter(model: "PeftModel", sharded: bool = False) -> None:
+    """Have what a plain LoRA adapter adds computed together with the base, on a GPU in 16 bit; else by PEFT.
+
+    A model that is to be `sharded` keeps Unsloth's own kernels, which know a weight in parts.
+    """
+    if sharded:
+        return
     from common.lm.fused_mlp import fuse_mlps
     from common.lm.fused_qkv import fuse_qkv
 

@@ -99,6 +99,8 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         ]
     if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer
         phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, 0, overhead + 2 * linear / shape.layers))
+    if work.sharded:  # each GPU loads all of the base, and then keeps its part
+        phases.append((weights, adapter, 0, 0, 0, 0, 0, CUDA_CONTEXT))
     base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
     return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 

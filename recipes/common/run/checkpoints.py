@@ -23,7 +23,7 @@ from common.run.bad_numbers import check_alike, check_weights, forget_bad_steps,
 from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
-from common.run.ranks import barrier, gather_objects, is_first, of_first
+from common.run.ranks import barrier, gather_objects, is_first, of_first, reached
 from common.run.stopping import Stop
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
@@ -76,6 +76,7 @@ class CheckpointCallback(TrainerCallback):
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        reached(state.global_step)
         last = state.global_step >= state.max_steps
         if not last:
             self._decide(state, control)

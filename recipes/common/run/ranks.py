@@ -9,6 +9,8 @@ NCCL between GPUs. So a rank that is missing is named before NCCL waits for it.
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +27,7 @@ PATIENCE = 1800.0  # seconds for a rank to arrive, as gloo's own: preparing long
 VARIABLE = "RANKS_TIMEOUT"  # seconds, in place of PATIENCE
 # What gloo, NCCL and the store write when the other end of a connection is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL error")
+LOST += ("Timed out waiting", "Watchdog caught collective operation timeout")
 
 
 def rank() -> int:
@@ -152,6 +155,54 @@ def first_of_machine_alone() -> Iterator[None]:
         barrier("the first process of a machine")
 
 
+def reached(step: int) -> None:
+    """Record that this rank has done `step`. Where the next one takes long, a thread prints which ranks are behind.
+
+    A rank that waits in NCCL for another one can print nothing itself, and after RANKS_TIMEOUT is ended without a word
+    on who was missing.
+    """
+    if world_size() == 1:
+        return
+    _by_gloo()
+    _watch().reached(step)
+
+
+class _Watch:
+    """How far each rank is, in the store by which they met; a thread that reads it when this one does not get on."""
+
+    def __init__(self) -> None:
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        self.store = _get_default_store().clone()  # a connection of its own, for the thread
+        self.done, self.since, self.shown = -1, time.monotonic(), False
+        self.host = socket.gethostname()
+        self.reached(0)
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def reached(self, step: int) -> None:
+        self.store.set(f"reached/{rank()}", f"{step} {self.host}")
+        self.done, self.since, self.shown = step, time.monotonic(), False
+
+    def _look(self) -> None:
+        patience = _patience().total_seconds()
+        while True:
+            time.sleep(min(5, patience / 8))
+            waited = time.monotonic() - self.since
+            if waited > patience / 2 and not self.shown:
+                self.shown = True
+                os.write(2, f"{self._behind(waited)}\n".encode())
+
+    def _behind(self, waited: float) -> str:
+        others = {other: f"reached/{other}" for other in range(world_size()) if other != rank()}
+        seen = {other: self.store.get(key).decode() for other, key in others.items() if self.store.check([key])}
+        texts = [f"rank {other} on {text.split()[1]} after step {text.split()[0]}" for other, text in seen.items()]
+        texts += [f"rank {other} not there" for other in others if other not in seen]
+        return (
+            f"Rank {rank()} of {world_size()} has been in the step after step {self.done} for {waited:.0f} s, and ends "
+            f"after {_patience().total_seconds():.0f} s ({VARIABLE}): {'; '.join(texts)}."
+        )
+
+
 def peer_lost(error: BaseException) -> bool:
     """Is this the error of an exchange with a rank that has ended?"""
     text = str(error)
@@ -181,6 +232,11 @@ def _missing(error: RuntimeError) -> str:
 
 def _patience() -> timedelta:
     return timedelta(seconds=float(os.environ.get(VARIABLE) or PATIENCE))
+
+
+@cache
+def _watch() -> _Watch:
+    return _Watch()
 
 
 @cache

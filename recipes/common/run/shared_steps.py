@@ -85,6 +85,11 @@ class SharedSteps(CheckedSteps):
     coming: Sequence[int] = ()  # the micro-batches of this step that are still to come, by their number in the epoch
     micro_batch: int | None = None  # the one at hand; None outside of training
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.args.ddp_find_unused_parameters = False  # every step uses all that is trained
+        self.args.ddp_broadcast_buffers = False  # which no step changes
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
         if world_size() == 1:

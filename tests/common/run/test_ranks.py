@@ -59,6 +59,30 @@ def test_ranks_exchange_values_in_their_order(tmp_path):
         }
 
 
+def hang(rank: int, folder: Path) -> None:
+    """The second rank hangs in the step after step 6, while the first one waits for it among tensors."""
+    os.dup2(os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
+    ranks.reached(6)
+    if rank == 0:
+        ranks.reached(7)
+        with pytest.raises(RuntimeError) as failed:
+            ranks.sum_over_ranks(torch.ones(1))
+        assert ranks.peer_lost(failed.value), failed.value
+        (folder / "done").touch()
+    while not (folder / "done").exists():
+        time.sleep(0.05)
+
+
+def test_a_rank_that_hangs_in_a_step_is_named_before_the_wait_ends(tmp_path):
+    in_two_ranks(hang, tmp_path, RANKS_TIMEOUT="1.6")
+    line = (tmp_path / "0.txt").read_text().splitlines()[0]
+    assert line.startswith(
+        "Rank 0 of 2 has been in the step after step 7 for 1 s, and ends after 2 s (RANKS_TIMEOUT): "
+    )
+    assert line.endswith("after step 6.")
+    assert "rank 1 on " in line
+
+
 def test_a_rank_that_does_not_come_is_named(tmp_path):
     in_two_ranks(stay_away, tmp_path, RANKS_TIMEOUT="1")
 
