@@ -34,7 +34,6 @@ from common.errors import InputError, run_command
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import contents, fetch, resolved_revision
 from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
-from common.lm.sharded import whole_weights
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
 from common.run.ending import show_ending
@@ -131,8 +130,6 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
-    sharded: bool = False
-    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -169,7 +166,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source], sharded=args.sharded)
+    environment.set_variables(models=[base], sources=[source])
     data = read_examples(source, PAIR_FORMATS, args.format, args.columns)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.
@@ -247,7 +244,7 @@ def main() -> None:
             use_gradient_checkpointing=checkpointing,
             random_state=args.seed,
         )
-        fuse_adapter(model, args.sharded)
+        fuse_adapter(model)
         run.update(revision=resolved_revision(base), dtype=str(dtype), machine=environment.describe_machine())
         run.update(data=summary(data, tokenizer, training, held_out, evaluation))
 
@@ -336,13 +333,12 @@ def main() -> None:
 
         # 6. Save, and show what changed; of several ranks the first one does.
         saved = run.folder / "adapter"
-        weights = whole_weights(model)  # None, unless they are sharded
-        after = sample_completions()
         if not is_first():
             return
         with write_folder(saved) as part:
-            model.save_pretrained(part, state_dict=weights)
+            model.save_pretrained(part)
             tokenizer.save_pretrained(part)
+        after = sample_completions()
         run.update(tokens=round(tokens * (trainer.state.epoch or 0)), train_loss=mean_loss(trainer.state.log_history))
         show(console, run.folder / "samples.json", samples, before, after)
         show_ending(console, run, saved)

@@ -15,7 +15,7 @@ adapter is merged into a copy of the base, which any program loads as a sequence
 The report on held-out rows shows what the model is worth: accuracy or correlation, calibration, and whether it only
 counts words.
 
-Left out: several scores for one completion, process rewards, full-parameter training, several GPUs.
+Left out: several scores for one completion, process rewards, full-parameter training.
 """
 
 import functools
@@ -130,8 +130,6 @@ class Args:
     """Layers that keep their activations all the same: the more, the faster, for as long as they fit."""
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
-    sharded: bool = False
-    """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
 
     # Logging and checkpoints.
@@ -159,9 +157,7 @@ def main() -> None:
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
     eval_source = find_source(args.eval_data) if args.eval_data else None
-    environment.set_variables(
-        models=[base], sources=[source, *([eval_source] if eval_source else [])], sharded=args.sharded
-    )
+    environment.set_variables(models=[base], sources=[source, *([eval_source] if eval_source else [])])
     data = read_examples(source, FORMATS, args.format, args.columns)
     eval_data = read_examples(eval_source, FORMATS, args.format, args.columns) if eval_source else None
     rows: list[Pair | Rating] = data.examples

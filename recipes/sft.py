@@ -3,7 +3,7 @@
     make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
-    make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, each with its own batches
+    make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, which divide the batch of a step
     make sft MODEL=qwen2.5-7b DATA=texts TRAIN_EMBEDDINGS=yes          continued pre-training on raw text
 
 Data is alpaca, sharegpt, messages, prompt/completion or ChatML text, in JSON Lines, a JSON array, CSV, Parquet, a
@@ -12,7 +12,7 @@ folder of them or a hub dataset. Only the turns of the assistant carry loss, the
 Raw text, in a column `text` or in .txt files, is for continued pre-training: every token carries loss, each document
 ends with the tokenizer's end token, and one longer than --max-length is split into several rows.
 
-Left out: images, sharding a model over several GPUs.
+Left out: images.
 """
 
 import os

@@ -10,8 +10,8 @@ Any argument of the recipe that changes memory or time may be given; it stays as
 fastest settings that fit and learn the same. `--fit auto` chooses likewise when a run starts. The card is one of those
 that the planner knows, such as h100 or rtx4090, or its memory.
 
-Times are an estimate: measured on an H200, for other cards scaled by their data sheets. Several GPUs were never
-measured.
+Times are an estimate: measured on an H200, for other cards scaled by their data sheets. What GPUs exchange is counted
+by the data sheets of their links.
 
 Left out: full-parameter training, vLLM, images, a reward model with a base of its own.
 """
@@ -49,9 +49,9 @@ class Args:
     card: str | None = None
     """One card: its name, as h100 or rtx4090, or its memory, as 24GB. Without it all sizes."""
     gpus: int = 1
-    """GPUs, each with its own micro-batches of the step."""
+    """GPUs of one host, which divide the batch of a step."""
     sharded: bool = False
-    """Divide weights, gradients and optimizer among the GPUs (FSDP2); never measured here."""
+    """Divide weights, gradients and optimizer among the GPUs (FSDP2)."""
     data: str | None = None
     """A data file of the method: then hours."""
     price: float | None = None
@@ -181,7 +181,7 @@ def several(args: Args) -> str:
 
 def runs_here(args: Args) -> bool:
     """Whether a recipe can use the GPUs so."""
-    return not (args.sharded and args.method in SAMPLING)
+    return args.method == "sft" or not args.sharded
 
 
 def all_cards(

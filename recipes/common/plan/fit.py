@@ -140,7 +140,7 @@ def choose(sizes: Any, method: str, given: dict[str, Any], fixed: set[str], devi
             cure = f"{arguments(smallest.changed)} would need {smallest.total:.1f}"
         else:
             cure = f"the least is {smallest.total:.1f}; take a larger GPU or a smaller model"
-            if more.get("gpus", 1) > 1 and not more.get("sharded"):
+            if method == "sft" and more.get("gpus", 1) > 1 and not more.get("sharded"):
                 cure += ", or divide the model among the GPUs with --sharded"
         raise MachineError(f"--fit=auto: nothing that learns the same fits into {device.gib:.1f} GiB: {cure}.")
     return found

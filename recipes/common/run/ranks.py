@@ -173,7 +173,8 @@ class _Watch:
     def __init__(self) -> None:
         from torch.distributed.distributed_c10d import _get_default_store
 
-        self.store = _get_default_store().clone()  # a connection of its own, for the thread
+        # A connection of its own, for the thread.
+        self.store = _get_default_store().clone()  # pyrefly: ignore[missing-attribute]  not in torch's stubs
         self.done, self.since, self.shown = -1, time.monotonic(), False
         self.host = socket.gethostname()
         self.reached(0)

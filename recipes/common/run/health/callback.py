@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from common.data.examples import Example
@@ -58,9 +59,14 @@ class HealthCallback(TrainerCallback):
             self._report(new, new)
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs) -> None:
-        """Measure what was forgotten, where there is an adapter to switch off."""
-        ended = state.global_step >= state.max_steps
-        if not ended or self.run.record["recipe"] not in GENERAL or not hasattr(model, "disable_adapter"):
+        """Measure what was forgotten, where there is an adapter to switch off, and one rank has all of the model."""
+        ended = state.is_world_process_zero and state.global_step >= state.max_steps
+        if (
+            not ended
+            or isinstance(model, FSDPModule)
+            or self.run.record["recipe"] not in GENERAL
+            or not hasattr(model, "disable_adapter")
+        ):
             return
         try:
             self.run.update(general=general_loss(model, processing_class))
