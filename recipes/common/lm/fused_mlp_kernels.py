@@ -9,7 +9,7 @@ import triton.language as tl
 
 FORWARD = 32, 128, 4  # rows and columns of a tile, warps: the fastest of those tried on an H200
 BACKWARD = 32, 64, 4, 2  # and stages
-SPLITS = 8  # of the rows, over which gradients of the adapters are added up apart: more programs than processors
+SPLITS = 16  # of the rows, over which gradients of the adapters are added up apart: more programs than processors
 
 
 @triton.jit
