@@ -209,7 +209,6 @@ def main() -> None:
         evaluation, training = hold_out_share(examples, args.eval_ratio, order)
     if notes:
         console.print(notes, soft_wrap=True)
-
     announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
