@@ -34,7 +34,7 @@ LEADING = ["model", "data", "output_dir"]
 SAME = [
     "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
-    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "sharded", "seed", "save_steps", "save_total_limit",
+    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "save_steps", "save_total_limit",
     "skip_bad_steps", "oom", "time_limit", "stop_on_fault", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {

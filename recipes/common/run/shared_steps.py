@@ -169,4 +169,5 @@ def _gather_rows(gather: Any, rows: Sequence[int], tensor: Any) -> Any:
 
 def _without_labels(inputs: Any) -> Any:
     """The inputs with no token that carries loss, so that none is counted."""
-    return {**inputs, "labels": torch.full_like(inputs["labels"], -100)} if "labels" in inputs else inputs
+    labels = {name: torch.full_like(inputs[name], -100) for name in ("labels", "shift_labels") if name in inputs}
+    return {**inputs, **labels} if labels else inputs
