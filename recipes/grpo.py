@@ -16,14 +16,16 @@ The advantage of a completion is its reward relative to the mean of its group, t
 The reference policy is the base with the adapter switched off, so the stage before must be merged into the base. With
 --beta 0, the default, the loss has no KL term; the KL that is shown is then measured on a few completions a step.
 
-Left out: running the tools that a completion calls, several turns, several GPUs.
+Left out: running the tools that a completion calls, several turns, sharding a model over several GPUs.
 """
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from common import environment
 from common.cli import parse
@@ -40,6 +42,7 @@ from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_ch
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
+from common.lm.rollout.over_ranks import sample_over_ranks
 from common.plan.fit import fit_to_gpu
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -49,12 +52,13 @@ from common.rewards.specification import (
     identities,
     load,
     reward_models,
-    score_completions,
+    score_over_ranks,
 )
 from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
+from common.run.ranks import gather_objects, is_first, rank, share, world_size
 from common.run.samples import Sample, append, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -70,6 +74,7 @@ else:
     GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
 
 
+T = TypeVar("T")
 MEASURED = 4  # completions of a step whose KL divergence and rollout's log-probabilities are measured
 
 
@@ -314,22 +319,20 @@ def main() -> None:
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func warns that it may change; TRL is pinned
-        samples = run.folder / "samples.jsonl"
+        rows = {"prompt": [prompt.prompt for prompt in prompts], "index": [*range(len(prompts))]}
         trainer = Trainer(
             prompts=prompts,
             rollouts=rollouts,
             rollout_correction=args.rollout_correction,
             share_prompts=args.share_prompts,
             refill=args.refill,
-            samples=samples,
+            samples=run.folder / "samples.jsonl",
             samples_a_step=args.sample_prompts,
             model=model,
             processing_class=tokenizer,
             reward_funcs=list(rewards),
             rollout_func=rollout,
-            train_dataset=Dataset.from_dict(
-                {"prompt": [prompt.prompt for prompt in prompts], "index": [*range(len(prompts))]},
-            ),
+            train_dataset=Dataset.from_dict(rows),
             callbacks=[
                 ProgressCallback(run.folder / "metrics.jsonl", None, console, live_line(rewards)),
                 HealthCallback(run, stop, args.stop_on_fault, data.examples),
@@ -379,10 +382,12 @@ def main() -> None:
             model.delete_adapter("ref")
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         checkpoint = newest_checkpoint(run)
-        forget_after(samples, run.record["step"])
+        forget_after(run.folder / "samples.jsonl", run.record["step"])
         trainer.train(resume_from_checkpoint=checkpoint)
 
-        # 7. Save, and show what changed.
+        # 7. Save, and show what changed; in the first rank, for all have the same weights.
+        if not is_first():
+            return
         saved = run.folder / "adapter"
         with write_folder(saved) as part:
             model.save_pretrained(part)
@@ -396,11 +401,12 @@ def main() -> None:
 def check_groups(args: Args) -> None:
     """Raise InputError unless a step holds whole groups of at least two completions."""
     completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if completions % args.num_generations or args.num_generations < 2:
+    of_all = f" x {world_size()} processes, each with whole groups" if world_size() > 1 else ""
+    if completions % (args.num_generations * world_size()) or args.num_generations < 2:
         raise InputError(
             f"--per-device-train-batch-size {args.per_device_train_batch_size} x --gradient-accumulation-steps "
             f"{args.gradient_accumulation_steps} is {completions} completions a step, which must be a multiple of "
-            f"--num-generations {args.num_generations}, and that at least 2"
+            f"--num-generations {args.num_generations}{of_all}, and that at least 2"
         )
 
 
@@ -463,7 +469,8 @@ class GroupSampling(GRPOTrainer):
         return self._buffered_inputs[self._step % passes]
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        drawn = [self.prompts[row["index"]] for row in inputs]
+        """As TRL's, for the rows of this rank. Every rank has the batch of all: see `Batch`."""
+        drawn = [self.prompts[index] for part in gather_objects([row["index"] for row in inputs]) for index in part]
         self.batch = Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 0))
         for attempt in range(self.refill):
             flat = flat_groups(self.batch.totals, self.num_generations)
@@ -474,7 +481,8 @@ class GroupSampling(GRPOTrainer):
             replaced = [index for group in flat for index in range(group.start, group.stop)]
             drawn = [prompt for prompt in others for _ in range(self.num_generations)]
             self.batch.replace(replaced, Batch.of(self.reward_funcs, drawn, self._sampled(drawn, 1 + attempt)))
-        output = super()._generate_and_score_completions([{"prompt": prompt.prompt} for prompt in self.batch.prompts])
+        own = [{"prompt": prompt.prompt} for prompt in of_rank(self.batch.prompts)]
+        output = super()._generate_and_score_completions(own)
         whole = corrects(self.rollout_correction, self.rollouts.backend)
         scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
@@ -484,9 +492,19 @@ class GroupSampling(GRPOTrainer):
             self._metrics["train"][name].append(value)
         if whole:
             width = output["completion_ids"].shape[1]
-            weights = correction(self.batch.completions, trained, width).to(output["advantages"].device)
+            weights = correction(of_rank(self.batch.completions), of_rank(trained), width)
+            weights = weights.to(output["advantages"].device)
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As TRL's, with metrics that are means over all ranks: some that Unsloth takes are of a rank's own rows."""
+        if world_size() > 1:
+            own = self._metrics["train"]
+            parts = gather_objects({name: list(values) for name, values in own.items()})
+            for name in own:
+                own[name] = [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
+        super().log(logs, *args, **kwargs)
 
     def places(self, batches: list) -> list[str]:
         """file:line of the prompts of this step."""
@@ -494,19 +512,17 @@ class GroupSampling(GRPOTrainer):
 
     def _sampled(self, prompts: list[Prompt], attempt: int) -> "list[Completion]":
         key = f"step {self.state.global_step} attempt {attempt}"
-        completions = self.rollouts.sample(prompts, self.max_completion_length, self.temperature, key)
+        completions = sample_over_ranks(self.rollouts, prompts, self.max_completion_length, self.temperature, key)
         for name, value in self.rollouts.figures.items():
             self._metrics["train"][name].append(value)
         return completions
 
     def _score(self, completions: "list[Completion]") -> "list[Scored]":
-        from common.lm.log_probs import score_tokens
-
-        spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
-        return score_tokens(self.model, spans, self.processing_class.pad_token_id, temperature=self.temperature)
+        pad = self.processing_class.pad_token_id
+        return score_tokens_over_ranks(self.model, completions, pad, self.temperature)
 
     def _calculate_rewards(self, inputs: list, prompts: list, *_: object) -> "torch.Tensor":
-        """The scores (N, rewards) of the batch, NaN where a reward does not apply; and some of it to samples.jsonl."""
+        """The scores (B, rewards) of all ranks, NaN where a reward does not apply; and some of it to samples.jsonl."""
         import torch
 
         batch = self.batch
@@ -514,7 +530,8 @@ class GroupSampling(GRPOTrainer):
         flat = len(flat_groups(batch.totals, self.num_generations)) * self.num_generations / len(batch.totals)
         self._metrics["train"]["flat"].append(flat)
         written = range(min(self.samples_a_step, len(batch.totals)))
-        append(self.samples, ({"step": self.state.global_step, **self._entry(index)} for index in written))
+        if is_first():
+            append(self.samples, ({"step": self.state.global_step, **self._entry(index)} for index in written))
         columns = [[torch.nan if score is None else score for score in scores] for scores in batch.scores.values()]
         return torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T
 
@@ -539,17 +556,22 @@ class GroupSampling(GRPOTrainer):
 
 
 def rollout(prompts: list, trainer: GroupSampling) -> dict:
-    """What TRL takes as generated: the completions that the trainer has sampled."""
+    """What TRL takes as generated: the completions that the trainer has sampled, those of this rank."""
+    completions = of_rank(trainer.batch.completions)
     return {
-        "prompt_ids": [completion.prompt_ids for completion in trainer.batch.completions],
-        "completion_ids": [completion.completion_ids for completion in trainer.batch.completions],
+        "prompt_ids": [completion.prompt_ids for completion in completions],
+        "completion_ids": [completion.completion_ids for completion in completions],
         "logprobs": None,  # the policy has not changed since sampling: TRL computes them
     }
 
 
 @dataclass
 class Batch:
-    """The completions of a step, in groups: of each one its prompt, its total reward, and its score by every reward."""
+    """The completions of a step, in groups: of each one its prompt, its total reward, and its score by every reward.
+
+    Where there are several ranks, each samples and scores a share, and has the batch of all: what is made of it, such
+    as the groups to replace, is then the same everywhere, and as with one process. A rank trains on its share.
+    """
 
     prompts: list[Prompt]
     completions: "list[Completion]"
@@ -558,7 +580,7 @@ class Batch:
 
     @classmethod
     def of(cls, rewards: list[Reward], prompts: list[Prompt], completions: "list[Completion]") -> "Batch":
-        return cls(prompts, completions, *score_completions(rewards, prompts, completions))
+        return cls(prompts, completions, *score_over_ranks(rewards, prompts, completions))
 
     def replace(self, indices: list[int], other: "Batch") -> None:
         """Put the completions of `other` at `indices`."""
@@ -583,6 +605,22 @@ class Batch:
         }
 
 
+def of_rank(rows: Sequence[T]) -> list[T]:
+    """Those rows of a batch that this rank trains on."""
+    return share(rows, rank(), world_size())
+
+
+def score_tokens_over_ranks(
+    model: Any, completions: "Sequence[Completion]", pad_token_id: int, temperature: float = 1.0
+) -> "list[Scored]":
+    """`score_tokens` of these completions, of which each rank scores its share; of all, on every rank."""
+    from common.lm.log_probs import score_tokens
+
+    spans = [(completion.prompt_ids, completion.completion_ids) for completion in of_rank(completions)]
+    parts = gather_objects(score_tokens(model, spans, pad_token_id, temperature=temperature))
+    return [scored for part in parts for scored in part]
+
+
 def flat_groups(totals: list[float], size: int) -> list[slice]:
     """The groups whose rewards are all equal, so that no completion is better than another."""
     groups = [slice(first, first + size) for first in range(0, len(totals), size)]
@@ -593,16 +631,15 @@ def measure_difficulty(
     prompts: list[Prompt], args: Args, rollouts: "Rollouts", rewards: list[Reward], model: Any, pad_token_id: int
 ) -> list[float]:
     """The pass rate or the entropy of each prompt, on --num-generations completions of it by this model."""
-    from common.lm.log_probs import score_tokens
     from common.run.curriculum import group_means, pass_rates
 
     repeated = [prompt for prompt in prompts for _ in range(args.num_generations)]
-    completions = rollouts.sample(repeated, args.max_completion_length, args.temperature, "difficulty")
+    completions = sample_over_ranks(rollouts, repeated, args.max_completion_length, args.temperature, "difficulty")
     if args.difficulty_by == "pass-rate":
-        _, scores = score_completions(rewards, repeated, completions)
+        _, scores = score_over_ranks(rewards, repeated, completions)
         return pass_rates(scores[rewards[0].name], args.num_generations)
-    spans = [(completion.prompt_ids, completion.completion_ids) for completion in completions]
-    entropies = [float(scored.entropies.mean()) for scored in score_tokens(model, spans, pad_token_id)]
+    scored = score_tokens_over_ranks(model, completions, pad_token_id)
+    entropies = [float(one.entropies.mean()) for one in scored]
     return group_means(entropies, args.num_generations)
 
 

@@ -34,7 +34,8 @@ What other implementations do differently, and this one does so:
   policy is discarded and the policy learns no more from that rollout; the critic does.
 - A truncated completion ends like any other: nothing is bootstrapped from the critic after it.
 
-Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, several GPUs.
+Left out: several completions of a prompt, rewards between the tokens, whitened rewards, an entropy bonus, sharding a
+model over several GPUs.
 """
 
 import copy
@@ -43,7 +44,7 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -74,6 +75,7 @@ from common.lm.log_probs import completion_log_probs, kl_estimate, masked_mean, 
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
+from common.lm.rollout.over_ranks import sample_over_ranks
 from common.lm.scalar_head import apply_head, completion_values, load_head, new_head, save_head
 from common.plan.fit import fit_to_gpu
 from common.rewards.adapter import REWARD_FILES, find_reward_adapter, load_reward_adapter
@@ -85,7 +87,7 @@ from common.rewards.specification import (
     identities,
     load,
     reward_models,
-    score_completions,
+    score_over_ranks,
 )
 from common.run.bad_numbers import BadSteps
 from common.run.curriculum import PromptSampler
@@ -93,6 +95,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
+from common.run.ranks import is_first, of_first, rank, sum_over_ranks, world_size
 from common.run.samples import Sample, append, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from common.lm.generate import Completion
     from common.lm.rollout.rollouts import Rollouts
     from peft import PeftModel
+    from rich.console import Console
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -407,6 +411,7 @@ def main() -> None:
         if checkpoint := newest_checkpoint(run):
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             load_checkpoint(ppo, checkpoint)
+        state.is_world_process_zero = is_first()
         state.compute_steps(settings, steps)
         reports = [report() for report in get_reporting_integration_callbacks(settings.report_to)]
         progress = ProgressCallback(run.folder / "metrics.jsonl", None, console, LIVE_LINE)
@@ -419,8 +424,7 @@ def main() -> None:
         forget_after(run.folder / "samples.jsonl", state.global_step)
         while state.global_step < steps and not control.should_training_stop:
             rollout, scores, metrics = ppo_step(ppo, state.global_step)
-            append(run.folder / "samples.jsonl", entries(ppo, rollout, scores, state.global_step))
-
+            write_samples(ppo, run.folder / "samples.jsonl", rollout, scores, state.global_step)
             state.global_step += 1
             episode = state.global_step * args.rollout_batch_size  # TRL's word for a prompt with its completion
             state.epoch = episode / len(prompts)
@@ -435,18 +439,18 @@ def main() -> None:
 
         # 7. Save, and show what changed.
         saved = run.folder / "adapter"
-        with write_folder(saved) as part:
-            model.save_pretrained(part, selected_adapters=["default"])
-            tokenizer.save_pretrained(part)
+        if is_first():
+            with write_folder(saved) as part:
+                model.save_pretrained(part, selected_adapters=["default"])
+                tokenizer.save_pretrained(part)
         set_seed(args.seed)
         after, scores_after = shown_completions(ppo, shown), evaluate(ppo, held_out)
-        run.update(
-            tokens=state.num_input_tokens_seen,
-            held_out={"prompts": len(held_out), "before": scores_before, "after": scores_after},
-        )
+        if not is_first():
+            return
+        gain = {"prompts": len(held_out), "before": scores_before, "after": scores_after}
+        run.update(tokens=state.num_input_tokens_seen, held_out=gain)
         show(console, run.folder / "samples.json", [as_sample(prompt) for prompt in shown], before, after)
-        if scores_before and scores_after:
-            console.print(held_out_line(len(held_out), scores_before, scores_after))
+        show_gain(console, **gain)
         show_ending(console, run, saved)
 
 
@@ -619,7 +623,7 @@ def evaluate(ppo: "PPO", prompts: list[Prompt]) -> dict[str, float] | None:
 
 def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
-    completions = ppo.rollouts.sample(prompts, ppo.args.sample_tokens, temperature=0.0)
+    completions = sample_over_ranks(ppo.rollouts, prompts, ppo.args.sample_tokens, 0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
 
 
@@ -627,12 +631,21 @@ def as_sample(prompt: Prompt) -> Sample:
     return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
-def held_out_line(count: int, before: dict[str, float], after: dict[str, float]) -> str:
-    """What the policy scores on the held-out prompts, before and after training."""
-    return (
-        f"{count} held-out prompts: score {before['score']:.3f} +- {before['score_std']:.3f} -> "
-        f"{after['score']:.3f} +- {after['score_std']:.3f}, {after['kl']:.2f} nats from the reference policy"
-    )
+def show_gain(
+    console: "Console", prompts: int, before: dict[str, float] | None, after: dict[str, float] | None
+) -> None:
+    """Print what the policy scores on the held-out prompts, if there are any, before and after training."""
+    if before and after:
+        console.print(
+            f"{prompts} held-out prompts: score {before['score']:.3f} +- {before['score_std']:.3f} -> "
+            f"{after['score']:.3f} +- {after['score_std']:.3f}, {after['kl']:.2f} nats from the reference policy"
+        )
+
+
+def write_samples(ppo: "PPO", file: Path, rollout: "Rollout", scores: "Scores", step: int) -> None:
+    """Append the first completions of a rollout to samples.jsonl; of several ranks the first one does."""
+    if is_first():
+        append(file, entries(ppo, rollout, scores, step))
 
 
 def entries(ppo: "PPO", rollout: "Rollout", scores: "Scores", step: int) -> Iterator[dict[str, Any]]:
@@ -681,8 +694,7 @@ def all_log_probs(ppo: "PPO", rollout: "Rollout", name: str | None) -> "tuple[Te
     which = "log-probabilities" if name else "reference"
     with torch.no_grad(), active_adapter(ppo.model, name):
         parts = [[*map(torch.clone, run_pass(ppo, which, *part.tensors()))] for part in parts_of(ppo, rollout)]
-    log_probs, entropies = zip(*parts, strict=True)
-    return stacked(log_probs, rollout), stacked(entropies, rollout)
+    return stacked([part[0] for part in parts], rollout), stacked([part[1] for part in parts], rollout)
 
 
 def all_values(ppo: "PPO", rollout: "Rollout") -> "Tensor":
@@ -699,8 +711,8 @@ def reward_model_scores(ppo: "PPO", rollout: "Rollout") -> list[float]:
     import torch
 
     with torch.no_grad(), active_adapter(ppo.model, "reward"):
-        parts = [run_pass(ppo, "reward", *part.tensors())[0].clone() for part in parts_of(ppo, rollout)]
-    return torch.cat(parts).tolist()
+        parts = [run_pass(ppo, "reward", *part.tensors())[0][:, None].clone() for part in parts_of(ppo, rollout)]
+    return stacked(parts, rollout)[:, 0].tolist()
 
 
 def run_pass(ppo: "PPO", name: str, *inputs: "Tensor") -> "Sequence[Tensor]":
@@ -726,9 +738,17 @@ def record_passes(ppo: "PPO") -> "dict[str, Recorded]":
 
 
 def parts_of(ppo: "PPO", rollout: "Rollout") -> "Iterator[Rollout]":
-    """The rollout in parts of as many completions as a training pass has."""
-    for index in split([*range(len(rollout))], ppo.args.per_device_train_batch_size):
+    """This rank's rows of the rollout, in parts of as many completions as a training pass has."""
+    for index in split(own_rows(rollout), ppo.args.per_device_train_batch_size):
         yield rollout.take(index)
+
+
+def own_rows(rollout: "Rollout", index: Sequence[int] | None = None) -> list[int]:
+    """Those of the rows `index`, or of all, that this rank computes: as many as other ranks do, and as long ones."""
+    rows = [*range(len(rollout))] if index is None else [*index]
+    if world_size() > 1:
+        rows.sort(key=rollout.length)
+    return rows[rank() :: world_size()]
 
 
 def split(index: list[int], size: int) -> list[list[int]]:
@@ -736,11 +756,17 @@ def split(index: list[int], size: int) -> list[list[int]]:
 
 
 def stacked(parts: "Sequence[Tensor]", rollout: "Rollout") -> "Tensor":
-    """Tensors (b, c) of the parts of a rollout, put together as (B, C)."""
+    """Tensors (b, c) of the parts of a rollout, those of all ranks, put together as (B, C)."""
     import torch
 
     columns = rollout.mask.shape[1]
-    return torch.cat([torch.nn.functional.pad(part, (0, columns - part.shape[1])) for part in parts])
+    padded = [torch.nn.functional.pad(part, (0, columns - part.shape[1])) for part in parts]
+    if world_size() == 1:
+        return torch.cat(padded)
+    whole = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+    if own := own_rows(rollout):
+        whole[own] = torch.cat(padded)
+    return sum_over_ranks(whole)  # of which all but one add 0
 
 
 # The algorithm: the records, one step of four phases, the phases, the arithmetic. A phase returns what it computes;
@@ -796,13 +822,17 @@ class Rollout:
         """The tokens of all completions, counted without asking the GPU, which would have to finish its work."""
         return sum(len(one.completion_ids) for one in self.completions)
 
+    def length(self, row: int) -> int:
+        """The tokens of the prompt with its completion in this row."""
+        return len(self.completions[row].prompt_ids) + len(self.completions[row].completion_ids)
+
     def tensors(self) -> "tuple[Tensor, ...]":
         return self.input_ids, self.attention_mask, self.start, self.tokens, self.mask
 
     def take(self, index: list[int]) -> "Rollout":
         """The rows `index`, with no more columns of padding than they need; on a GPU in few different shapes."""
         completions = [self.completions[i] for i in index]
-        longest = max(len(one.prompt_ids) + len(one.completion_ids) for one in completions)
+        longest = max(map(self.length, index))
         columns = max(len(one.completion_ids) for one in completions)
         if self.mask.is_cuda:
             longest, columns = round_up(longest), round_up(columns)
@@ -875,7 +905,7 @@ def ppo_step(ppo: PPO, number: int) -> tuple[Rollout, Scores, dict[str, float]]:
 def sample(ppo: PPO, prompts: list[Prompt], key: str) -> Rollout:
     """Phase 1: one completion to each prompt, sampled from the policy; `key` decides the noise."""
     args = ppo.args
-    completions = ppo.rollouts.sample(prompts, args.max_completion_length, args.temperature, key)
+    completions = sample_over_ranks(ppo.rollouts, prompts, args.max_completion_length, args.temperature, key)
     return as_rollout(prompts, completions, ppo.tokenizer.pad_token_id, ppo.critic_head.weight.device)
 
 
@@ -894,7 +924,7 @@ def score(ppo: PPO, rollout: Rollout) -> Scores:
     total: list[float] = [0.0] * len(rollout)
     parts: dict[str, list[float | None]] = {}
     if ppo.reward_functions:
-        total, parts = score_completions(ppo.reward_functions, rollout.prompts, rollout.completions)
+        total, parts = score_over_ranks(ppo.reward_functions, rollout.prompts, rollout.completions)
     if ppo.reward_head is not None:
         given = reward_model_scores(ppo, rollout)
         parts = {**parts, REWARD_MODEL: [*given]}
@@ -959,7 +989,7 @@ def update(
     args, learns = ppo.args, policy_learns
     stats: dict[str, list[float | Tensor]] = defaultdict(list)  # read at the end: reading waits for the GPU
     for _ in range(args.num_ppo_epochs):
-        order = torch.randperm(len(rollout)).tolist()
+        order = of_first(torch.randperm(len(rollout)).tolist())
         for minibatch in split(order, args.per_device_train_batch_size * args.gradient_accumulation_steps):
             of_policy = {}
             if learns:
@@ -982,13 +1012,14 @@ def update_policy(
     """Phase 4.1: one optimization step of the policy, unless it is too far from the policy that sampled."""
     args, stats = ppo.args, defaultdict[str, Any](float)
     count = rewards.log_probs.new_tensor(rollout.take(minibatch).count())  # every token weighs the same
-    for index in split(minibatch, args.per_device_train_batch_size):
+    for index in split(own_rows(rollout, minibatch), args.per_device_train_batch_size):
         part = rollout.take(index)
         columns = part.mask.shape[1]
         targets = rewards.log_probs[index, :columns], advantages.advantages[index, :columns]
         results = run_pass(ppo, "policy", *part.tensors(), *targets, count)
         for name, value in zip(POLICY_STATS, results, strict=True):
             stats[name] += value
+    stats = of_all_ranks(stats, POLICY_STATS, count)
     stopped = bool(stats["policy/approx_kl"] > args.max_approx_kl)
     gradient_norm = ppo.policy.discard() if stopped else ppo.policy.step()
     return {**stats, "policy/grad_norm": gradient_norm, "policy/stopped": float(stopped)}
@@ -1001,14 +1032,24 @@ def update_critic(
     args, stats = ppo.args, defaultdict[str, Any](float)
     count = advantages.values.new_tensor(rollout.take(minibatch).count())
     with active_adapter(ppo.model, "critic"):
-        for index in split(minibatch, args.per_device_train_batch_size):
+        for index in split(own_rows(rollout, minibatch), args.per_device_train_batch_size):
             part = rollout.take(index)
             columns = part.mask.shape[1]
             targets = advantages.values[index, :columns], advantages.returns[index, :columns]
             results = run_pass(ppo, "critic", *part.tensors(), *targets, count)
             for name, value in zip(CRITIC_STATS, results, strict=True):
                 stats[name] += value
-    return {**stats, "value/grad_norm": ppo.critic.step()}
+    return {**of_all_ranks(stats, CRITIC_STATS, count), "value/grad_norm": ppo.critic.step()}
+
+
+def of_all_ranks(stats: "Mapping[str, float | Tensor]", names: Sequence[str], like: "Tensor") -> "dict[str, Any]":
+    """Statistics of a minibatch, sums over the rows of this rank, summed over those of all; on the device of `like`."""
+    import torch
+
+    if world_size() == 1:
+        return dict(stats)
+    values = [torch.as_tensor(stats[name], dtype=torch.float64, device=like.device) for name in names]
+    return dict(zip(names, sum_over_ranks(torch.stack(values)), strict=True))
 
 
 POLICY_STATS = ("loss/policy_avg", "policy/approx_kl", "policy/clipfrac_avg", "val/ratio")
@@ -1154,9 +1195,11 @@ def moments(values: list[float]) -> tuple[float, float]:
 
 
 def save_checkpoint(ppo: PPO, folder: Path) -> None:
-    """Write all that the run has to hold into `folder`; the trainer's state CheckpointCallback adds."""
+    """Write all that the run has to hold into `folder`, once; the trainer's state CheckpointCallback adds."""
     import torch
 
+    if not is_first():
+        return
     ppo.model.save_pretrained(folder, selected_adapters=["default", "critic"])
     save_head(ppo.critic_head, folder / "critic", {"kind": "critic"})
     rest = {

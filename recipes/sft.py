@@ -193,6 +193,7 @@ def main() -> None:
         tokenizer, end = load_text_tokenizer(base, args.chat_template_path, args.pad_token)
     else:
         tokenizer, end = load_chat_tokenizer(base, args.chat_template_path, args.pad_token)
+
     order, faults = random.Random(args.seed), Faults()
     held_out, rows = hold_out(data.examples, min(args.sample_prompts, len(data.examples) // 10), order)
     samples = as_samples(held_out)
@@ -208,7 +209,6 @@ def main() -> None:
         evaluation, training = hold_out_share(examples, args.eval_ratio, order)
     if notes:
         console.print(notes, soft_wrap=True)
-
     announce(base.name, f"{len(training)} rows of {args.data}", run.folder)
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -46,7 +46,6 @@ from common.run.files import write_json
 from common.run.stopping import seconds
 
 RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
-SEVERAL = ("sft", "dpo", "kto", "reward")  # that train in several processes
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
@@ -150,8 +149,8 @@ def check(args: Args) -> None:
         raise InputError(f"--gpus={args.gpus}: expected how many of each node, such as 1 or h200:8.")
     if args.nodes < 1:
         raise InputError(f"--nodes={args.nodes}: expected 1 or more.")
-    if args.nodes * args.per_node > 1 and args.recipe not in SEVERAL:
-        raise InputError(f"Only {', '.join(SEVERAL)} train in several processes; else --gpus=1 and --nodes=1.")
+    if args.nodes * args.per_node > 1 and args.chain:
+        raise InputError("Stages train in one process each: give --gpus=1 and --nodes=1, or one --recipe at a time.")
     for stage in args.chain:
         if stage not in RECIPES:
             raise InputError(

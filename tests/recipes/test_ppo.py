@@ -23,7 +23,7 @@ from common.lm.scalar_head import new_head
 from common.rewards.specification import Reward
 from common.run.folder import Run
 from common.run.training_state import Learner
-from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
+from conftest import ROOT, adapter_bytes, in_two_ranks, interrupt, read_jsonl, run_recipe
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -615,3 +615,73 @@ def test_a_run_is_refused_where_the_reward_model_adapts_other_modules(tmp_path):
     assert ppo.target_modules(ppo.Args(), None) == list(ppo.ATTENTION)
     with pytest.raises(ppo.InputError, match="the reward model adapts q_proj up_proj"):
         ppo.target_modules(ppo.Args(lora_target_modules=("q_proj",)), tmp_path)
+
+
+def test_two_ranks_compute_what_one_does_and_a_slow_loop(setting, tmp_path):
+    """Scores, whitened advantages, losses and gradients, over the rows of both; the weights bit for bit on both."""
+    parts, plain, _ = setting
+    slow = slow_advantages(parts, plain)  # of all rows together, in 64 bit
+
+    def work(rank: int, scores: list[float]) -> dict:
+        torch.manual_seed(5 + rank)  # the order of minibatches is the first rank's
+        parts.reward_functions = [Reward("given", 1.0, lambda completions, **_: scores[: len(completions)])]
+        rollout, given, rewards, advantages = phases(parts)
+        one_row = ppo.all_values(parts, rollout.take([3]))  # of which the second rank has none
+        metrics = ppo.update(parts, rollout, rewards, advantages, policy_learns=True)
+        weights = [*parts.policy.parameters, *parts.critic.parameters]
+        fields = (given.total, advantages.advantages, advantages.returns, rewards.kl, one_row)
+        return {"fields": fields, "metrics": metrics, "weights": [weight.detach() for weight in weights]}
+
+    def task(rank: int, folder: Path) -> None:
+        torch.save(work(rank, SCORES[2 * rank : 2 * rank + 2]), folder / f"{rank}.pt")
+
+    in_two_ranks(task, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    whole = work(0, SCORES)
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"] == pytest.approx(whole["metrics"], rel=1e-5, abs=1e-6)
+    assert first["fields"][0] == second["fields"][0] == SCORES
+    for one, other, expected in zip(first["fields"][1:], second["fields"][1:], whole["fields"][1:], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
+    for one, other, expected in zip(first["weights"], second["weights"], whole["weights"], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)  # Adam enlarges what rounding changes
+    assert_rows(first["fields"][1], [row[3] for row in slow], 1e-3)
+    assert_rows(first["fields"][2], [row[4] for row in slow], 1e-3)
+
+
+def test_two_ranks_take_the_step_of_one_with_the_sum_of_their_gradients(tmp_path):
+    """Bit for bit the same on both, though they began apart, and one of them has no rows in the second step."""
+
+    def task(rank: int, folder: Path) -> None:
+        one = two_tensors(tmp_path, seed=rank)
+        for losses in LOSSES_OF_RANKS:
+            if losses[rank] is not None:
+                one.backward(losses[rank](one.parameters))
+            norm = one.step()
+        torch.save([*one.parameters, norm], folder / f"{rank}.pt")
+
+    in_two_ranks(task, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    whole = two_tensors(tmp_path, seed=0)
+    for losses in LOSSES_OF_RANKS:
+        for loss in losses:
+            if loss is not None:
+                whole.backward(loss(whole.parameters))
+        norm = whole.step()
+    for one, other, expected in zip(first, second, [*whole.parameters, norm], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-7)
+
+
+LOSSES_OF_RANKS = (
+    (lambda both: (both[0] ** 2).sum(), lambda both: (both[1] * 3).sum()),
+    (lambda both: (both[0] * both[1].sum()).sum(), None),
+)
+
+
+def two_tensors(folder: Path, seed: int) -> Learner:
+    torch.manual_seed(seed)
+    settings = TrainingArguments(output_dir=str(folder), optim="adamw_torch", max_grad_norm=0.5, warmup_steps=0)
+    return Learner([torch.nn.Parameter(torch.randn(size)) for size in ((3, 2), (4,))], settings, 0.1, 10)

@@ -375,9 +375,9 @@ REFUSED = {
     "a time that is none": ({"TIME": "4h"}, "TIME=4h: expected hours:minutes:seconds, such as 4:00:00"),
     "a number of GPUs that is none": ({"GPUS": "two"}, "GPUS=two: expected how many of each node"),
     "no nodes": ({"NODES": "0"}, "NODES=0: expected 1 or more"),
-    "several processes of what trains in one": (
-        {"RECIPE": "ppo", "NODES": "2"},
-        "Only sft, dpo, kto, reward train in several",
+    "several processes of a chain": (
+        {"RECIPE": None, "DATA": None, "STAGES": "sft,ppo", "NODES": "2"},
+        "Stages train in one process each",
     ),
     "an unknown recipe": ({"RECIPE": "sfd"}, "RECIPE=sfd: unknown (did you mean sft?)"),
     "an unknown stage": (

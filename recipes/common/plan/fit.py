@@ -12,7 +12,7 @@ from common.plan.memory import CUDA_CONTEXT, GIB
 from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
-from common.plan.workload import COUNTED, SAMPLING, workload
+from common.plan.workload import COUNTED, workload
 from common.run.ranks import batch_of_rank, of_first, world_size
 from common.run.screen import console
 
@@ -104,9 +104,9 @@ def ranks_of(args: Any) -> dict[str, Any]:
 def of_rank(args: Any, method: str) -> Any:
     """`args` with the share that each rank has of a step's batch, which stays what one process would take.
 
-    GRPO and PPO divide their prompts. Raises InputError where the batch does not divide among the ranks.
+    PPO divides each of its minibatches itself. Raises InputError where the batch does not divide among the ranks.
     """
-    if world_size() == 1 or method in SAMPLING:
+    if world_size() == 1 or method == "ppo":
         return args
     keep_rows = bool({*BY_MICRO_BATCH, "kto"} & losses_of(args))
     rows, accumulation = (getattr(args, name) for name in BATCH)

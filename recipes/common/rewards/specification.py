@@ -25,6 +25,7 @@ from common.rewards.classifier import RewardModel
 from common.rewards.reward import Reward
 from common.rewards.sandbox import parse_tests
 from common.rewards.user_file import find_function
+from common.run.ranks import gather_objects, rank, share, world_size
 
 if TYPE_CHECKING:
     from common.lm.generate import Completion
@@ -159,6 +160,19 @@ def score_completions(
         completion_ids=[completion.completion_ids for completion in completions],
         **columns,
     )
+
+
+def score_over_ranks(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], completions: Sequence["Completion"]
+) -> tuple[list[float], dict[str, Scores]]:
+    """`score_completions` of which each rank scores a contiguous share; the scores of all, on every rank."""
+    mine = share(range(len(prompts)), rank(), world_size())
+    own: tuple[list[float], dict[str, Scores]] = [], {reward.name: [] for reward in rewards}
+    if mine:
+        own = score_completions(rewards, [prompts[index] for index in mine], [completions[index] for index in mine])
+    parts = gather_objects(own)
+    scores = {reward.name: [one for _, scores in parts for one in scores[reward.name]] for reward in rewards}
+    return [total for totals, _ in parts for total in totals], scores
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from common.data.examples import Conversation, Document
 from common.run.files import keep_rows, write_json
+from common.run.ranks import is_first
 
 BEGINNING, CONTINUATION = 400, 2000  # characters of a document in a sample, at most
 
@@ -67,8 +68,12 @@ def append(file: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def forget_after(file: Path, step: int) -> None:
-    """Drop the entries that a run resumed after `step` steps writes again, and a line that a killed run left half."""
-    keep_rows(file, lambda entry: entry.get("step", 0) < step)
+    """Drop the entries that a run resumed after `step` steps writes again, and a line that a killed run left half.
+
+    Of several ranks the first one does, as it writes them.
+    """
+    if is_first():
+        keep_rows(file, lambda entry: entry.get("step", 0) < step)
 
 
 def _clipped(text: str, characters: int = 240) -> str:

@@ -6,6 +6,8 @@ This module imports torch only where a function needs it, so that a recipe can i
 import random
 from typing import TYPE_CHECKING, Any
 
+from common.run.ranks import is_first, sum_over_ranks, world_size
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainingArguments
@@ -49,6 +51,7 @@ class Learner:
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.fp16)  # in float16 small gradients would vanish
         self.max_grad_norm = settings.max_grad_norm
+        self._begin_alike()
         self.leaves_out_bad = False  # whether a gradient that is not finite changes nothing; looking waits for the GPU
 
     @property
@@ -60,9 +63,13 @@ class Learner:
         self.scaler.scale(loss).backward()
 
     def step(self) -> "Tensor":
-        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping, a scalar."""
+        """Clip the gradient, update the parameters, clear the gradient. Returns its norm before clipping, a scalar.
+
+        Of several ranks the gradients are added up first, in one exchange: a loss is the part of its rank.
+        """
         import torch
 
+        self._sum_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         left_out = self.leaves_out_bad and not self.scaler.is_enabled() and not bool(norm.isfinite())
@@ -71,6 +78,28 @@ class Learner:
         self.scaler.update()
         self._clear()
         return norm
+
+    def _begin_alike(self) -> None:
+        """Give the parameters of the first rank to all."""
+        if world_size() > 1:
+            for parameter in self.trained:
+                parameter.data.copy_(sum_over_ranks(parameter.data * float(is_first())))
+
+    def _sum_gradients(self) -> None:
+        """Make the gradient of every rank the sum of those of all, in place where a CUDA graph adds to it.
+
+        DDP would sum them by hooks in the backward pass, which do not run where that is the replay of a CUDA graph.
+        """
+        import torch
+
+        if world_size() == 1:
+            return
+        for parameter in self.trained:  # a rank without rows has no gradient yet
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        total = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, values in zip(gradients, total.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(values.view_as(gradient))
 
     def discard(self) -> float:
         """Clear the gradient without an update. Returns 0, the norm of no step."""
@@ -111,7 +140,7 @@ def one_tensor(parameters: "list[Tensor]") -> "Tensor":
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all random number generators: Python's, numpy's and torch's, on the CPU and every GPU.
+    """The state of all random number generators: Python's, numpy's and torch's, on the CPU and on this rank's GPU.
 
     It holds plain values and tensors only, so torch.load reads it with weights_only.
     """
@@ -124,7 +153,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": of_numpy,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -139,4 +168,4 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({**of_numpy, "state": {**of_numpy["state"], "key": key}})
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -4,6 +4,7 @@ import importlib.util
 from typing import Literal
 
 from common.errors import InputError, MachineError
+from common.run.ranks import world_size
 
 Backend = Literal["auto", "graph", "vllm", "generate"]
 Correction = Literal["off", "token"]
@@ -22,6 +23,10 @@ def check_sampling(rollouts: Backend, correction: Correction = "off", level: str
         raise MachineError(
             "--rollouts=vllm: vLLM is not installed. `make setup VARIANT=cuda-vllm` (or `make image "
             "VARIANT=cuda-vllm`) installs it; --rollouts=auto samples without it"
+        )
+    if rollouts == "vllm" and world_size() > 1:
+        raise InputError(
+            f"--rollouts=vllm samples in one process, and this run has {world_size()}: give --rollouts=graph"
         )
     if correction != "token":
         return

@@ -16,6 +16,7 @@ from common.lm.rollout.backends import Backend, has_vllm
 from common.lm.rollout.correction import check_agreement
 from common.lm.rollout.gpu import free_bytes, memory_limit, on_gpu
 from common.run.progress import bar
+from common.run.ranks import world_size
 from common.run.screen import console
 
 if TYPE_CHECKING:
@@ -84,18 +85,19 @@ class Rollouts:
         temperature: float,
         key: str = "",
         advance: Callable[[int], object] = lambda count: None,
+        first: int = 0,
     ) -> list[Completion]:
         """One completion of each prompt: greedy at temperature 0, else sampled without top-k and top-p.
 
         The same prompt may be there several times: it is computed once. Two calls of a run with the same `key` draw
         the same completions from the same policy. `advance` is called with the number of completions that are new
-        since its last call.
+        since its last call. Where these prompts are a part of all, `first` is the index of the first one among those.
         """
         if not prompts:
             return []
         while self.backend != "generate":
             try:
-                return self._decode(prompts, max_new_tokens, temperature, key, advance)
+                return self._decode(prompts, max_new_tokens, temperature, key, advance, first)
             except (Unsupported, RuntimeError) as reason:
                 unsupported = isinstance(reason, Unsupported)
                 if self.requested != "auto" and unsupported:
@@ -110,6 +112,7 @@ class Rollouts:
     def _fall_back(self, reason: Exception) -> None:
         """Take the next way to sample: vLLM where the decoder does not know the model, else generate."""
         to_vllm = self.backend == "graph" and isinstance(reason, Unsupported) and on_gpu() and has_vllm()
+        to_vllm &= world_size() == 1  # its engine has a process group of its own
         self.release()
         self.engine = None
         self.backend = "vllm" if to_vllm else "generate"
@@ -146,13 +149,15 @@ class Rollouts:
         temperature: float,
         key: str,
         advance: Callable[[int], object],
+        first: int,
     ) -> list[Completion]:
         from common.lm.rollout.rows import Request
 
         started = time.perf_counter()
         ids = prompt_ids(self.tokenizer, prompts)
         requests = [
-            Request(tuple(prompt), self._noise_seed(key, index), max_new_tokens) for index, prompt in enumerate(ids)
+            Request(tuple(prompt), self.noise_seed(key, index), max_new_tokens)
+            for index, prompt in enumerate(ids, first)
         ]
         decoder = self._ready_engine(requests) if self.backend == "vllm" else self._ready(requests)
         decoder.refresh()
@@ -163,7 +168,7 @@ class Rollouts:
         if not self._keeps():
             self.release()
         seconds = time.perf_counter() - started
-        first, self.figures = (
+        to_compare, self.figures = (
             (not self.figures),
             {
                 "rollout/seconds": seconds,
@@ -181,7 +186,7 @@ class Rollouts:
             )
             for prompt, one in zip(ids, decoded, strict=True)
         ]
-        if first and self.backend == "vllm":
+        if to_compare and self.backend == "vllm":
             self._compare(completions[:4], temperature)
         return completions
 
@@ -202,7 +207,8 @@ class Rollouts:
 
             torch.cuda.empty_cache()
 
-    def _noise_seed(self, key: str, index: int) -> int:
+    def noise_seed(self, key: str, index: int) -> int:
+        """The seed, of 64 bits, of the noise of one completion."""
         digest = hashlib.sha256(f"{self.seed} {key} {index}".encode()).digest()
         return int.from_bytes(digest[:8], "little", signed=True)
 
