@@ -33,6 +33,7 @@ MEMORY_ADVICE = {
 # What a disk or a mount may answer that no setting of a run can change, besides that it is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK = (*FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ESTALE)
+NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")  # in torch's words
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"'?#]+(?=@)")  # of a URL: user:password
 LONGEST = 300  # characters of somebody else's error in a message of ours
 
@@ -112,11 +113,16 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def explanation(error: BaseException) -> str | None:
-    """What to print about an error that this machine causes, of its memory or its disk; None about any other."""
+    """What to print about an error that this machine causes, of memory, disk or a kernel; None about any other."""
     if is_out_of_memory(error):
         return _on_the_gpu(error) if _is_the_gpus(error) else _on_the_cpu(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
+    if found := NOT_DETERMINISTIC.search(str(error)):
+        return (
+            f"--full-determinism: the kernel {found[1]} has no deterministic form in this version of PyTorch, and "
+            "these settings need it. Change the setting that needs it, or leave --full-determinism out."
+        )
     return None
 
 
