@@ -27,7 +27,7 @@ def set_variables(args: Any) -> None:
 
 
 def use_deterministic_algorithms(record: dict[str, Any]) -> None:
-    """Have torch do so from here on, where the arguments in a run's `record` say it; call it before a model is loaded."""
+    """Have torch do so from here on, where a run's `record` says it; call it before a model is loaded."""
     if not record.get("arguments", {}).get("full_determinism", {}).get("value"):
         return
     import torch

@@ -48,11 +48,8 @@ class Replay:
                     "now (sha256 of the contents, or id@revision)"
                 )
         if faults:
-            raise InputError(
-                "\n".join(
-                    [*faults, "Put back what the run read, or say where it is now: --data, --model and the like."]
-                )
-            )
+            cure = "Put back what the run read, or give the place where it is now, as with --data."
+            raise InputError("\n".join([*faults, cure]))
 
 
 def asked_for() -> Replay | None:
