@@ -319,6 +319,21 @@ def test_an_adapter_comes_with_its_run_into_which_it_may_be_merged(checkout, tmp
     assert inside.mounts[str(run)] == (str(run), True)
 
 
+def test_a_run_comes_with_what_it_read(checkout, tmp_path):
+    for name in ("sets/a.jsonl", "model/config.json", "rewards/mine.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("")
+    read = {"model": f"{tmp_path}/model", "data": f"{tmp_path}/sets/a.jsonl", "eval_data": f"{tmp_path}/gone.jsonl"}
+    read |= {"rewards": ["math", f"{tmp_path}/rewards/mine.py:shorter=0.1"], "seed": 1, "system_prompt": None}
+    for run in (tmp_path / "runs" / "one", checkout.root / "outputs" / "two"):
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({"arguments": {name: {"value": read[name]} for name in read}}))
+        inside = checkout.container("verify", "--run", run)
+        for name in ("sets", "model", "rewards"):
+            assert inside.mounts[str(tmp_path / name)] == (str(tmp_path / name), False)
+        assert str(tmp_path) not in inside.mounts
+
+
 def test_links(checkout, data, tmp_path):
     """A link in the repository, one to a file of another name, and a folder of links as the hub's cache has them."""
     (checkout.root / "my.jsonl").symlink_to(data)
