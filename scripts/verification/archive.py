@@ -15,7 +15,7 @@ from common.data.rows import find_source
 from common.environment import ROOT, recipes_sha256
 from common.errors import InputError, without_credentials
 from common.lm.cards import card_names
-from common.run.files import PART
+from common.run.files import PART, as_bytes
 from launch.mounts import REWARD
 
 from verification.archive_page import page
@@ -166,8 +166,8 @@ def _git(*words: str) -> bytes | None:
 
 
 def _json(value: Any) -> bytes:
-    return without_credentials(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    return as_bytes(without_credentials(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"))
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    return as_bytes(json.dumps(row, ensure_ascii=False) + "\n")
