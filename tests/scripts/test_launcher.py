@@ -47,6 +47,12 @@ def test_without_docker_it_is_the_venv_and_no_line_is_printed(checkout):
     assert done.stderr == ""
 
 
+def test_the_locale_does_not_decide_how_texts_are_read():
+    words = [ROOT / "scripts" / "run", "exec", "python", "-c", "import sys; print(sys.flags.utf8_mode)"]
+    done = subprocess.run(words, env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_with_docker_and_the_image_it_is_the_container_and_no_venv_is_made(checkout):
     inside = checkout.container("sft", "--model", "tiny", RUNTIME="")
     assert inside.command == ["python", f"{checkout.root}/recipes/sft.py", "--model", "tiny"]
