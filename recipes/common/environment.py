@@ -24,7 +24,7 @@ COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unslot
 GPUS = Path("/proc/driver/nvidia/gpus")
 # Variables that change how numbers are computed, or could; none that holds a path or a key.
 SETTINGS = re.compile(
-    r"PYTHONHASHSEED|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|NVIDIA_TF32_OVERRIDE|TZ"
+    r"PYTHONHASHSEED|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|NVIDIA_TF32_OVERRIDE"
     r"|(OMP|MKL|TORCH|TORCHINDUCTOR|PYTORCH|UNSLOTH)_(?!\w*(KEY|TOKEN|SECRET|PASSWORD))\w+"
 )
 
