@@ -20,7 +20,7 @@ THREADS = "OMP_NUM_THREADS"
 
 
 class RecipeFailed(Exception):
-    """The recipe ended with this exit code. What it said of the reason has been printed."""
+    """The recipe ended with this exit code. Its own message has been printed."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the recipe ended with exit code {exit_code}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.environment import ROOT
 
-# What it is called in run.json, and here; and what is to be said of it.
+# The name in run.json, the name for a reader, and a note.
 MACHINE = {
     "cpu": ("processor", "libraries choose their kernels by it"),
     "cpu_capability": ("instructions of the processor that PyTorch uses", "ATEN_CPU_CAPABILITY sets them"),

@@ -107,7 +107,7 @@ def test_the_first_difference_is_named_by_its_step(change, step, what):
     assert first.then != first.now
 
 
-def test_only_the_steps_that_were_asked_for_are_compared():
+def test_only_the_first_steps_are_compared():
     now = run()
     now.metrics[1]["loss"], now.samples[4]["completion"], now.record["weights_sha256"]["5"] = 7.0, "other", "c" * 64
     assert compare(run(), now, 4).differences == []
@@ -211,13 +211,13 @@ def test_data_and_base_that_changed_are_named_with_both_hashes():
     again.check(given, {**read, "data": "f" * 64})
 
 
-def test_a_replay_is_asked_for_by_a_variable_and_keeps_what_the_run_had_chosen(tmp_path, monkeypatch):
-    assert replay.asked_for() is None
+def test_a_replay_is_requested_by_a_variable_and_keeps_what_the_run_had_chosen(tmp_path, monkeypatch):
+    assert replay.requested() is None
     chosen = {"fit": {"load_in_4bit": False}, "micro_batch": {"per_device_train_batch_size": 2}}
     (tmp_path / "run.json").write_text(json.dumps({**record(), **chosen, "seconds": 9}))
     monkeypatch.setenv(replay.VARIABLE, f"20:{tmp_path / 'run.json'}")
-    assert replay.asked_for().steps == 20
-    assert replay.asked_for().chosen() == chosen
+    assert replay.requested().steps == 20
+    assert replay.requested().chosen() == chosen
 
 
 # --- the command of a replay
@@ -271,7 +271,7 @@ def test_the_same_run_gives_the_same_archive_wherever_it_is_written(tmp_path):
         assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in tar} == {(0, 0, "", 0o644)}
 
 
-def test_an_archive_names_no_machine_and_no_place_and_holds_data_only_where_asked(tmp_path):
+def test_an_archive_names_no_machine_and_no_place_and_holds_data_only_where_wanted(tmp_path):
     files = contents_of(archived(tmp_path), with_data=False)
     assert set(files) == {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "files/rewards/my_rewards.py"}
     texts = b"".join(content for content in files.values() if isinstance(content, bytes)).decode()
@@ -342,7 +342,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def made(runs: Path, recipe: str, **environment: str) -> Path:
-    """The run of a recipe, made when it is first asked for."""
+    """The run of a recipe, made when it is first needed."""
     if not (runs / recipe).exists():
         flags = (*RECIPES[recipe], "--max-steps", STEPS, "--output-dir", runs / recipe)
         done = run_recipe(recipe, *flags, **environment)

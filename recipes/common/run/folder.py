@@ -175,7 +175,7 @@ def plan_run(
     the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError when the folder
     holds something else or a run with another identity.
     """
-    code, again = describe_code(), replay.asked_for()
+    code, again = describe_code(), replay.requested()
     if again:
         again.check(arguments, inputs)
     matters = {

@@ -52,7 +52,7 @@ class Replay:
             raise InputError("\n".join([*faults, cure]))
 
 
-def asked_for() -> Replay | None:
+def requested() -> Replay | None:
     """The replay that this process is to be; None for every other run."""
     steps, _, file = os.environ.get(VARIABLE, "").partition(":")
     return Replay(int(steps), json.loads(Path(file).read_text(encoding="utf-8"))) if steps else None
