@@ -106,9 +106,10 @@ def verify(args: Args, run: Recorded, folder: Path) -> int:
 
 def show(found: Compared, differing: list[Circumstance], now: Recorded, twice: bool) -> None:
     """Print the answer, what was compared, and the circumstances that differ."""
-    compared = [f"{found.numbers} numbers in {found.rows} rows of metrics.jsonl"]
+    compared = [f"{found.numbers} numbers in {found.rows} row{'s' * (found.rows != 1)} of metrics.jsonl"]
     if found.weights:
-        compared.append(f"the trained weights after step {', '.join(map(str, found.weights))}")
+        steps = ", ".join(map(str, found.weights))
+        compared.append(f"the trained weights after step{'s' * (len(found.weights) != 1)} {steps}")
     if found.samples:
         compared.append(f"{found.samples} completions")
     sides = ("the first time", "the second time") if twice else ("in the run", "now")

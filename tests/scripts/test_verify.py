@@ -360,7 +360,7 @@ def test_a_run_of_each_recipe_is_equal_taken_again_and_left_as_it_was(recipe, ru
     assert done.returncode == 0, done.stdout + done.stderr
     logged = [row for row in read_jsonl(folder / "metrics.jsonl") if "train_runtime" not in row]
     assert f" numbers in {len(logged)} rows of metrics.jsonl" in done.stdout.partition("Equal: ")[2]
-    assert "the trained weights after step 1, 3" in done.stdout
+    assert "the trained weights after steps 1, 3" in done.stdout
     assert ("completions" in done.stdout) == (recipe in ("grpo", "ppo"))
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
@@ -399,7 +399,7 @@ def test_a_changed_row_and_a_changed_weight_of_the_base_are_named(runs, tmp_path
     assert "--model base: the run read it" in done.stderr
     done = verify("--repro", archive, "--model", base, cwd=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the trained weights after step 1, 2" in done.stdout
+    assert "the trained weights after steps 1, 2" in done.stdout
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
     done = verify("--run", tmp_path / "run")

@@ -7,7 +7,7 @@ So a run hashes five times, however long it is: 0.1 s each for an adapter of a 7
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,8 @@ def weights_sha256(named: "Iterable[tuple[str, Tensor]]") -> str:
         if hasattr(values, "full_tensor"):  # a part of it is in each of several processes
             values = values.full_tensor()
         total.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        total.update(values.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        content: Any = values.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+        total.update(content)
     return total.hexdigest()
 
 
