@@ -58,7 +58,7 @@ def test_variables_are_set_where_it_is_wanted_and_the_users_stay(monkeypatch):
 
 @pytest.mark.slow  # the switch imports Inductor
 @pytest.mark.parametrize("value", [True, False])
-def test_torch_is_told_by_the_record_of_the_run(value):
+def test_the_record_of_the_run_decides_for_torch(value):
     try:
         determinism.use_deterministic_algorithms({"arguments": {"full_determinism": {"value": value}}})
         assert torch.are_deterministic_algorithms_enabled() == value
