@@ -16,7 +16,7 @@ override export RECIPES_GIVEN := $(strip $(given))
 
 train := sft dpo kto grpo reward ppo merge pipeline
 data := choose plan check-data test-rewards distill preferences
-results := chat serve report watch evaluate compare export push benchmark
+results := chat serve report watch evaluate compare verify repro export push benchmark
 machine := check models shell slurm slurm-status image setup
 repository := test test-all test-docker test-slurm lint pin lock lock-check pin-base audit tiny samples clean
 

@@ -183,6 +183,8 @@ class Args:
     fit: Literal["off", "auto"] = "off"
     """auto: 16 bit or nf4, recomputation and micro-batch are chosen for this GPU; the batch of a step stays."""
     seed: int = 42
+    full_determinism: bool = False
+    """Deterministic kernels only, so that two runs on one kind of GPU have equal bits; slower. See `make verify`."""
 
     # Logging and checkpoints.
     logging_steps: int = 1

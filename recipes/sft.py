@@ -126,6 +126,8 @@ class Args:
     sharded: bool = False
     """With several GPUs: divide the model among them (FSDP2), for one that does not fit a single GPU."""
     seed: int = 42
+    full_determinism: bool = False
+    """Deterministic kernels only, so that two runs on one kind of GPU have equal bits; slower. See `make verify`."""
 
     # Logging and checkpoints.
     logging_steps: int = 10

@@ -19,6 +19,7 @@ from common.errors import PLAN_ADVICE, InputError
 from common.lm.cards import method_settings
 from common.lm.hub import Model, find_model
 from common.plan.fit import check_fit, of_rank, where_it_fits
+from common.run import determinism
 from common.run.profile import profiled_steps
 
 Args = TypeVar("Args")
@@ -51,6 +52,7 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     if (skipped := getattr(args, "skip_bad_steps", 0)) < 0:
         raise InputError(f"--skip-bad-steps={skipped}: give 0 or more")
     profiled_steps()
+    determinism.set_variables(args)
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, model, method, args)]
     return args, model, origins
 

@@ -22,6 +22,11 @@ PACKAGES += ("datasets", "tokenizers", "vllm")
 COMPILED = ("torch", "triton", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "accelerate", "bitsandbytes")
 COMPILED += ("vllm",)
 GPUS = Path("/proc/driver/nvidia/gpus")
+# Variables that change how numbers are computed, or could; none that holds a path or a key.
+SETTINGS = re.compile(
+    r"PYTHONHASHSEED|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|NVIDIA_TF32_OVERRIDE"
+    r"|(OMP|MKL|TORCH|TORCHINDUCTOR|PYTORCH|UNSLOTH)_(?!\w*(KEY|TOKEN|SECRET|PASSWORD))\w+"
+)
 
 
 def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), sharded: bool = False) -> None:
@@ -96,13 +101,23 @@ def describe_code() -> dict[str, Any]:
         },
         "lock": installed_lock(),
         "image": os.environ.get("IMAGE_DIGEST"),
+        "recipes": recipes_sha256(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
 
 
+def recipes_sha256() -> str:
+    """One sha256 over the code and the model cards below recipes/: the same in every clone, dirty or not."""
+    total = hashlib.sha256()
+    folder = ROOT / "recipes"
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".toml")):
+        total.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
 def describe_machine() -> dict[str, Any]:
-    """Host, processor, and the GPU with its driver, if there is one; of several ranks all hosts and GPUs.
+    """Host, processor, what else decides the bits of a run, and the GPU with its driver; of several ranks all of them.
 
     Imports torch. Every rank has to call it.
     """
@@ -110,7 +125,18 @@ def describe_machine() -> dict[str, Any]:
 
     from common.run.ranks import gather_objects, world_size
 
-    machine: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
+    machine: dict[str, Any] = {
+        "host": platform.node(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "locale": next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "C"),
+        "settings": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if SETTINGS.fullmatch(name) and os.sep not in value
+        },
+    }
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         driver = Path("/proc/driver/nvidia/version")

@@ -43,6 +43,7 @@ SHORTEST_SECRET = 8  # characters; shorter ones are no secrets, and would take e
 # What a terminal would obey, or show as other text than it is: control characters but tab and newline, marks that turn
 # the direction of writing, and bytes of a name that are no UTF-8.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")  # in torch's words
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"'?#]+(?=@)")  # of a URL: user:password
 LONGEST = 300  # characters of somebody else's error in a message of ours
 
@@ -135,11 +136,16 @@ def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def explanation(error: BaseException) -> str | None:
-    """What to print about an error that this machine causes, of its memory or its disk; None about any other."""
+    """What to print about an error that this machine causes, of memory, disk or a kernel; None about any other."""
     if is_out_of_memory(error):
         return _on_the_gpu(error) if _is_the_gpus(error) else _on_the_cpu(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
+    if found := NOT_DETERMINISTIC.search(str(error)):
+        return (
+            f"--full-determinism: the kernel {found[1]} has no deterministic form in this version of PyTorch, and "
+            "these settings need it. Change the setting that needs it, or leave --full-determinism out."
+        )
     return None
 
 

@@ -120,7 +120,11 @@ def contain(runtime: str, image: Image, words: list[str]) -> NoReturn:
 
 
 def in_venv(words: list[str]) -> NoReturn:
-    """Replace this process by the command in .venv, or where there is none, with this Python."""
+    """Replace this process by the command in .venv, or where there is none, with this Python.
+
+    In UTF-8 whatever the locale is: libraries open texts, such as a template with an é, in the letters of the locale.
+    """
+    os.environ.setdefault("PYTHONUTF8", "1")
     python = VENV_PYTHON if os.path.exists(VENV_PYTHON) else sys.executable
     scripts = str(ROOT / "scripts")  # what is there is no library; `import evaluate` is another one
     path = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder != scripts]

@@ -120,6 +120,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "watch": tool("that page in a browser, live while the run trains", "scripts/watch.py"),
         "evaluate": script("a run before and after, or any model, on held-out data", "scripts/evaluate.py"),
         "compare": script("two models complete the same prompts, rated blind", "scripts/compare.py"),
+        "verify": script("a run's first steps again: equal bit for bit, or what differs", "scripts/verify.py"),
+        "repro": script("an archive of a run, from which others take its steps again", "scripts/repro.py"),
         "export": script("merged weights or GGUF, Modelfile, card; proved equal", "scripts/export.py"),
         "push": tool("an export to the hub, private unless told otherwise", "scripts/push.py"),
         "benchmark": script("speed and memory of a recipe on a model's true shape", "scripts/benchmark.py"),
@@ -167,6 +169,8 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 BRIEF = {
+    "repro",
+    "benchmark",
     "models",
     "shell",
     "slurm-status",

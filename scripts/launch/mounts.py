@@ -7,6 +7,7 @@ of the outputs /outputs, as in a `docker run` without the launcher. Caches are f
 and .cache/container.
 """
 
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
 READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
-READ |= {"chat_template_path", "run", "questions", "tasks"}
+READ |= {"chat_template_path", "run", "questions", "tasks", "repro"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
@@ -180,6 +181,8 @@ class Mounts:
         folder = real if os.path.isdir(real) else os.path.dirname(real)
         if name == "data":
             self.data = folder
+        if name == "run":
+            self.read_inputs(real)
         if self.shows(real):
             return path if within(full, ROOT) and not path.startswith("~") else real
         if folder == real:
@@ -195,6 +198,19 @@ class Mounts:
             return full
         self.add(folder)
         return real
+
+    def read_inputs(self, run: str) -> None:
+        """Mount what a run read, for the commands that read it again; what is gone they miss themselves."""
+        try:
+            with open(os.path.join(run, "run.json"), encoding="utf-8") as stream:
+                arguments = json.load(stream)["arguments"]
+            given = {name: argument["value"] for name, argument in arguments.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return
+        for name in sorted((READ | REWARDS) & given.keys()):
+            for value in given[name] if isinstance(given[name], list) else [given[name]]:
+                if isinstance(value, str):
+                    self._inside(name, value)
 
     def follow_links(self, folder: str) -> None:
         """Mount what the links in a folder point at outside of it, where they will look for it inside."""

@@ -23,16 +23,21 @@ def repeat(recipe: str, fields: list[Field], words: list[str]) -> list[str]:
         return words
     arguments = read_record(recipe, Path(file).expanduser())
     given = {one.field.name for one in read_words(fields, words)}
-    known = {field.name: field for field in fields}
+    known = {field.name for field in fields}
     if gone := [name for name in arguments if name not in known]:
         print(f"{file}: {recipe} no longer takes {', '.join(gone)}; left out.", file=sys.stderr)
-    again = [
-        word
-        for name, value in arguments.items()
-        if name in known and name not in given and name != "output_dir"
-        for word in as_words(known[name], value)
-    ]
-    return [*again, *words]
+    again = {name: value for name, value in arguments.items() if name not in {*given, "output_dir"}}
+    return [*all_words(fields, again), *words]
+
+
+def all_words(fields: list[Field], arguments: dict[str, Any]) -> list[str]:
+    """The words of a command line that gives these arguments of a run, but for those that are none of the `fields`.
+
+    The 4 bit that is a recipe's default goes with fp8, but typed the two would contradict each other.
+    """
+    fp8 = arguments.get("load_in_fp8")
+    known = {field.name: field for field in fields if not (fp8 and field.name == "load_in_4bit")}
+    return [word for name, value in arguments.items() if name in known for word in as_words(known[name], value)]
 
 
 def take_from(words: list[str]) -> tuple[str | None, list[str]]:

@@ -35,8 +35,8 @@ LEADING = ["model", "data", "output_dir"]
 SAME = [
     "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
-    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "save_steps", "save_total_limit",
-    "skip_bad_steps", "oom", "time_limit", "stop_on_fault", "report_to",
+    "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "full_determinism", "save_steps",
+    "save_total_limit", "skip_bad_steps", "oom", "time_limit", "stop_on_fault", "report_to",
 ]  # fmt: skip
 FORMATS_OF = {
     "sft": SFT_FORMATS,
@@ -223,7 +223,7 @@ def test_every_argument_is_read(recipe):
     path, module = recipe
     read = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
     read |= {"model"}  # by cli.parse, for every recipe
-    read |= {"skip_bad_steps", "oom"}  # by BadSteps and Run, from the run's record
+    read |= {"skip_bad_steps", "oom", "full_determinism"}  # by BadSteps and Run, from the run's record
     assert {field.name for field in dataclasses.fields(module.Args)} <= read
 
 

@@ -47,6 +47,12 @@ def test_without_docker_it_is_the_venv_and_no_line_is_printed(checkout):
     assert done.stderr == ""
 
 
+def test_the_locale_does_not_decide_how_texts_are_read():
+    words = [ROOT / "scripts" / "run", "exec", "python", "-c", "import sys; print(sys.flags.utf8_mode)"]
+    done = subprocess.run(words, env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_with_docker_and_the_image_it_is_the_container_and_no_venv_is_made(checkout):
     inside = checkout.container("sft", "--model", "tiny", RUNTIME="")
     assert inside.command == ["python", f"{checkout.root}/recipes/sft.py", "--model", "tiny"]
@@ -317,6 +323,21 @@ def test_an_adapter_comes_with_its_run_into_which_it_may_be_merged(checkout, tmp
     assert inside.mounts[str(run)] == (str(run), True)
     inside = checkout.container("ppo", "--reward-model", run)
     assert inside.mounts[str(run)] == (str(run), True)
+
+
+def test_a_run_comes_with_what_it_read(checkout, tmp_path):
+    for name in ("sets/a.jsonl", "model/config.json", "rewards/mine.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("")
+    read = {"model": f"{tmp_path}/model", "data": f"{tmp_path}/sets/a.jsonl", "eval_data": f"{tmp_path}/gone.jsonl"}
+    read |= {"rewards": ["math", f"{tmp_path}/rewards/mine.py:shorter=0.1"], "seed": 1, "system_prompt": None}
+    for run in (tmp_path / "runs" / "one", checkout.root / "outputs" / "two"):
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({"arguments": {name: {"value": read[name]} for name in read}}))
+        inside = checkout.container("verify", "--run", run)
+        for name in ("sets", "model", "rewards"):
+            assert inside.mounts[str(tmp_path / name)] == (str(tmp_path / name), False)
+        assert str(tmp_path) not in inside.mounts
 
 
 def test_links(checkout, data, tmp_path):

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, read_jsonl, run_recipe
@@ -306,6 +309,26 @@ def test_varlen_attention_over_shared_prompts_is_attention_under_their_mask():
     assert torch.allclose(attended.float(), expected.transpose(1, 2), atol=2e-2)
     for state, other in zip(states, exact, strict=True):
         assert (state.grad - other.grad).norm() < 1e-2 * other.grad.norm()
+
+
+STRICT = {
+    "sft": (),
+    "dpo": (),
+    "grpo": ("--rollouts", "graph", "--max-completion-length", 32),
+    "ppo": ("--rollouts", "graph", "--max-completion-length", 32, "--critic-warmup-steps", 1, "--eval-ratio", 0.01),
+}
+
+
+@pytest.mark.parametrize("recipe", STRICT)
+def test_a_run_with_deterministic_algorithms_has_the_same_bits_again(tmp_path, recipe):
+    flags = ("--full-determinism", "--max-steps", 3, "--logging-steps", 1, "--warmup-steps", 0, "--sample-prompts", 2)
+    done = run_recipe(recipe, *flags, *STRICT[recipe], "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, ROOT / "scripts" / "verify.py", "--run", tmp_path / "run"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'recipes'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the trained weights after steps 1, 3" in done.stdout
 
 
 def test_grpo_learns(merged, tmp_path):

@@ -144,8 +144,13 @@ def check_alike(parameters: "Iterable[Tensor]", found: str) -> None:
 
 def trained_parameters(model: "Module") -> "list[Tensor]":
     """The weights that training changes: PEFT takes requires_grad away from adapters that are not active."""
+    return [parameter for _, parameter in named_trained_parameters(model)]
+
+
+def named_trained_parameters(model: "Module") -> "list[tuple[str, Tensor]]":
+    """As `trained_parameters`, each with its name in `model`."""
     named = model.named_parameters()
-    return [parameter for name, parameter in named if parameter.requires_grad or "lora_" in name]
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad or "lora_" in name]
 
 
 def places_in(batches: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> list[str]:

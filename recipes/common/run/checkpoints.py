@@ -26,7 +26,9 @@ from common.run.disk import check_room, size_of
 from common.run.files import PART, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
 from common.run.ranks import barrier, gather_objects, is_first, of_first, reached
+from common.run.replay import REASON
 from common.run.stopping import Stop
+from common.run.trained import is_hashed, trained_sha256
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -74,13 +76,17 @@ class CheckpointCallback(TrainerCallback):
         self._find_best(Path(args.output_dir).parent, state)
         if state.is_world_process_zero:
             forget_bad_steps(self.run.folder, state.global_step)
-            if kwargs.get("model") is not None:
+            if kwargs.get("model") is not None and not self.run.replay:
                 self._check_room_for_all(kwargs["model"], args.optim)
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         reached(state.global_step)
         last = state.global_step >= state.max_steps
+        if is_hashed(state.global_step, state.max_steps) and kwargs.get("model") is not None:
+            self.run.add_weights(state.global_step, trained_sha256(kwargs["model"]))
+        if self.run.replay:
+            control.should_save = False
         if not last:
             self._decide(state, control)
         if (control.should_save or last) and kwargs.get("model") is not None:
@@ -92,6 +98,8 @@ class CheckpointCallback(TrainerCallback):
 
     def _decide(self, state: Any, control: Any) -> None:
         """Whether a checkpoint is due after this step, and whether the run ends with it."""
+        if self.run.replay and state.global_step >= self.run.replay.steps:
+            self.stop.request(REASON)
         self.due |= control.should_save
         if state.global_step % self.every:
             control.should_save = False
@@ -99,7 +107,7 @@ class CheckpointCallback(TrainerCallback):
         self.reason = _first_of_all(self.stop.reason(self.run.folder))
         if self.reason:
             control.should_training_stop = True
-        control.should_save = self.due or self.reason is not None
+        control.should_save = (self.due or self.reason is not None) and not self.run.replay
         self.due = False
 
     def on_save(self, args, state, control, **kwargs) -> None:

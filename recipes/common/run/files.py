@@ -32,12 +32,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never a part."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+    write_bytes(path, as_bytes(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"))
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write a JSON Lines file, a line for each row, whole as `write_bytes` does."""
-    write_bytes(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
+    write_bytes(path, as_bytes("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)))
+
+
+def as_bytes(text: str) -> bytes:
+    """JSON in UTF-8. A byte of a file's name that is no letter in this locale becomes an escape, read as it was."""
+    return text.encode(errors="backslashreplace")  # Python has it as half of a surrogate pair, and writes it \udcc3
 
 
 def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:

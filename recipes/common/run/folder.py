@@ -21,6 +21,8 @@ from typing import Any
 from common.environment import describe_code
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
 from common.lm.hub import RESUMED
+from common.run import replay
+from common.run.determinism import use_deterministic_algorithms
 from common.run.disk import disk_fault, in_words, on_thread_error
 from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
@@ -36,6 +38,7 @@ IN_NEED = {"oom", "skip_bad_steps"}
 # was killed as it began leaves its lock, or half a record.
 BEFORE_THE_RECORD = {"slurm", "STOP", NAME, f"run.json.{PART}"}
 SINCE = ("identity", "step", "status", "started")  # that change when another process trains
+KEPT = (*SINCE[1:], "seconds", *replay.CHOSEN, "ranks", "weights_sha256")  # of the record of a run that is resumed
 
 
 class Run:
@@ -46,9 +49,10 @@ class Run:
     where another process trains in the folder, MachineError where the disk failed, and Restart for --oom=retry.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, record: dict[str, Any], replay: replay.Replay | None = None) -> None:
         self.folder = folder
         self.record = record
+        self.replay = replay
         self.seconds_before = record.get("seconds", 0.0)  # of the processes that this one resumes
         self.started = time.time()
         self.lock = Lock(folder)
@@ -64,6 +68,10 @@ class Run:
         if is_first():
             write_json(self.folder / "run.json", self.record)
 
+    def add_weights(self, step: int, sha256: str) -> None:
+        """Record what `trained_sha256` is after a step."""
+        self.update(weights_sha256={**self.record.get("weights_sha256", {}), str(step): sha256})
+
     def __enter__(self) -> "Run":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +80,7 @@ class Run:
                 self._check_unchanged()
             self.update(status="running", started=_now())
             threading.excepthook = on_thread_error
+            use_deterministic_algorithms(self.record)
         except OSError as error:
             self.lock.give_back()
             raise MachineError(f"{error.filename or self.folder}: {in_words(error.errno or 0)}") from error
@@ -140,14 +149,14 @@ class Run:
 
     def _write_card(self) -> None:
         """Write the README.md of what the run saved, for whoever gets the folder."""
-        if is_first():
+        if is_first() and not self.replay:
             from common.pages.model_card import write_card  # late, as the report
 
             write_card(self.folder)
 
     def _write_report(self) -> None:
         """Write report.html and print where it is; one line says so if that fails, which is no fault of the run."""
-        if not is_first():
+        if not is_first() or self.replay:
             return
         file = self.folder / "report.html"
         try:
@@ -174,7 +183,9 @@ def plan_run(
     the folder is outputs/RECIPE-NAME-IDENTITY, so another setting is another folder. Raises InputError when the folder
     holds something else or a run with another identity.
     """
-    code = describe_code()
+    code, again = describe_code(), replay.requested()
+    if again:
+        again.check(arguments, inputs)
     matters = {
         "recipe": recipe,
         **{name: value for name, value in arguments.items() if name not in COSMETIC | IN_NEED},
@@ -197,11 +208,8 @@ def plan_run(
     return Run(
         folder,
         {
-            **{
-                name: previous[name]
-                for name in (*SINCE[1:], "seconds", "fit", "micro_batch", "ranks")
-                if previous and name in previous
-            },
+            **(again.chosen() if again else {}),
+            **{name: previous[name] for name in KEPT if previous and name in previous},
             "recipe": recipe,
             "command": [without_secrets(word) for word in sys.argv],
             "arguments": {name: {"value": value, "from": origins[name]} for name, value in arguments.items()},
@@ -209,6 +217,7 @@ def plan_run(
             "identity": identity,
             "code": code,
         },
+        again,
     )
 
 

@@ -7,7 +7,15 @@ import resource
 import pytest
 from common.environment import ROOT
 from common.errors import InputError
-from common.run.files import keep_rows, make_reproducible, read_object, read_records, write_bytes, write_folder
+from common.run.files import (
+    keep_rows,
+    make_reproducible,
+    read_object,
+    read_records,
+    write_bytes,
+    write_folder,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -22,6 +30,13 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert file.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_name_that_is_no_text_in_this_locale_is_written_and_read_back(tmp_path):
+    """As in an ASCII locale, where Python keeps the bytes of an ü apart."""
+    name = os.fsdecode(b"Stra\xdfe") + "ü"
+    write_json(tmp_path / "run.json", {"data": name})
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"data": name}
 
 
 def test_a_program_can_be_executed_as_soon_as_it_is_there(tmp_path):

@@ -1,0 +1,1 @@
+"""The parts of scripts/verify.py and scripts/repro.py."""
