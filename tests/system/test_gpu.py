@@ -209,6 +209,29 @@ def test_a_recorded_pass_keeps_what_it_reads(adapted):
     assert len(written) == 20
 
 
+def test_a_recorded_pass_outlives_the_recordings_of_others(adapted):
+    """Another graph ends, and what torch frees then is given back to the GPU: the replay is the same."""
+    from common.lm.cuda_graph import RecordedPass, own_stream, record
+    from common.lm.hidden_states import pad_right
+
+    class Owner:
+        """Whoever records the other graph."""
+
+    recorded = RecordedPass(adapted)
+    ids, mask = pad_right([[5] * 90, [7] * 60], 0, "cuda")
+    recorded(ids, mask)
+    before = recorded(ids, mask).clone()
+    for _ in range(40):  # more than torch has streams
+        owner = Owner()
+        matrix = torch.ones(2048, 2048, device="cuda", dtype=torch.bfloat16)
+        graph = record(lambda matrix=matrix: matrix @ matrix, own_stream(owner))
+        graph.replay()
+        del graph, owner
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        assert torch.equal(recorded(ids, mask), before)
+
+
 def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted):
     """It waits for the GPU in the midst: one warning, right states, and random numbers can be drawn as before."""
     from common.lm.cuda_graph import RecordedPass

@@ -5,7 +5,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,15 +21,25 @@ WARM_UP = 2  # runs before a recording: kernels are compiled and libraries alloc
 # Bytes that only recordings can use, of the memory that each pool has.
 HELD: "weakref.WeakKeyDictionary[torch.cuda.MemPool, int]" = weakref.WeakKeyDictionary()
 
+STREAMS = 32  # that torch makes for a GPU; torch.cuda.Stream() gives one after the other, again and again
+IN_USE: set[int] = set()  # of these the ones that graphs are recorded on
+OF_POOL: "weakref.WeakKeyDictionary[torch.cuda.MemPool, torch.cuda.Stream]" = weakref.WeakKeyDictionary()
+FAILED: list[torch.cuda.CUDAGraph] = []  # recordings that could not be made
+
 
 def record(
-    work: Callable[[], object], pool: Any = None, changed: Sequence[Tensor] = (), most: int | None = None
+    work: Callable[[], object],
+    stream: torch.cuda.Stream,
+    pool: Any = None,
+    changed: Sequence[Tensor] = (),
+    most: int | None = None,
 ) -> torch.cuda.CUDAGraph:
-    """What `work` does on the GPU, as a CUDA graph; `pool` is memory shared with graphs that never run beside it.
+    """What `work` does on the GPU, as a CUDA graph, recorded on `stream`, which is one of `own_stream`.
 
-    `work` runs WARM_UP times and is then recorded, which does not run it; the tensors `changed` are then put back.
-    Raises RuntimeError where it waits for the GPU, there is no memory left, or the process has taken more than `most`
-    bytes of it; streams and random numbers are then as they were.
+    `pool` is memory shared with graphs that never run beside it. `work` runs WARM_UP times and is then recorded, which
+    does not run it; the tensors `changed` are then put back. Raises RuntimeError where it waits for the GPU, there is
+    no memory left, or the process has taken more than `most` bytes of it; streams and random numbers are then as they
+    were.
     """
     here = torch.cuda.current_stream()
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -38,16 +47,18 @@ def record(
     kept = [tensor.clone() for tensor in changed]
     graph = torch.cuda.CUDAGraph()
     try:
-        with beside(pool):
+        with beside(stream, pool):
             for _ in range(WARM_UP):
                 work()
         if most is not None and (taken := torch.cuda.max_memory_reserved()) > most:
             raise RuntimeError(f"the process holds {taken / 2**30:.1f} GiB, more than {most / 2**30:.1f}")
         which: Any = pool.id if isinstance(pool, torch.cuda.MemPool) else pool
-        with torch.cuda.stream(here), torch.cuda.graph(graph, which, recording_stream()):  # the first: to restore it
+        with torch.cuda.stream(here), torch.cuda.graph(graph, which, stream):  # the first: to restore it
             work()
     except RuntimeError:
         generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
+        if isinstance(pool, torch.cuda.MemPool):  # its end would free the workspace of the others, see `own_stream`
+            FAILED.append(graph)
         raise
     finally:
         for tensor, old in zip(changed, kept, strict=True):
@@ -56,22 +67,40 @@ def record(
 
 
 @contextmanager
-def beside(pool: Any) -> Iterator[None]:
+def beside(stream: torch.cuda.Stream, pool: Any) -> Iterator[None]:
     """Work as a recording does: on the stream that records, and where it is a MemPool in the memory `pool`.
 
     What such a pool has had for a pass is then there for the recording, in place of a second time.
     """
-    here, there = torch.cuda.current_stream(), recording_stream()
-    there.wait_stream(here)
+    here = torch.cuda.current_stream()
+    stream.wait_stream(here)
     within = torch.cuda.use_mem_pool(pool) if isinstance(pool, torch.cuda.MemPool) else nullcontext()
-    with torch.cuda.stream(there), within:
+    with torch.cuda.stream(stream), within:
         yield
-    here.wait_stream(there)
+    here.wait_stream(stream)
 
 
-@lru_cache
-def recording_stream() -> torch.cuda.Stream:
-    return torch.cuda.Stream()
+def own_stream(owner: object) -> torch.cuda.Stream:
+    """A stream to record the graphs of `owner` on, which nothing else records on while it lives.
+
+    The graphs of a stream share a workspace of cuBLAS, and torch 2.13 frees it as soon as one of them ends: a replay of
+    the others would then work in memory that may be gone (pytorch issue 193402). So graphs that do not end together
+    need streams of their own. Raises RuntimeError where there are more owners than streams.
+    """
+    for _ in range(STREAMS):
+        stream = torch.cuda.Stream()
+        if stream.cuda_stream not in IN_USE:
+            IN_USE.add(stream.cuda_stream)
+            weakref.finalize(owner, IN_USE.discard, stream.cuda_stream)
+            return stream
+    raise RuntimeError(f"{len(IN_USE)} owners of CUDA graphs have taken every stream of this GPU")
+
+
+def stream_of(pool: torch.cuda.MemPool) -> torch.cuda.Stream:
+    """The stream of all recordings in `pool`: memory that one stream has had there is no other's."""
+    if pool not in OF_POOL:
+        OF_POOL[pool] = own_stream(pool)
+    return OF_POOL[pool]
 
 
 class Recording(NamedTuple):
@@ -124,7 +153,7 @@ class Recorded:
                 self.pool = torch.cuda.MemPool()
             if shapes not in self.seen:
                 self.seen.add(shapes)
-                with beside(self.pool):
+                with beside(stream_of(self.pool), self.pool):
                     return self.work(*inputs)
             try:
                 self.recordings[shapes] = self.record(inputs)
@@ -152,9 +181,9 @@ class Recorded:
             for output, result in zip(outputs, results, strict=True):
                 output.copy_(result)
 
-        graph = record(work, self.pool, self.changed, self.most)
-        if self.pool is not None:
-            HELD[self.pool] = sum(one["total_size"] - one["allocated_size"] for one in self.pool.snapshot(False))
+        assert self.pool is not None
+        graph = record(work, stream_of(self.pool), self.pool, self.changed, self.most)
+        HELD[self.pool] = sum(one["total_size"] - one["allocated_size"] for one in self.pool.snapshot(False))
         values = [value for module in self.model.modules() for value in vars(module).values()]
         held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
         return Recording(graph, static, outputs, held)

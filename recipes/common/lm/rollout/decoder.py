@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.lm.cuda_graph import record
+from common.lm.cuda_graph import own_stream, record
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Unsupported, rotary_tables
 from common.lm.rollout.rows import Request, Rows
@@ -72,6 +72,7 @@ class Decoder:
         self.temperature, self.greedy = torch.ones((), device=device), torch.zeros((), device=device)
         self.end = zeros()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.stream: torch.cuda.Stream | None = None  # that they are recorded on
         self.steps = 0  # so far; for figures
 
     def refresh(self) -> None:
@@ -220,8 +221,10 @@ class Decoder:
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """A step of `size` rows as a CUDA graph. The rows stay as they are."""
+        if self.stream is None:
+            self.stream = own_stream(self)
         pool = next((other.pool() for other in self.graphs.values()), None)
-        return record(lambda: self._step(size), pool, self.state)
+        return record(lambda: self._step(size), self.stream, pool, self.state)
 
     def _compact(self, rows: Rows, size: int) -> None:
         """Move the live rows at or above `size` to free rows below it."""

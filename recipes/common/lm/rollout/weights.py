@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from common.lm.cuda_graph import record
+from common.lm.cuda_graph import own_stream, record
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.layers import (
@@ -155,6 +155,7 @@ class PolicyWeights:
         self.device = self.norm.device
         self.operations = operations_for(self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None  # that it is recorded on
         self.read: list[int] = []  # the addresses that the graph reads
         # Norms stay in the dtype in which the model computes, also under a base in 4 bit.
         self.dtype = _active(self.embedding).weight.dtype
@@ -190,7 +191,9 @@ class PolicyWeights:
             self.graph, self.read = None, read
             return
         if self.graph is None:
-            self.graph = record(self._merge)
+            if self.stream is None:
+                self.stream = own_stream(self)
+            self.graph = record(self._merge, self.stream)
         self.graph.replay()
 
     def _merge(self) -> None:
