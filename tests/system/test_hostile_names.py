@@ -152,7 +152,7 @@ def test_a_name_that_is_no_text_is_refused_in_one_message(kind, place, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", set(REFUSED) - {"too long"})
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind != "too long"])
 def test_a_folder_s_file_with_such_a_name_is_refused(kind, place):
     Path("folder").mkdir()
     data_file(f"folder/{REFUSED[kind]}")
