@@ -6,7 +6,6 @@ formats.py.
 """
 
 import csv
-import functools
 import hashlib
 import itertools
 import re
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data.hub_dataset import hub_dataset, hub_refusal, no_such_dataset
 from common.data.json_values import as_text, json_type, json_values
-from common.errors import InputError, MachineError, printable
+from common.errors import InputError, printable
 from common.lm.network import tried
 
 if TYPE_CHECKING:
-    from datasets import DatasetBuilder
+    pass
 
 Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revision
 
@@ -32,7 +32,6 @@ SHOWN_FAULTS = 20
 MOST_NOTES = 20
 OTHER_NOTES = "other things that are not read"
 NO_FILE = "is a pipe, a socket or a device, which cannot be read twice; give a plain file"
-COMMIT = re.compile("[0-9a-f]{40}")
 MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti)\(")  # the features of datasets that hold files
 
 
@@ -149,7 +148,7 @@ def source_identity(source: Source) -> str:
     Raises InputError or MachineError, as reading does, when the hub does not give the dataset.
     """
     if isinstance(source, str):
-        return f"{source.partition('@')[0]}@{_hub_dataset(source).hash}"
+        return f"{source.partition('@')[0]}@{hub_dataset(source).hash}"
     return source_sha256(source)
 
 
@@ -253,56 +252,14 @@ def _twice(names: Iterable[str]) -> str | None:
 
 
 def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
-    builder = _hub_dataset(name)
+    builder = hub_dataset(name)
     try:
-        tried(name, lambda _: builder.download_and_prepare(), hopeless=_no_such_dataset)
+        tried(name, lambda _: builder.download_and_prepare(), hopeless=no_such_dataset)
         dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
-        raise _hub_refusal(name, error) from None
+        raise hub_refusal(name, error) from None
     # Images and sounds are refused where the row is read; they are not decoded before, which needs more libraries.
     media = {column: "not loaded" for column, feature in dataset.features.items() if MEDIA.search(repr(feature))}
     nothing = {column for column, feature in dataset.features.items() if getattr(feature, "dtype", None) == "null"}
     rows = (fields | media for fields in dataset.remove_columns(list(media)))
     yield from _arrow_rows(name, rows, nothing, faults)
-
-
-@functools.cache  # so that the rows and the commit in a run's identity are of the same request
-def _hub_dataset(name: str) -> "DatasetBuilder":
-    """The dataset of the hub that `name`, id or id@revision, means; its `hash` is the commit.
-
-    Without a network it is the newest copy in the local cache. Raises MachineError when that is of another commit.
-    """
-    from datasets import load_dataset_builder
-
-    dataset, _, revision = name.partition("@")
-    try:
-        builder = tried(
-            name, lambda _: load_dataset_builder(dataset, revision=revision or None), hopeless=_no_such_dataset
-        )
-    except (OSError, ValueError) as error:
-        raise _hub_refusal(name, error) from None
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
-            raise
-        program = f"{dataset.rpartition('/')[2]}.py in its repository"
-        raise InputError(f"{name}: the dataset is a program, {program}, which is never run; give its rows") from None
-    if COMMIT.fullmatch(revision) and builder.hash != revision:
-        raise MachineError(
-            f"{name}: the hub cannot be reached, and the newest copy on this machine is of commit {builder.hash}"
-        )
-    return builder
-
-
-def _no_such_dataset(error: Exception) -> bool:
-    """Whether the hub has answered that it has none; what fails on the way is no answer."""
-    return isinstance(error, ValueError | FileNotFoundError | PermissionError)
-
-
-def _hub_refusal(name: str, error: Exception) -> InputError | MachineError:
-    # datasets raises ValueError for a missing split or an unknown builder; everything of the network is an OSError.
-    if isinstance(error, ValueError):
-        return InputError(f"{name}: the hub has no such dataset with a train split: {error}")
-    return MachineError(
-        f"{name}: no file or folder of this name, and the hub gave no dataset: {str(error).splitlines()[0]}\n"
-        "For a file, give its path; for a dataset, check the name, the network, HF_TOKEN and HF_ENDPOINT."
-    )
