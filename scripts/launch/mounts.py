@@ -25,7 +25,7 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
 READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
-READ |= {"chat_template_path", "run", "questions", "tasks", "repro"}
+READ |= {"chat_template_path", "run", "questions", "tasks", "repro", "advisories"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
@@ -62,6 +62,7 @@ NO_PATH |= {
     "repo",
     "message",
 }
+NO_PATH |= {"lock", "accept"}  # of audit
 NO_PATH |= {"time", "sweep", "gpus", "partition", "account", "qos", "constraint", "sbatch", "image"}  # of slurm
 
 REWARD = re.compile(r"^(?P<before>(model:)?)(?P<path>.+?)(?P<after>(:\w+)?(=[-+.\deE]+)?)$")

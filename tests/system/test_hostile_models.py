@@ -198,7 +198,7 @@ def in_the_cache(monkeypatch, tmp_path, *left_out: str) -> Model:
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(model_files, "TRIES", 1)
+    monkeypatch.setattr(network, "DOWNLOADS", 1)
     return Model("x", "org/x", None, None, local=False)
 
 
