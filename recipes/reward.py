@@ -357,11 +357,12 @@ class RewardLoss(Trainer):
         }  # since the last log, where TRL's trainers have theirs
 
     metrics_of_rank = True
+    counts = True  # of several ranks not where a rank has no rows left, see SharedSteps
 
     def compute_loss(self, model: "PeftModel", inputs: dict, *_: Any, **__: Any) -> "torch.Tensor":
         mask = inputs["attention_mask"]
         outputs = model(inputs["input_ids"], mask)  # (B,)
-        since_log = self._metrics["train"]
+        since_log = self._metrics["train"] if self.counts else defaultdict[str, list[Any]](list)
         since_log["outputs"] += outputs.detach().unbind()
         since_log["lengths"] += mask.sum(1).unbind()
         if self.facts["kind"] == "bradley-terry":

@@ -39,6 +39,7 @@ DISK = (*FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EA
 # The name of a variable whose value nobody should see: HF_TOKEN, WANDB_API_KEY, DB_PASSWORD; not TOKENIZER, KEYRING.
 SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSW[A-Z]*|PASSPHRASE|CREDENTIALS?|[A-Z]*KEY)(_|$)", re.IGNORECASE)
 TOKENS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pos]_[A-Za-z0-9]{30,})")
+WORD = re.compile(r"[A-Za-z_-]{1,15}|<\|.*\|>")  # SORT_KEY=completion, PAD_TOKEN=<|endoftext|>: a name, and no secret
 SHORTEST_SECRET = 8  # characters; shorter ones are no secrets, and would take every "1" and "true" out of a text
 # What a terminal would obey, or show as other text than it is: control characters but tab and newline, marks that turn
 # the direction of writing, and bytes of a name that are no UTF-8.
@@ -210,7 +211,9 @@ def secret_values() -> dict[str, str]:
     found = {
         name: value
         for name, value in os.environ.items()
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET and not _is_place(name, value)
+        if SECRET.search(name)
+        and len(value) >= SHORTEST_SECRET
+        and not (WORD.fullmatch(value) or _is_place(name, value))
     }
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 

@@ -41,7 +41,7 @@ def take_again(run: Recorded, words: list[str], steps: int, folder: Path, what: 
     """
     record = run.record
     command = [str(ROOT / "recipes" / f"{record['recipe']}.py"), *words, "--output-dir", str(folder)]
-    if (processes := record["matters"].get("processes", 1)) > 1:
+    if (processes := record.get("ranks", 1)) > 1:
         command = [str(ROOT / "scripts" / "launch" / "processes.py"), str(processes), *command]
     environment = {**os.environ, VARIABLE: f"{steps}:{(run.folder / 'run.json').absolute()}"}
     threads = record.get("machine", {}).get("threads")

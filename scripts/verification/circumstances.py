@@ -59,9 +59,7 @@ def _all(then: dict[str, Any], now: dict[str, Any]) -> Iterator[Circumstance]:
                 yield Circumstance(f"setting {name}", _text(was.get(name)), _text(are.get(name)))
     for name, (called, note) in RUN.items():
         yield Circumstance(called, _text(then.get(name)), _text(now.get(name)), note)
-    yield Circumstance(
-        "processes", _text(then["matters"].get("processes", 1)), _text(now["matters"].get("processes", 1))
-    )
+    yield Circumstance("processes", _text(then.get("ranks", 1)), _text(now.get("ranks", 1)))
     yield from _of_code(then["code"], now["code"])
     if "host" in old:
         yield Circumstance("machine's name", _text(old["host"]), _text(new.get("host")))

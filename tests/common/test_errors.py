@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from common import memory_limits
-from common.errors import LONGEST, explanation, one_line, without_credentials
+from common.errors import LONGEST, explanation, one_line, without_credentials, without_secrets
 from common.memory_limits import memory_limit
 from conftest import ROOT
 
@@ -114,3 +114,19 @@ def test_a_limit_of_ulimit_is_in_the_message():
     done = command(code, SLURM_MEM_PER_NODE="")
     assert done.returncode == 3
     assert "The least limit is " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_secret"),
+    [
+        ("WANDB_API_KEY", "0123456789abcdef", True),
+        ("DB_PASSWORD", "correct-horse-battery-staple", True),
+        ("SORT_KEY", "completion", False),
+        ("PAD_TOKEN", "<|endoftext|>", False),
+        ("POSTGRES_PASSWORD", "postgres", False),
+    ],
+)
+def test_a_plain_word_is_no_secret(name, value, is_secret, monkeypatch):
+    monkeypatch.setenv(name, value)
+    shown = f"${name}" if is_secret else value
+    assert without_secrets(f"the column {value} is missing") == f"the column {shown} is missing"

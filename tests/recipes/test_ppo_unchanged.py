@@ -7,6 +7,7 @@ numbers differ between processors, so bytes that were recorded elsewhere would p
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -100,6 +101,19 @@ def run(recipe: Path, folder: Path, *flags: object) -> Path:
     return folder
 
 
+def as_before(recipe: Path, flag: object) -> object:
+    """A flag for the recipe before: a reward model knows its base by what that recipe identifies a base with."""
+    if not isinstance(flag, Path):
+        return flag
+    code = "from common.lm.hub import contents, find_model; print(contents(find_model('tiny')))"
+    environment = {**os.environ, "PYTHONPATH": str(recipe.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    folder = shutil.copytree(flag, flag.with_name("before"), dirs_exist_ok=True)
+    facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+    (folder / "head.json").write_text(json.dumps({**facts, "base": done.stdout.strip()}), encoding="utf-8")
+    return folder
+
+
 def results(folder: Path) -> dict[str, object]:
     """All that a run computes: weights, metrics, samples and held-out figures."""
     found: dict[str, object] = {
@@ -124,7 +138,7 @@ def test_results_are_those_of_the_recipe_before_the_rewrite(recipe_before, rewar
         flags += ("--learning-rate", 0.01, "--max-approx-kl", 0.002)  # too far in some steps, so that those stop early
     else:
         flags = ("--rewards", "mine.py:different=0.5", "--reward-model", reward_model, "--gradient-checkpointing")
-    then = results(run(recipe_before, tmp_path / "then", *flags))
+    then = results(run(recipe_before, tmp_path / "then", *(as_before(recipe_before, flag) for flag in flags)))
     now = results(run(ROOT / "recipes" / "ppo.py", tmp_path / "now", *flags, *FLAGS_OF_TODAY))
     assert all(row["score/std"] > 0 for row in then["metrics"] if "score/std" in row)
     if scored_by == "reward functions":

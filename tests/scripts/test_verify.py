@@ -139,7 +139,7 @@ def test_only_the_first_steps_are_compared():
         ("machine host", "there", "machine's name: here in the run, there now"),
         ("dtype", "torch.bfloat16", "type of the numbers: none in the run, torch.bfloat16 now"),
         ("micro_batch", {"per_device_train_batch_size": 2}, "micro-batch by --oom=retry: none in the run"),
-        ("matters processes", 2, "processes: 1 in the run, 2 now"),
+        ("ranks", 2, "processes: 1 in the run, 2 now"),
     ],
 )
 def test_a_circumstance_that_differs_is_named_with_both_values(path, value, words):

@@ -38,7 +38,8 @@ class FakeHub:
 
     `faults` are, by the name of a file, what happens to the next requests for it: ("drop", bytes) ends the connection
     after so many, ("stall", seconds) sends half and then nothing for that time, (status, Retry-After) refuses, and
-    ("damage", 0) sends other bytes. `sent` counts the bytes of files that were sent.
+    ("damage", 0) sends other bytes. By the id of a model it is the status that the API answers about it. `sent` counts
+    the bytes of files that were sent.
     """
 
     def __init__(self, datasets: dict[str, list[dict]]) -> None:
@@ -70,6 +71,8 @@ def serve(datasets: dict[str, list[dict]]) -> Iterator[FakeHub]:
             for name, repository in hub.models.items():
                 if path.startswith(f"/api/models/{name}/tree/"):
                     return self.answer(json.dumps(self.tree(repository)))
+                if path.startswith(f"/api/models/{name}") and hub.faults.get(name):
+                    return self.answer("", int(hub.faults[name].pop(0)[0]))
                 if path.startswith(f"/api/models/{name}"):
                     return self.answer(json.dumps(self.describe(name, repository)))
                 if path.startswith(f"/{name}/resolve/"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import environment
-from common.errors import InputError
+from common.errors import InputError, MachineError
 from common.lm import model_files, network
 from common.lm.adapter import check_plain
 from common.lm.hub import Model, contents, fetch, find_model, load_tokenizer

@@ -157,7 +157,7 @@ def test_what_is_secret_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "token").touch()
     secret = {
         "HF_TOKEN": "hf_12345678", "AWS_SECRET_ACCESS_KEY": "/abcdefgh/x", "DB_PASSWORD": "passw0rd!",
-        "APIKEY": "k" * 9, "my_api_key": "lower-case",
+        "APIKEY": "k" * 9 + "1", "my_api_key": "lower-case-1",
     }  # fmt: skip
     others = {
         "HF_TOKEN_PATH": "/no/such/token", "SSL_KEY": str(tmp_path / "token"), "TOKENIZER": "qwen2.5-7b",

@@ -190,7 +190,7 @@ def test_a_token_on_the_command_line_is_refused(cluster, tmp_path):
     environment = {**cluster.environment, "HF_TOKEN": TOKEN}
     done = make(SINGLE, environment, MODEL="tiny", DATA=None, OUT=str(tmp_path / "run"), ARGS=f"--data {TOKEN}")
     assert "Error 2" in done.stderr
-    assert "The value of HF_TOKEN would be in" in done.stderr
+    assert "the value of HF_TOKEN is on the command line" in done.stderr
     assert not list(tmp_path.rglob("*.sh"))
 
 

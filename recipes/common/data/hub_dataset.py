@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
 COMMIT = re.compile("[0-9a-f]{40}")
+PROGRAM = "scripts are no longer supported"  # in the words of datasets
 
 
 @functools.cache  # so that the rows and the commit in a run's identity are of the same request
@@ -29,7 +30,7 @@ def hub_dataset(name: str) -> "DatasetBuilder":
     except (OSError, ValueError) as error:
         raise hub_refusal(name, error) from None
     except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
+        if PROGRAM not in str(error):
             raise
         program = f"{dataset.rpartition('/')[2]}.py in its repository"
         raise InputError(f"{name}: the dataset is a program, {program}, which is never run; give its rows") from None
@@ -41,8 +42,20 @@ def hub_dataset(name: str) -> "DatasetBuilder":
 
 
 def no_such_dataset(error: Exception) -> bool:
-    """Whether the hub has answered that it has none; what fails on the way is no answer."""
-    return isinstance(error, ValueError | FileNotFoundError | PermissionError)
+    """Whether another try would end the same: the hub has none, it is a program, or its rows are wrong.
+
+    What fails on the way is no answer.
+    """
+    known = isinstance(error, ValueError | FileNotFoundError | PermissionError)
+    return known or PROGRAM in str(error) or of_rows(error)
+
+
+def of_rows(error: Exception) -> bool:
+    """Whether datasets could not read the rows that it has; it wraps the errors of the network in the same way."""
+    import httpx  # late: most data are files
+
+    wrapped = type(error).__module__ == "datasets.exceptions" and not isinstance(error, OSError)
+    return wrapped and not isinstance(error.__cause__, OSError | httpx.HTTPError)
 
 
 def hub_refusal(name: str, error: Exception) -> InputError | MachineError:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data.hub_dataset import hub_dataset, hub_refusal, no_such_dataset
+from common.data.hub_dataset import hub_dataset, hub_refusal, no_such_dataset, of_rows
 from common.data.json_values import as_text, json_type, json_values
-from common.errors import InputError, printable
+from common.errors import InputError, one_line, printable
 from common.lm.network import tried
 
 if TYPE_CHECKING:
@@ -258,6 +258,10 @@ def _hub_rows(name: str, faults: Faults) -> Iterator[Row]:
         dataset: Any = builder.as_dataset(split="train")
     except (OSError, ValueError) as error:
         raise hub_refusal(name, error) from None
+    except Exception as error:
+        if not of_rows(error):
+            raise
+        raise InputError(f"{name}: its rows cannot be read: {one_line(error.__cause__ or error)}") from None
     # Images and sounds are refused where the row is read; they are not decoded before, which needs more libraries.
     media = {column: "not loaded" for column, feature in dataset.features.items() if MEDIA.search(repr(feature))}
     nothing = {column for column, feature in dataset.features.items() if getattr(feature, "dtype", None) == "null"}

@@ -26,15 +26,39 @@ def bounded(seconds: float) -> Iterator[None]:
     The limit of memory holds for the whole process meanwhile.
     """
     bound_operators()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    top = _address_space() + MEMORY
-    lower = top if soft == resource.RLIM_INFINITY else min(soft, top)
-    resource.setrlimit(resource.RLIMIT_AS, (lower, hard))
+    MEMORY_LIMIT.enter()
     try:
         with _at_most(seconds):
             yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        MEMORY_LIMIT.leave()
+
+
+class MemoryLimit:
+    """The limit on the address space of this process while at least one thread is in a `bounded` block."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.inside:
+                soft, hard = self.before = resource.getrlimit(resource.RLIMIT_AS)
+                top = _address_space() + MEMORY
+                lower = top if soft == resource.RLIM_INFINITY else min(soft, top)
+                resource.setrlimit(resource.RLIMIT_AS, (lower, hard))
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                resource.setrlimit(resource.RLIMIT_AS, self.before)
+
+
+MEMORY_LIMIT = MemoryLimit()
 
 
 def _address_space() -> int:

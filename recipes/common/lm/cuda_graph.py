@@ -1,6 +1,7 @@
 """Work on a CUDA GPU recorded once as a CUDA graph and replayed, where kernels take longer to start than to run."""
 
 import copy
+import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,9 @@ def own_stream(owner: object) -> torch.cuda.Stream:
     the others would then work in memory that may be gone (pytorch issue 193402). So graphs that do not end together
     need streams of their own. Raises RuntimeError where there are more owners than streams.
     """
-    for _ in range(STREAMS):
+    for number in range(2 * STREAMS):
+        if number == STREAMS:
+            gc.collect()  # owners that nothing holds any more, but each other
         stream = torch.cuda.Stream()
         if stream.cuda_stream not in IN_USE:
             IN_USE.add(stream.cuda_stream)

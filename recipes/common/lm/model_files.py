@@ -182,6 +182,7 @@ def download(model: "Model") -> None:
     try:
         network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
     except refused:
+        _check_snapshot(model)  # of a repository that was open once
         return  # load_tokenizer says so
     except Exception as error:  # noqa: BLE001  as in network.tried
         raise MachineError(
@@ -197,9 +198,15 @@ def _check_snapshot(model: "Model") -> None:
     if folder is None:
         return  # the tokenizer, which is loaded next, says so
     check_weights(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{model.source}: has no weights as safetensors, and a pickle (pytorch_model.bin) can run code when it is "
-            f"loaded. If you trust it: hf download {model.source} --local-dir FOLDER, and give --model FOLDER; the "
-            "message about the file in it has the command that converts it"
+    if any(folder.glob("*.safetensors")):
+        return
+    if network.is_offline() and not any((folder / name).exists() for name in PICKLED):
+        raise MachineError(
+            f"{model.source}: its weights are not in the cache of this machine, {network.cache()}, and HF_HUB_OFFLINE "
+            "is set; run the command once with the network, or name a local directory"
         )
+    raise InputError(
+        f"{model.source}: has no weights as safetensors, and a pickle (pytorch_model.bin) can run code when it is "
+        f"loaded. If you trust it: hf download {model.source} --local-dir FOLDER, and give --model FOLDER; the "
+        "message about the file in it has the command that converts it"
+    )

@@ -23,10 +23,19 @@ def fetch_weights(model: "Model", patterns: list[str], ignored: list[str], by_xe
     file is lost with it. Raises the errors of huggingface_hub and httpx, and OSError for a file of another sha256.
     """
     # Late: huggingface_hub reads HF_* when it is imported, which set_variables sets.
-    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+    import httpx
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import filter_repo_objects
 
-    info = HfApi().model_info(model.source, revision=model.revision, timeout=30)
+    try:
+        info = HfApi().model_info(model.source, revision=model.revision, timeout=30)
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (httpx.ConnectError, httpx.TimeoutException, HfHubHTTPError):
+        if isinstance(try_to_load_from_cache(model.source, "config.json", revision=model.revision), str):
+            return  # the library takes what is there, if it is whole
+        raise
     names = [one.rfilename for one in info.siblings or [] if one.rfilename.endswith(".safetensors")]
     blobs = cache() / f"models--{model.source.replace('/', '--')}" / "blobs"
     for name in filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=ignored):
@@ -35,7 +44,9 @@ def fetch_weights(model: "Model", patterns: list[str], ignored: list[str], by_xe
             continue
         facts = get_hf_file_metadata(url)
         xet = by_xet and facts.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET
-        if xet or facts.size is None or not re.fullmatch("[0-9a-f]{64}", facts.etag or ""):
+        if xet or facts.size is None or facts.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            continue  # a file as large as that comes by Xet alone
+        if not re.fullmatch("[0-9a-f]{64}", facts.etag or ""):
             continue  # without git LFS a file is small, and its etag is no sha256
         blobs.mkdir(parents=True, exist_ok=True)
         _fetch(url, blobs / str(facts.etag), facts.size)

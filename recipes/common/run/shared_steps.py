@@ -85,6 +85,11 @@ class SharedSteps(CheckedSteps):
     coming: Sequence[int] = ()  # the micro-batches of this step that are still to come, by their number in the epoch
     micro_batch: int | None = None  # the one at hand; None outside of training
 
+    @property
+    def counts(self) -> bool:
+        """Whether the micro-batch at hand has weight: a rank with no rows left takes one that has none."""
+        return self.rank_batches is None or self.micro_batch is None or self.rank_batches.weight(self.micro_batch) > 0
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.args.ddp_find_unused_parameters = False  # every step uses all that is trained

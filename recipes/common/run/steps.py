@@ -150,7 +150,8 @@ class CheckedSteps(Trainer):
         try:
             super()._run_epoch(*args, **kwargs)
         except Exception as error:
-            if is_out_of_memory(error) and self.bad_steps.arguments.get("oom") == "retry":
+            # Of several ranks one alone is here, and saving takes all; --oom=retry says why it does not retry then.
+            if world_size() == 1 and is_out_of_memory(error) and self.bad_steps.arguments.get("oom") == "retry":
                 traceback.clear_frames(error.__traceback__)  # they hold the activations that filled the memory
                 self._save_before_retry(kwargs["model"], kwargs["trial"])
             raise

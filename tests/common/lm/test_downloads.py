@@ -125,6 +125,9 @@ def test_a_hub_that_keeps_failing_is_given_up_after_the_documented_tries(hub, tm
     hub.faults.clear()
     assert download(hub, tmp_path)[0] == 0
     assert_whole(hub, tmp_path)
+    hub.faults["org/x"] = [(429, 0)] * 99
+    code, errors = download(hub, tmp_path)  # it is in the cache
+    assert (code, errors.count("; again in ")) == (0, 0), errors
 
 
 READ = """

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -167,6 +168,26 @@ def test_a_time_that_ends_beside_the_block_harms_nobody():
 
     with ThreadPoolExecutor(1) as pool:
         assert 0 <= pool.submit(often).result(20) <= 50
+
+
+def test_blocks_of_several_threads_leave_no_limit_on_memory_behind():
+    """The first of them ends while the second is inside."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with bounds.bounded(10):
+            inside.set()
+            leave.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        with bounds.bounded(10):
+            done = pool.submit(other)
+            assert inside.wait(10)
+        assert resource.getrlimit(resource.RLIMIT_AS) != before
+        leave.set()
+        done.result(10)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_what_templates_compute_is_computed_as_before(tokenizer, monkeypatch):
