@@ -80,6 +80,7 @@ def _as_rank(task: Callable[[int, Path], None], rank: int, folder: Path, environ
     from torch import distributed
 
     torch.set_num_threads(1)  # a fork has none of the threads that this process computed with, and would wait for them
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # set_variables sets "true", and a batch would wait for threads, too
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **environment}
     patience = timedelta(seconds=float(environment.get("RANKS_TIMEOUT", 60)))
     distributed.init_process_group(
