@@ -19,6 +19,7 @@ from common.cli import parse_arguments
 from common.errors import InputError, MachineError, one_line, run_command
 from common.lm.cards import HUB_ID
 from common.run.ending import command
+from common.run.files import PICKLES
 from common.run.folder import adapter_of
 from exporting.leaks import leaks
 from exporting.model_card import NAME as CARD
@@ -26,8 +27,6 @@ from exporting.model_card import model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # which run code where they are loaded
 
 
 @dataclass(frozen=True)

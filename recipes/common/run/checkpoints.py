@@ -23,7 +23,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from common.errors import Stopped, one_line
 from common.run.bad_numbers import check_alike, check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
-from common.run.files import PART, make_reproducible, put_in_place, write_json
+from common.run.files import PART, PICKLES, make_reproducible, put_in_place, write_json
 from common.run.folder import Run
 from common.run.ranks import barrier, gather_objects, is_first, of_first, reached
 from common.run.replay import REASON
@@ -31,7 +31,6 @@ from common.run.stopping import Stop
 from common.run.trained import is_hashed, trained_sha256
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
 
 # Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.

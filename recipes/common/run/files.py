@@ -14,6 +14,7 @@ from common.errors import InputError, one_line
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
 UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # files that can run code where they are loaded
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
