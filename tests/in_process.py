@@ -1,13 +1,29 @@
 """Run a command's main() in this process, where it costs no import of its own: one that loads no model."""
 
 import contextlib
+import functools
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from common.environment import ROOT
 from common.errors import run_command
+
+
+@functools.cache
+def command(file: str) -> Callable[[], int | None]:
+    """The main function of a command, by its file in the repository."""
+    path = ROOT / file
+    name = f"command_{path.stem.replace('-', '_')}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module.main
 
 
 def ended(main: Callable[[], int | None], capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:

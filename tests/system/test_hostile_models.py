@@ -4,7 +4,6 @@ The pickles planted here write a file when they are loaded. That they do is show
 nothing.
 """
 
-import importlib.util
 import json
 import os
 import pickle
@@ -26,7 +25,7 @@ from common.run.files import write_json
 from common.run.folder import Run
 from conftest import ROOT, run_recipe
 from fake_hub import serve
-from in_process import refusal
+from in_process import command, refusal
 
 TINY = ROOT / "data_samples" / "tiny"
 SHA = "c" * 40
@@ -227,17 +226,6 @@ def test_an_adapter_in_a_pickle_is_refused(tmp_path, mark):
 
 
 # --- every command that takes a folder
-
-
-def command(file: str):
-    """The main function of a command."""
-    path = ROOT / file
-    name = f"hostile_{path.stem.replace('-', '_')}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name].main
 
 
 RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")

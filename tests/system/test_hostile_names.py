@@ -5,7 +5,6 @@ something that it obeys; nothing is written but what was requested; and nothing 
 """
 
 import csv
-import importlib.util
 import io
 import itertools
 import json
@@ -24,8 +23,7 @@ from common.errors import CONTROL, InputError, run_command
 from common.lm.hub import find_model
 from common.rewards.user_file import find_function
 from common.run import screen
-from conftest import ROOT
-from in_process import as_it_was
+from in_process import as_it_was, command
 from launch import engines
 from launch.mounts import Mounts, check_paths
 from launch.repeat import repeat
@@ -94,16 +92,6 @@ def data_file(name: str) -> str:
     except OSError:
         assert len(name) > 255
     return file
-
-
-def command(file: str):
-    path = ROOT / file
-    name = f"names_{path.stem.replace('-', '_')}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name].main
 
 
 def run(main, capsys, *words: object, shown: bool = True) -> tuple[int, str, str]:
