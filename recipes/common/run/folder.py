@@ -66,6 +66,7 @@ class Run:
         """Add facts to run.json, and the time taken; of several processes the first one writes it."""
         self.record |= {"seconds": self.seconds, **facts}
         if is_first():
+            self.lock.check()
             write_json(self.folder / "run.json", self.record)
 
     def add_weights(self, step: int, sha256: str) -> None:
