@@ -53,7 +53,12 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if sharded:
         os.environ["UNSLOTH_FSDP2"] = "1"
-    models, datasets = list(models), [source for source in sources if isinstance(source, str)]
+    models = list(models)
+    if models:
+        from common.lm.own_code import check_trusted  # late, as check_hub below
+
+        check_trusted(models)
+    datasets = [source for source in sources if isinstance(source, str)]
     if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
