@@ -1,5 +1,6 @@
 """Environment variables to set before unsloth is imported, and a description of this machine and code for run.json."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -48,6 +49,7 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))  # else in /tmp
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a warning at every fork
+    _tokenize_alone_in_forks()
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -68,6 +70,15 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+@functools.cache
+def _tokenize_alone_in_forks() -> None:
+    """Have every fork of this process tokenize on one thread.
+
+    It has none of the threads that this process tokenizes with, and by "true" a batch would wait for them forever.
+    """
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 def compiled_code() -> Path:
