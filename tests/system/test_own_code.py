@@ -141,11 +141,35 @@ def test_a_hub_model_is_trusted_at_the_commit_that_is_named(tmp_path):
     assert run.record["matters"]["own_code"] == [COMMIT]
 
 
+def test_code_of_a_hub_model_runs_from_the_cache_without_a_network(tmp_path, mark, monkeypatch, capsys):
+    import huggingface_hub.constants as hub
+    from common.lm.network import in_cache
+
+    snapshot = tmp_path / "hub" / "models--org--x" / "snapshots" / COMMIT
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with_code(snapshot, mark)
+    with pytest.raises(InputError, match=f"if you trust them: --trust-remote-code=org/x@{COMMIT}|This command never"):
+        fetch(Model("x", "org/x", COMMIT, None, local=False))
+    trust([f"org/x@{COMMIT}"])
+    model = find_model("org/x")
+    assert in_cache(model)
+    assert not mark.exists()
+    fetch(model)
+    assert mark.exists()
+    assert capsys.readouterr().out.startswith("org/x: runs code of its own")
+    for file in snapshot.glob("*.py"):
+        file.unlink()
+    assert not in_cache(model)  # it was downloaded before anybody trusted it
+
+
 def test_a_name_of_no_model_of_the_command_is_refused(own):
     trust([str(own)])
     with pytest.raises(InputError, match=f"--trust-remote-code {own}: this command loads no such model"):
         own_code.check_trusted([find_model("tiny")])
     own_code.check_trusted([find_model("tiny"), find_model(str(own))])
+    own_code.check_trusted([find_model("tiny")])  # of a part of the command
 
 
 def test_code_of_another_repository_or_none_at_all_is_refused(own, mark, tmp_path):

@@ -26,6 +26,7 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "pre
 COMMIT = re.compile("[0-9a-f]{40}")
 
 TRUSTED: dict[str, str | None] = {}  # {source: commit, None of a directory} of the models that the user trusts
+UNUSED: set[str] = set()  # of these, until it is known which models the command loads
 RUNS: dict[str, dict[str, str]] = {}  # {name of a model: {file: sha256}}: the code that this process runs
 
 
@@ -101,8 +102,9 @@ def how_to_trust(model: "Model") -> str:
 
 def check_trusted(models: "Iterable[Model]") -> None:
     """Raise InputError where --trust-remote-code names a model that is none of `models`, all that a command loads."""
-    if unused := sorted(TRUSTED.keys() - {model.source for model in models}):
+    if unused := sorted(UNUSED - {model.source for model in models}):
         raise InputError(f"{FLAG} {unused[0]}: this command loads no such model; give it as the model's own argument")
+    UNUSED.clear()  # what a part of the command loads, as a comparison in an evaluation does, may be fewer
 
 
 def check_trust_of(arguments: "Mapping[str, Any]", model: "Model") -> None:

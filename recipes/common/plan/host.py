@@ -8,7 +8,7 @@ on CPUs; with a GPU it was not measured.
 Standard library only, as memory.py.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from common.errors import MachineError
@@ -19,7 +19,7 @@ from common.plan.workload import Workload
 PROGRAM, PROGRAM_GPU = 0.8 * GIB, 3.0 * GIB  # Python, torch and what else is imported; the second is assumed
 DATA_TOKEN = 100  # bytes for a token of the data, while the lists of its numbers become the trainer's dataset; measured
 # A CPU has none of the fused kernels that the plan for a GPU counts on, so more is kept for the backward pass.
-NOT_FUSED = 1.5
+NOT_FUSED = 1.3
 LOGITS = 3  # tensors of all logits at once, in 32 bit
 
 
@@ -58,8 +58,9 @@ def host_peak(
             (shape.layers - work.kept_layers) * work.tokens * shape.hidden_size * 2.0 if offloaded else 0.0,
         )
     else:
-        kept, backward = activation_bytes(shape, work)
-        logits = LOGITS * 4 * work.tokens * shape.vocab_size
+        reward = work.method == "reward"  # on a CPU it keeps every layer; measured
+        kept, backward = activation_bytes(shape, replace(work, gradient_checkpointing=False) if reward else work)
+        logits = 0 if reward else LOGITS * 4 * work.tokens * shape.vocab_size
         whole = 12.0 * card.parameters  # gradients and two moments in 32 bit
         parts = (
             4.0 * card.parameters,
