@@ -57,9 +57,11 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
         os.environ["UNSLOTH_FSDP2"] = "1"
     models = list(models)
     if models:
-        from common.lm.own_code import check_trusted  # late, as check_hub below
+        from common.lm.own_code import check_trusted, import_anew  # late, as check_hub below
 
         check_trusted(models)
+        if any(model.trusted for model in models):
+            import_anew()
     datasets = [source for source in sources if isinstance(source, str)]
     if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

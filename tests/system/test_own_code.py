@@ -6,6 +6,7 @@ The models here have code that leaves a mark when it runs, and pickles with whic
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from in_process import command, refusal
 from launch.commands import COMMANDS
 from launch.repeat import repeat
 from safetensors.torch import load_file
+from transformers import dynamic_module_utils
 
 TINY = ROOT / "data_samples" / "tiny"
 COMMIT = "c" * 40
@@ -29,7 +31,9 @@ ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def nothing_permitted(monkeypatch):
+def nothing_permitted(monkeypatch, tmp_path):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(own_code, "RUNS", runs := {})
     monkeypatch.setattr("common.run.folder.RUNS", runs)
     yield
@@ -401,6 +405,23 @@ def test_a_run_on_a_model_with_code_trains_merges_and_is_continued(own, tmp_path
     trusts = ("--trust-remote-code", merged)
     done = run_recipe("../scripts/chat", "--model", merged, "--prompt", "Hello", "--max-new-tokens", 4, *trusts)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_code_that_a_library_kept_of_the_commit_is_not_what_runs(tmp_path, mark):
+    """transformers never compares what it keeps with the model's files, which are what was printed."""
+    home, stale = tmp_path / "home", tmp_path / "stale"
+    snapshot = with_code(home / "hub" / "models--org--x" / "snapshots" / COMMIT, mark)
+    kept = home / "modules" / "transformers_modules" / "org" / "x" / COMMIT
+    kept.mkdir(parents=True)
+    for file in snapshot.glob("*.py"):
+        (kept / file.name).write_text(file.read_text().replace(str(mark), str(stale)))
+    data = ROOT / "data_samples" / "sft.jsonl"
+    words = ("--model", "org/x", "--trust-remote-code", f"org/x@{COMMIT}", "--data", data)
+    places = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = run_recipe("../scripts/check-data", *words, **places)
+    assert "org/x: runs code of its own" in done.stdout, done.stderr
+    assert (mark.exists(), stale.exists()) == (True, False)
 
 
 @pytest.mark.slow

@@ -6,8 +6,12 @@ run may, and its reward model may not. Of a hub model the commit is part of the 
 read. The code runs with all rights of the user; it is printed by file and sha256 before, and is in run.json.
 """
 
+import atexit
 import hashlib
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +90,17 @@ def announce_code(model: "Model") -> None:
     if is_first():
         listed = ", ".join(f"{name} (sha256 {sha256})" for name, sha256 in RUNS[model.name].items())
         print(f"{model.source}: runs code of its own, as {FLAG} says: {listed}", flush=True)
+
+
+def import_anew() -> None:
+    """Have transformers import the code of models from a fresh folder, for this process and those that it starts.
+
+    Its own folder, HF_MODULES_CACHE, keeps files by repository and commit and never compares them with the model's:
+    code would run that nobody has read. Call it before transformers is imported, which reads the variable.
+    """
+    folder, owner = tempfile.mkdtemp(prefix="model-code-"), os.getpid()
+    os.environ["HF_MODULES_CACHE"] = folder
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
 
 
 def how_to_trust(model: "Model") -> str:
