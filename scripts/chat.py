@@ -64,6 +64,10 @@ class Args:
     compare: bool = False
     """Answer with the base of the adapter, too."""
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     seed: int = 42
 
 

@@ -76,6 +76,10 @@ class Args:
     """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
     beside_base: bool = True
     """With an adapter, evaluate its base on the same rows, too."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # On what.
     data: tuple[str, ...] = ()

@@ -55,6 +55,8 @@ class Args:
     """Quantizations of the GGUF files: f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, ... One that is unknown lists all."""
     model: str | None = None
     """The base of an adapter that has no run.json beside it."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
     output_dir: str | None = None
     """Where the export goes; else `export`, in the run's folder. An earlier one there keeps its formats if it is of the
     same weights, and is replaced if not."""

@@ -52,6 +52,10 @@ class Args:
     """Its base, where the run that made it is not beside it; else taken from that run, and checked against it."""
     output_dir: str | None = None
     """Where the merged model goes; by default `merged`, beside the adapter."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
 
 def main() -> None:
@@ -104,7 +108,7 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
 
     tokenizer, tokens = load_tokenizers(base, adapter)
     model = AutoModelForCausalLM.from_pretrained(
-        base.source, revision=base.revision, dtype="auto", trust_remote_code=False
+        base.source, revision=base.revision, dtype="auto", trust_remote_code=base.trusted
     )
     check_base(model, base.source)
     if getattr(model.config, "quantization_config", None):

@@ -79,6 +79,10 @@ class Args:
     temperature: float = 0.9
     max_completion_length: int = 512
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     seed: int = 42
 
 

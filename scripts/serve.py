@@ -49,6 +49,8 @@ class Args:
     """Tokens of a conversation; without it what the model reads, at most 8,192."""
     name: str | None = None
     """What clients call the model; without it the run's folder."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
     commands: bool = False
     """Only print the command lines that serve this run elsewhere."""
 
@@ -123,7 +125,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def serve_llama_cpp(served: Served, args: Args) -> None:
-    gguf = gguf_of(served, args.quant)
+    gguf = gguf_of(served, args.quant, args.load_pickle)
     stop = wait_for_stop()
     server = start_llama_cpp(gguf, served.name, served.context, args.host, args.port)
     address = server.listening_address
@@ -153,7 +155,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
         raise MachineError(f"{gguf}: llama.cpp cannot serve it: {error}") from None
 
 
-def gguf_of(served: Served, quant: str | None) -> Path:
+def gguf_of(served: Served, quant: str | None, load_pickle: bool = False) -> Path:
     """The GGUF file to serve; without one the run is exported. Raises InputError where --quant names none."""
     found, quant = ggufs(served), quant and quant.lower()
     if not any(wanted in found for wanted in ([quant] if quant else found)):
@@ -163,6 +165,7 @@ def gguf_of(served: Served, quant: str | None) -> Path:
             flush=True,
         )
         script = [sys.executable, str(ROOT / "scripts" / "export.py"), "--run", str(served.folder)]
+        script += ["--load-pickle"] if load_pickle else []
         code = subprocess.run([*script, "--format", "gguf", "--quant", wanted], check=False).returncode
         if code:
             raise SystemExit(code)

@@ -53,6 +53,9 @@ class Args:
     reward_model: str | None = None
     chat_template_path: str | None = None
 
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run, as in the run: its run.json permits nothing."""
+
 
 def main() -> int:
     args = parse(Args, sys.argv[1:], "verify")
@@ -86,6 +89,7 @@ def verify(args: Args, run: Recorded, folder: Path) -> int:
     places = {name: value for name in ("data", "eval_data", "model", "reward_model", "chat_template_path")
               if (value := getattr(args, name))}  # fmt: skip
     words = repeat_words(run, places, args.strict)
+    words += ["--trust-remote-code", *args.trust_remote_code] if args.trust_remote_code else []
     name = args.run or args.repro
     of_all = f"the first {steps} of {run.steps} steps" if steps < run.steps else f"all {steps} steps"
     both = args.strict and not run.arguments.get("full_determinism")

@@ -16,6 +16,7 @@ from common.data.rows import find_source, source_identity
 from common.errors import InputError
 from common.lm.hub import Model, contents, find_model
 from common.lm.load import base_of
+from common.lm.own_code import check_trust_of
 from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
 from common.run.folder import adapter_of
@@ -99,6 +100,7 @@ def find_subject(run: str, base: str | None) -> Subject:
 def base_model(record: dict[str, Any], arguments: dict[str, Any]) -> Model:
     """The model that a run was trained on. Raises InputError where there is another one in its place."""
     base = find_model(arguments["model"])
+    check_trust_of(arguments, base)
     if record["matters"]["base"] != contents(base):
         raise InputError(
             f"{base.source}: is another model, or another version of it, than the run was trained on; give what to "

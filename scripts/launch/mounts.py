@@ -25,7 +25,7 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
 READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
-READ |= {"chat_template_path", "run", "questions", "tasks", "repro", "advisories"}
+READ |= {"trust_remote_code", "chat_template_path", "run", "questions", "tasks", "repro", "advisories"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written

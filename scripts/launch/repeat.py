@@ -37,6 +37,7 @@ def all_words(fields: list[Field], arguments: dict[str, Any]) -> list[str]:
     """
     fp8 = arguments.get("load_in_fp8")
     known = {field.name: field for field in fields if not (fp8 and field.name == "load_in_4bit")}
+    known.pop("trust_remote_code", None)  # a run.json may be somebody else's: it trusts nobody
     return [word for name, value in arguments.items() if name in known for word in as_words(known[name], value)]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-REWARD_FILES = (WEIGHTS, "head.safetensors")  # its weights, which decide what it scores
+REWARD_FILES = (WEIGHTS, "head.safetensors", CONFIG)  # what it scores: its weights, its head, its scale
 
 
 def find_reward_adapter(name: str, base: str) -> Path:

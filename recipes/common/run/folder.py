@@ -21,6 +21,7 @@ from typing import Any
 from common.environment import describe_code
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
 from common.lm.hub import RESUMED
+from common.lm.own_code import RUNS, TRUSTED
 from common.run import replay
 from common.run.determinism import use_deterministic_algorithms
 from common.run.disk import disk_fault, in_words, on_thread_error
@@ -32,6 +33,7 @@ from common.run.ranks import is_first, peer_lost, rank
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
 COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "stop_on_fault", "data", "model"}
+COSMETIC |= {"load_pickle", "trust_remote_code"}  # what is read so is in the contents of the base
 # What to do where a run would end otherwise: a run that ended so resumes with another choice.
 IN_NEED = {"oom", "skip_bad_steps"}
 # What a folder may hold before it has a record: a batch job brings its script, and perhaps a STOP file; a process that
@@ -66,6 +68,7 @@ class Run:
         """Add facts to run.json, and the time taken; of several processes the first one writes it."""
         self.record |= {"seconds": self.seconds, **facts}
         if is_first():
+            self.lock.check()
             write_json(self.folder / "run.json", self.record)
 
     def add_weights(self, step: int, sha256: str) -> None:
@@ -78,7 +81,7 @@ class Run:
             if is_first():
                 self.lock.take()
                 self._check_unchanged()
-            self.update(status="running", started=_now())
+            self.update(status="running", started=_now(), **({"own_code": RUNS} if RUNS else {}))
             threading.excepthook = on_thread_error
             use_deterministic_algorithms(self.record)
         except OSError as error:
@@ -192,6 +195,8 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
+    if commits := sorted(commit for commit in TRUSTED.values() if commit):  # of hub models, with their code
+        matters["own_code"] = commits
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
     identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
@@ -227,6 +232,7 @@ class Parent:
 
     model: str
     base: str  # a sha256 of a directory, or hub id @ revision
+    arguments: dict[str, Any]
 
 
 def parent_of(adapter: Path) -> Parent | None:
@@ -234,7 +240,8 @@ def parent_of(adapter: Path) -> Parent | None:
     record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
     if record is None:
         return None
-    return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
+    arguments = {name: argument["value"] for name, argument in record["arguments"].items()}
+    return Parent(arguments["model"], record["matters"]["base"], arguments)
 
 
 def adapter_of(folder: Path) -> Path:

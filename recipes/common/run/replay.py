@@ -23,6 +23,8 @@ READ = {
     "base": ("the base model", "model"),
     "reward_model": ("the reward model", "reward_model"),
     "reward_files": ("what --rewards reads", "rewards"),
+    "chat_template_path": ("the chat template", "chat_template_path"),
+    "generation_config": ("generation_config.json of the base model", "model"),
 }
 
 
