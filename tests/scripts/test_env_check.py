@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import in_process
 import numpy as np
 import pytest
 from common import arguments, errors
@@ -43,14 +44,9 @@ CARD = {
 }
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """The command as a module, whose main can be called."""
-    spec = importlib.util.spec_from_file_location("env_check_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def command():
+    return in_process.command("env-check.py")
 
 
 def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **errors: str | Result):
