@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from common import arguments, errors
 from common.errors import MachineError
+from common.rewards.sandbox import confinement
 from conftest import ROOT
 from env_check import children, fit, gpus, libraries, machine, packages, probes, screen
 from env_check.checks import Check, Facts, Result
@@ -164,6 +165,7 @@ def test_this_environment_is_looked_at_whole(whole):
     assert lines["lock"]["found"].startswith("docker/")
     assert lines["4 bit"]["found"].startswith("forward and backward on the ")
     assert lines["unsloth import"]["status"] == "ok"
+    assert lines["code sandbox"]["found"] == confinement()
     assert "SDPA" in lines["attention"]["found"]
     assert {"torch call", "compiler", "shared memory", "disk", "hub", "system", "memory"} <= set(lines)
     assert all(line["fix"] for line in lines.values() if line["status"] != "ok")
