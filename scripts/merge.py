@@ -27,7 +27,7 @@ from common.lm.hub import MERGE_RECORD, READS_TEXT, TOKENIZER_FILES, Model, cont
 from common.lm.load import base_of
 from common.lm.render import render_turns
 from common.memory_limits import free_memory
-from common.run.files import write_folder, write_json
+from common.run.files import read_object, write_folder, write_json
 from common.run.screen import loading
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main() -> None:
     inputs = identify(base, adapter)
     if folder.exists():
         record = folder / MERGE_RECORD
-        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        before = read_object(record) if record.is_file() else None
         if before is None or {name: before.get(name) for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
         print(f"{folder} has this merge already.")

@@ -1,6 +1,5 @@
 """What `make evaluate RUN=…` evaluates: the model of a run, what it is compared with, and the rows it never saw."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from common.lm.hub import Model, contents, find_model
 from common.lm.load import base_of
 from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
+from common.run.files import read_object
 from common.run.folder import adapter_of
 
 FORMATS: dict[str, Formats] = {
@@ -130,7 +130,7 @@ def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
     Of the sample data, the sample file that nothing trains on is added. Raises InputError where the run's data is
     another one now.
     """
-    given, record = subject.arguments, json.loads((subject.folder / "run.json").read_text(encoding="utf-8"))
+    given, record = subject.arguments, read_object(subject.folder / "run.json")
     sources = list(data)
     found: list[Held] = []
     if not sources:

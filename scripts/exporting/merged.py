@@ -1,6 +1,5 @@
 """What is exported of a run as folders for transformers and vLLM: its adapter, and the model in 16 bit."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     for name in ADAPTER_FILES:
         if (trained.adapter / name).is_file():
             shutil.copyfile(trained.adapter / name, folder / name)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_object(folder / CONFIG)
     base = trained.base
     config["base_model_name_or_path"] = base.name if base.local else base.source
     config["revision"] = None if base.local else resolved_revision(base) or base.revision

@@ -18,14 +18,19 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # files that can 
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds. Raises InputError where it cannot be read, is damaged, or holds no object."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError where it cannot be read or is damaged, OSError where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is damaged or no JSON ({type(error).__name__}: {one_line(error)})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises as `read_json`, and InputError where it holds anything else."""
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object")
     return found
@@ -118,7 +123,7 @@ def make_reproducible(folder: Path) -> None:
     from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
 
     for file in folder.rglob("adapter_config.json"):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_object(file)
         base = config.get("base_model_name_or_path")
         if base and Path(base).is_absolute():
             origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name
