@@ -79,8 +79,9 @@ class Job:
     @classmethod
     def read(cls, file: Path) -> Self:
         facts = read_object(file)
-        facts |= {"workload": Workload(**facts["workload"])}
-        return cls(**facts | {name: Path(facts[name]) for name in ("checkpoint", "folder")})
+        facts["workload"] = Workload(**facts["workload"])
+        facts |= {name: Path(facts[name]) for name in ("checkpoint", "folder")}
+        return cls(**facts)
 
     def rows(self, name: str) -> list[dict]:
         text = (self.folder / f"{name}.jsonl").read_text(encoding="utf-8")

@@ -17,8 +17,7 @@ from common.lm.hub import Model, contents, find_model
 from common.lm.load import base_of
 from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
-from common.run.files import read_object
-from common.run.folder import adapter_of
+from common.run.folder import adapter_of, read_record
 
 FORMATS: dict[str, Formats] = {
     "sft": SFT_FORMATS,
@@ -130,7 +129,7 @@ def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
     Of the sample data, the sample file that nothing trains on is added. Raises InputError where the run's data is
     another one now.
     """
-    given, record = subject.arguments, read_object(subject.folder / "run.json")
+    given, record = subject.arguments, read_record(subject.folder)
     sources = list(data)
     found: list[Held] = []
     if not sources:

@@ -12,7 +12,7 @@ from common.environment import ROOT
 from common.errors import InputError
 from common.lm.cards import card_names
 from common.run.files import read_records
-from common.run.folder import COSMETIC, IN_NEED
+from common.run.folder import COSMETIC, IN_NEED, read_record
 from launch.commands import COMMANDS
 from launch.mounts import REWARD
 from launch.repeat import all_words
@@ -45,18 +45,13 @@ class Recorded:
 
 def read_run(folder: Path) -> Recorded:
     """The run in `folder`. Raises InputError where there is none, or one whose run.json was changed after it."""
-    file = folder / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    file, record = folder / "run.json", read_record(folder)
     if missing := [name for name in ("recipe", "arguments", "matters", "code") if name not in record]:
         raise InputError(f"{file}: lacks {', '.join(missing)}: this is no record of a run")
     if record["recipe"] not in [name for name, command in COMMANDS.items() if command.recipe]:
         raise InputError(f"{file}: there is no recipe {record['recipe']}")
-    recorded = Recorded(folder, record, read_records(folder / "metrics.jsonl"), read_records(folder / "samples.jsonl"))
+    metrics, samples = (list(read_records(folder / name)) for name in ("metrics.jsonl", "samples.jsonl"))
+    recorded = Recorded(folder, record, metrics, samples)
     if changes := changed(recorded):
         raise InputError(f"{file}: was changed after the run: {'; '.join(changes)}. Put back the file that it wrote.")
     if not recorded.steps:

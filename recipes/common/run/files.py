@@ -68,9 +68,14 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         raise
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file of a run, [] without a file; lines that are damaged are left out."""
-    return [row for _, row in _whole_lines(file)]
+def read_records(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON Lines file of a run, none without a file; lines that are damaged or half are left out."""
+    try:
+        stream = file.open("rb")  # bytes: text is split at more than a line feed, and may end within a character
+    except FileNotFoundError:
+        return
+    with stream:
+        yield from (row for line in stream if (row := _row(line)) is not None)
 
 
 def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -81,27 +86,23 @@ def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not file.exists():
         return
     before = file.read_bytes()
-    whole = _whole_lines(file)
-    if damaged := len(before.splitlines()) - len(whole):
+    rows = [(line, _row(line)) for line in before.splitlines(keepends=True)]
+    if damaged := sum(row is None for _, row in rows):
         print(
             f"{file}: dropped {damaged} damaged line{'s' * (damaged > 1)}, not written completely by an earlier process"
         )
-    after = b"".join(line for line, row in whole if keep(row))
+    after = b"".join(line for line, row in rows if row is not None and keep(row))
     if after != before:
         write_bytes(file, after)
 
 
-def _whole_lines(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    found = []
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    for line in lines:  # of bytes: text is split at more than a line feed, and may end within a character
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            found.append((line, row))
-    return found
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The object in a line of a JSON Lines file; None in one that is damaged, or that is not ended."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def make_readable(folder: Path) -> None:

@@ -231,17 +231,24 @@ class Parent:
 
 def parent_of(adapter: Path) -> Parent | None:
     """The model that `adapter` was trained on, from the run.json beside its folder; None where there is none."""
-    record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
-    if record is None:
+    folder = adapter.resolve().parent
+    if not (folder / "run.json").is_file():
         return None
+    record = read_record(folder)
     return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of the run in `folder`. Raises InputError where there is none, or none that can be read."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
+    return read_object(file)
 
 
 def adapter_of(folder: Path) -> Path:
     """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
-    record = _read(folder) if (folder / "run.json").is_file() else None
-    if record is None:
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
+    record = read_record(folder)
     if record["recipe"] == "reward":
         raise InputError(
             f"{folder}: a reward model scores and writes nothing; judge it with `make evaluate REWARD={folder}`"

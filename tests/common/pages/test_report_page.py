@@ -235,7 +235,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no run; give the folder of a run"):
         page([tmp_path / "nowhere"])
     (tmp_path / "run.json").write_text("[")
-    with pytest.raises(InputError, match=r"run\.json: this is no run\.json"):
+    with pytest.raises(InputError, match=r"run\.json: is damaged or no JSON"):
         page([tmp_path])
 
 
