@@ -26,7 +26,7 @@ from common.lm.hub import find_model
 from common.lm.load import base_of
 from common.run.ending import command
 from common.run.files import read_object
-from common.run.folder import adapter_of
+from common.run.record import adapter_of
 from exporting import commands
 from exporting.modelfile import PARAMETERS, stops_of
 

@@ -17,7 +17,7 @@ from common.lm.hub import Model, contents, find_model
 from common.lm.load import base_of
 from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
-from common.run.folder import adapter_of, read_record
+from common.run.record import adapter_of, read_record
 
 FORMATS: dict[str, Formats] = {
     "sft": SFT_FORMATS,

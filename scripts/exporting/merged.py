@@ -10,7 +10,8 @@ from common.lm.adapter import CONFIG, WEIGHTS
 from common.lm.hub import Model, find_model, load_tokenizer, resolved_revision
 from common.lm.load import base_of
 from common.run.files import read_object, write_json
-from common.run.folder import adapter_of, parent_of
+from common.run.folder import parent_of
+from common.run.record import adapter_of
 from merge import identify, load_tokenizers, merge
 
 if TYPE_CHECKING:

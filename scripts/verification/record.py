@@ -12,7 +12,8 @@ from common.environment import ROOT
 from common.errors import InputError
 from common.lm.cards import card_names
 from common.run.files import read_records
-from common.run.folder import COSMETIC, IN_NEED, read_record
+from common.run.folder import COSMETIC, IN_NEED
+from common.run.record import read_record
 from launch.commands import COMMANDS
 from launch.mounts import REWARD
 from launch.repeat import all_words

@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import InputError
 from common.pages.evaluation import read_evaluation
 from common.run.files import read_records
-from common.run.folder import read_record
+from common.run.record import read_record
 from common.run.samples import read_samples
 
 SHOWN = 5  # completions of either kind

@@ -231,33 +231,10 @@ class Parent:
 
 def parent_of(adapter: Path) -> Parent | None:
     """The model that `adapter` was trained on, from the run.json beside its folder; None where there is none."""
-    folder = adapter.resolve().parent
-    if not (folder / "run.json").is_file():
+    record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
+    if record is None:
         return None
-    record = read_record(folder)
     return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of the run in `folder`. Raises InputError where there is none, or none that can be read."""
-    file = folder / "run.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
-    return read_object(file)
-
-
-def adapter_of(folder: Path) -> Path:
-    """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
-    record = read_record(folder)
-    if record["recipe"] == "reward":
-        raise InputError(
-            f"{folder}: a reward model scores and writes nothing; judge it with `make evaluate REWARD={folder}`"
-        )
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        step = f" after step {record['step']}" if record.get("step") else ""
-        raise InputError(f"{folder}: has no adapter yet; the run is {record['status']}{step}, and its command resumes")
-    return adapter
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
