@@ -1,7 +1,5 @@
 """The record of a run, checked, and the command line that repeats the run."""
 
-import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from common.errors import InputError
 from common.lm.cards import card_names
 from common.run.files import read_records
 from common.run.folder import COSMETIC, IN_NEED
-from common.run.record import read_record
+from common.run.record import identity_of, read_record
 from launch.commands import COMMANDS
 from launch.mounts import REWARD
 from launch.repeat import all_words
@@ -44,7 +42,7 @@ class Recorded:
         return {name: argument["value"] for name, argument in self.record["arguments"].items()}
 
 
-def read_run(folder: Path) -> Recorded:
+def read_recorded(folder: Path) -> Recorded:
     """The run in `folder`. Raises InputError where there is none, or one whose run.json was changed after it."""
     file, record = folder / "run.json", read_record(folder)
     if missing := [name for name in ("recipe", "arguments", "matters", "code") if name not in record]:
@@ -72,11 +70,6 @@ def changed(recorded: Recorded) -> list[str]:
     if not found and recorded.record.get("identity", identity) != identity:
         found = ["the settings in `matters` do not have the hash in `identity`"]
     return found
-
-
-def identity_of(matters: dict[str, Any]) -> str:
-    """The hash of what decides a run's outcome, as common/run/folder.py has it."""
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
 
 
 def repeat_words(recorded: Recorded, places: dict[str, str], strict: bool) -> list[str]:

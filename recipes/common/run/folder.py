@@ -5,7 +5,6 @@ and lock. A folder whose run has the same identity is resumed, or reported as fi
 with the difference.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
 from common.run.ranks import is_first, peer_lost, rank
+from common.run.record import identity_of
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -193,7 +193,7 @@ def plan_run(
         "lock": (code["lock"] or {}).get("sha256"),
     }
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
-    identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+    identity = identity_of(matters)
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
     if is_first():
         refuse_where_held(folder)

@@ -1,5 +1,7 @@
 """What other commands read of a run in its folder: its record, and its adapter."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
     return read_object(file)
+
+
+def identity_of(matters: dict[str, Any]) -> str:
+    """The identity of a run: one sha256 over everything that decides its outcome."""
+    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
 
 
 def adapter_of(folder: Path) -> Path:
