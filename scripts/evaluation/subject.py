@@ -19,6 +19,7 @@ from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
 from common.run.record import adapter_of, read_record
 
+RunArgs = Any  # the Args of scripts/evaluate.py, a command, which nothing imports
 FORMATS: dict[str, Formats] = {
     "sft": SFT_FORMATS,
     "dpo": PAIR_FORMATS,
@@ -123,7 +124,7 @@ def adapter_identity(adapter: str | None) -> str | None:
     return source_identity(sorted(Path(adapter).glob("*.safetensors"))) if adapter else None
 
 
-def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
+def held_rows(subject: Subject, data: tuple[str, ...]) -> list[Held]:
     """The rows to measure on: the files `data`, else those that the run held out; [] where it held out none.
 
     Of the sample data, the sample file that nothing trains on is added. Raises InputError where the run's data is

@@ -84,7 +84,7 @@ NO_CURVE = re.compile(
 )
 
 
-def name_of(key: str) -> str:
+def title_of(key: str) -> str:
     """A metric in words, as the titles of the charts have it; one that no chart shows by its key."""
     for group in GROUPS:
         for name, its_key in group.lines.items():
