@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.arguments import shell_words
 from common.environment import ROOT
 from common.errors import MachineError
 from common.plan.workload import METHODS
@@ -134,7 +134,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
     if work.method == "reward":
         del flags["sample-prompts"]
         flags["eval-ratio"] = 0
-    own = shlex.split(recipe_args)
+    own = shell_words("--recipe-args", recipe_args)
     given = switches(work)
     if "--fit" in own or "--fit=auto" in own:  # what the command line gives, it would leave as it is
         given = []
