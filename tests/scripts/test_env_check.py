@@ -178,6 +178,23 @@ def test_nothing_is_left_behind(whole):
     assert list(whole.home.rglob("*")) == []
 
 
+def test_a_terminal_of_80_columns_gets_no_line_that_it_would_break(monkeypatch, capsys):
+    checks = [
+        Check("datasets", "ok", "4.8.5", ">=4.7.0,<5.0.0,!=4.0.*,!=4.1.0; locked 4.8.5"),
+        Check(
+            "torch", "failure", "2.12.0", ">=2.13.0,<2.14.0 as docker/cuda.lock has it", "make setup VARIANT=cuda " * 4
+        ),
+        Check("disk", "ok", "free for " + "outputs 54 GiB, " * 6, ""),
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(screen.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    screen.show(checks, {}, torch_facts())
+    lines = [re.sub("\033\\[[0-9]*m", "", line) for line in capsys.readouterr().out.splitlines()[6:]]
+    assert max(map(len, lines)) <= 80
+    assert "2.12.0; wanted: >=2.13.0,<2.14.0" in " ".join(lines)
+    assert "!=4.1.0" not in " ".join(lines)  # it is as wanted
+
+
 @pytest.mark.slow
 def test_the_screen_is_a_screen(whole, capsys):
     checks = [Check(**line) for line in whole.report["checks"]]
