@@ -420,5 +420,5 @@ def test_the_answer_is_one_screen():
     lines = printed.splitlines()
     assert len(lines) <= 32
     assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
-    for words in ("bring out", "add a skill", "add: every right answer", " of 80 GiB", "make pipeline"):
+    for words in ("bring out", "add a skill", "add a skill: every right answer", " of 80 GiB", "make pipeline"):
         assert words in printed

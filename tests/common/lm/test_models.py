@@ -477,8 +477,8 @@ def test_list_fits_a_screen_of_100_columns_and_without_hub_ids_one_of_80(copy):
     done = run_script(copy, "models", COLUMNS="80", TTY_COMPATIBLE="1", NO_COLOR="1")
     lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "meta-llama" not in done.stdout  # in 12 columns it would be a word a letter
-    assert len(lines) <= 2 + len(card_names()) + 2  # a line for each, but for lists of methods
+    assert "meta-llama" not in done.stdout  # in 12 columns an id would be broken several times
+    assert len(lines) <= len(card_names()) + 5  # a line for each, but for lists of methods
 
 
 def test_a_hub_model_that_cannot_be_downloaded_has_a_message_of_two_lines():
