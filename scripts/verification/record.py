@@ -9,7 +9,7 @@ from typing import Any
 from common.environment import ROOT
 from common.errors import InputError
 from common.lm.cards import card_names
-from common.run.files import read_records
+from common.run.files import read_jsonl
 from common.run.folder import COSMETIC, IN_NEED
 from common.run.record import identity_of, read_record
 from launch.commands import COMMANDS
@@ -49,7 +49,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise InputError(f"{file}: lacks {', '.join(missing)}: this is no record of a run")
     if record["recipe"] not in [name for name, command in COMMANDS.items() if command.recipe]:
         raise InputError(f"{file}: there is no recipe {record['recipe']}")
-    metrics, samples = (list(read_records(folder / name)) for name in ("metrics.jsonl", "samples.jsonl"))
+    metrics, samples = (list(read_jsonl(folder / name)) for name in ("metrics.jsonl", "samples.jsonl"))
     recorded = Recorded(folder, record, metrics, samples)
     if changes := changed(recorded):
         raise InputError(f"{file}: was changed after the run: {'; '.join(changes)}. Put back the file that it wrote.")

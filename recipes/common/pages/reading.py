@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.pages.evaluation import read_evaluation
-from common.run.files import read_records
+from common.run.files import read_jsonl
 from common.run.record import read_record
 from common.run.samples import read_samples
 
@@ -57,12 +57,12 @@ def read_run(folder: Path) -> RunFiles:
     """The run in a folder. Raises InputError where there is none."""
     record = read_record(folder)
     completions = Ends()
-    for entry in read_records(folder / "samples.jsonl"):
+    for entry in read_jsonl(folder / "samples.jsonl"):
         completions.add(entry)
     return RunFiles(
         folder=folder,
         record=record,
-        metrics=[row for row in read_records(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
+        metrics=[row for row in read_jsonl(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
         samples=read_samples(folder),
         completions=completions.count,
         best=completions.best(),

@@ -68,7 +68,7 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         raise
 
 
-def read_records(file: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSON Lines file of a run, none without a file; lines that are damaged or half are left out."""
     try:
         stream = file.open("rb")  # bytes: text is split at more than a line feed, and may end within a character

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.run.files import read_records, write_jsonl
+from common.run.files import read_jsonl, write_jsonl
 from common.run.health.health import Health
 from common.run.health.seen import Finding
 from common.run.samples import read_samples
@@ -16,7 +16,7 @@ FILE = "health.jsonl"
 
 def read_findings(folder: Path) -> list[Finding]:
     """The findings of the run in a folder; none where none was written."""
-    return [Finding(**entry) for entry in read_records(folder / FILE)]
+    return [Finding(**entry) for entry in read_jsonl(folder / FILE)]
 
 
 def write_findings(folder: Path, findings: list[Finding]) -> None:
@@ -67,9 +67,9 @@ class NewLines:
 
 def steps_of(folder: Path, last: int | None = None) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The rows of metrics.jsonl up to step `last`, each with the completions that were sampled up to it."""
-    completions = read_records(folder / "samples.jsonl")
+    completions = read_jsonl(folder / "samples.jsonl")
     entry = next(completions, None)
-    for row in read_records(folder / "metrics.jsonl"):
+    for row in read_jsonl(folder / "metrics.jsonl"):
         if not isinstance(row.get("step"), int):
             continue
         if last is not None and row["step"] > last:
