@@ -29,7 +29,7 @@ from common.lm.hub import fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.lm.render import prompt_texts
 from common.run.files import write_json
-from common.run.folder import adapter_of
+from common.run.record import adapter_of
 from common.run.screen import console, end_live, loading
 
 if TYPE_CHECKING:

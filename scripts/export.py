@@ -17,7 +17,6 @@ Left out: importance matrices and i-quants, 4-bit formats of other programs, rew
 """
 
 import hashlib
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -187,7 +186,7 @@ def write_gguf(trained: Trained, part: Path, quants: list[str], exported: "Expor
             if fallen:
                 say(f"{kind}: {fallen[0]}" + (f"; and {len(fallen) - 1} more" if fallen[1:] else ""))
     if tokenizer.chat_template:
-        config = json.loads((part / "merged" / "config.json").read_text(encoding="utf-8"))
+        config = read_object(part / "merged" / "config.json")
         room = min(config.get("max_position_embeddings", CONTEXT), CONTEXT)
         try:
             exported.modelfile = modelfile(tokenizer, exported.gguf[quants[0]].name, [end], {"num_ctx": room})

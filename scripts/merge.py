@@ -14,7 +14,6 @@ Left out: several adapters at once, 4-bit or 8-bit results, the adapter of a rew
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,8 @@ from common.lm.hub import MERGE_RECORD, READS_TEXT, TOKENIZER_FILES, Model, cont
 from common.lm.load import base_of
 from common.lm.render import render_turns
 from common.memory_limits import free_memory
-from common.run.files import write_folder, write_json
+from common.run.files import read_object, write_folder, write_json
+from common.run.samples import read_samples
 from common.run.screen import loading
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main() -> None:
     inputs = identify(base, adapter)
     if folder.exists():
         record = folder / MERGE_RECORD
-        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        before = read_object(record) if record.is_file() else None
         if before is None or {name: before.get(name) for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
         print(f"{folder} has this merge already.")
@@ -174,8 +174,7 @@ def cast(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
 
 def check_prompts(adapter: Path) -> list[list[dict]]:
     """The prompts that the run held out, else PROMPTS; as chat messages."""
-    samples = adapter.parent / "samples.json"
-    if samples.is_file() and (held_out := json.loads(samples.read_text(encoding="utf-8"))):
+    if held_out := read_samples(adapter.parent):
         return [sample["prompt"] for sample in held_out]
     return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 

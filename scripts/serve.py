@@ -25,7 +25,8 @@ from common.errors import InputError, MachineError, run_command
 from common.lm.hub import find_model
 from common.lm.load import base_of
 from common.run.ending import command
-from common.run.folder import adapter_of
+from common.run.files import read_object
+from common.run.record import adapter_of
 from exporting import commands
 from exporting.modelfile import PARAMETERS, stops_of
 
@@ -185,7 +186,7 @@ def is_stale(served: Served) -> bool:
     from export import identify_weights  # late: it is another command
     from exporting.merged import find_trained
 
-    made_of = json.loads(record.read_text(encoding="utf-8")).get("weights")
+    made_of = read_object(record).get("weights")
     return made_of != identify_weights(find_trained(str(served.folder)))
 
 
@@ -216,7 +217,7 @@ def vllm_words(served: Served, args: Args) -> list[str]:
     if served.merged or served.adapter is None:
         return commands.vllm_merged(served.merged or served.folder, served.name, served.context, args.host, args.port)
     base = base_of(None, str(served.adapter))
-    config = json.loads((served.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(served.adapter / "adapter_config.json")
     template = served.adapter / "chat_template.jinja"
     return commands.vllm_adapter(
         base.source,

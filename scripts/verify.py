@@ -32,7 +32,7 @@ from verification.again import RecipeFailed, room, take_again
 from verification.archive import unpack
 from verification.circumstances import HARMLESS, Circumstance, differences
 from verification.comparison import Compared, compare
-from verification.record import Recorded, read_run, repeat_words
+from verification.record import Recorded, read_recorded, repeat_words
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def main() -> int:
 def open_run(args: Args, folder: Path) -> Recorded:
     """The run that is to be verified, an archive unpacked into `folder`."""
     if args.run:
-        return read_run(Path(args.run).expanduser())
+        return read_recorded(Path(args.run).expanduser())
     archive = Path(str(args.repro)).expanduser()
     if archive.is_dir():
-        return read_run(archive)
+        return read_recorded(archive)
     try:
-        return read_run(unpack(archive, folder / "archive"))
+        return read_recorded(unpack(archive, folder / "archive"))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"--repro {archive}: cannot be unpacked: {error}") from None
 

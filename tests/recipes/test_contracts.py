@@ -3,12 +3,12 @@
 import ast
 import dataclasses
 import functools
-import importlib.util
 import subprocess
 import sys
 import typing
 from pathlib import Path
 
+import in_process
 import pytest
 from common.data.feedback import LABELLED_OR_RATED
 from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS
@@ -79,14 +79,6 @@ ALIKE = {
 LONGEST_MAIN, LONGEST_MODULE = 190, 300
 
 
-def load(recipe: Path):
-    spec = importlib.util.spec_from_file_location(recipe.stem, recipe)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[recipe.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @functools.cache
 def tree(recipe: Path) -> ast.Module:
     return ast.parse(recipe.read_text(encoding="utf-8"))
@@ -116,7 +108,7 @@ def calls(recipe: Path, names: str) -> list[ast.Call]:
 
 @pytest.fixture(scope="module", params=RECIPES, ids=lambda recipe: recipe.stem)
 def recipe(request):
-    return request.param, load(request.param)
+    return request.param, in_process.command(request.param)
 
 
 def test_there_are_recipes():
@@ -136,7 +128,7 @@ def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_ou
 @pytest.mark.parametrize("command", FORMATS_OF)
 def test_the_formats_to_choose_from_are_those_that_are_read(command):
     """Written out, so that they are known without an import; and all that there are."""
-    module = load(next(ROOT.glob(f"*/{command}.py")))
+    module = in_process.command(next(ROOT.glob(f"*/{command}.py")))
     assert set(typing.get_args(typing.get_type_hints(module.Args)["format"])) == {"auto", *FORMATS_OF[command]}
 
 

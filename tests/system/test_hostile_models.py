@@ -293,7 +293,7 @@ def test_every_command_refuses_the_pickle_that_it_is_pointed_at(place, folder, m
         "whole": whole,
         "data": data,
     }
-    message = refusal(command(file), capsys, *(word.format(root=tmp_path, **given) for word in words))
+    message = refusal(command(file).main, capsys, *(word.format(root=tmp_path, **given) for word in words))
     assert "pickle" in message
     assert "_model.bin" in message
 

@@ -5,7 +5,6 @@ and lock. A folder whose run has the same identity is resumed, or reported as fi
 with the difference.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
 from common.run.ranks import is_first, peer_lost, rank
+from common.run.record import identity_of
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -198,7 +198,7 @@ def plan_run(
     if commits := sorted(commit for commit in TRUSTED.values() if commit):  # of hub models, with their code
         matters["own_code"] = commits
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
-    identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+    identity = identity_of(matters)
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
     if is_first():
         refuse_where_held(folder)
@@ -242,22 +242,6 @@ def parent_of(adapter: Path) -> Parent | None:
         return None
     arguments = {name: argument["value"] for name, argument in record["arguments"].items()}
     return Parent(arguments["model"], record["matters"]["base"], arguments)
-
-
-def adapter_of(folder: Path) -> Path:
-    """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
-    record = _read(folder) if (folder / "run.json").is_file() else None
-    if record is None:
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
-    if record["recipe"] == "reward":
-        raise InputError(
-            f"{folder}: a reward model scores and writes nothing; judge it with `make evaluate REWARD={folder}`"
-        )
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        step = f" after step {record['step']}" if record.get("step") else ""
-        raise InputError(f"{folder}: has no adapter yet; the run is {record['status']}{step}, and its command resumes")
-    return adapter
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
