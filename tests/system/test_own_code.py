@@ -192,6 +192,87 @@ def test_code_of_another_repository_or_none_at_all_is_refused(own, mark, tmp_pat
     assert not mark.exists()
 
 
+def test_of_a_processor_s_parts_none_may_name_another_repository(own):
+    """The library reads each part of processor_config.json, and a file for video, as a configuration of its own."""
+    other = {"auto_map": {"AutoImageProcessor": "org/other--images.OwnProcessor"}}
+    trust([str(own)])
+    for file, config in (
+        ("processor_config.json", {"image_processor": other}),
+        ("video_preprocessor_config.json", other),
+    ):
+        write_json(own / file, config)
+        with pytest.raises(InputError, match="names code of another repository, org/other"):
+            own_code.announce_code(find_model(str(own)))
+        (own / file).unlink()
+
+
+@pytest.mark.parametrize("place", ["absolute", "linked"])
+def test_code_that_lies_outside_the_folder_is_not_run_unprinted(own, tmp_path, mark, place):
+    hidden = tmp_path / "hidden" / "deep"
+    hidden.mkdir(parents=True)
+    shutil.move(own / "configuration_own.py", hidden / "other.py")
+    (own / "linked").symlink_to(hidden.parent)
+    module = {"absolute": str(hidden / "other"), "linked": "linked/deep/other"}[place]
+    config = json.loads((own / "config.json").read_text())
+    write_json(own / "config.json", config | {"auto_map": {"AutoConfig": f"{module}.OwnConfig"}})
+    trust([str(own)])
+    with pytest.raises(InputError, match=f"lacks {module}.py, which its auto_map names"):
+        fetch(find_model(str(own)))
+    assert not mark.exists()
+
+
+def test_code_for_generating_is_printed_behind_a_link_too(own, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "generate.py").write_text("def generate(model, **_): ...\n")
+    (own / "custom_generate").symlink_to(tmp_path / "other")
+    assert "custom_generate/generate.py" in own_code.code_files(own)
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["beside a config.json", "alone"])
+def test_trust_in_an_adapter_of_the_hub_is_no_trust_in_the_base_that_it_names(tmp_path, mark, monkeypatch, config):
+    """The library would load the base with the trust that was given to the adapter's name."""
+    import huggingface_hub.constants as hub
+
+    base, printed = with_code(tmp_path / "base", mark), tmp_path / "printed"
+    snapshot = with_code(tmp_path / "hub" / "models--org--x" / "snapshots" / COMMIT, printed)
+    write_json(snapshot / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": str(base)})
+    if not config:
+        (snapshot / "config.json").unlink()
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trust([f"org/x@{COMMIT}"])
+    if config:
+        with pytest.raises(InputError, match="org/x: is an adapter, and --trust-remote-code would reach its base"):
+            fetch(find_model("org/x"))
+    else:
+        assert not fetch(find_model("org/x")).trusted  # what nobody has seen does not run
+    assert not mark.exists()
+    assert not printed.exists()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_all_code_of_a_hub_model_is_here_before_any_runs(tmp_path, monkeypatch, weights):
+    """The library fetches a file that is not here when it imports it, and nobody has read that."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = ["config.json", "model.safetensors", "modeling_own.py", "custom_generate/generate.py", "onnx/model.onnx"]
+    here = set()
+
+    def download(source, *, revision, allow_patterns, ignore_patterns=None):
+        here.update(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("common.lm.model_files.fetch_weights", lambda *_, **__: None)
+    monkeypatch.setattr("common.lm.network.is_offline", lambda: False)
+    monkeypatch.setattr("common.lm.hub.check_kind", lambda _: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    trust([f"org/x@{COMMIT}"])
+    fetch(find_model("org/x"), weights)
+    assert here == set(there[:4] if weights else [there[0], *there[2:4]])
+
+
 def test_a_trusted_model_is_its_code_too(own):
     untrusted = contents(find_model(str(own)))
     trust([str(own)])
@@ -223,11 +304,11 @@ def test_a_run_json_permits_nothing(own, tmp_path, mark, capsys):
         ("scripts/distill.py", "--adapter", folder / "adapter", "--output", tmp_path / "x.jsonl"),
         ("scripts/compare.py", "--a", folder / "adapter", "--b", "tiny"),
     ):
-        message = refusal(command(file), capsys, *words)
+        message = refusal(command(file).main, capsys, *words)
         assert f"if you trust them: --trust-remote-code={own}" in message, file
     for file in ("scripts/export.py", "scripts/serve.py"):
         ARGUMENTS.clear()  # of the command before, in this process
-        assert "This command never runs code of a model" in refusal(command(file), capsys, "--run", folder)
+        assert "This command never runs code of a model" in refusal(command(file).main, capsys, "--run", folder)
     words = repeat("sft", COMMANDS["sft"].fields(), [f"--from={folder / 'run.json'}"])
     assert words[-2:] == ["--seed", "3"]
     assert not [word for word in words if "trust" in word]
@@ -236,7 +317,7 @@ def test_a_run_json_permits_nothing(own, tmp_path, mark, capsys):
 
 def test_vllm_is_refused_with_code_of_a_model(own, capsys):
     words = ("--model", own, "--trust-remote-code", own, "--rollouts", "vllm")
-    assert "--rollouts=vllm runs no code of a model" in refusal(command("recipes/grpo.py"), capsys, *words)
+    assert "--rollouts=vllm runs no code of a model" in refusal(command("recipes/grpo.py").main, capsys, *words)
 
 
 def test_every_command_that_loads_a_model_has_both_arguments():

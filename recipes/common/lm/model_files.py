@@ -217,7 +217,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def download(model: "Model") -> None:
+def download(model: "Model", weights: bool = True) -> None:
     """Download a model of the hub into its cache; what is there already stays. Raises MachineError when it fails.
 
     A file that came in part is continued. A hub that refuses gets one request: it answers the libraries the same.
@@ -227,26 +227,32 @@ def download(model: "Model") -> None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if network.is_offline():
-        _check_snapshot(model)
+        if weights:
+            _check_snapshot(model)
         return
     refused = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
 
     def attempt(number: int) -> None:
-        fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
-        patterns = [*PATTERNS, "*.py"] if model.trusted else PATTERNS
+        if weights:
+            fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
+        patterns = PATTERNS if weights else [one for one in PATTERNS if one != "*.safetensors"]
         snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, ignore_patterns=IGNORED)
+        if model.trusted:  # all of it, as in custom_generate/: the library would fetch what is not here, unprinted
+            snapshot_download(model.source, revision=model.revision, allow_patterns=["*.py"])
 
     try:
         network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
     except refused:
-        _check_snapshot(model)  # of a repository that was open once
+        if weights:
+            _check_snapshot(model)  # of a repository that was open once
         return  # load_tokenizer says so
     except Exception as error:  # noqa: BLE001  as in network.tried
         raise MachineError(
             f"{model.source}: the download failed {network.DOWNLOADS} times: {without_credentials(describe(error))}\n"
             "The same command continues it. Check the network and HF_ENDPOINT, or name a local directory."
         ) from None
-    _check_snapshot(model)
+    if weights:
+        _check_snapshot(model)
 
 
 def _check_snapshot(model: "Model") -> None:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from common.lm.hub import Model
 
 FLAG = "--trust-remote-code"
-CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+PROCESSOR = "processor_config.json"
+CONFIGS = ("config.json", "tokenizer_config.json", PROCESSOR, "preprocessor_config.json")
+CONFIGS += ("video_preprocessor_config.json",)
 COMMIT = re.compile("[0-9a-f]{40}")
 
 TRUSTED: dict[str, str | None] = {}  # {source: commit, None of a directory} of the models that the user trusts
@@ -50,33 +52,41 @@ def _named(model: "Model") -> dict[str, dict[str, str]]:
         return named
     for file in CONFIGS:
         try:
-            entries = read_object(folder / file).get("auto_map")
+            config = read_object(folder / file)
         except (InputError, OSError):
             continue
-        for value in (entries if isinstance(entries, dict) else {"": entries}).values():
-            for name in value if isinstance(value, list) else [value]:
-                if isinstance(name, str):
-                    module, _, kind = name.rpartition(".")
-                    named.setdefault(module, {})[kind] = file
+        # The configuration of a processor holds those of its parts.
+        parts = [part for part in config.values() if isinstance(part, dict)] if file == PROCESSOR else []
+        for entries in [part.get("auto_map") for part in (config, *parts)]:
+            for value in (entries if isinstance(entries, dict) else {"": entries}).values():
+                for name in value if isinstance(value, list) else [value]:
+                    if isinstance(name, str):
+                        module, _, kind = name.rpartition(".")
+                        named.setdefault(module, {})[kind] = file
     return named
 
 
 def code_files(folder: Path) -> dict[str, str]:
     """{name: sha256} of the Python files in a model's folder: those that an auto_map names, and what they import."""
-    found = sorted(file for file in folder.rglob("*.py") if file.is_file())
+    found = sorted(
+        file for file in {*folder.rglob("*.py"), *folder.glob("*/*.py")} if file.is_file()
+    )  # rglob: no links
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 def announce_code(model: "Model") -> None:
     """Print what runs of a trusted model, by file and sha256, and note it for run.json; before anything of it runs.
 
-    Raises InputError where it has no code, where a file is missing, and where the code is of another repository.
+    Raises InputError where it has no code, where a file is missing, and where the code is of another repository or, as
+    an adapter's base, of another model.
     """
-    if not model.trusted:
-        return
     folder, named = model_files.snapshot(model), _named(model)
-    if folder is None:
-        return  # a hub that has failed: the tokenizer, which is loaded next, says so
+    if not model.trusted or folder is None:
+        return
+    if (folder / "adapter_config.json").exists():  # of a directory it is refused before
+        raise InputError(
+            f"{model.source}: is an adapter, and {FLAG} would reach its base, which it names; give a model"
+        )
     if not named:
         raise InputError(f"{FLAG} {model.source}: this model has no code of its own (no auto_map); leave it out")
     if other := next((module for module in named if "--" in module), None):
@@ -84,9 +94,10 @@ def announce_code(model: "Model") -> None:
             f"{model.source}: names code of another repository, {other.partition('--')[0]}, which {FLAG} does not "
             "reach; copy its file into the model's folder, and take the name of the repository out of auto_map"
         )
-    if missing := [f"{module}.py" for module in named if not (folder / f"{module}.py").is_file()]:
+    files = code_files(folder)
+    if missing := [f"{module}.py" for module in named if f"{module}.py" not in files]:  # or a path out of the folder
         raise InputError(f"{model.source}: lacks {', '.join(missing)}, which its auto_map names")
-    RUNS[model.name] = code_files(folder)
+    RUNS[model.name] = files
     if is_first():
         listed = ", ".join(f"{name} (sha256 {sha256})" for name, sha256 in RUNS[model.name].items())
         print(f"{model.source}: runs code of its own, as {FLAG} says: {listed}", flush=True)
