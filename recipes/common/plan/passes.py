@@ -20,12 +20,15 @@ DEQUANTIZE = 0.7  # of the bandwidth, of what makes 16 bit of nf4
 # Bytes that the kernels between the products move, adapters included, in multiples of what a block keeps: a third of
 # them in a forward pass.
 TRAFFIC = 7.0
-# Seconds that the processor needs for a layer: forward, and backward. Compiled blocks are those of SFT, DPO, KTO and
-# reward, where rows are not packed; a matrix in nf4 or fp8 is one more call in every pass.
-COMPILED, EAGER = (0.9e-3, 2.6e-3), (2.2e-3, 5.0e-3)
-STORED = {"16 bit": 0.0, "nf4": 0.6e-3, "fp8": 1.0e-3}  # seconds a layer and pass besides
+# Seconds that the processor needs for a layer, forward and backward. Compiled blocks are those of SFT, DPO, KTO and
+# reward where rows are not packed.
+COMPILED, EAGER = (1.1e-3, 2.8e-3), (1.4e-3, 3.5e-3)
+STORED = {"16 bit": 0.0, "nf4": 0.95e-3, "fp8": 2.8e-3}  # a layer and pass besides: its matrices are made ready
+PLAIN = 0.5e-3  # the same for a reward model, whose projections are PEFT's
 RECORDED = 0.15e-3  # a layer and pass that is replayed as a part of a CUDA graph
-HEAD_START = 5e-3  # the loss, forward and backward
+# A micro-batch, apart from its layers: the rows, the loss, what is logged, and the GPU that waits for the first kernel.
+# Learning from it, and a pass without gradient; each of PPO's.
+MICRO_BATCH, NO_GRADIENT, PPO_PASS = 31e-3, 24e-3, 60e-3
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def forward(shape: Any, work: Workload, device: Device, head: bool = True) -> Pa
     """A micro-batch without gradient, up to the log-probabilities of its tokens where it has a `head`."""
     logits = 2 * _scored(work) * shape.vocab_size * shape.hidden_size if head else 0.0
     gpu = _layers(shape, work, device) + logits / _rate(device)
-    return Pass(gpu, shape.layers * _start(work, 0) + HEAD_START / 3)
+    return Pass(gpu, shape.layers * _start(work, 0) + _apart(work, NO_GRADIENT))
 
 
 def training(shape: Any, work: Workload, device: Device, head: bool = True) -> Pass:
@@ -61,8 +64,8 @@ def training(shape: Any, work: Workload, device: Device, head: bool = True) -> P
     gpu = _layers(shape, work, device) * (1 + again) + _layers_back(shape, work, device) + logits / _rate(device)
     layers = shape.layers
     layers_again = layers - min(work.kept_layers, layers) if work.gradient_checkpointing else 0
-    processor = (layers + layers_again) * _start(work, 0) + layers * _start(work, 1) + HEAD_START
-    return Pass(gpu, processor)
+    processor = (layers + layers_again) * _start(work, 0) + layers * _start(work, 1)
+    return Pass(gpu, processor + _apart(work, MICRO_BATCH))
 
 
 def recomputed(shape: Any, work: Workload) -> float:
@@ -135,4 +138,12 @@ def _start(work: Workload, back: int) -> float:
     """Seconds of the processor for a layer, forward (0) or backward (1)."""
     if recorded(work):
         return RECORDED
-    return (COMPILED if compiled(work) else EAGER)[back] + STORED[work.precision]
+    besides = STORED[work.precision] + (PLAIN if work.method == "reward" else 0.0)
+    return (COMPILED if compiled(work) else EAGER)[back] + besides
+
+
+def _apart(work: Workload, seconds: float) -> float:
+    """Seconds of the processor for a pass apart from its layers: `seconds` where a trainer of the library takes it."""
+    if work.method != "ppo":
+        return seconds
+    return 0.0 if recorded(work) else PPO_PASS

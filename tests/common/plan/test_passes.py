@@ -64,7 +64,7 @@ def test_the_longer_of_gpu_and_processor_decides():
     fast = Device("fast", gib=80, tflops=1e6, bandwidth=1e6)
     here, there = (training(LITTLE, of("sft"), device) for device in (slow, fast))
     assert here.seconds == here.gpu > here.processor == there.processor
-    assert there.seconds == there.processor == pytest.approx(2 * sum(passes.COMPILED) + passes.HEAD_START)
+    assert there.seconds == there.processor == pytest.approx(2 * sum(passes.COMPILED) + passes.MICRO_BATCH)
 
 
 def test_a_method_has_the_passes_of_its_algorithm():
