@@ -61,23 +61,32 @@ class _Qkv(torch.autograd.Function):
 
 
 def _base(x: "Tensor", bias: "Tensor | None", frozen: tuple) -> "Tensor":
-    weight, state = _whole(frozen, x.dtype)
-    if state is None:
-        return torch.nn.functional.linear(x, weight, bias)
-    (y,) = products(x, (weight, state))
-    return y if bias is None else _plus_bias(y, bias)
+    """x W^T + b, rounded to 16 bit with and without an adapter alike.
 
-
-def _plus_bias(y: "Tensor", bias: "Tensor") -> "Tensor":
-    """y + bias; `y` is changed.
-
-    torch.compile would add them in 32 bit within what comes next, and only where no adapter is: the reference policy
-    would then differ from a new policy by a rounding, which fp8 makes nats of.
+    torch.compile would add the bias in 32 bit to what comes next where no adapter's part does: the reference policy
+    would then differ from a new policy by a rounding, of which fp8 makes several nats a completion.
     """
-    if torch.compiler.is_compiling():
+    weight, state = _whole(frozen, x.dtype)
+    compiling = torch.compiler.is_compiling() and bias is not None
+    if state is None:
+        linear = torch.ops.recipes.biased_product if compiling else torch.nn.functional.linear
+        return linear(x, weight, bias)
+    (y,) = products(x, (weight, state))
+    if compiling:
         torch.ops.recipes.add_bias(y, bias)
         return y
-    return y.add_(bias)
+    return y if bias is None else y.add_(bias)
+
+
+@torch.library.custom_op("recipes::biased_product", mutates_args=())
+def biased_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """x W^T + b."""
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+@biased_product.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 @torch.library.custom_op("recipes::add_bias", mutates_args=("y",))
