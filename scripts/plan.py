@@ -10,8 +10,8 @@ Any argument of the recipe that changes memory or time may be given; it stays as
 fastest settings that fit and learn the same. `--fit auto` chooses likewise when a run starts. The card is one of those
 that the planner knows, such as h100 or rtx4090, or its memory.
 
-Times are an estimate: measured on an H200 and an H100, for other cards scaled by their data sheets. What GPUs exchange is counted
-by the data sheets of their links.
+Times are an estimate: measured on an H200 and an H100, for other cards scaled by their data sheets. What GPUs exchange
+is counted by the data sheets of their links.
 
 Left out: full-parameter training, vLLM, images, a reward model with a base of its own.
 """

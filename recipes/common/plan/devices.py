@@ -1,7 +1,7 @@
 """GPUs: their memory, and how fast they compute and read it, from the data sheets.
 
-Times are calibrated on an H200 and an H100. For other cards the same shares of their data sheets are assumed: an estimate.
-Standard library only.
+Times are calibrated on an H200 and an H100. For other cards the same shares of their data sheets are assumed: an
+estimate. Standard library only.
 """
 
 import re

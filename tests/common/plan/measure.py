@@ -142,7 +142,7 @@ def checkpoint(run: dict[str, Any], scratch: Path) -> Path:
 
 
 def randomize(model: Any) -> None:
-    """Random values in place of the zeros, the same in every run: a GPU multiplies zeros with less power, and faster."""
+    """Random values for the zeros, the same in every run: a GPU multiplies zeros with less power, and faster."""
     import torch
 
     quantized, draws = [], torch.Generator(next(model.parameters()).device).manual_seed(0)
