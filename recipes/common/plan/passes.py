@@ -1,6 +1,6 @@
 """Seconds of a pass through a model: what the GPU computes and moves, and what the processor needs to start it.
 
-Both go on side by side, so a step takes the longer of the two sums. Of the GPU, each kind of kernel has a share of the
+The two run side by side, so a step takes the longer of the two sums. Of the GPU, each kind of kernel has a share of the
 card's data sheet, the same on every card. Of the processor, a layer takes so long whatever the size of the batch: that
 is what short batches and small models wait for. Standard library only; docs/plan.md says where the constants are from.
 """
