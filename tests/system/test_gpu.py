@@ -106,10 +106,9 @@ def test_an_fp8_base_takes_the_step_of_a_16_bit_one_and_learns(tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
-@pytest.mark.parametrize("precision", ["--load-in-fp8", "--load-in-4bit", "--no-load-in-4bit"])
-def test_a_new_policy_is_its_reference_policy(precision, tmp_path):
+def test_a_new_policy_on_an_fp8_base_is_its_reference_policy(tmp_path):
     """With a new adapter all log-probabilities are the reference's, to the bit: the loss of DPO is ln 2."""
-    flags = ("--output-dir", tmp_path / "run", "--max-steps", 1, "--sample-prompts", 0, precision)
+    flags = ("--output-dir", tmp_path / "run", "--max-steps", 1, "--sample-prompts", 0, "--load-in-fp8")
     done = run_recipe("dpo", "--model", "tiny", *flags)
     assert done.returncode == 0, done.stderr
     assert "block compile failed" not in done.stdout + done.stderr

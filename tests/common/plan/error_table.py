@@ -20,7 +20,7 @@ def unseen() -> list[dict[str, Any]]:
 
 
 def unseen_times() -> list[dict[str, Any]]:
-    """The timed runs whose plan was written down before they were measured."""
+    """The timed runs that set no constant of the plan; `planned` is what docs/plan.md publishes."""
     return [run for run in json.loads(TIMES.read_text(encoding="utf-8")) if not run["fitted"]]
 
 
