@@ -21,11 +21,10 @@ Left out: running the tools that a completion calls, several turns, sharding a m
 
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
@@ -42,7 +41,7 @@ from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_ch
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
-from common.lm.rollout.over_ranks import sample_over_ranks
+from common.lm.rollout.over_ranks import of_rank, sample_over_ranks, score_tokens_over_ranks
 from common.plan.fit import fit_to_gpu
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -58,7 +57,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import gather_objects, is_first, rank, share, world_size
+from common.run.ranks import gather_objects, is_first, world_size
 from common.run.samples import Sample, append, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -74,7 +73,6 @@ else:
     GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
 
 
-T = TypeVar("T")
 MEASURED = 4  # completions of a step whose KL divergence and rollout's log-probabilities are measured
 
 
@@ -605,22 +603,6 @@ class Batch:
             "reward": self.totals[index],
             "rewards": {name: scores[index] for name, scores in self.scores.items()},
         }
-
-
-def of_rank(rows: Sequence[T]) -> list[T]:
-    """Those rows of a batch that this rank trains on."""
-    return share(rows, rank(), world_size())
-
-
-def score_tokens_over_ranks(
-    model: Any, completions: "Sequence[Completion]", pad_token_id: int, temperature: float = 1.0
-) -> "list[Scored]":
-    """`score_tokens` of these completions, of which each rank scores its share; of all, on every rank."""
-    from common.lm.log_probs import score_tokens
-
-    spans = [(completion.prompt_ids, completion.completion_ids) for completion in of_rank(completions)]
-    parts = gather_objects(score_tokens(model, spans, pad_token_id, temperature=temperature))
-    return [scored for part in parts for scored in part]
 
 
 def flat_groups(totals: list[float], size: int) -> list[slice]:
