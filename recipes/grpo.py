@@ -376,6 +376,8 @@ def main() -> None:
                 run_name=run.folder.name,
                 disable_tqdm=True,  # ProgressCallback shows the progress
                 torch_empty_cache_steps=None,
+                ddp_find_unused_parameters=False,  # every step uses all that is trained
+                ddp_broadcast_buffers=False,
             ),
         )
         if "ref" in model.peft_config:  # TRL's copy of the new adapter, with --beta: see dpo.py
