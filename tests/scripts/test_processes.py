@@ -17,13 +17,13 @@ sys.exit(int(sys.argv[1 + int(os.environ["RANK"])]))
 """
 
 
-@pytest.mark.parametrize(("codes", "told"), [(("2", "2"), False), (("3", "3"), True), (("3", "2"), True)])
-def test_what_is_wrong_with_the_input_is_said_once_and_another_failure_by_its_rank(tmp_path: Path, codes, told):
+@pytest.mark.parametrize(("codes", "printed"), [(("2", "2"), False), (("3", "3"), True), (("3", "2"), True)])
+def test_wrong_input_is_printed_once_and_another_failure_under_its_rank(tmp_path: Path, codes, printed):
     """Rank 1 fails first."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     command = [sys.executable, ROOT / "scripts" / "launch" / "processes.py", "2", script, *codes]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == int(codes[1])
-    assert done.stderr.count("--epsilon: too small") == 1 + told
-    assert ("Rank 1 of 2 failed" in done.stderr) == told
+    assert done.stderr.count("--epsilon: too small") == 1 + printed
+    assert ("Rank 1 of 2 failed" in done.stderr) == printed
