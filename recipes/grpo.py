@@ -376,8 +376,6 @@ def main() -> None:
                 run_name=run.folder.name,
                 disable_tqdm=True,  # ProgressCallback shows the progress
                 torch_empty_cache_steps=None,
-                ddp_find_unused_parameters=False,  # every step uses all that is trained
-                ddp_broadcast_buffers=False,
             ),
         )
         if "ref" in model.peft_config:  # TRL's copy of the new adapter, with --beta: see dpo.py
@@ -448,6 +446,8 @@ class GroupSampling(GRPOTrainer):
         **trl: Any,
     ) -> None:
         super().__init__(**trl)
+        self.args.ddp_find_unused_parameters = False  # every step uses all that is trained
+        self.args.ddp_broadcast_buffers = False  # which no step changes
         self.prompts = prompts
         self.rollouts = rollouts
         self.rollout_correction = rollout_correction
@@ -488,7 +488,8 @@ class GroupSampling(GRPOTrainer):
         whole = corrects(self.rollout_correction, self.rollouts.backend)
         scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
-            self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED]))
+            kl = self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED])
+            self._metrics["train"]["measured_kl"].append(kl)
         trained = [one.log_probs for one in scored]
         for name, value in rollout_mismatch(self.batch.completions, trained).items():
             self._metrics["train"][name].append(value)
@@ -501,8 +502,12 @@ class GroupSampling(GRPOTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As TRL's, with metrics that are means over all ranks: some that Unsloth takes are of a rank's own rows."""
+        own = self._metrics["train"]
+        if self.beta == 0:
+            own.pop("kl", None)  # Unsloth's: a 0 for each micro-batch
+            if "measured_kl" in own:
+                own["kl"] = own.pop("measured_kl")
         if world_size() > 1:
-            own = self._metrics["train"]
             parts = gather_objects({name: list(values) for name, values in own.items()})
             for name in own:
                 own[name] = [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
