@@ -445,9 +445,9 @@ class GroupSampling(GRPOTrainer):
         samples_a_step: int,
         **trl: Any,
     ) -> None:
-        super().__init__(**trl)
-        self.args.ddp_find_unused_parameters = False  # every step uses all that is trained
-        self.args.ddp_broadcast_buffers = False  # which no step changes
+        trl["args"].ddp_find_unused_parameters = False  # every step uses all that is trained
+        trl["args"].ddp_broadcast_buffers = False  # which no step changes
+        super().__init__(**trl)  # makes accelerate's copy of the two
         self.prompts = prompts
         self.rollouts = rollouts
         self.rollout_correction = rollout_correction
