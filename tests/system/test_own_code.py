@@ -34,6 +34,8 @@ ADAPTER = "adapter_model.safetensors"
 def nothing_permitted(monkeypatch, tmp_path):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     monkeypatch.setattr(own_code, "RUNS", runs := {})
     monkeypatch.setattr("common.run.folder.RUNS", runs)
     yield
@@ -271,6 +273,63 @@ def test_all_code_of_a_hub_model_is_here_before_any_runs(tmp_path, monkeypatch, 
     trust([f"org/x@{COMMIT}"])
     fetch(find_model("org/x"), weights)
     assert here == set(there[:4] if weights else [there[0], *there[2:4]])
+
+
+def test_code_that_changes_after_it_was_printed_does_not_run(own, tmp_path, mark):
+    from transformers import AutoModelForCausalLM
+
+    trust([str(own)])
+    model = fetch(find_model(str(own)))
+    with (own / "modeling_own.py").open("a") as stream:
+        stream.write(f"open({str(tmp_path / 'changed')!r}, 'w')\n")
+    with pytest.raises(
+        InputError, match=r"modeling_own\.py \(sha256 .*was not printed before would run; it was changed"
+    ):
+        AutoModelForCausalLM.from_pretrained(model.source, **model.origin)
+    assert not (tmp_path / "changed").exists()
+    trust([str(own)])
+    AutoModelForCausalLM.from_pretrained(fetch(find_model(str(own))).source, **model.origin)
+    assert (tmp_path / "changed").exists()
+
+
+@pytest.mark.parametrize("what", ["a base", "another repository", "for generating"])
+def test_what_a_library_would_run_by_a_model_s_trust_has_to_be_printed_too(own, tmp_path, mark, what):
+    """The last lock, for what no look at the files has found."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    other, ran = with_code(tmp_path / "other", tmp_path / "ran"), tmp_path / "ran"
+    trust([str(own)])
+    model = fetch(find_model(str(own)))
+    if what == "for generating":
+        (own / "custom_generate").mkdir()
+        (own / "custom_generate" / "generate.py").write_text(f"open({str(ran)!r}, 'w')\ndef generate(**_): ...\n")
+        with pytest.raises(InputError, match=r"generate\.py \(sha256 .*was not printed before"):
+            AutoModelForCausalLM.from_pretrained(model.source, **model.origin)
+    elif what == "another repository":
+        config = json.loads((own / "config.json").read_text())
+        config["auto_map"] = {"AutoConfig": f"{other}--configuration_own.OwnConfig"}
+        write_json(own / "config.json", config)
+        with pytest.raises(InputError, match=r"configuration_own\.py \(sha256 .*was not printed before"):
+            AutoConfig.from_pretrained(model.source, **model.origin)
+    else:
+        with pytest.raises(InputError, match=r"configuration_own\.py \(sha256 .*was not printed before"):
+            AutoModelForCausalLM.from_pretrained(other, trust_remote_code=True)
+    assert not ran.exists()
+
+
+def test_a_hub_model_may_name_its_own_repository(tmp_path, mark, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    snapshot = with_code(tmp_path / "hub" / "models--org--x" / "snapshots" / COMMIT, mark)
+    config = json.loads((snapshot / "config.json").read_text())
+    config["auto_map"] = {name: f"org/x--{kind}" for name, kind in config["auto_map"].items()}
+    write_json(snapshot / "config.json", config)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trust([f"org/x@{COMMIT}"])
+    fetch(find_model("org/x"))
+    assert mark.exists()
 
 
 def test_a_trusted_model_is_its_code_too(own):

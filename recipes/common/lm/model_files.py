@@ -188,8 +188,14 @@ def check_kind(model: "Model") -> None:
     """
     from transformers import AutoConfig
 
-    from common.lm.own_code import announce_code, how_to_trust, own_code  # late: it imports this module
+    from common.lm.own_code import (
+        announce_code,
+        how_to_trust,
+        own_code,
+        run_only_printed,
+    )  # late: it imports this module
 
+    run_only_printed()
     announce_code(model)
     check_pickles(model)
     try:

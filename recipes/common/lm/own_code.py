@@ -7,6 +7,7 @@ read. The code runs with all rights of the user; it is printed by file and sha25
 """
 
 import atexit
+import functools
 import hashlib
 import os
 import re
@@ -61,7 +62,7 @@ def _named(model: "Model") -> dict[str, dict[str, str]]:
             for value in (entries if isinstance(entries, dict) else {"": entries}).values():
                 for name in value if isinstance(value, list) else [value]:
                     if isinstance(name, str):
-                        module, _, kind = name.rpartition(".")
+                        module, _, kind = name.removeprefix(f"{model.source}--").rpartition(".")
                         named.setdefault(module, {})[kind] = file
     return named
 
@@ -101,6 +102,34 @@ def announce_code(model: "Model") -> None:
     if is_first():
         listed = ", ".join(f"{name} (sha256 {sha256})" for name, sha256 in RUNS[model.name].items())
         print(f"{model.source}: runs code of its own, as {FLAG} says: {listed}", flush=True)
+
+
+def run_only_printed() -> None:
+    """Have transformers run no code of a model that was not printed, wherever it is from and whoever asks for it.
+
+    Such as a file that was changed since. It looks at the library's own copy, which is what runs.
+    """
+    from transformers import dynamic_module_utils as library
+    from transformers.generation import utils as generation
+
+    run = library.get_class_in_module
+    if hasattr(run, "only_printed"):
+        return
+
+    @functools.wraps(run)
+    def checked(class_name: str, module_path: str, **more: Any) -> type:
+        file = Path(library.HF_MODULES_CACHE) / module_path
+        printed = {sha256 for files in RUNS.values() for sha256 in files.values()}
+        for one in (file, *map(Path, library.get_relative_import_files(file))):
+            if (sha256 := hashlib.sha256(one.read_bytes()).hexdigest()) not in printed:
+                raise InputError(
+                    f"{one.name} (sha256 {sha256}): code of a model that was not printed before would run; it was "
+                    f"changed meanwhile, or is of a model that {FLAG} does not name"
+                )
+        return run(class_name, module_path, **more)
+
+    checked.only_printed = True  # pyrefly: ignore[missing-attribute]
+    library.get_class_in_module = generation.get_class_in_module = checked
 
 
 def import_anew() -> None:

@@ -252,9 +252,9 @@ def test_a_holder_that_wakes_after_it_was_replaced_ends_without_writing(tmp_path
     os.kill(holder.pid, signal.SIGCONT)
     holder.join(10)
     assert holder.exitcode == 3
-    said = capfd.readouterr().err
-    assert f"process {os.getpid()} on {platform.node()} has taken the run" in said
-    assert "showed no life for " in said
+    printed = capfd.readouterr().err
+    assert f"process {os.getpid()} on {platform.node()} has taken the run" in printed
+    assert "showed no life for " in printed
     assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     mine.check()
     mine.give_back()
@@ -287,9 +287,9 @@ def test_a_holder_that_did_not_sleep_does_not_say_so(tmp_path, elsewhere, capfd,
     holder = elsewhere(NODE)
     (tmp_path / "run.lock").unlink()
     holder.join(10)
-    said = capfd.readouterr().err
-    assert f"{tmp_path}: another process has taken away run.lock. This process ends here" in said
-    assert "no life" not in said
+    printed = capfd.readouterr().err
+    assert f"{tmp_path}: another process has taken away run.lock. This process ends here" in printed
+    assert "no life" not in printed
 
 
 def test_a_holder_that_slept_and_was_not_replaced_continues(tmp_path, elsewhere, quick):
