@@ -501,6 +501,19 @@ def test_a_pickle_of_more_than_tensors_is_refused_all_the_same(tmp_path, mark, k
     assert not mark.exists()
 
 
+def test_a_pickle_beside_weights_that_the_configuration_names_is_not_read(tmp_path, mark, capsys):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "own.safetensors")
+    write_json(
+        folder / "config.json",
+        json.loads((folder / "config.json").read_text()) | {"transformers_weights": "own.safetensors"},
+    )
+    before = base_sha256(folder)
+    hostile(folder, mark)
+    assert contents(fetch(find_model(str(folder)))) == before
+    assert capsys.readouterr().out == ""
+
+
 def test_an_adapter_s_pickle_is_read_by_no_argument(tmp_path, mark):
     folder = as_pickle(tmp_path / "model")
     (folder / "pytorch_model.bin").rename(folder / "adapter_model.bin")

@@ -70,7 +70,7 @@ def check_weights(folder: Path) -> None:
             "expected a .safetensors file of the folder"
         )
     _parts(folder)
-    pickled = [] if named is not None or _is_safe(folder) else [name for name in PICKLED if (folder / name).is_file()]
+    pickled = [] if _is_safe(folder) else [name for name in PICKLED if (folder / name).is_file()]
     if pickled and not (_pickles_allowed and pickles(folder)):
         kind = (config.get("architectures") or [""])[0]
         kind = kind if isinstance(kind, str) and re.fullmatch(r"[A-Z]\w+", kind) else "AutoModelForCausalLM"
@@ -89,8 +89,9 @@ def _can_allow() -> bool:
 
 
 def _is_safe(folder: Path) -> bool:
-    """Whether transformers would read the weights from safetensors, of their usual names."""
-    return (folder / SAFE).is_file() or (folder / INDEX).is_file()
+    """Whether transformers would read the weights from safetensors, of their usual names or of config.json's."""
+    named = read_object(folder / "config.json").get("transformers_weights")
+    return named is not None or (folder / SAFE).is_file() or (folder / INDEX).is_file()
 
 
 def pickles(folder: Path) -> list[Path]:
