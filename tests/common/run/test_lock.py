@@ -303,8 +303,10 @@ def test_a_holder_that_slept_and_was_not_replaced_continues(tmp_path, elsewhere,
     assert (tmp_path / "run.lock").stat().st_mtime_ns > before
 
 
-def write_late(folder: Path, awake) -> None:
-    """Hold the lock, never beat, and write run.json when `awake`."""
+def write_late(folder: Path, awake, paused: bool) -> None:
+    """Hold the lock, never beat, and write run.json when `awake`; `paused`: by its clock no time has passed."""
+    if paused:
+        lock._now = lambda: 0.0
     lock._this_process = lambda: {**ME, **NODE, "pid": os.getpid()}
     Lock._beat = lambda _: None  # pyrefly: ignore[bad-assignment]  its thread has not woken yet
     run = Run(folder, {})
@@ -314,11 +316,12 @@ def write_late(folder: Path, awake) -> None:
     run.update(step=7)
 
 
-def test_nothing_is_written_between_waking_and_the_next_beat(tmp_path, quick, monkeypatch):
+@pytest.mark.parametrize("paused", [False, True], ids=["asleep", "a paused virtual machine"])
+def test_nothing_is_written_between_waking_and_the_next_beat(tmp_path, quick, monkeypatch, paused):
     """run.json and checkpoints are written after a look of their own."""
     monkeypatch.setattr(lock.fcntl, "lockf", without_locks)
     awake = FORK.Event()
-    process = FORK.Process(target=write_late, args=(tmp_path, awake))
+    process = FORK.Process(target=write_late, args=(tmp_path, awake, paused))
     process.start()
     while not (tmp_path / "taken").exists():
         time.sleep(0.01)
