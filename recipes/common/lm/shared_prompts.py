@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # dense, every layer with full attention, logits without a cap
+OURS = "recipes_shared_prompts"  # the name of the argument that layers have the packing in
 WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: packed layers are not compiled
 
 
@@ -46,6 +47,8 @@ class Copies:
 def _copying() -> Any:
     import torch
 
+    from common.lm.shared_attention import sum_of_copies
+
     class Copying(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, rows: "Tensor", of: "Tensor", *places: "Tensor") -> "Tensor":
@@ -55,9 +58,7 @@ def _copying() -> Any:
         @staticmethod
         def backward(ctx: Any, *gradients: "Tensor") -> tuple:
             (gradient,), (first, other, other_of) = gradients, ctx.saved_tensors
-            total = gradient.index_select(0, first).float()
-            total.index_add_(0, other_of, gradient.index_select(0, other).float())
-            return total.to(gradient.dtype), None, None, None, None
+            return sum_of_copies(gradient, first, other, other_of), None, None, None, None
 
     return Copying
 
@@ -75,6 +76,7 @@ class SharedPrompts:
     query_ends: "Tensor"  # (S + 1,) int32, where the segments begin and end in the packed row
     key_ends: "Tensor"  # (S + 1,) int32, where their keys begin and end among `keys`
     lengths: "Tensor"  # (S,) int32, tokens of the segments; always on the CPU
+    longest_query: int
     longest_key: int
     width: int  # T
 
@@ -95,25 +97,13 @@ class SharedPrompts:
         return replace(self, states=states, keys=keys, **ends)
 
     def attention(self, query: "Tensor", key: "Tensor", value: "Tensor", scale: float | None = None) -> "Tensor":
-        """Attention of the packed row, (1, N, heads, d), on a GPU in 16 bit; keys may have fewer heads.
+        """Attention of the packed row, (1, N, heads, d), on a GPU in 16 bit; keys may have fewer heads."""
+        from common.lm.shared_attention import shared_attention
 
-        The causal mask of varlen attention ends at the last key: a rest sees all of its prompt.
-        """
-        from torch.nn.attention.varlen import varlen_attn
-
-        attended: Any = varlen_attn(
-            query.squeeze(0),
-            self.keys.make(key.squeeze(0)),
-            self.keys.make(value.squeeze(0)),
-            self.query_ends,
-            self.key_ends,
-            int(self.lengths.max()),
-            self.longest_key,
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
-        return attended.unsqueeze(0)
+        states = (one.squeeze(0) for one in (query, key, value))
+        copies = self.keys.of, self.keys.first, self.keys.other, self.keys.other_of
+        ends = self.query_ends, self.key_ends, self.longest_query, self.longest_key
+        return shared_attention(*states, *copies, *ends, scale)[0].unsqueeze(0)
 
     def mask(self) -> "Tensor":
         """What each packed token attends to, (1, 1, N, N) bool."""
@@ -166,6 +156,7 @@ def pack(rows: list[list[int]], groups: list[list[int]], width: int) -> SharedPr
         query_ends=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         key_ends=torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32),
         lengths=torch.tensor(lengths, dtype=torch.int32),
+        longest_query=max(lengths),
         longest_key=max(key_lengths),
         width=width,
     )
@@ -225,6 +216,8 @@ def share_prompts(model: "PeftModel", max_length: int) -> str | None:
         return output
 
     backbone.forward = forward
+    for layer in backbone.layers if on_gpu else ():
+        layer.register_forward_pre_hook(_rename, with_kwargs=True)
     if on_gpu and not _lets_prefixes_in(causal):
         backbone.forward = unpacked
         return "its attention lets no shared prefix in"
@@ -255,10 +248,17 @@ def _attending(shared: SharedPrompts, backbone: Any) -> dict[str, Any]:
     import torch
 
     if shared.positions.is_cuda:  # lengths on the CPU spare Unsloth looking for them in the positions
-        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}
+        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}  # until `_rename`
         return {"attention_mask": None, "causal_mask": None, **ours}
     mask, dtype = shared.mask(), backbone.dtype
     return {"attention_mask": torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)}
+
+
+def _rename(_: Any, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Give a layer the packing by our name: Unsloth does not compile one that is given prefixes by its own."""
+    if not isinstance(shared := named.get("prefix_seg_info"), SharedPrompts):
+        return args, named
+    return args, {**named, "prefix_seg_info": None, "packed_seq_lengths": None, OURS: shared}
 
 
 def _lets_prefixes_in(causal: Any) -> bool:
@@ -275,14 +275,18 @@ def _lets_prefixes_in(causal: Any) -> bool:
     _extend_unsloth()
     probe = Probe(**vars(pack([[0, 1, 2], [0, 1, 3]], [[0, 1]], 3).to(causal.device)))
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=causal.device)
+    training = causal.training
+    causal.eval()  # in training Unsloth would compile the layers, for this length
     with torch.no_grad(), torch.autocast("cuda", dtype=causal.dtype):
         causal.model(input_ids=ids, shared_prompts=probe)
+    causal.train(training)
     return len(reached) == causal.config.get_text_config().num_hidden_layers
 
 
 @functools.cache
 def _extend_unsloth() -> None:
     """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
+    from unsloth.models import llama, mistral, qwen3
     from unsloth.utils import attention_dispatch
 
     theirs = attention_dispatch._flex_shared_prefix_attention
@@ -293,3 +297,10 @@ def _extend_unsloth() -> None:
         return theirs(query, key, value, shared, scale=scale)
 
     attention_dispatch._flex_shared_prefix_attention = attention
+
+    def resolve(named: dict[str, Any], *args: Any) -> Any:
+        shared = named.get(OURS)
+        return attention_dispatch.resolve_prefix_seg_info(named, *args) if shared is None else shared
+
+    for module in (llama, mistral, qwen3):
+        module.resolve_prefix_seg_info = resolve
