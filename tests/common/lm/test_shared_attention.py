@@ -3,14 +3,13 @@
 import pytest
 import torch
 from common.lm.shared_prompts import pack
-from torch.nn.attention import varlen
 
 ROWS = [[1, 2, 3, 4], [1, 2, 5], [7, 8, 9], [7, 6], [1]]
 GROUPS = [[0, 1], [2, 3], [4]]
 
 
 def segments(query, key, value, query_ends, key_ends):
-    """Queries, keys, values (heads, ., d) of each segment and its probabilities; its causal mask ends at its last key."""
+    """Of each segment q, k, v (heads, ., d), the probabilities, their sums; its causal mask ends at its last key."""
     groups = query.shape[1] // key.shape[1]
     for place in range(len(query_ends) - 1):
         rows, keys = slice(*query_ends[place : place + 2]), slice(*key_ends[place : place + 2])
