@@ -76,7 +76,7 @@ def test_another_packing_is_no_other_graph(on_cpu):
         return graph.forward
 
     compiled = torch.compile(attend, backend=count, fullgraph=True)
-    longer = [*ROWS, [3, 4, 5, 6, 7, 8]], [*GROUPS, [5]]
+    longer = [*ROWS, [3, 4, 5, 6, 7, 8], [3, 4, 5, 9]], [*GROUPS, [5, 6]]
     for rows, groups in ((ROWS, GROUPS), longer, (ROWS[:3], [[0, 1], [2]])):
         shared = pack(rows, groups, 6)
         compiled(shared, *(torch.randn(1, shared.tokens, heads, 8) for heads in (4, 2, 2)))
