@@ -36,6 +36,7 @@ from common.errors import InputError, run_command
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
+from common.lm.active_adapter import switch_quickly
 from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
@@ -331,6 +332,7 @@ def main() -> None:
         # TRL copies the new adapter as a second one, "ref". It computes the same as the base alone, takes memory, and
         # breaks resuming: transformers then loads a checkpoint into "ref" and leaves the policy untrained.
         model.delete_adapter("ref")
+        switch_quickly(model)
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 
