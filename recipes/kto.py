@@ -33,10 +33,10 @@ from common.data.hold_out import eval_count, hold_out_by
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
+from common.lm.active_adapter import switch_quickly
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.active_adapter import switch_quickly
 from common.lm.load import check_precision, choose_dtype, fuse_adapter, in_4bit, keep_activations, load_chat_tokenizer
 from common.plan.fit import fit_to_gpu
 from common.run.data_summary import summary
