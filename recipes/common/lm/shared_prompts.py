@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # dense, every layer with full attention, logits without a cap
-OURS = "recipes_shared_prompts"  # the name of the argument that layers have the packing in
-WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: packed layers are not compiled
+WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: below, it gains too little
 
 
 @dataclass(frozen=True)
@@ -216,9 +215,13 @@ def share_prompts(model: "PeftModel", max_length: int) -> str | None:
         return output
 
     backbone.forward = forward
-    for layer in backbone.layers if on_gpu else ():
-        layer.register_forward_pre_hook(_rename, with_kwargs=True)
-    if on_gpu and not _lets_prefixes_in(causal):
+    if not on_gpu:
+        return None
+    from common.lm.shared_attention import by_our_name
+
+    for layer in backbone.layers:
+        layer.register_forward_pre_hook(by_our_name, with_kwargs=True)
+    if not _lets_prefixes_in(causal):
         backbone.forward = unpacked
         return "its attention lets no shared prefix in"
     return None
@@ -248,22 +251,17 @@ def _attending(shared: SharedPrompts, backbone: Any) -> dict[str, Any]:
     import torch
 
     if shared.positions.is_cuda:  # lengths on the CPU spare Unsloth looking for them in the positions
-        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}  # until `_rename`
+        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}  # until `by_our_name`
         return {"attention_mask": None, "causal_mask": None, **ours}
     mask, dtype = shared.mask(), backbone.dtype
     return {"attention_mask": torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)}
 
 
-def _rename(_: Any, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Give a layer the packing by our name: Unsloth does not compile one that is given prefixes by its own."""
-    if not isinstance(shared := named.get("prefix_seg_info"), SharedPrompts):
-        return args, named
-    return args, {**named, "prefix_seg_info": None, "packed_seq_lengths": None, OURS: shared}
-
-
 def _lets_prefixes_in(causal: Any) -> bool:
     """Whether the attention of every layer comes to ours, tried on two rows of three tokens."""
     import torch
+
+    from common.lm.shared_attention import extend_unsloth
 
     reached = []
 
@@ -272,7 +270,7 @@ def _lets_prefixes_in(causal: Any) -> bool:
             reached.append(self)
             return super().attention(query, key, value, scale)
 
-    _extend_unsloth()
+    extend_unsloth()
     probe = Probe(**vars(pack([[0, 1, 2], [0, 1, 3]], [[0, 1]], 3).to(causal.device)))
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=causal.device)
     training = causal.training
@@ -281,26 +279,3 @@ def _lets_prefixes_in(causal: Any) -> bool:
         causal.model(input_ids=ids, shared_prompts=probe)
     causal.train(training)
     return len(reached) == causal.config.get_text_config().num_hidden_layers
-
-
-@functools.cache
-def _extend_unsloth() -> None:
-    """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
-    from unsloth.models import llama, mistral, qwen3
-    from unsloth.utils import attention_dispatch
-
-    theirs = attention_dispatch._flex_shared_prefix_attention
-
-    def attention(query: "Tensor", key: "Tensor", value: "Tensor", shared: Any, scale: float | None = None) -> "Tensor":
-        if isinstance(shared, SharedPrompts):
-            return shared.attention(query, key, value, scale)
-        return theirs(query, key, value, shared, scale=scale)
-
-    attention_dispatch._flex_shared_prefix_attention = attention
-
-    def resolve(named: dict[str, Any], *args: Any) -> Any:
-        shared = named.get(OURS)
-        return attention_dispatch.resolve_prefix_seg_info(named, *args) if shared is None else shared
-
-    for module in (llama, mistral, qwen3):
-        module.resolve_prefix_seg_info = resolve
