@@ -78,13 +78,13 @@ def sum_of_copies(
     return total.to(copies.dtype)
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.longest_query, ctx.longest_key, ctx.scale = inputs
     ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple:
+def _backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple:
     rest = ctx.longest_query, ctx.longest_key, ctx.scale
     return (*torch.ops.recipes.shared_attention_backward(gradient, *ctx.saved_tensors, *rest), *(None,) * 9)
 

@@ -47,7 +47,7 @@ def queue_updates(optimizer: torch.optim.Optimizer) -> None:
     if getattr(optimizer, "is_paged", None) is False:
         import bitsandbytes.optim.optimizer as of_bitsandbytes
 
-        of_bitsandbytes.sync_gpu = lambda _: None
+        of_bitsandbytes.sync_gpu = lambda t: None
 
 
 class CheckedSteps(Trainer):
