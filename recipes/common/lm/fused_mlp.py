@@ -11,7 +11,8 @@ up are read and h is written; backward the gradients of gate and up are made of 
 those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
 
 gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again
-for its backward pass, its MLP is not before that pass needs it: there gate and up are computed for some rows at a time.
+for its backward pass, its MLP is not before that pass needs it. There, and where nothing is saved, gate and up are
+computed for some rows at a time, unless the layer is compiled.
 """
 
 import functools
