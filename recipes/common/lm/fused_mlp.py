@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 RANKS = 64  # at most: a tile of more does not fit the shared memory of a GPU for desks
 CAPABILITY = (8, 0)  # of the GPU, at least; before Ampere PEFT and Unsloth compute it
-PART = 2048  # rows that are computed at a time where memory is short: no matrix of the intermediate size is whole
+PART = 4096  # rows that are computed at a time where memory is short: no matrix of the intermediate size is whole
 RECOMPUTING = [False]  # whether the layer that runs is computed a second time, for the backward pass
 DTYPES = (torch.bfloat16, torch.float16)
 

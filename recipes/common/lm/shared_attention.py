@@ -1,7 +1,8 @@
 """Attention of packed rows with shared prompts, as one operator that torch.compile leaves whole.
 
 torch's varlen attention computes it, of keys and values that a segment of the packed row has for itself: those of a
-shared prompt are copied for each of its rows, and the gradients of the copies are added up, in 32 bit.
+shared prompt are copied for each of its rows, and the gradients of the copies are added up, in 32 bit. Unsloth compiles
+no layer that is given prefixes, so the operator runs as it is.
 """
 
 import functools
@@ -11,8 +12,6 @@ import torch
 import torch.nn.attention.varlen  # it registers the operators
 
 from common.lm.shared_prompts import SharedPrompts
-
-OURS = "recipes_shared_prompts"  # the name of the argument that layers have the packing in
 
 
 @torch.library.custom_op("recipes::shared_attention", mutates_args=())
@@ -92,17 +91,9 @@ def _backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple
 shared_attention.register_autograd(_backward, setup_context=_keep)
 
 
-def by_our_name(_: Any, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Give a layer the packing by our name: Unsloth does not compile one that is given prefixes by its own."""
-    if not isinstance(shared := named.get("prefix_seg_info"), SharedPrompts):
-        return args, named
-    return args, {**named, "prefix_seg_info": None, "packed_seq_lengths": None, OURS: shared}
-
-
 @functools.cache
 def extend_unsloth() -> None:
     """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
-    from unsloth.models import llama, mistral, qwen3
     from unsloth.utils import attention_dispatch
 
     theirs = attention_dispatch._flex_shared_prefix_attention
@@ -115,10 +106,3 @@ def extend_unsloth() -> None:
         return theirs(query, key, value, shared, scale=scale)
 
     attention_dispatch._flex_shared_prefix_attention = attention
-
-    def resolve(named: dict[str, Any], *args: Any) -> Any:
-        shared = named.get(OURS)
-        return attention_dispatch.resolve_prefix_seg_info(named, *args) if shared is None else shared
-
-    for module in (llama, mistral, qwen3):
-        module.resolve_prefix_seg_info = resolve

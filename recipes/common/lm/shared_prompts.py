@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # dense, every layer with full attention, logits without a cap
-WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: below, it gains too little
+WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: packed layers are not compiled
 
 
 @dataclass(frozen=True)
@@ -215,13 +215,7 @@ def share_prompts(model: "PeftModel", max_length: int) -> str | None:
         return output
 
     backbone.forward = forward
-    if not on_gpu:
-        return None
-    from common.lm.shared_attention import by_our_name
-
-    for layer in backbone.layers:
-        layer.register_forward_pre_hook(by_our_name, with_kwargs=True)
-    if not _lets_prefixes_in(causal):
+    if on_gpu and not _lets_prefixes_in(causal):
         backbone.forward = unpacked
         return "its attention lets no shared prefix in"
     return None
@@ -251,7 +245,7 @@ def _attending(shared: SharedPrompts, backbone: Any) -> dict[str, Any]:
     import torch
 
     if shared.positions.is_cuda:  # lengths on the CPU spare Unsloth looking for them in the positions
-        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}  # until `by_our_name`
+        ours = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}
         return {"attention_mask": None, "causal_mask": None, **ours}
     mask, dtype = shared.mask(), backbone.dtype
     return {"attention_mask": torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)}
@@ -273,9 +267,6 @@ def _lets_prefixes_in(causal: Any) -> bool:
     extend_unsloth()
     probe = Probe(**vars(pack([[0, 1, 2], [0, 1, 3]], [[0, 1]], 3).to(causal.device)))
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=causal.device)
-    training = causal.training
-    causal.eval()  # in training Unsloth would compile the layers, for this length
     with torch.no_grad(), torch.autocast("cuda", dtype=causal.dtype):
         causal.model(input_ids=ids, shared_prompts=probe)
-    causal.train(training)
     return len(reached) == causal.config.get_text_config().num_hidden_layers
