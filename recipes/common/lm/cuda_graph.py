@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.lm.hidden_states import last_hidden, round_up
-
 if TYPE_CHECKING:
     from peft import PeftModel
 
-RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its kernels take to start
 WARM_UP = 2  # runs before a recording: kernels are compiled and libraries allocate, which a recording may not
 
 # Bytes that only recordings can use, of the memory that each pool has.
@@ -190,34 +187,3 @@ class Recorded:
         values = [value for module in self.model.modules() for value in vars(module).values()]
         held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
         return Recording(graph, static, outputs, held)
-
-
-class RecordedPass:
-    """`last_hidden` for scoring on a GPU: the kernels of each shape are recorded once, as a CUDA graph, then replayed.
-
-    A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them, see
-    docs/results.md. Batches of more than RECORDED_TOKENS, and all batches on a CPU, go to `last_hidden`.
-    """
-
-    def __init__(self, model: "PeftModel") -> None:
-        self.model = model
-        self.recorded = Recorded(model, self._pass, "this model's pass")
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The hidden states (B, T, h) for `input_ids` (B, T); the next call overwrites them."""
-        rows, columns = input_ids.shape
-        padded = round_up(columns)
-        if not input_ids.is_cuda or rows * padded > RECORDED_TOKENS:
-            return last_hidden(self.model, input_ids, attention_mask)
-        # No token attends to what is right of it: no mask is needed.
-        (hidden,) = self.recorded(torch.nn.functional.pad(input_ids, (0, padded - columns)))
-        return hidden[:, :columns]
-
-    def _pass(self, input_ids: Tensor) -> tuple[Tensor]:
-        was_training = self.model.training
-        self.model.eval()  # nothing is compiled then
-        try:
-            return (last_hidden(self.model, input_ids, None),)
-        finally:
-            self.model.train(was_training)
