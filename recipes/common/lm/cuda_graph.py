@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from common.run.screen import console
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -103,6 +104,12 @@ def stream_of(pool: torch.cuda.MemPool) -> torch.cuda.Stream:
     return OF_POOL[pool]
 
 
+def say_not_recorded(name: str, error: RuntimeError) -> None:
+    """Print that the work `name` runs without a graph from now on, and why."""
+    reason = str(error.__context__ or error).partition("\n")[0]
+    console().print(f"{name} cannot be recorded, so it is slower: {reason}", soft_wrap=True)
+
+
 class Recording(NamedTuple):
     """Work over inputs of some shapes as a CUDA graph, and the memory that it works in."""
 
@@ -117,10 +124,10 @@ class Recorded:
 
     The first work of a shape runs as it is, the second is recorded. A recording uses the adapter that was active then,
     and reads the weights from their addresses: they may change in place, but not move. After the first work that cannot
-    be recorded nothing more is, with a warning.
+    be recorded nothing more is, which is printed.
 
     Args:
-        name: of the work, for that warning.
+        name: of the work, for that line.
         changed: the tensors that `work` changes besides, such as gradients, which it adds to in place.
         pool: memory shared with recordings that never run beside these; by default of its own.
         most: bytes that the process may have taken, so that the rest is left to what is not recorded.
@@ -149,25 +156,30 @@ class Recorded:
         """The outputs; the next call overwrites them, also one of recordings in the same pool."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if self.can_record and shapes not in self.recordings:
-            if self.pool is None:
-                self.pool = torch.cuda.MemPool()
-            if shapes not in self.seen:
-                self.seen.add(shapes)
-                with beside(stream_of(self.pool), self.pool):
-                    return self.work(*inputs)
             try:
-                self.recordings[shapes] = self.record(inputs)
-            except RuntimeError as error:  # some operation waits for the GPU, or there is no memory left
+                self._prepare(shapes, inputs)
+            except RuntimeError as error:  # some operation waits for the GPU, or no memory or no stream is left
                 self.can_record = False
-                reason = str(error.__context__ or error).splitlines()[0]
-                warnings.warn(f"{self.name} cannot be recorded, so it is slower: {reason}", stacklevel=2)
-        if shapes not in self.recordings:
+                say_not_recorded(self.name, error)
+        if shapes in self.recordings:
+            recording = self.recordings[shapes]
+            for static, tensor in zip(recording.inputs, inputs, strict=True):
+                static.copy_(tensor)
+            recording.graph.replay()
+            return recording.outputs
+        if self.pool is None or not self.can_record:
             return self.work(*inputs)
-        recording = self.recordings[shapes]
-        for static, tensor in zip(recording.inputs, inputs, strict=True):
-            static.copy_(tensor)
-        recording.graph.replay()
-        return recording.outputs
+        self.seen.add(shapes)
+        with beside(stream_of(self.pool), self.pool):
+            return self.work(*inputs)
+
+    def _prepare(self, shapes: tuple[torch.Size, ...], inputs: Sequence[Tensor]) -> None:
+        """Record these shapes if they have been seen before; else see to it that there is a stream to do so later."""
+        if self.pool is None:
+            self.pool = torch.cuda.MemPool()
+        stream_of(self.pool)
+        if shapes in self.seen:
+            self.recordings[shapes] = self.record(inputs)
 
     def record(self, inputs: Sequence[Tensor]) -> Recording:
         """The work over inputs of these shapes. Raises RuntimeError when a CUDA graph cannot hold it."""
