@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, read_jsonl, run_recipe
@@ -251,6 +252,33 @@ def test_a_pass_that_cannot_be_recorded_runs_all_the_same(adapted, capsys):
     again(ids)
     assert torch.allclose(again(ids)[0], states, atol=1e-4)
     assert len(again.recordings) == 1
+
+
+def test_a_recording_is_made_while_nccl_watches_its_collectives(tmp_path):
+    """Torch's thread for NCCL asks about a collective while another thread records: that must not end the recording."""
+    from common.lm.cuda_graph import own_stream, record
+    from torch import distributed
+
+    matrix = torch.eye(64, device="cuda")
+    store = f"file://{tmp_path}/store"
+    distributed.init_process_group("nccl", init_method=store, rank=0, world_size=1, device_id=torch.device("cuda:0"))
+    try:
+
+        def work():
+            matrix.mul_(2)
+            if torch.cuda.is_current_stream_capturing():
+                time.sleep(0.4)  # several of its looks
+            else:
+                distributed.all_reduce(matrix)  # not looked at before the recording begins
+
+        graph = record(work, own_stream(owner := Owner()), changed=(matrix,))
+        graph.replay()
+        assert torch.equal(matrix, 2 * torch.eye(64, device="cuda"))
+        distributed.all_reduce(matrix)
+        torch.cuda.synchronize()
+        del graph, owner
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_recorded_backward_pass_adds_the_gradients_of_the_pass(adapted):
