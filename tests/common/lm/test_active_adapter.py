@@ -1,5 +1,9 @@
 """Switching adapters gives the model that PEFT's own switches give, and leaves gradients alone."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from common.lm.active_adapter import active_adapter
@@ -46,3 +50,12 @@ def test_after_an_error_it_is_the_policy_and_no_flag_has_changed(model):
             raise ZeroDivisionError
         assert torch.equal(logits(model), policy)
     assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def test_a_model_that_has_been_switched_ends_with_its_last_user(model):
+    other = copy.deepcopy(model)
+    with active_adapter(other, None):
+        there = weakref.ref(other)
+    del other
+    gc.collect()
+    assert there() is None
