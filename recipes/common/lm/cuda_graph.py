@@ -23,7 +23,8 @@ HELD: "weakref.WeakKeyDictionary[torch.cuda.MemPool, int]" = weakref.WeakKeyDict
 STREAMS = 32  # that torch makes for a GPU; torch.cuda.Stream() gives one after the other, again and again
 IN_USE: set[int] = set()  # of these the ones that graphs are recorded on
 OF_POOL: "weakref.WeakKeyDictionary[torch.cuda.MemPool, torch.cuda.Stream]" = weakref.WeakKeyDictionary()
-FAILED: list[torch.cuda.CUDAGraph] = []  # recordings that could not be made
+# Recordings that could not be made in a pool.
+FAILED: "weakref.WeakKeyDictionary[torch.cuda.MemPool, list[torch.cuda.CUDAGraph]]" = weakref.WeakKeyDictionary()
 
 
 def record(
@@ -57,7 +58,7 @@ def record(
     except RuntimeError:
         generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
         if isinstance(pool, torch.cuda.MemPool):  # its end would free the workspace of the others, see `own_stream`
-            FAILED.append(graph)
+            FAILED.setdefault(pool, []).append(graph)
         raise
     finally:
         for tensor, old in zip(changed, kept, strict=True):
