@@ -143,6 +143,7 @@ def test_ppo_begins_where_it_sampled_and_learns(merged, tmp_path):
     """One epoch over a rollout: the policy that is updated is the one that sampled, in bfloat16 and under kernels."""
     sums = ROOT / "data_samples" / "arithmetic-train.jsonl"
     flags = ("--data", sums, "--rewards", "math", "--num-ppo-epochs", 1, "--critic-warmup-steps", 1)
+    flags += ("--num-train-epochs", 2)  # in one its score rises by 0.095, within the noise of 200 completions
     done = run_recipe("ppo", "--model", merged, "--output-dir", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     first, second, *_, last = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
