@@ -43,6 +43,6 @@ def test_work_for_which_no_stream_is_left_runs_and_says_so_once(streams, monkeyp
     recorded = cuda_graph.Recorded(torch.nn.Identity(), lambda x: (2 * x,), "Doubling")
     for _ in range(3):
         assert recorded(torch.ones(2))[0].tolist() == [2, 2]
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert said.startswith("Doubling cannot be recorded, so it is slower: 3 owners of CUDA graphs have taken every")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert printed.startswith("Doubling cannot be recorded, so it is slower: 3 owners of CUDA graphs have taken every")
