@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.run.ranks import is_first, rank
 from common.run.screen import console
 
 if TYPE_CHECKING:
@@ -106,9 +108,13 @@ def stream_of(pool: torch.cuda.MemPool) -> torch.cuda.Stream:
 
 
 def say_not_recorded(name: str, error: RuntimeError) -> None:
-    """Print that the work `name` runs without a graph from now on, and why."""
+    """Print that the work `name` runs without a graph from now on, and why; a rank but the first one on stderr."""
     reason = str(error.__context__ or error).partition("\n")[0]
-    console().print(f"{name} cannot be recorded, so it is slower: {reason}", soft_wrap=True)
+    line = f"{name} cannot be recorded, so it is slower: {reason}"
+    if is_first():
+        console().print(line, soft_wrap=True)
+    else:  # all ranks wait for it
+        print(f"Rank {rank()}: {line}", file=sys.stderr)
 
 
 class Recording(NamedTuple):

@@ -46,3 +46,6 @@ def test_work_for_which_no_stream_is_left_runs_and_says_so_once(streams, monkeyp
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert printed.startswith("Doubling cannot be recorded, so it is slower: 3 owners of CUDA graphs have taken every")
+    monkeypatch.setenv("RANK", "1")
+    cuda_graph.say_not_recorded("Doubling", RuntimeError("no room\nand more"))
+    assert capsys.readouterr().err == "Rank 1: Doubling cannot be recorded, so it is slower: no room\n"
