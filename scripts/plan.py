@@ -10,13 +10,14 @@ Any argument of the recipe that changes memory or time may be given; it stays as
 fastest settings that fit and learn the same. `--fit auto` chooses likewise when a run starts. The card is one of those
 that the planner knows, such as h100 or rtx4090, or its memory.
 
-Times are an estimate: measured on an H200, for other cards scaled by their data sheets. What GPUs exchange is counted
-by the data sheets of their links.
+Times are an estimate: measured on an H200 and an H100, for other cards scaled by their data sheets. What GPUs exchange
+is counted by the data sheets of their links.
 
 Left out: full-parameter training, vLLM, images, a reward model with a base of its own.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -24,7 +25,10 @@ from typing import Any, Literal
 from common.arguments import parse
 from common.errors import InputError, run_command
 from common.lm.hub import find_model
+from common.memory_limits import memory_limit
 from common.plan.devices import SIZES, Device, find_device, of_size
+from common.plan.host import host_peak
+from common.plan.memory import GIB
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import as_flag, unit, variables
@@ -121,6 +125,8 @@ def main() -> None:
     runs = [whole(one, rows, args, sizes, given) if rows else None for one in plans]
     if args.json:
         answer = [as_json(*one, args.price) for one in zip(plans, runs, strict=True)]
+        for one in answer:
+            one["main_memory_gib"] = {name: round(gib, 2) for name, gib in main_memory(plans[0], sizes, rows).items()}
         print(json.dumps({"model": base.name, "method": args.method, "plans": answer}, indent=2))
         return
     obey_no_text()
@@ -132,7 +138,8 @@ def main() -> None:
         all_cards(console, plans, runs, sizes, args, given)
     if rows:
         about_data(console, plans, runs, rows, args)
-    console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
+    about_main_memory(console, main_memory(plans[0], sizes, rows))
+    console.print("\nTimes are estimates, measured on an H200 and an H100, scaled by data sheets.")
 
 
 def given_arguments(args: Args) -> dict[str, Any]:
@@ -282,20 +289,22 @@ def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) 
     values = settings(sizes, args.method, {**given, **one.changed})
     work = one.work
     cut = rows.cut(work.length - work.completion)  # GRPO and PPO: prompts
-    trained = values["num_train_epochs"] * (1 - values.get("eval_ratio", 0))  # times that a row is trained on
+    trained = rows.count * (1 - values.get("eval_ratio", 0))  # rows of an epoch
     if args.method in SAMPLING:
         used = replace(work, length=round(sum(cut) / len(cut)) + work.completion)
-        prompts = max(1, work.generated * args.gpus // work.group)
-        steps = trained * rows.count / prompts * values.get("num_iterations", 1)
+        epoch = trained / max(1, work.generated * args.gpus // work.group)  # steps, the last one in part
     elif args.method == "sft" and values["packing"]:
-        used, steps = work, trained * sum(cut) / (work.length * work.step_rows)
+        used, epoch = work, trained / rows.count * sum(cut) / (work.length * work.step_rows)
     else:
         padded = sum(cut) / rows.padded_share(work.length, work.sequences) / len(cut)
-        used, steps = replace(work, length=max(1, round(padded))), trained * rows.count / work.step_rows
+        used, epoch = replace(work, length=max(1, round(padded))), trained / work.step_rows
+    seconds = measure(sizes, used, one.device).time.seconds
     if values["max_steps"] > 0:
-        steps = values["max_steps"]
-    hours = steps * measure(sizes, used, one.device).time.seconds / 3600
-    return Run(rows.count, sum(cut), rows.counted, max(1, round(steps)), hours)
+        return Run(rows.count, sum(cut), rows.counted, values["max_steps"], values["max_steps"] * seconds / 3600)
+    epochs = values["num_train_epochs"] * values.get("num_iterations", 1)
+    counted = epoch if args.method == "ppo" else max(1, int(epoch)) if args.method == "grpo" else math.ceil(epoch)
+    hours = epochs * (counted if args.method == "grpo" else epoch) * seconds / 3600  # GRPO leaves the rest out
+    return Run(rows.count, sum(cut), rows.counted, max(1, math.ceil(epochs * counted)), hours)
 
 
 def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:
@@ -308,6 +317,22 @@ def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows
         money = f", {run.hours * args.gpus * args.price:,.2f} at {args.price:g} a GPU hour" if args.price else ""
         time = duration(run.hours)
         console.print(f"{run.steps:,} steps, {time}{money}; loading and saving come on top.", soft_wrap=True)
+
+
+def main_memory(one: Plan, sizes: Any, rows: Rows | None) -> dict[str, float]:
+    """GiB of main memory that all processes of the run need together: with GPUs, and on the CPU alone."""
+    tokens = sum(rows.lengths) if rows else 0
+    beside = host_peak(sizes, one.work, True, tokens).total * one.work.gpus
+    return {"with a GPU": beside, "on the CPU": host_peak(sizes, one.work, False, tokens).total}
+
+
+def about_main_memory(console: Console, gib: dict[str, float]) -> None:
+    """The main memory of the run, and what this machine has where that is less."""
+    limit = memory_limit()
+    words = f"Main memory: up to {gib['with a GPU']:.1f} GiB with a GPU, {gib['on the CPU']:.1f} on the CPU alone"
+    if limit and limit[0] / GIB < gib["with a GPU"]:
+        words += f"; this machine allows {limit[0] / GIB:.1f}: {limit[1]}"
+    console.print(f"\n{words}.", soft_wrap=True)
 
 
 def duration(hours: float) -> str:
