@@ -11,6 +11,7 @@ from common.lm.chat import set_pad_token
 from common.lm.documents import document_end
 from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
 from common.lm.render import end_token, set_chat_template
+from common.lm.sharded import gather_as_computed
 from common.plan.fit import KEPT_LAYERS
 from common.run.folder import parent_of
 from common.run.screen import console
@@ -152,6 +153,7 @@ def fuse_adapter(model: "PeftModel", sharded: bool = False) -> None:
     A model that is to be `sharded` keeps Unsloth's own kernels, which know a weight in parts.
     """
     if sharded:
+        gather_as_computed(model)
         return
     from common.lm.fused_mlp import fuse_mlps
     from common.lm.fused_qkv import fuse_qkv
