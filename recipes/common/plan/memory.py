@@ -71,7 +71,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
     if work.sharded:  # FSDP2 gathers one layer in 16 bit, and the next one while it computes
         overhead += 2 * 2 * linear / shape.layers
-    elif work.gpus > 1:  # DDP copies the gradients into buckets that the GPUs add up
+    elif work.gpus > 1 and work.method in SAMPLING:  # the gradients are copied into buckets that the GPUs add up
         overhead += gradients
     if work.gpus > 1:
         overhead += NCCL
