@@ -56,13 +56,17 @@ def logged(folder: Path) -> list[dict]:
     return [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
 
 
-def assert_same(ours: Path, theirs: Path) -> None:
-    """Losses, gradients and weights of two runs are equal but for the order in which floats are added."""
-    for name in ("loss", "grad_norm", "learning_rate"):
-        assert [row[name] for row in logged(ours)] == pytest.approx([row[name] for row in logged(theirs)], rel=1e-4)
+def assert_same(ours: Path, theirs: Path, bfloat16: bool = False) -> None:
+    """Losses, gradients and weights of two runs are equal but for the order in which floats are added.
+
+    With `bfloat16` the adapter is kept and its gradients are added in that type, as over an nf4 base on processors.
+    """
+    for name, near in (("loss", 1e-4), ("grad_norm", 1e-2 if bfloat16 else 1e-4), ("learning_rate", 1e-4)):
+        assert [row[name] for row in logged(ours)] == pytest.approx([row[name] for row in logged(theirs)], rel=near)
     mine, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (ours, theirs))
     assert mine.keys() == other.keys()
-    assert all(mine[name].allclose(other[name], rtol=1e-3, atol=2e-5) for name in mine)
+    rtol, atol = (1e-2, 1e-3) if bfloat16 else (1e-3, 2e-5)
+    assert all(mine[name].allclose(other[name], rtol=rtol, atol=atol) for name in mine)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def test_a_sharded_model_learns_what_a_whole_one_does_and_saves_the_same_file(we
         whole = alone.parent / "whole"
         done = train("sft", whole, 1, flags=(weights,))
         assert done.returncode == 0, done.stderr
-    assert_same(folder, whole)
+    assert_same(folder, whole, bfloat16=weights == "--load-in-4bit")
 
 
 def test_one_process_has_nobody_to_share_a_model_with(tmp_path):
