@@ -1,4 +1,4 @@
-"""A model that Unsloth divides among the ranks (FSDP2): the type in which it is gathered, and its weights as a whole."""
+"""A model that Unsloth divides among the ranks (FSDP2): the type that it is gathered in, and its weights as a whole."""
 
 import os
 from typing import TYPE_CHECKING, Any
