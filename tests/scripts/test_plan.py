@@ -70,8 +70,9 @@ def test_arguments_of_the_recipe_count_and_stay(planned):
 
 
 def test_more_gpus_divide_the_time_and_sharding_the_weights(planned):
+    given = ("--gradient-accumulation-steps", "64", "--no-load-in-4bit")
     one, four, sharded = (
-        json.loads(planned("--card", "h100", "--json", "--gradient-accumulation-steps", "64", *more))["plans"][0]
+        json.loads(planned("--card", "h100", "--json", *given, *more))["plans"][0]
         for more in ((), ("--gpus", "4"), ("--gpus", "4", "--sharded"))
     )
     assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"], rel=0.01)
