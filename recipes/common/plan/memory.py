@@ -29,6 +29,7 @@ OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on th
 MLP_PART = 4096  # tokens (lm/fused_mlp.py)
 MEASURED_ROWS = 4  # completions of a step whose log-probabilities GRPO computes with all their logits (grpo.py)
 NCCL = 0.4 * GIB  # its buffers, which no allocator of torch's counts either; assumed, not measured
+GATHERED = 2.75  # of a divided model, in multiples of embedding and output layer; measured with a 72B on 2 and 4 GPUs
 WORKSPACE = 0.05 * GIB  # cuBLAS and small tensors
 GRAPHS = 0.1 * GIB  # what the recorded steps of sampling keep
 # What torch's allocator reserves and has in no tensor: a little, and a share of what comes and goes; measured.
@@ -71,9 +72,9 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
     if work.sharded:
         # FSDP2 gathers embedding and output layer for the whole step, and a layer and the next one while it computes;
-        # all come in a buffer of their size. Measured with a 72B over two GPUs.
+        # all come in a buffer of their size, and what one stream has freed is not free for another one.
         unquantized = (card.parameters - linear) * 2
-        overhead += 2 * unquantized + 2 * 2 * (weights - unquantized) / shape.layers
+        overhead += GATHERED * unquantized + 2 * 2 * (weights - unquantized) / shape.layers
     elif work.gpus > 1 and work.method in SAMPLING:  # the gradients are copied into buckets that the GPUs add up
         overhead += gradients
     if work.gpus > 1:

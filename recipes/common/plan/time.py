@@ -100,7 +100,7 @@ def _passes(shape: Any, work: Workload, device: Device) -> float:
     again = 0.0
     if work.gradient_checkpointing:
         again = 1 - min(work.kept_layers, shape.layers) / shape.layers  # share of the layers computed a second time
-        if work.method != "reward":  # the fused MLP leaves out the down projection then
+        if work.method != "reward" and not work.sharded:  # the fused MLP leaves out the down projection then
             again *= 1 - shape.layers * shape.hidden_size * shape.intermediate_size / linear_weights(shape)
     head = 0 if work.method == "reward" else (4 if work.method == "sft" else 6)
     flops = _flops(shape, work, passes=2 + again, attention=3.5 + again, head=head)
