@@ -17,7 +17,7 @@ import time
 from typing import IO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-STOPPED, CANNOT = 75, 3
+STOPPED, CANNOT, BAD_INPUT = 75, 3, 2
 PATIENCE = 20  # seconds that the others have to end, after one has failed; one that waits in NCCL hears no signal
 
 
@@ -50,6 +50,8 @@ def main(count: int, command: list[str]) -> int:
     if failed is None:
         return max(process.returncode for process in processes)
     code = processes[failed].returncode
+    if processes[0].returncode == code == BAD_INPUT:
+        return code  # all were given the same, and rank 0 has written what is wrong with it
     how = "failed" if code > 0 else f"was ended by {signal.Signals(-code).name}"
     if output := outputs[failed]:
         output.seek(0)
