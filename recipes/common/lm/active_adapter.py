@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+LAYERS: "WeakKeyDictionary[PeftModel, list[Any]]" = WeakKeyDictionary()  # walking through a model takes time
 
 
 @contextmanager
@@ -31,9 +33,15 @@ def active_adapter(model: "PeftModel", name: str | None) -> Iterator[None]:
             layer._active_adapter = "default"
 
 
-@lru_cache(maxsize=1)
+def switch_quickly(model: "PeftModel") -> None:
+    """Have `model.disable_adapter()`, which TRL's trainers call in every step, switch as `active_adapter` does."""
+    model.disable_adapter = lambda: active_adapter(model, None)
+
+
 def lora_layers(model: "PeftModel") -> list[Any]:
     """The layers of the model that hold its adapters."""
     from peft.tuners.lora import LoraLayer
 
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if model not in LAYERS:
+        LAYERS[model] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return LAYERS[model]
