@@ -25,11 +25,28 @@ progress() {
     find "$out" -maxdepth 3 \( -name merge.json -o -name 'evaluation-*.json' \)
 }
 
+# What this start has written to the log, without empty lines and boxes.
+log() { tail -c "+$((${begun:-0} + 1))" "$logs/$id.log" | sed 's/│//g; s/^ *//; s/ *$//' | grep '[[:alnum:]]'; }
+
 # Why the command failed: its last error, or else the last line that it wrote.
 reason() {
     local lines
-    lines=$(tail -qn 40 "$logs/$id.log" "$out/slurm/$id"-rank*.log 2>/dev/null | sed 's/│//g; s/^ *//; s/ *$//' | grep '[[:alnum:]]')
+    lines=$(log | grep -Ev '^(srun|slurmstepd): |^Rank .*, on .* failed with exit code' | tail -n 40)
     { grep -E 'Error|failed with exit code' <<<"$lines" || echo "$lines"; } | tail -n 1
+}
+
+# Of several nodes: the rank that failed first, in a line that processes.py wrote on its node. It was killed, or has not
+# only missed another one, which is exit code 3. Fails where there is no such rank: then a node or the network is gone.
+cause() {
+    local lines pattern missing='another rank (did|ended)|waited at '
+    lines=$(log | grep -oE '^Rank [0-9]+ of [0-9]+, on [^ ]+, (failed with exit code|was ended by SIG).*')
+    for pattern in 'was ended by SIG(KILL|SEGV|BUS|ABRT|FPE|ILL)' 'failed with exit code ([^3]|3[0-9])'; do
+        grep -m 1 -E "$pattern" <<<"$lines" && return
+    done
+    grep -Ev "$missing" <<<"$lines" | grep -m 1 -E 'failed with exit code 3: ' && return
+    # What rank 0 wrote is anywhere in the log, but also in the record of the run.
+    grep -qsE "^  \"error\": .*($missing)" "$out/run.json" && return 1
+    grep -m 1 -E '^Rank 0 .*failed with exit code 3' <<<"$lines"
 }
 
 # --- how the command is started -------------------------------------------------------------------------------------
@@ -48,7 +65,8 @@ $no_amd
 export SLURM_EXPORT_ENV=ALL # this environment for srun, which would take --export=NONE from sbatch
 [ "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # nor does it take this from sbatch
 
-srun=(srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 --open-mode=append)
+# One task on each node, which starts the ranks there; srun writes what they print into this job's log.
+srun=(srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1)
 launch=()
 python=python
 case $runtime in
@@ -75,21 +93,44 @@ pyxis)
     ;;
 esac
 if ((processes > 1)); then
-    address=localhost # also in a container with a network of its own
+    launch+=("$python" "$root/scripts/launch/processes.py")
     if ((nodes > 1)); then
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         address=$(scontrol show node --oneliner "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
+        port=$((20000 + SLURM_JOB_ID % 12000)) # below those that Linux gives out by itself
+        while (: >"/dev/tcp/$address/$port") 2>/dev/null; do ((port++)); done
+        launch+=(--master-addr="$address" --master-port="$port")
     fi
-    # Every process has its own log, in the folder that the last word of the command names: in a container that is its
-    # real path, not that of a link. To torchrun a process that stopped with a checkpoint is no failure.
-    mkdir -p "$out/slurm"
-    # shellcheck disable=SC2016 # each process expands it
-    rank=$no_amd'; "${@:2}" >>"${@: -1}/slurm/$1-rank$RANK.log" 2>&1; code=$?; [ $code = 75 ] || exit $code'
-    launch+=("$python" -m torch.distributed.run --nnodes="$nodes" --nproc-per-node="$per_node"
-        --rdzv-backend=c10d --rdzv-id="$id" --rdzv-endpoint="$address:$((20000 + SLURM_JOB_ID % 20000))"
-        --no-python bash -c "$rank" bash "$id")
+    launch+=("$per_node")
+    cpus=$((${SLURM_CPUS_ON_NODE:-1} / per_node)) # of a rank; libraries take all of the node's for each
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > 1 ? cpus : 1))}
 fi
-launch+=("$python" "${command[@]}")
+if ((processes > 1)); then launch+=("${command[@]}"); else launch+=("$python" "${command[@]}"); fi
+
+# Every node has to see what this one writes, or each would train and resume by itself; and what is compiled on it lies
+# in a folder that is nobody else's, as above.
+ask_nodes() {
+    local mark=$logs/$id.seen needed=$root/scripts/run now
+    [ "$runtime" = local ] && needed=$python
+    now=$(date +%s.%N)
+    echo "$now" >"$mark"
+    # shellcheck disable=SC2016 # the nodes expand it
+    "${srun[@]}" bash -c '
+        for ((second = 0; second < $6; second++)); do
+            ls "$1" "${2%/*}" >/dev/null 2>&1 # a network disk may remember for a minute that a file is not there
+            [ "$(cat "$2" 2>/dev/null)" = "$3" ] && [ -e "$4" ] && seen=yes && break
+            sleep 1
+        done
+        if [ ! "${seen-}" ]; then
+            [ -e "$4" ] && missing=$1 || missing=$4
+            echo "node $SLURMD_NODENAME does not see $missing of the first node: put it on a disk that all nodes share"
+            exit 3
+        fi
+        mkdir -m 700 "$5" 2>/dev/null
+        [ ! -L "$5" ] && [ -O "$5" ] && exit 0
+        echo "node $SLURMD_NODENAME: $5 belongs to somebody else; name another folder by COMPILED_CODE"
+        exit 3' bash "$out" "$mark" "$now" "$needed" "$COMPILED_CODE" "${SEEN_SECONDS:-90}"
+}
 
 # --- from start to end ----------------------------------------------------------------------------------------------
 
@@ -112,7 +153,13 @@ trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
 rm -f "$out/STOP" # of an earlier job; it would stop this one at once
+begun=$(stat -c %s "$logs/$id.log")
 say "running on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, restart $SLURM_RESTART_COUNT}"
+mkdir -p "$out"
+if ((nodes > 1)) && ! ask_nodes; then
+    say "failed: $(reason)"
+    exit 3
+fi
 "${launch[@]}" &
 process=$!
 interrupted=yes
@@ -128,10 +175,16 @@ while [ $interrupted ]; do # a signal ends `wait` early
 done
 
 status=$(sed -n 's/^  "status": "\(.*\)",*$/\1/p' "$out/run.json" 2>/dev/null)
-# With several processes 0 can mean done or stopped; and bash's `wait` gave -1 once, when a signal came with the end.
-if ((code < 0 || code == 0 && processes > 1)); then
+# On several nodes 0 can mean done or stopped; and bash's `wait` gave -1 once, when a signal came with the end.
+if ((code < 0 || code == 0 && nodes > 1)); then
     [ "$status" = "done" ] && code=0 || code=75
 fi
+# Slurm preempts a job with a grace period by TERM for its steps, which passes this script by.
+preempted() {
+    grep -qs '^  "reason": "SIG' "$out"/run.json "$out"/*/run.json ||
+        scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+}
+lost=
 if ((code == 0)) && [ "$status" ] && [ "$status" != "done" ]; then # something ended the process without a word
     say "failed: the command ended with 0, and run.json says $status"
     exit 1
@@ -142,12 +195,26 @@ elif [ "$received" = TERM ]; then
     ((code == 75)) && how="stopped with a checkpoint" || how="ended before it could save"
     say "$how, as Slurm ended the job"
     exit "$code"
+elif ((code == 75)) && [ ! "$received" ] && ! preempted; then
+    say "stopped with a checkpoint, but not by Slurm; submitted again it resumes"
+    exit 75
+elif ((code != 75 && nodes > 1)) && found=$(cause); then
+    if [[ $found =~ exit\ code\ ([0-9]+)(.*) ]]; then
+        code=${BASH_REMATCH[1]}
+        [ "${BASH_REMATCH[2]}" ] || found+=": $(reason)" # rank 0 has written its own into the log
+    else
+        code=$((128 + $(kill -l "${found##*SIG}")))
+        log | grep -q oom_kill && found+=", for memory; more is SBATCH=--mem="
+    fi
+    say "failed with exit code $code: $found"
+    exit "$code"
+elif ((code != 75)) && preempted; then
+    interrupted=yes # it was before its first step, and had nothing to save
+elif ((code != 75 && nodes > 1)); then
+    lost="lost a node ($(log | grep -E '^srun: error: |waited at ' | tail -n 1))"
 elif ((code != 75)); then
     say "failed with exit code $code: $(reason)"
     exit "$code"
-elif [ ! "$received" ] && ! grep -qs '^  "reason": "SIG' "$out"/run.json "$out"/*/run.json; then # a signal past this script: preemption
-    say "stopped with a checkpoint, but not by Slurm; submitted again it resumes"
-    exit 75
 fi
 
 # Requeue it, unless nothing was saved since the last time: the run would never end.
@@ -158,7 +225,7 @@ if [ -e "$logs/$id.progress" ] && [ "$now" = "$(cat "$logs/$id.progress")" ]; th
 fi
 echo "$now" >"$logs/$id.progress"
 trap '' USR1 TERM # requeueing ends this script by TERM, which must not stop the next run
-say "requeued, to resume from its checkpoint"
+say "requeued, to resume from its checkpoint${lost:+, since it $lost}"
 clean_up
 scontrol requeue "$SLURM_JOB_ID" || say "failed: Slurm would not requeue it; submitted again it resumes"
 exit 75 # Slurm ignores it: the job is in the queue
