@@ -193,15 +193,16 @@ elif ((code == 0)); then
     exit 0
 elif [ "$received" = TERM ]; then
     ((code == 75)) && how="stopped with a checkpoint" || how="ended before it could save"
+    failure=$(log | grep -o 'Node failure on .*') && how="ended by a ${failure,}"
     say "$how, as Slurm ended the job"
     exit "$code"
 elif ((code == 75)) && [ ! "$received" ] && ! preempted; then
     say "stopped with a checkpoint, but not by Slurm; submitted again it resumes"
     exit 75
 elif ((code != 75 && nodes > 1)) && found=$(cause); then
-    if [[ $found =~ exit\ code\ ([0-9]+)(.*) ]]; then
-        code=${BASH_REMATCH[1]}
-        [ "${BASH_REMATCH[2]}" ] || found+=": $(reason)" # rank 0 has written its own into the log
+    if [[ $found =~ (.*),\ failed\ with\ exit\ code\ ([0-9]+)(: )?(.*) ]]; then
+        code=${BASH_REMATCH[2]}
+        found="${BASH_REMATCH[1]}: ${BASH_REMATCH[4]:-$(reason)}" # rank 0 has written its reason into the log
     else
         code=$((128 + $(kill -l "${found##*SIG}")))
         log | grep -q oom_kill && found+=", for memory; more is SBATCH=--mem="
