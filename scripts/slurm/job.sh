@@ -98,7 +98,8 @@ if ((processes > 1)); then
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         address=$(scontrol show node --oneliner "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
         port=$((20000 + SLURM_JOB_ID % 12000)) # below those that Linux gives out by itself
-        while (: >"/dev/tcp/$address/$port") 2>/dev/null; do ((port++)); done
+        # shellcheck disable=SC2016 # that of the inner bash
+        while timeout 5 bash -c ': >"/dev/tcp/$0/$1"' "$address" "$port" 2>/dev/null; do ((port++)); done # it is in use
         launch+=(--master-addr="$address" --master-port="$port")
     fi
     launch+=("$per_node")
