@@ -135,7 +135,7 @@ def wait(processes: list[subprocess.Popen]) -> int | None:
         ended = [rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)]
         if ended and seen is None:
             seen = time.monotonic()
-        if ended and failed is None:
+        if ended and seen and failed is None:
             first = first_of(ended, codes)
             if codes[first] != CANNOT or time.monotonic() - seen > CAUSE:
                 failed = first

@@ -560,7 +560,7 @@ def test_two_jobs_whose_numbers_give_one_port_take_two(tmp_path):
     assert 20017 < int(port) < 20050
 
 
-def test_gpus_that_sbatch_asks_for_in_its_own_words_are_asked_for_once(tmp_path):
+def test_gpus_that_sbatch_gets_in_its_own_words_are_requested_once(tmp_path):
     own = {"SBATCH": "--gres=gpu:h200:8", "GPUS": "8", "NODES": "2"}
     done = make(SHOWN, {**os.environ, "NCCL_SOCKET_IFNAME": "ib0", "RANKS_TIMEOUT": "60"}, OUT=str(tmp_path), **own)
     assert done.returncode == 0, done.stderr
