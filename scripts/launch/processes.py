@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-STOPPED, CANNOT = 75, 3
+STOPPED, CANNOT, BAD_INPUT = 75, 3, 2
 PATIENCE = 20  # seconds that the others have to end, after one has failed; one that waits in NCCL hears no signal
 CAUSE = 2.0  # seconds in which the cause is awaited, after a rank has failed that perhaps just missed another
 SHOWN = 40  # lines of the output of a rank that failed
@@ -100,7 +100,9 @@ def run(job: Job, command: list[str]) -> int:
     failed = wait(processes)
     code = max(process.returncode for process in processes) if failed is None else processes[failed].returncode
     if failed is not None:
-        sys.stderr.write(describe(job, failed, code, outputs[failed]))
+        # All were given the same input, and rank 0 has written what is wrong with it.
+        known = job.node == 0 and processes[0].returncode == code == BAD_INPUT
+        sys.stderr.write(describe(job, failed, code, None if known else outputs[failed]))
         return code if code > 0 else 128 - code
     return 0 if job.nodes > 1 and code == STOPPED else code
 
@@ -115,45 +117,50 @@ def describe(job: Job, local: int, code: int, output: IO[bytes] | None) -> str:
     lines: list[str] = []
     if output:
         output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines()[-SHOWN:]
-        lines.insert(0, f"{rank} {how}:")
+        lines = [f"{rank} {how}:", *output.read().decode(errors="replace").splitlines()[-SHOWN:]]
     elif code < 0 and job.nodes == 1:
         lines = [f"{rank} {how}."]
     if job.nodes > 1:
         reasons = [line.strip() for line in lines[1:] if line.strip()]
         reason = f": {reasons[-1]}" if reasons and code > 0 else ""
+        lines = [] if code == BAD_INPUT else lines  # which the first node says
         lines.append(f"{rank}, on {job.name}, {how}{f' with exit code {code}' if code > 0 else ''}{reason}")
     return "".join(f"{line}\n" for line in lines)
 
 
 def wait(processes: list[subprocess.Popen]) -> int | None:
     """Wait for all; the first that fails, None when none does. The others, which wait for it, are ended."""
-    failed, seen = None, None
+    failed: int | None = None
+    since = 0.0  # when the first one failed
+    ended: list[int] = []  # those that failed, in their order
     while any(process.poll() is None for process in processes):
         time.sleep(0.1)
-        codes = [process.poll() for process in processes]
-        ended = [rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)]
-        if ended and seen is None:
-            seen = time.monotonic()
-        if ended and seen and failed is None:
-            first = first_of(ended, codes)
-            if codes[first] != CANNOT or time.monotonic() - seen > CAUSE:
+        ended += new_failures(processes, ended)
+        since = since or (time.monotonic() if ended else 0.0)
+        waited = time.monotonic() - since if since else 0.0
+        if ended and failed is None:
+            first = cause(processes, ended)
+            if processes[first].returncode != CANNOT or waited > CAUSE:
                 failed = first
                 for process in processes:
                     process.terminate()
-        if seen and time.monotonic() - seen > PATIENCE:
+        if waited > PATIENCE:
             for process in processes:
                 process.kill()
-    if failed is None:
-        codes = [process.returncode for process in processes]
-        ended = [rank for rank, code in enumerate(codes) if code not in (0, STOPPED)]
-        failed = first_of(ended, codes) if ended else None
-    return failed
+    ended += new_failures(processes, ended)
+    return failed if failed is not None or not ended else cause(processes, ended)
 
 
-def first_of(ended: list[int], codes: list[int | None]) -> int:
-    """Of ranks that failed at the same time the cause: one that was killed, else one that did not just miss another."""
-    return min(ended, key=lambda rank: ((codes[rank] or 0) > 0, codes[rank] == CANNOT, rank))
+def new_failures(processes: list[subprocess.Popen], known: list[int]) -> list[int]:
+    return [
+        rank for rank, process in enumerate(processes) if process.poll() not in (None, 0, STOPPED) and rank not in known
+    ]
+
+
+def cause(processes: list[subprocess.Popen], ended: list[int]) -> int:
+    """Of ranks that failed: one that was killed, else one that did not just miss another; the first of these."""
+    codes = {rank: processes[rank].returncode for rank in ended}
+    return min(ended, key=lambda rank: (codes[rank] > 0, codes[rank] == CANNOT))
 
 
 def interface_to(address: str) -> str | None:

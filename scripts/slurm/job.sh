@@ -60,8 +60,8 @@ if [ -L "$kept" ] || [ ! -O "$kept" ]; then kept=$scratch/compiled; fi
 export COMPILED_CODE=${COMPILED_CODE:-$kept}
 export PYTHONUNBUFFERED=1 PYTHONPATH=$root/recipes
 # Slurm sets these in every step, for GPUs of all makers; Unsloth would take them for those of an AMD GPU.
-no_amd='unset ROCR_VISIBLE_DEVICES GPU_DEVICE_ORDINAL ZE_AFFINITY_MASK'
-$no_amd
+unset ROCR_VISIBLE_DEVICES GPU_DEVICE_ORDINAL ZE_AFFINITY_MASK
+no_amd=(env -u ROCR_VISIBLE_DEVICES -u GPU_DEVICE_ORDINAL -u ZE_AFFINITY_MASK) # for what srun starts
 export SLURM_EXPORT_ENV=ALL # this environment for srun, which would take --export=NONE from sbatch
 [ "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # nor does it take this from sbatch
 
@@ -71,11 +71,11 @@ launch=()
 python=python
 case $runtime in
 local)
-    ((nodes > 1)) && launch=("${srun[@]}")
+    ((nodes > 1)) && launch=("${srun[@]}" "${no_amd[@]}")
     python=$root/.venv/bin/python
     ;;
 docker | apptainer)
-    ((nodes > 1)) && launch=("${srun[@]}")
+    ((nodes > 1)) && launch=("${srun[@]}" "${no_amd[@]}")
     launch+=("$root/scripts/run" exec)
     export RUNTIME=$runtime IMAGE=$image
     # Docker is no part of the job and sees every GPU of the node, so it needs the numbers of the job's own. In a job
@@ -89,7 +89,7 @@ pyxis)
     export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface} # among the mounts
     mkdir -p "$HF_HOME"
     launch=("${srun[@]}" --no-container-mount-home --container-image="$image" --container-mounts="$mounts"
-        --container-workdir="$root" --container-env="$(compgen -e | grep -E '^(HF|WANDB|UNSLOTH|MODELSCOPE)_|^PYTHONPATH$' | paste -sd,)")
+        --container-workdir="$root" --container-env="$(compgen -e | grep -E '^(HF|WANDB|UNSLOTH|MODELSCOPE)_|^PYTHONPATH$' | paste -sd,)" "${no_amd[@]}")
     ;;
 esac
 if ((processes > 1)); then
@@ -181,10 +181,8 @@ if ((code < 0 || code == 0 && nodes > 1)); then
     [ "$status" = "done" ] && code=0 || code=75
 fi
 # Slurm preempts a job with a grace period by TERM for its steps, which passes this script by.
-preempted() {
-    grep -qs '^  "reason": "SIG' "$out"/run.json "$out"/*/run.json ||
-        scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
-}
+preempted() { scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }
+signalled() { preempted || grep -qs '^  "reason": "SIG' "$out"/run.json "$out"/*/run.json; }
 lost=
 if ((code == 0)) && [ "$status" ] && [ "$status" != "done" ]; then # something ended the process without a word
     say "failed: the command ended with 0, and run.json says $status"
@@ -197,7 +195,7 @@ elif [ "$received" = TERM ]; then
     failure=$(log | grep -o 'Node failure on .*') && how="ended by a ${failure,}"
     say "$how, as Slurm ended the job"
     exit "$code"
-elif ((code == 75)) && [ ! "$received" ] && ! preempted; then
+elif ((code == 75)) && [ ! "$received" ] && ! signalled; then
     say "stopped with a checkpoint, but not by Slurm; submitted again it resumes"
     exit 75
 elif ((code != 75 && nodes > 1)) && found=$(cause); then
@@ -210,8 +208,8 @@ elif ((code != 75 && nodes > 1)) && found=$(cause); then
     fi
     say "failed with exit code $code: $found"
     exit "$code"
-elif ((code != 75)) && preempted; then
-    interrupted=yes # it was before its first step, and had nothing to save
+elif ((code > 128)) && signalled; then
+    lost= # it was before its first step, and had nothing to save
 elif ((code != 75 && nodes > 1)); then
     lost="lost a node ($(log | grep -E '^srun: error: |waited at ' | tail -n 1))"
 elif ((code != 75)); then
@@ -219,9 +217,9 @@ elif ((code != 75)); then
     exit "$code"
 fi
 
-# Requeue it, unless nothing was saved since the last time: the run would never end.
+# Requeue it, unless nothing was saved since the last time: the run would never end. Others may preempt it at any time.
 now=$(progress | sort)
-if [ -e "$logs/$id.progress" ] && [ "$now" = "$(cat "$logs/$id.progress")" ]; then
+if [ -e "$logs/$id.progress" ] && ! preempted && [ "$now" = "$(cat "$logs/$id.progress")" ]; then
     say "failed: no checkpoint between two restarts; give it more TIME or a lower --save-steps"
     exit 1
 fi

@@ -540,6 +540,12 @@ def test_of_several_nodes_the_state_names_the_rank_that_failed_and_a_lost_node_q
         (tmp_path / "root" / ".venv" / "bin" / "python").touch()
         assert start(script, tmp_path)[-1] == state, fault
         assert (tmp_path / "requeued").exists() == (fault == "a node")
+    # Preempted before there is a run, twice: by TERM for the ranks alone, which Slurm's record of the job explains.
+    (tmp_path / "run" / "run.json").unlink()
+    answers = f'[ "$2" = job ] && echo JobId=60017 PreemptTime=2026-01-02T03:04:05 || {{ {NODE}; }}'
+    stand_in(tmp_path, srun=TASKS % ("", "echo Stopped by SIGTERM before training began; exit 0"), scontrol=answers)
+    for _ in range(2):
+        assert start(script, tmp_path)[-1] == "requeued, to resume from its checkpoint"
     stand_in(tmp_path, srun=TASKS % (f"rm {logs}/*.seen;", "exit 0"))
     assert start(script, tmp_path, SEEN_SECONDS="1")[-1] == (
         f"failed: node n2 does not see {tmp_path}/run of the first node: put it on a disk that all nodes share"

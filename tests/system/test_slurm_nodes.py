@@ -119,8 +119,10 @@ def process_of(rank: int, job: str) -> int:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             words = (process / "cmdline").read_text().split("\0")
-            if ours <= set((process / "environ").read_text(errors="replace").split("\0")):
+            environment = (process / "environ").read_text(errors="replace")
+            if ours <= set(environment.split("\0")):
                 assert words[1].endswith("sft.py")
+                assert "ROCR_VISIBLE_DEVICES" not in environment  # srun sets it, and unsloth takes the GPU for AMD's
                 return int(process.name)
     raise AssertionError(f"no rank {rank}")
 
