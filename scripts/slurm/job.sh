@@ -26,7 +26,9 @@ progress() {
 }
 
 # What this start has written to the log, without empty lines and boxes.
-log() { tail -c "+$((${begun:-0} + 1))" "$logs/$id.log" | sed 's/│//g; s/^ *//; s/ *$//' | grep '[[:alnum:]]'; }
+output=$(readlink "/proc/$$/fd/1") # the log; not in $logs where sbatch got an --output
+begun=$(stat -c %s "$output")
+log() { tail -c "+$((begun + 1))" "$output" | sed 's/│//g; s/^ *//; s/ *$//' | grep '[[:alnum:]]'; }
 
 # Why the command failed: its last error, or else the last line that it wrote.
 reason() {
@@ -109,10 +111,11 @@ fi
 if ((processes > 1)); then launch+=("${command[@]}"); else launch+=("$python" "${command[@]}"); fi
 
 # Every node has to see what this one writes, or each would train and resume by itself; and what is compiled on it lies
-# in a folder that is nobody else's, as above.
+# in a folder that is nobody else's, as above. Another exit code than 0 is 64 where one does not.
 ask_nodes() {
-    local mark=$logs/$id.seen needed=$root/scripts/run now
+    local mark=$logs/$id.seen needed=$root/scripts/run own='' now
     [ "$runtime" = local ] && needed=$python
+    [[ $COMPILED_CODE == "/tmp/compiled-$(id -u)" ]] && own=$COMPILED_CODE
     now=$(date +%s.%N)
     echo "$now" >"$mark"
     # shellcheck disable=SC2016 # the nodes expand it
@@ -125,12 +128,13 @@ ask_nodes() {
         if [ ! "${seen-}" ]; then
             [ -e "$4" ] && missing=$1 || missing=$4
             echo "node $SLURMD_NODENAME does not see $missing of the first node: put it on a disk that all nodes share"
-            exit 3
+            exit 64
         fi
+        [ "$5" ] || exit 0
         mkdir -m 700 "$5" 2>/dev/null
         [ ! -L "$5" ] && [ -O "$5" ] && exit 0
         echo "node $SLURMD_NODENAME: $5 belongs to somebody else; name another folder by COMPILED_CODE"
-        exit 3' bash "$out" "$mark" "$now" "$needed" "$COMPILED_CODE" "${SEEN_SECONDS:-90}"
+        exit 64' bash "$out" "$mark" "$now" "$needed" "$own" "${SEEN_SECONDS:-90}"
 }
 
 # --- from start to end ----------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# A file STOP stops the run: unlike a signal it gets through srun, torchrun and containers.
+# A file STOP stops the run: unlike a signal it gets through srun and containers.
 # Slurm sends USR1 before the time is up (submit.py requests it) or to preempt; TERM when it ends the job itself, by
 # scancel or preemption, and then Slurm decides whether to requeue it.
 received=
@@ -154,14 +158,12 @@ trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
 rm -f "$out/STOP" # of an earlier job; it would stop this one at once
-begun=$(stat -c %s "$logs/$id.log")
 say "running on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, restart $SLURM_RESTART_COUNT}"
 mkdir -p "$out"
-if ((nodes > 1)) && ! ask_nodes; then
-    say "failed: $(reason)"
-    exit 3
-fi
-"${launch[@]}" &
+{
+    if ((nodes > 1)); then ask_nodes || exit; fi
+    exec "${launch[@]}"
+} &
 process=$!
 interrupted=yes
 while [ $interrupted ]; do # a signal ends `wait` early
@@ -198,6 +200,9 @@ elif [ "$received" = TERM ]; then
 elif ((code == 75)) && [ ! "$received" ] && ! signalled; then
     say "stopped with a checkpoint, but not by Slurm; submitted again it resumes"
     exit 75
+elif ((code == 64 && nodes > 1)); then
+    say "failed: $(reason)"
+    exit 3
 elif ((code != 75 && nodes > 1)) && found=$(cause); then
     if [[ $found =~ (.*),\ failed\ with\ exit\ code\ ([0-9]+)(: )?(.*) ]]; then
         code=${BASH_REMATCH[2]}

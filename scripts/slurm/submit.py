@@ -51,7 +51,7 @@ PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
 # How ranks find each other, wait for each other and share a model; none is a secret.
 PASSED_LIKE = re.compile(
-    r"(NCCL|GLOO)_[A-Z0-9_]+|RANKS_TIMEOUT|COMPILED_CODE|UNSLOTH_FSDP2_LAYOUT|CUDA_DEVICE_MAX_CONNECTIONS"
+    r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+|RANKS_TIMEOUT|COMPILED_CODE|UNSLOTH_FSDP2_LAYOUT|CUDA_DEVICE_MAX_CONNECTIONS"
 )
 GPU_OPTION = re.compile(r"--gpus|--gres[= ]\S*gpu|(^| )-G")  # of sbatch, in one of its spellings
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model

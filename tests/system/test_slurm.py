@@ -546,6 +546,8 @@ def test_of_several_nodes_the_state_names_the_rank_that_failed_and_a_lost_node_q
     stand_in(tmp_path, srun=TASKS % ("", "echo Stopped by SIGTERM before training began; exit 0"), scontrol=answers)
     for _ in range(2):
         assert start(script, tmp_path)[-1] == "requeued, to resume from its checkpoint"
+    stand_in(tmp_path, srun="kill -9 $$", scontrol=answers)  # as the question ends whose task got TERM
+    assert start(script, tmp_path)[-1] == "requeued, to resume from its checkpoint"
     stand_in(tmp_path, srun=TASKS % (f"rm {logs}/*.seen;", "exit 0"))
     assert start(script, tmp_path, SEEN_SECONDS="1")[-1] == (
         f"failed: node n2 does not see {tmp_path}/run of the first node: put it on a disk that all nodes share"
