@@ -232,5 +232,7 @@ echo "$now" >"$logs/$id.progress"
 trap '' USR1 TERM # requeueing ends this script by TERM, which must not stop the next run
 say "requeued, to resume from its checkpoint${lost:+, since it $lost}"
 clean_up
-scontrol requeue "$SLURM_JOB_ID" || say "failed: Slurm would not requeue it; submitted again it resumes"
+if ! answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && [[ $answer != *pending* ]]; then # pending: Slurm was first
+    say "failed: Slurm would not requeue it ($answer); submitted again it resumes"
+fi
 exit 75 # Slurm ignores it: the job is in the queue

@@ -87,8 +87,8 @@ class Jobs:
         file = self.folder / "slurm" / f"{job or self.ids[-1]}.state"
         return [line.split(" ", 1)[1] for line in file.read_text().splitlines()] if file.exists() else []
 
-    def wait_until(self, word: str, times: int = 1, job: str | None = None) -> str:
-        """Its last state that begins with `word`, once there are so many."""
+    def wait_until(self, word: str | tuple[str, ...], times: int = 1, job: str | None = None) -> str:
+        """Its last state that begins with `word`, or one of several, once there are so many."""
 
         def found() -> str | None:
             as_wanted = [line for line in self.states(job) if line.startswith(word)]

@@ -145,7 +145,8 @@ def test_a_dead_rank_ends_the_job_with_its_name_and_a_dead_node_queues_it_again(
     again.wait_for_step(record(folder)["step"] + 6)
     nodes.kill_node("n2")
     try:
-        again.wait_until("ended by a node failure on n2, as Slurm ended the job")
+        # Slurm and the job's script learn of it at the same moment.
+        again.wait_until(("ended by a node failure on n2", "requeued, to resume from its checkpoint, since it lost"))
     finally:
         nodes.start_node("n2")
     again.wait_until("running on n[1-2], restart 1")
