@@ -11,8 +11,8 @@ with its settings above the text of scripts/slurm/job.sh, and checked by bash, s
 submitted; logs and states are written beside it. Before its time is up a job stops with a checkpoint and is requeued,
 until the run is done. `make slurm-status` shows the states.
 
-A job gets no variable of your environment except those in PASSED, which are in the script, so no token ends up in a
-file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login` wrote.
+A job gets no variable of your environment except those in PASSED and FAMILIES, which are in the script, so no token
+ends up in a file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login` wrote.
 
 Left out: heterogeneous jobs, several GPUs for the stages of a pipeline, building images.
 """
@@ -49,10 +49,8 @@ RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
-# How ranks find each other, wait for each other and share a model; none is a secret.
-PASSED_LIKE = re.compile(
-    r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+|RANKS_TIMEOUT|COMPILED_CODE|UNSLOTH_FSDP2_LAYOUT|CUDA_DEVICE_MAX_CONNECTIONS"
-)
+PASSED += ("COMPILED_CODE", "RANKS_TIMEOUT", "UNSLOTH_FSDP2_LAYOUT")
+FAMILIES = re.compile(r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+")  # how ranks reach each other; passed, too
 GPU_OPTION = re.compile(r"--gpus|--gres[= ]\S*gpu|(^| )-G")  # of sbatch, in one of its spellings
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model
 
@@ -246,7 +244,7 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
 
 def passed() -> list[str]:
     """The names of the variables of this environment that a job gets."""
-    return [name for name in PASSED if name in os.environ] + sorted(filter(PASSED_LIKE.fullmatch, os.environ))
+    return [name for name in PASSED if name in os.environ] + sorted(filter(FAMILIES.fullmatch, os.environ))
 
 
 def options(stage: str, folder: Path, runs: list[tuple[str, list[str]]], args: Args) -> list[str]:

@@ -499,7 +499,11 @@ def test_compose_and_the_batch_script_have_the_settings_of_the_launcher():
         if isinstance(word, ast.Constant)
     }
     assert len(names) > 10
-    assert {name for name in names if not engines.PASSED.fullmatch(name)} == {"PATH", "LD_LIBRARY_PATH"}
+    assert {name for name in names if not engines.PASSED.fullmatch(name)} == {
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "COMPILED_CODE",
+    }
 
 
 # --- GPUs -----------------------------------------------------------------------------------------------------------
