@@ -12,7 +12,8 @@ submitted; logs and states are written beside it. Before its time is up a job st
 until the run is done. `make slurm-status` shows the states.
 
 A job gets no variable of your environment except those in PASSED and FAMILIES, which are in the script, so no token
-ends up in a file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login` wrote.
+ends up in a file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login`
+wrote.
 
 Left out: heterogeneous jobs, several GPUs for the stages of a pipeline, building images.
 """
