@@ -37,8 +37,14 @@ from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.active_adapter import active_adapter
-from common.lm.hub import contents, fetch, resolved_revision
-from common.lm.load import choose_dtype, fuse_adapter, keep_activations, load_chat_tokenizer
+from common.lm.hub import fetch, resolved_revision
+from common.lm.load import (
+    choose_dtype,
+    fuse_adapter,
+    identify,
+    keep_activations,
+    load_chat_tokenizer,
+)
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
@@ -89,6 +95,10 @@ class Args:
     """A file, a folder of files or a hub dataset."""
     output_dir: str | None = None
     """The folder of the run. By default outputs/grpo-MODEL-HASH: other settings, another folder."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # How the data is read.
     format: Literal[
@@ -233,7 +243,7 @@ def main() -> None:
         args.output_dir,
         arguments=asdict(args),
         origins=origins,
-        inputs={"data": data.identity, "base": contents(base), "reward_files": identities(rewards)},
+        inputs={"data": data.identity, "reward_files": identities(rewards), **identify(base, args.chat_template_path)},
     )
     if run is None:
         return
@@ -278,7 +288,7 @@ def main() -> None:
         keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
-            revision=base.revision,
+            **base.origin,  # its revision, and whether code of its own may run
             max_seq_length=args.max_prompt_length + args.max_completion_length,
             dtype=dtype,
             load_in_4bit=args.load_in_4bit,

@@ -68,6 +68,7 @@ from common.lm.load import (
     attend_to_rows_as_they_are,
     choose_dtype,
     fuse_adapter,
+    identify,
     keep_activations,
     load_chat_tokenizer,
 )
@@ -127,6 +128,10 @@ class Args:
     """A file, a folder of files or a hub dataset: prompts, with the columns that the reward functions read."""
     output_dir: str | None = None
     """The folder of the run. By default outputs/ppo-MODEL-HASH: other settings, another folder."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # How the data is read.
     format: Literal[
@@ -295,9 +300,9 @@ def main() -> None:
         origins=origins,
         inputs={
             "data": data.identity,
-            "base": contents(base),
             "reward_model": source_sha256([reward_adapter / name for name in REWARD_FILES if reward_adapter]),
             "reward_files": identities(reward_functions),
+            **identify(base, args.chat_template_path),
         },
     )
     if run is None:
@@ -339,7 +344,7 @@ def main() -> None:
         keep_activations(args.checkpoint_skip_layers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
-            revision=base.revision,
+            **base.origin,  # its revision, and whether code of its own may run
             max_seq_length=round_up(args.max_prompt_length + max(args.max_completion_length, args.sample_tokens)),
             dtype=dtype,
             load_in_4bit=args.load_in_4bit,

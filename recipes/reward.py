@@ -36,7 +36,14 @@ from common.data.read import read_examples
 from common.data.rows import find_source
 from common.errors import InputError, run_command
 from common.lm.hub import Model, contents, fetch, resolved_revision
-from common.lm.load import check_precision, choose_dtype, in_4bit, keep_activations, load_chat_tokenizer
+from common.lm.load import (
+    check_precision,
+    choose_dtype,
+    identify,
+    in_4bit,
+    keep_activations,
+    load_chat_tokenizer,
+)
 from common.plan.fit import fit_to_gpu
 from common.rewards.outliers import check_scores
 from common.rewards.report import figures_in_training, held_out_rows, report_on, show
@@ -72,6 +79,10 @@ class Args:
     """The folder of the run. By default outputs/reward-MODEL-HASH: other settings, another folder."""
     stand_alone: bool = False
     """Merge the adapter and save a sequence classifier instead of adapter and head."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # How the data is read.
     format: Literal[
@@ -188,7 +199,11 @@ def main() -> None:
         args.output_dir,
         arguments=asdict(args),
         origins=origins,
-        inputs={"data": data.identity, "eval_data": eval_data.identity if eval_data else None, "base": identity},
+        inputs={
+            "data": data.identity,
+            "eval_data": eval_data.identity if eval_data else None,
+            **identify(base, args.chat_template_path),
+        },
     )
     if run is None:
         return
@@ -238,7 +253,7 @@ def main() -> None:
         longest = max(len(answer) for row in [*training, *evaluation] for answer in row.answers)
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
-            revision=base.revision,
+            **base.origin,  # its revision, and whether code of its own may run
             max_seq_length=longest,
             dtype=dtype,
             load_in_4bit=in_4bit(args.load_in_4bit, args.load_in_fp8),
@@ -434,7 +449,7 @@ def refuse_quantised(base: Model) -> None:
     """Raises InputError where the base cannot be merged with, before time is spent on training."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=base.trusted)
     if getattr(config, "quantization_config", None):
         raise InputError(f"--stand-alone: {base.source} is stored in few bits; an adapter merges into a 16-bit base")
 

@@ -30,12 +30,13 @@ from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.chat import Example, tokenize, trainable
 from common.lm.documents import count_documents, tokenize_documents
-from common.lm.hub import contents, fetch, resolved_revision
+from common.lm.hub import fetch, resolved_revision
 from common.lm.load import (
     attend_to_rows_as_they_are,
     check_precision,
     choose_dtype,
     fuse_adapter,
+    identify,
     in_4bit,
     keep_activations,
     load_chat_tokenizer,
@@ -64,6 +65,10 @@ class Args:
     """A file, a folder of files or a hub dataset."""
     output_dir: str | None = None
     """The folder of the run. By default outputs/sft-MODEL-HASH: other settings, another folder."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # How the data is read.
     format: Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "chatml-text", "text"] = "auto"
@@ -168,7 +173,7 @@ def main() -> None:
         args.output_dir,
         arguments=asdict(args),
         origins=origins,
-        inputs={"data": data.identity, "base": contents(base)},
+        inputs={"data": data.identity, **identify(base, args.chat_template_path)},
     )
     if run is None:
         return
@@ -225,7 +230,7 @@ def main() -> None:
             checkpointing = args.gradient_checkpointing
         model, _ = FastLanguageModel.from_pretrained(
             base.source,
-            revision=base.revision,
+            **base.origin,  # its revision, and whether code of its own may run
             max_seq_length=args.max_length,
             dtype=dtype,
             load_in_4bit=in_4bit(args.load_in_4bit, args.load_in_fp8) and args.use_peft,

@@ -34,7 +34,7 @@ from common import environment
 from common.cli import parse_arguments
 from common.errors import BAD_INPUT, InputError, MachineError, did_you_mean, run_command
 from common.lm.cards import read_card
-from common.run.files import write_bytes, write_json
+from common.run.files import read_object, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def benchmark(args: Args) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     run(["-m", "benchmarks.machine", folder / "machine.json"], folder / "machine.log")
-    machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    machine = read_object(folder / "machine.json")
     raw: dict[str, dict[str, Any]] = {}
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, workload in workloads.items():

@@ -29,7 +29,7 @@ from common.lm.hub import fetch
 from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
 from common.lm.render import prompt_texts
 from common.run.files import write_json
-from common.run.folder import adapter_of
+from common.run.record import adapter_of
 from common.run.screen import console, end_live, loading
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class Args:
     compare: bool = False
     """Answer with the base of the adapter, too."""
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     seed: int = 42
 
 

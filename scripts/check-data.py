@@ -70,6 +70,10 @@ class Args:
     """The method it is for; taken from the columns if not given."""
     model: str | None = None
     """A model card's name, a local directory or a hub id, for lengths in its tokens; without it, in characters."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     format: str = "auto"
     """The format of the rows; auto takes it from the columns of the first."""
     columns: tuple[str, ...] = ()

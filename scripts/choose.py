@@ -15,6 +15,7 @@ Left out: full-parameter training, several GPUs.
 import itertools
 import json
 import shlex
+import shutil
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
@@ -51,7 +52,7 @@ CAN = {
     "sft": "bring out what the model can do already, in the form and tone of your examples",
     "dpo": "bring out the better of the answers that the model gives already",
     "kto": "bring out what is marked good and push back what is marked bad, with no pairs to make",
-    "grpo": "add: every right answer is paid for, however the model found it",
+    "grpo": "add a skill: every right answer is rewarded, however the model found it",
     "reward": "give any answer a score, learned from yours",
     "ppo": "raise the score where nothing can be checked, such as style or helpfulness",
 }
@@ -399,7 +400,8 @@ def show(stages: list[Stage], pipeline: str | None, notes: list[str], data: list
 
 def paragraph(text: str, label: str) -> None:
     indent = " " * (3 + len(label))
-    print(textwrap.fill(text, 100, initial_indent=f"   {label}", subsequent_indent=indent, break_on_hyphens=False))
+    width = min(shutil.get_terminal_size().columns, 100)
+    print(textwrap.fill(text, width, initial_indent=f"   {label}", subsequent_indent=indent, break_on_hyphens=False))
 
 
 if __name__ == "__main__":

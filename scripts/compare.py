@@ -62,6 +62,10 @@ class Args:
     temperature: float = 0.0
     """0 for greedy completions; above it they are sampled."""
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     judge: str | None = None
     """A model to judge what no rule can tell: a card's name, a local directory or a hub id."""
     judge_url: str | None = None

@@ -26,12 +26,13 @@ from common import environment
 from common.cli import parse_arguments
 from common.data.examples import Prompt
 from common.data.formats import PROBLEM_FORMATS
-from common.data.prompts import distinct, render_prompts
+from common.data.prompts import distinct
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
 from common.lm.hub import contents, fetch
-from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.lm.load import base_of
+from common.lm.rollout.saved import sample_saved
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import check_prompts, load, reward_models, score_completions
 from common.run.files import write_json, write_jsonl
@@ -69,6 +70,10 @@ class Args:
     temperature: float = 0.9
     max_completion_length: int = 512
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     seed: int = 42
 
 
@@ -95,14 +100,13 @@ def main() -> None:
     import unsloth  # noqa: F401  first: it patches what is imported after it
     from common.lm.rollout.rollouts import Rollouts, sample_completions
 
+    def sample(rollouts: Rollouts) -> list[list["Completion"]]:
+        limit = args.max_completion_length
+        return sample_completions(rollouts, prompts, args.num_generations, limit, args.temperature)
+
     check_models(rewards, prompts, args.seed)
     base = fetch(base)
-    tokenizer, end = load_chat_tokenizer(base)
-    if lost := render_prompts(tokenizer, prompts)[1]:
-        print(lost)
-    model = load_for_inference(base, args.adapter, args.load_in_4bit)
-    rollouts = Rollouts(model, tokenizer, end, seed=args.seed, adapter="default" if args.adapter else None)
-    sampled = sample_completions(rollouts, prompts, args.num_generations, args.max_completion_length, args.temperature)
+    sampled = sample_saved(base, args.adapter, prompts, sample, load_in_4bit=args.load_in_4bit, seed=args.seed)
     totals, _ = score_completions(
         rewards,
         [prompt for prompt in prompts for _ in range(args.num_generations)],

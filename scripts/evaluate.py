@@ -76,6 +76,10 @@ class Args:
     """A reward model instead: a run of `make reward`, or any sequence classifier with one output."""
     beside_base: bool = True
     """With an adapter, evaluate its base on the same rows, too."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
     # On what.
     data: tuple[str, ...] = ()
@@ -255,13 +259,13 @@ def evaluate_reward_model(args: Args, which: str) -> dict[str, Any]:
     import unsloth  # noqa: F401  first: it changes what is imported after it
     from common.rewards.report import show
 
-    judge = reward_model.Judge(trained, args.load_in_4bit)
+    loaded = reward_model.LoadedRewardModel(trained, args.load_in_4bit)
     results = {}
     for name, rows in sets.items():
-        tokens, truncated = judge.tokens_of(rows, args.max_length or MAX_LENGTH)
+        tokens, truncated = loaded.tokens_of(rows, args.max_length or MAX_LENGTH)
         if truncated:
             console.print(truncated)
-        report, judged = judge.report(rows, tokens, Path(name).name)
+        report, judged = loaded.report(rows, tokens, Path(name).name)
         results[name] = {"report": report, "rows": judged}
         show(console, report, f"{which} on {name}")
     return results

@@ -17,7 +17,6 @@ Left out: importance matrices and i-quants, 4-bit formats of other programs, rew
 """
 
 import hashlib
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -55,6 +54,8 @@ class Args:
     """Quantizations of the GGUF files: f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, ... One that is unknown lists all."""
     model: str | None = None
     """The base of an adapter that has no run.json beside it."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
     output_dir: str | None = None
     """Where the export goes; else `export`, in the run's folder. An earlier one there keeps its formats if it is of the
     same weights, and is replaced if not."""
@@ -185,7 +186,7 @@ def write_gguf(trained: Trained, part: Path, quants: list[str], exported: "Expor
             if fallen:
                 say(f"{kind}: {fallen[0]}" + (f"; and {len(fallen) - 1} more" if fallen[1:] else ""))
     if tokenizer.chat_template:
-        config = json.loads((part / "merged" / "config.json").read_text(encoding="utf-8"))
+        config = read_object(part / "merged" / "config.json")
         room = min(config.get("max_position_embeddings", CONTEXT), CONTEXT)
         try:
             exported.modelfile = modelfile(tokenizer, exported.gguf[quants[0]].name, [end], {"num_ctx": room})

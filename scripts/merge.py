@@ -14,7 +14,6 @@ Left out: several adapters at once, 4-bit or 8-bit results, the adapter of a rew
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,8 @@ from common.lm.hub import MERGE_RECORD, READS_TEXT, TOKENIZER_FILES, Model, cont
 from common.lm.load import base_of
 from common.lm.render import render_turns
 from common.memory_limits import free_memory
-from common.run.files import write_folder, write_json
+from common.run.files import read_object, write_folder, write_json
+from common.run.samples import read_samples
 from common.run.screen import loading
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class Args:
     """Its base, where the run that made it is not beside it; else taken from that run, and checked against it."""
     output_dir: str | None = None
     """Where the merged model goes; by default `merged`, beside the adapter."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
 
 def main() -> None:
@@ -64,7 +68,7 @@ def main() -> None:
     inputs = identify(base, adapter)
     if folder.exists():
         record = folder / MERGE_RECORD
-        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        before = read_object(record) if record.is_file() else None
         if before is None or {name: before.get(name) for name in inputs} != inputs:
             raise InputError(f"{folder}: holds something else; give another folder with --output-dir")
         print(f"{folder} has this merge already.")
@@ -104,7 +108,7 @@ def merge(base: Model, adapter: Path, folder: Path, inputs: dict) -> dict:
 
     tokenizer, tokens = load_tokenizers(base, adapter)
     model = AutoModelForCausalLM.from_pretrained(
-        base.source, revision=base.revision, dtype="auto", trust_remote_code=False
+        base.source, revision=base.revision, dtype="auto", trust_remote_code=base.trusted
     )
     check_base(model, base.source)
     if getattr(model.config, "quantization_config", None):
@@ -170,8 +174,7 @@ def cast(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
 
 def check_prompts(adapter: Path) -> list[list[dict]]:
     """The prompts that the run held out, else PROMPTS; as chat messages."""
-    samples = adapter.parent / "samples.json"
-    if samples.is_file() and (held_out := json.loads(samples.read_text(encoding="utf-8"))):
+    if held_out := read_samples(adapter.parent):
         return [sample["prompt"] for sample in held_out]
     return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 METHODS = get_args(Method)
+WITH_HUB_IDS = 100  # columns of a terminal
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Args:
 def main() -> None:
     parse_arguments(Args, __doc__)
     console = Console()
-    on_screen = console.is_terminal  # there, licence and methods wrap to leave the hub id its room
+    on_screen = console.is_terminal
+    wide = not on_screen or console.width >= WITH_HUB_IDS
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("size", no_wrap=True, justify="right")
     table.add_column("context", no_wrap=True, justify="right")
-    table.add_column("licence", max_width=10 if on_screen else None)
+    table.add_column("licence", max_width=10 if on_screen and wide else None)  # leaves the hub id its room
     table.add_column("gated", no_wrap=True)
     table.add_column("methods", max_width=7 if on_screen else None)
-    table.add_column("hub id", overflow="fold")
+    if wide:
+        table.add_column("hub id", overflow="fold")
     for card in sorted(map(read_card, card_names()), key=lambda card: card.parameters):
         billions = card.parameters / 1e9
         table.add_row(
@@ -43,11 +46,13 @@ def main() -> None:
             card.licence,
             "yes" if card.gated else "no",
             "all" if set(card.methods) == set(METHODS) else " ".join(card.methods),
-            card.hub_id or card.path,
+            *([card.hub_id or card.path] if wide else []),
         )
     if not on_screen:  # piped: one line per card, whatever the width
         console.width = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     console.print(table)
+    if not wide:
+        console.print(f"From {WITH_HUB_IDS} columns on the list has the hub ids, too; so has `make models | cat`.")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.arguments import shell_words
 from common.cli import parse_arguments
 from common.data.examples import Pair, Rating
 from common.data.hold_out import hold_out_prompts
 from common.errors import InputError, run_command
 from common.lm.hub import find_model
 from common.run.stopping import Stop
-from stages.chain import SAMPLES, split, stage_data, stage_names, stage_of, stage_words
+from stages.chain import SAMPLES, stage_data, stage_names, stage_of, stage_words
 from stages.report import write_report
 from stages.steps import Plan, StepFailed, run_stage, start_from
 
@@ -111,7 +112,7 @@ def main() -> int | None:
         folder,
         policy_files=[file for file, examples in held_out.items() if not isinstance(examples[0], Rating)],
         reward_files=[file for file, examples in held_out.items() if isinstance(examples[0], Pair | Rating)],
-        eval_words=[*(OWN_DATA_EVAL_ARGS if own_data else ()), *split(args.eval_args, "--eval-args")],
+        eval_words=[*(OWN_DATA_EVAL_ARGS if own_data else ()), *shell_words("--eval-args", args.eval_args)],
         stop=stop,
     )
     if not plan.policy_files and set(names) - {"reward", "ppo"}:

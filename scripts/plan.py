@@ -24,7 +24,10 @@ from typing import Any, Literal
 from common.arguments import parse
 from common.errors import InputError, run_command
 from common.lm.hub import find_model
+from common.memory_limits import memory_limit
 from common.plan.devices import SIZES, Device, find_device, of_size
+from common.plan.host import host_peak
+from common.plan.memory import GIB
 from common.plan.search import Plan, advice, least, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import as_flag, unit, variables
@@ -121,6 +124,8 @@ def main() -> None:
     runs = [whole(one, rows, args, sizes, given) if rows else None for one in plans]
     if args.json:
         answer = [as_json(*one, args.price) for one in zip(plans, runs, strict=True)]
+        for one in answer:
+            one["main_memory_gib"] = {name: round(gib, 2) for name, gib in main_memory(plans[0], sizes, rows).items()}
         print(json.dumps({"model": base.name, "method": args.method, "plans": answer}, indent=2))
         return
     obey_no_text()
@@ -132,6 +137,7 @@ def main() -> None:
         all_cards(console, plans, runs, sizes, args, given)
     if rows:
         about_data(console, plans, runs, rows, args)
+    about_main_memory(console, main_memory(plans[0], sizes, rows))
     console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
 
 
@@ -308,6 +314,22 @@ def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows
         money = f", {run.hours * args.gpus * args.price:,.2f} at {args.price:g} a GPU hour" if args.price else ""
         time = duration(run.hours)
         console.print(f"{run.steps:,} steps, {time}{money}; loading and saving come on top.", soft_wrap=True)
+
+
+def main_memory(one: Plan, sizes: Any, rows: Rows | None) -> dict[str, float]:
+    """GiB of main memory that all processes of the run need together: with GPUs, and on the CPU alone."""
+    tokens = sum(rows.lengths) if rows else 0
+    beside = host_peak(sizes, one.work, True, tokens).total * one.work.gpus
+    return {"with a GPU": beside, "on the CPU": host_peak(sizes, one.work, False, tokens).total}
+
+
+def about_main_memory(console: Console, gib: dict[str, float]) -> None:
+    """The main memory of the run, and what this machine has where that is less."""
+    limit = memory_limit()
+    words = f"Main memory: up to {gib['with a GPU']:.1f} GiB with a GPU, {gib['on the CPU']:.1f} on the CPU alone"
+    if limit and limit[0] / GIB < gib["with a GPU"]:
+        words += f"; this machine allows {limit[0] / GIB:.1f}: {limit[1]}"
+    console.print(f"\n{words}.", soft_wrap=True)
 
 
 def duration(hours: float) -> str:

@@ -18,7 +18,6 @@ equal texts, differences below --margin, truncated completions.
 Left out: a judge that is prompted in words (`make compare` has one), on-policy rounds of DPO.
 """
 
-import gc
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -30,13 +29,14 @@ from common import environment
 from common.cli import parse_arguments
 from common.data.examples import Prompt
 from common.data.formats import PROMPT_FORMATS, RATING_FORMATS, detect
-from common.data.prompts import as_prompt, distinct, render_prompts
+from common.data.prompts import as_prompt, distinct
 from common.data.read import column_map, read_examples
 from common.data.rows import Faults, Source, find_source, read_rows, source_name
 from common.data.turns import Turns
 from common.errors import InputError, run_command
 from common.lm.hub import Model, fetch
-from common.lm.load import base_of, load_chat_tokenizer, load_for_inference
+from common.lm.load import base_of
+from common.lm.rollout.saved import sample_saved
 from common.rewards.contract import check_functions, check_models
 from common.rewards.reward import Reward
 from common.rewards.specification import check_prompts, load, reward_models, score_completions
@@ -79,6 +79,10 @@ class Args:
     temperature: float = 0.9
     max_completion_length: int = 512
     load_in_4bit: bool = False
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
     seed: int = 42
 
 
@@ -278,23 +282,14 @@ def sample(
     """`count` completions of each prompt by a model, whose memory is free afterwards. Checks reward models first."""
     base, adapter = model
     loading(base.name)
-    import unsloth  # noqa: F401, I001  first: it patches what is imported after it
-    import torch
+    import unsloth  # noqa: F401  first: it patches what is imported after it
     from common.lm.rollout.rollouts import Rollouts, sample_completions
 
+    def draw(rollouts: Rollouts) -> list[list["Completion"]]:
+        return sample_completions(rollouts, prompts, count, args.max_completion_length, args.temperature)
+
     check_models(rewards, prompts, args.seed)
-    base = fetch(base)
-    tokenizer, end = load_chat_tokenizer(base)
-    if lost := render_prompts(tokenizer, prompts)[1]:
-        print(lost)
-    loaded = load_for_inference(base, adapter, args.load_in_4bit)
-    rollouts = Rollouts(loaded, tokenizer, end, seed=args.seed, adapter="default" if adapter else None)
-    sampled = sample_completions(rollouts, prompts, count, args.max_completion_length, args.temperature)
-    del loaded, rollouts
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return sampled
+    return sample_saved(fetch(base), adapter, prompts, draw, load_in_4bit=args.load_in_4bit, seed=args.seed)
 
 
 def is_whole(completion: "Completion") -> bool:

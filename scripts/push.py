@@ -20,7 +20,7 @@ from common.errors import InputError, MachineError, one_line, run_command
 from common.lm.cards import HUB_ID
 from common.run.ending import command
 from common.run.files import PICKLES
-from common.run.folder import adapter_of
+from common.run.record import adapter_of
 from exporting.leaks import leaks
 from exporting.model_card import NAME as CARD
 from exporting.model_card import model_card

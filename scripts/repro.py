@@ -22,7 +22,7 @@ from common.arguments import parse
 from common.errors import InputError, run_command
 from exporting.leaks import leaks
 from verification.archive import Contents, contents_of, write
-from verification.record import read_run
+from verification.record import read_recorded
 
 SUFFIX = ".tar.gz"
 
@@ -40,7 +40,7 @@ class Args:
 def main() -> None:
     args = parse(Args, sys.argv[1:], "repro")
     folder = Path(args.run).expanduser()
-    run = read_run(folder)
+    run = read_recorded(folder)
     archive = Path(args.output or f"outputs/repro-{folder.resolve().name}{SUFFIX}").expanduser()
     if not archive.name.endswith(SUFFIX):
         raise InputError(f"--output {archive}: give a name that ends in {SUFFIX}")

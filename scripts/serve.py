@@ -25,7 +25,8 @@ from common.errors import InputError, MachineError, run_command
 from common.lm.hub import find_model
 from common.lm.load import base_of
 from common.run.ending import command
-from common.run.folder import adapter_of
+from common.run.files import read_object
+from common.run.record import adapter_of
 from exporting import commands
 from exporting.modelfile import PARAMETERS, stops_of
 
@@ -49,6 +50,8 @@ class Args:
     """Tokens of a conversation; without it what the model reads, at most 8,192."""
     name: str | None = None
     """What clients call the model; without it the run's folder."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
     commands: bool = False
     """Only print the command lines that serve this run elsewhere."""
 
@@ -123,7 +126,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def serve_llama_cpp(served: Served, args: Args) -> None:
-    gguf = gguf_of(served, args.quant)
+    gguf = gguf_of(served, args.quant, args.load_pickle)
     stop = wait_for_stop()
     server = start_llama_cpp(gguf, served.name, served.context, args.host, args.port)
     address = server.listening_address
@@ -153,7 +156,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
         raise MachineError(f"{gguf}: llama.cpp cannot serve it: {error}") from None
 
 
-def gguf_of(served: Served, quant: str | None) -> Path:
+def gguf_of(served: Served, quant: str | None, load_pickle: bool = False) -> Path:
     """The GGUF file to serve; without one the run is exported. Raises InputError where --quant names none."""
     found, quant = ggufs(served), quant and quant.lower()
     if not any(wanted in found for wanted in ([quant] if quant else found)):
@@ -163,6 +166,7 @@ def gguf_of(served: Served, quant: str | None) -> Path:
             flush=True,
         )
         script = [sys.executable, str(ROOT / "scripts" / "export.py"), "--run", str(served.folder)]
+        script += ["--load-pickle"] if load_pickle else []
         code = subprocess.run([*script, "--format", "gguf", "--quant", wanted], check=False).returncode
         if code:
             raise SystemExit(code)
@@ -182,7 +186,7 @@ def is_stale(served: Served) -> bool:
     from export import identify_weights  # late: it is another command
     from exporting.merged import find_trained
 
-    made_of = json.loads(record.read_text(encoding="utf-8")).get("weights")
+    made_of = read_object(record).get("weights")
     return made_of != identify_weights(find_trained(str(served.folder)))
 
 
@@ -213,7 +217,7 @@ def vllm_words(served: Served, args: Args) -> list[str]:
     if served.merged or served.adapter is None:
         return commands.vllm_merged(served.merged or served.folder, served.name, served.context, args.host, args.port)
     base = base_of(None, str(served.adapter))
-    config = json.loads((served.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(served.adapter / "adapter_config.json")
     template = served.adapter / "chat_template.jinja"
     return commands.vllm_adapter(
         base.source,

@@ -46,6 +46,10 @@ class Args:
     """The longest that a batch may take."""
     seed: int = 42
     """Which rows are tried."""
+    load_pickle: bool = False
+    """Read weights that are in pytorch_model*.bin alone, by torch's weights_only, which runs nothing."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run: a folder, or org/name@COMMIT of the hub. It can do all that you can."""
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ from verification.again import RecipeFailed, room, take_again
 from verification.archive import unpack
 from verification.circumstances import HARMLESS, Circumstance, differences
 from verification.comparison import Compared, compare
-from verification.record import Recorded, read_run, repeat_words
+from verification.record import Recorded, read_recorded, repeat_words
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Args:
     reward_model: str | None = None
     chat_template_path: str | None = None
 
+    trust_remote_code: tuple[str, ...] = ()
+    """Models whose own code may run, as in the run: its run.json permits nothing."""
+
 
 def main() -> int:
     args = parse(Args, sys.argv[1:], "verify")
@@ -70,12 +73,12 @@ def main() -> int:
 def open_run(args: Args, folder: Path) -> Recorded:
     """The run that is to be verified, an archive unpacked into `folder`."""
     if args.run:
-        return read_run(Path(args.run).expanduser())
+        return read_recorded(Path(args.run).expanduser())
     archive = Path(str(args.repro)).expanduser()
     if archive.is_dir():
-        return read_run(archive)
+        return read_recorded(archive)
     try:
-        return read_run(unpack(archive, folder / "archive"))
+        return read_recorded(unpack(archive, folder / "archive"))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"--repro {archive}: cannot be unpacked: {error}") from None
 
@@ -86,6 +89,7 @@ def verify(args: Args, run: Recorded, folder: Path) -> int:
     places = {name: value for name in ("data", "eval_data", "model", "reward_model", "chat_template_path")
               if (value := getattr(args, name))}  # fmt: skip
     words = repeat_words(run, places, args.strict)
+    words += ["--trust-remote-code", *args.trust_remote_code] if args.trust_remote_code else []
     name = args.run or args.repro
     of_all = f"the first {steps} of {run.steps} steps" if steps < run.steps else f"all {steps} steps"
     both = args.strict and not run.arguments.get("full_determinism")

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from common.environment import ROOT
@@ -14,8 +16,8 @@ from common.errors import run_command
 
 
 @functools.cache
-def command(file: str) -> Callable[[], int | None]:
-    """The main function of a command, by its file in the repository."""
+def command(file: str | Path) -> ModuleType:
+    """A command as a module, by its file in the repository; its `main` runs it."""
     path = ROOT / file
     name = f"command_{path.stem.replace('-', '_')}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -23,7 +25,7 @@ def command(file: str) -> Callable[[], int | None]:
     assert spec.loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
     spec.loader.exec_module(module)
-    return module.main
+    return module
 
 
 def ended(main: Callable[[], int | None], capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:

@@ -1,1 +1,1 @@
-"""What recipes and the commands around them share: a room each for data, language models, pages, rewards and runs."""
+"""What recipes and commands share: a room each for data, language models, pages, the planner, rewards and runs."""

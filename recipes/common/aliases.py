@@ -7,6 +7,7 @@ from collections.abc import Iterable
 ALIASES = {
     "adapter": "adapter_name_or_path adapter_path lora lora_path lora_model_dir peft_model checkpoint",
     "beta": "kl_beta kl_coef kl_coeff dpo_beta pref_beta init_kl_coef",
+    "card": "gpu gpu_type device",
     "chat_template_path": "chat_template template",
     "cliprange": "clip_range clip_ratio clip_eps eps_clip epsilon",
     "columns": "column_mapping field_mapping",
@@ -37,6 +38,7 @@ ALIASES = {
     "max_new_tokens": "max_completion_length max_tokens max_response_length",
     "max_prompt_length": "prompt_length prompt_max_len",
     "max_steps": "steps max_iterations",
+    "method": "recipe trainer",
     "missing_eos_penalty": "non_eos_penalty eos_penalty",
     "model": "model_name_or_path model_name model_path base_model pretrained pretrain checkpoint_dir",
     "num_generations": "group_size num_samples samples_per_prompt n_samples_per_prompt rollout_n generations",
@@ -48,6 +50,7 @@ ALIASES = {
     "packing": "sample_packing pack",
     "per_device_train_batch_size": "batch_size micro_batch_size train_batch_size per_device_batch_size mini_batch_size "
     "micro_train_batch_size",
+    "recipe": "method trainer",
     "report_to": "report logger wandb",
     "reward_model": "reward_model_path reward_pretrain reward_model_name_or_path rm",
     "rewards": "reward_funcs reward_functions reward_function reward_fn reward",

@@ -8,6 +8,7 @@ import ast
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,14 @@ def _convert(field: Field, flag: str, value: str) -> Any:
         return KINDS[field.kind](value)
     except ValueError:
         raise InputError(f"{flag}={value}: expected {EXPECTED[field.kind]}.") from None
+
+
+def shell_words(name: str, text: str) -> list[str]:
+    """The words of a command line that is the value of one argument. Raises InputError where a quotation is open."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}.") from None
 
 
 def example(field: Field) -> str:

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from common.arguments import Given, check, read_fields
 from common.errors import PLAN_ADVICE, InputError
 from common.lm.cards import method_settings
-from common.lm.hub import Model, find_model
+from common.lm.hub import Model, find_model, trust
+from common.lm.model_files import allow_pickles
 from common.plan.fit import check_fit, of_rank, where_it_fits
 from common.run import determinism
 from common.run.profile import profiled_steps
@@ -34,6 +35,7 @@ def parse(recipe: type[Args], method: str, description: str) -> tuple[Args, Mode
     """
     given = _check(recipe)
     first: Any = _tyro(recipe, description)
+    permit(first)
     model = find_model(first.model)
     fields = list(inspect.signature(recipe).parameters)
     card = method_settings(model.card, method, fields)
@@ -63,7 +65,18 @@ def parse_arguments(command: type[Args], description: str, default: Args | None 
     What sys.argv does not give is as in `default`, else as the class has it.
     """
     _check(command)
-    return _tyro(command, description, default)
+    args = _tyro(command, description, default)
+    permit(args)
+    return args
+
+
+def permit(args: Any) -> None:
+    """Permit what --load-pickle and --trust-remote-code say, and nothing else. Raises InputError as `trust`."""
+    trusted = getattr(args, "trust_remote_code", ())
+    if trusted and getattr(args, "rollouts", "") == "vllm":
+        raise InputError("--rollouts=vllm runs no code of a model; leave out that, or --trust-remote-code")
+    allow_pickles(getattr(args, "load_pickle", False))
+    trust(trusted)
 
 
 def _check(command: type) -> list[Given]:

@@ -1,5 +1,6 @@
 """Environment variables to set before unsloth is imported, and a description of this machine and code for run.json."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -48,12 +49,20 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))  # else in /tmp
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a warning at every fork
+    _tokenize_alone_in_forks()
     # Threads that wait for each other spin this often, then sleep. With the default, a small model trained ten times
     # slower beside any other process; without spinning it is a fifth slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if sharded:
         os.environ["UNSLOTH_FSDP2"] = "1"
-    models, datasets = list(models), [source for source in sources if isinstance(source, str)]
+    models = list(models)
+    if models:
+        from common.lm.own_code import check_trusted, import_anew  # late, as check_hub below
+
+        check_trusted(models)
+        if any(model.trusted for model in models):
+            import_anew()
+    datasets = [source for source in sources if isinstance(source, str)]
     if all(model.local for model in models) and not datasets:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
@@ -63,6 +72,15 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+@functools.cache
+def _tokenize_alone_in_forks() -> None:
+    """Have every fork of this process tokenize on one thread.
+
+    It has none of the threads that this process tokenizes with, and by "true" a batch would wait for them forever.
+    """
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 def compiled_code() -> Path:

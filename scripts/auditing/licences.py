@@ -5,7 +5,6 @@ of the packages in .venv, and for all others by pip, which reads the metadata of
 last bytes. Each row keeps the words of the metadata beside the expression that was made of them.
 """
 
-import json
 import re
 import subprocess
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MachineError, one_line
-from common.run.files import write_bytes
+from common.run.files import read_object, write_bytes
 from install import index, uv
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
@@ -142,7 +141,7 @@ def _from_index(wanted: list[tuple[str, str]]) -> dict[tuple[str, str], Licence]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise MachineError(f"--update-licences: pip cannot read the index: {one_line(OSError(done.stderr))}")
-        found = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
+        found = [entry["metadata"] for entry in read_object(report)["install"]]
     return {(canonicalize_name(one["name"]), one["version"]): from_metadata(one) for one in found}
 
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -13,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.arguments import shell_words
 from common.environment import ROOT
 from common.errors import MachineError
 from common.plan.workload import METHODS
+from common.run.files import read_object
 
 from benchmarks.workloads import Job, Workload
 
@@ -89,7 +90,7 @@ def measure(contestant: str, job: Job, recipe_args: str, profile: bool, minutes:
         library, _, sampler = contestant.partition("-")
         variables = {} if job.on_gpu or library != "trl" else {"TRITON_INTERPRET": "1"}  # TRL's kernels are Triton's
         run(["-m", PEERS[library], *words, *([sampler] if sampler else [])], log, minutes, **variables)
-    return json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
+    return read_object(Path(f"{name}.json"))
 
 
 def run(words: Sequence[object], log: Path, minutes: float = 60.0, **variables: str) -> None:
@@ -133,7 +134,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
     if work.method == "reward":
         del flags["sample-prompts"]
         flags["eval-ratio"] = 0
-    own = shlex.split(recipe_args)
+    own = shell_words("--recipe-args", recipe_args)
     given = switches(work)
     if "--fit" in own or "--fit=auto" in own:  # what the command line gives, it would leave as it is
         given = []
@@ -145,7 +146,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return figures([row for row in rows if "loss" in row and row["step"] <= job.steps], job.warmup, started) | {
         **({"recipe_args": recipe_args} if recipe_args else {}),
-        "dtype": json.loads((output / "run.json").read_text(encoding="utf-8"))["dtype"].removeprefix("torch."),
+        "dtype": read_object(output / "run.json")["dtype"].removeprefix("torch."),
     }
 
 

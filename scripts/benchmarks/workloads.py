@@ -7,6 +7,7 @@ from typing import Self
 
 from common.lm.cards import Card
 from common.plan.workload import METHODS, recipe_defaults
+from common.run.files import read_object
 
 RANK = 16  # of the LoRA adapter, as the recipes have it
 AT_ONCE = 256  # completions of a rollout that are decoded together, at most
@@ -77,9 +78,10 @@ class Job:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        facts |= {"workload": Workload(**facts["workload"])}
-        return cls(**facts | {name: Path(facts[name]) for name in ("checkpoint", "folder")})
+        facts = read_object(file)
+        facts["workload"] = Workload(**facts["workload"])
+        facts |= {name: Path(facts[name]) for name in ("checkpoint", "folder")}
+        return cls(**facts)
 
     def rows(self, name: str) -> list[dict]:
         text = (self.folder / f"{name}.jsonl").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from env_check.checks import Result
 from env_check.packages import find_module
 
 # In the order they run, torch first: without it none of the others has a result. See scripts/env_check/probes.py.
-PROBES = ("torch", "sdpa", "bitsandbytes", "torchao", "torchvision", "triton", "varlen")
+PROBES = ("torch", "sandbox", "sdpa", "bitsandbytes", "torchao", "torchvision", "triton", "varlen")
 PROBES += ("flash-attn 2", "flash-attn 3", "flash-attn 4", "xformers", "nccl", "unsloth", "vllm")
 ALONE = ("unsloth", "vllm")  # slow, and each changes other libraries: a child of its own, beside that of the others
 SECONDS = 90  # for one probe; the first import after an installation compiles for a minute
@@ -59,7 +59,7 @@ def run_probes() -> dict[str, Result]:
 
 def has_library(probe: str) -> bool:
     """Is what `probe` tries installed? flash-attn 4 alone leaves a flash_attn that is no package of its own."""
-    modules = {"sdpa": "torch", "varlen": "torch", "nccl": "torch"}
+    modules = {"sandbox": "common", "sdpa": "torch", "varlen": "torch", "nccl": "torch"}
     modules |= {"flash-attn 2": "flash_attn", "flash-attn 3": "flash_attn_interface", "flash-attn 4": "flash_attn"}
     spec = find_module(modules.get(probe, probe))
     if spec and probe == "flash-attn 2":

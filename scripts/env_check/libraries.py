@@ -7,6 +7,7 @@ from env_check.checks import FAILURE, OK, TRY_AGAIN, WARNING, Check, Facts, judg
 from env_check.packages import fix_packages
 
 # GPUs whose direct copies go wrong give wrong numbers, an error, or most often no answer at all.
+CONFINED = "a newer kernel, or a container that permits Landlock or user namespaces; only the code reward needs it"
 NO_PEERS = "keep NCCL from direct copies: export NCCL_P2P_DISABLE=1; `scripts/run exec unsloth doctor --gpus` says more"
 
 
@@ -27,6 +28,7 @@ def check_libraries(facts: Facts) -> Iterator[Check]:
         ("torchvision", "torchvision call", FAILURE, fix_packages()),
         ("vllm", "vllm import", WARNING, "make setup VARIANT=cuda-vllm; only --rollouts vllm needs it"),
         ("nccl", "several GPUs", WARNING, NO_PEERS),
+        ("sandbox", "code sandbox", WARNING, CONFINED),
     )
     for probe, name, status, fix in lines:
         result = facts.result(probe)

@@ -130,7 +130,7 @@ def check_hub(facts: Facts) -> Iterator[Check]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield Check("hub", OK, found + "; HF_HUB_OFFLINE is set")
     elif not facts.online:
-        yield Check("hub", OK, found + "; not contacted (--online does)")
+        yield Check("hub", OK, found + "; not contacted without --online")
     else:
         error = contact_hub(endpoint, token)
         fix = "check the network, HTTPS_PROXY and HF_ENDPOINT; after a refusal HF_TOKEN"

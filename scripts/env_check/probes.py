@@ -47,6 +47,13 @@ def torch_itself() -> dict[str, Any]:
     }
 
 
+def sandbox() -> str:
+    """What confines the programs that the `code` reward runs."""
+    from common.rewards.sandbox import confinement
+
+    return confinement()
+
+
 def bitsandbytes() -> str:
     """A forward and a backward pass through an NF4 layer, compared with the layer it was made from."""
     import bitsandbytes
@@ -235,6 +242,7 @@ def first_line(error: BaseException) -> str:
 
 PROBES: dict[str, Callable[[], Any]] = {
     "torch": torch_itself,
+    "sandbox": sandbox,
     "sdpa": sdpa,
     "bitsandbytes": bitsandbytes,
     "torchao": torchao,

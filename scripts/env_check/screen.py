@@ -2,12 +2,16 @@
 
 import os
 import platform
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 from env_check.checks import FAILURE, GIB, OK, WARNING, Check, Facts
 from env_check.packages import installed
 
+FOUND = 40  # columns of what was found, where all fits a line
+WHOLE = 1_000  # columns of what is no terminal: a line of a log is not broken
 SLOTH = (
     r"====((=======((====",
     r"    //  ___  \\    ",
@@ -24,15 +28,18 @@ def show(checks: list[Check], runs: dict[str, list[dict[str, Any]]], facts: Fact
     print()
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     colours = {OK: 32, WARNING: 33, FAILURE: 31} if coloured else {}
-    name_width, found_width = max(len(line.name) for line in checks), 40
+    name_width = max(len(line.name) for line in checks)
+    indent = " " * (8 + 1 + name_width + 2)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else WHOLE
     for line in checks:
         mark = f"{line.status:8}"
         if line.status in colours:
             mark = f"\033[{colours[line.status]}m{mark}\033[0m"
-        text = f"{line.found:{found_width}}  {line.wanted}" if line.wanted else line.found
-        print(f"{mark} {line.name:{name_width}}  {text}")
-        if line.fix:
-            print(f"{'':8} {'':{name_width}}  -> {line.fix}")
+        first, *rest = wrapped(found(line, columns - len(indent)), columns - len(indent))
+        print(f"{mark} {line.name:{name_width}}  {first}")
+        rest += wrapped(f"-> {line.fix}", columns - len(indent)) if line.fix else []
+        for text in rest:
+            print(f"{indent}{text}")
     failed = [line.name for line in checks if line.status == FAILURE]
     warnings = sum(line.status == WARNING for line in checks)
     print(f"\n{'Not ready: ' + ', '.join(failed) if failed else 'Ready'}; warnings: {warnings}.")
@@ -41,6 +48,21 @@ def show(checks: list[Check], runs: dict[str, list[dict[str, Any]]], facts: Fact
         texts.setdefault(in_words(lines, facts), []).append(recipe)
     for text, recipes in texts.items():
         print(f"{' '.join(recipes)}: {text}{', once that is fixed' if failed else ''}")
+
+
+def found(line: Check, width: int) -> str:
+    """What was found, and in a column behind it what was wanted; where that is too wide, only if it is not the same."""
+    both = f"{line.found:{FOUND}}  {line.wanted}" if line.wanted else line.found
+    if len(both) <= width:
+        return both
+    return f"{line.found}; wanted: {line.wanted}" if line.wanted and line.status != OK else line.found
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text, which is broken between words only; an empty text is one line."""
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def banner(facts: Facts) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ are the harness's; where a figure is a mean over rows, the interval of the diffe
 as elsewhere in `make evaluate`; else it is made from the harness's standard errors.
 """
 
-import json
 import math
 import os
 import re
@@ -20,7 +19,7 @@ import numpy as np
 from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.hub import TOKENIZER_FILES, fetch
-from common.run.files import write_json
+from common.run.files import read_object, write_json
 from common.run.intervals import interval
 from install import overlay
 
@@ -132,7 +131,7 @@ def run(tasks: Tasks, after: Side, before: Side | None, folder: Path, options: O
             stderr=stream,
             check=False,
         )
-    found = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+    found = read_object(answer) if answer.exists() else {}
     for file in (request, answer):
         file.unlink(missing_ok=True)
     if done.returncode == 3:

@@ -1,7 +1,7 @@
 """`make evaluate RUN=…` of a reward model: how well it scores the rows that its run held out."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common import environment
 from common.data.rows import find_source
@@ -10,22 +10,19 @@ from common.run.screen import loading
 
 from evaluation import results
 from evaluation.figures import Line, Measured, lines
-from evaluation.reward_model import Judge, Trained, find
-from evaluation.subject import Held, Side, Subject, held_out
-
-if TYPE_CHECKING:
-    from evaluation.of_run import RunArgs
+from evaluation.reward_model import LoadedRewardModel, Trained, find
+from evaluation.subject import Held, RunArgs, Side, Subject, held_rows
 
 ACCURACY, ERROR = "accuracy", "loss: squared error (of a score)"
 
 
-def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
+def evaluate_reward_run(args: RunArgs, subject: Subject) -> None:
     """Print the report on the reward model, with `--base` beside another one, and write it to the run's folder."""
     if args.questions or args.tasks or args.compare:
         raise InputError("--questions, --tasks and --compare are for models that write; a reward model scores")
     trained = find(str(subject.folder), None)
     other = find(args.base, None) if args.base else None
-    held = held_out(subject, args.data)
+    held = held_rows(subject, args.data)
     if not held:
         raise InputError(
             f"{subject.folder}: the run held out no row; give pairs or scores that it did not train on with --data"
@@ -60,11 +57,11 @@ def evaluate_reward_run(args: "RunArgs", subject: Subject) -> None:
 
 def measure(trained: Trained, held: Held, load_in_4bit: bool, max_length: int) -> tuple[Measured, dict[str, Any]]:
     """Row by row whether the chosen completion scores higher, or the squared error of the score; and the report."""
-    judge = Judge(trained, load_in_4bit)
-    tokens, truncated = judge.tokens_of(held.examples, max_length)
+    loaded = LoadedRewardModel(trained, load_in_4bit)
+    tokens, truncated = loaded.tokens_of(held.examples, max_length)
     if truncated:
         print(truncated)
-    report, rows = judge.report(held.examples, tokens, held.name)
+    report, rows = loaded.report(held.examples, tokens, held.name)
     return Measured(row_by_row(rows, trained.facts), {"rows": rows}), report
 
 

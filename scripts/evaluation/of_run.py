@@ -23,8 +23,7 @@ from evaluation import general, harness, held_out, questions, results
 from evaluation.figures import Measured
 from evaluation.results import Section
 from evaluation.scorer import Scorer
-from evaluation.subject import Held, Side, Subject, find_subject
-from evaluation.subject import held_out as rows_of
+from evaluation.subject import Held, RunArgs, Side, Subject, find_subject, held_rows
 
 if TYPE_CHECKING:
     from comparison.judge import Judge
@@ -38,7 +37,6 @@ NOTHING_HELD_OUT = (
     "The run held out no row: give rows that it did not train on with --data. "
     "EVAL_RATIO=0.05 of a recipe holds some out."
 )
-RunArgs = Any  # the Args of scripts/evaluate.py
 
 
 @dataclass
@@ -59,7 +57,7 @@ def evaluate_run(args: RunArgs, sample_pattern: str) -> None:
         return
     before = subject.before
     assert before is not None
-    held = rows_of(subject, args.data)
+    held = held_rows(subject, args.data)
     given = subject.arguments
     scorer = Scorer(given, args.load_in_4bit) if subject.method in ("grpo", "ppo") else None
     for one in held:

@@ -159,13 +159,14 @@ def total(answers: Sequence[Answered]) -> Total:
 
 def as_table(answers: Sequence[Answered], title: str) -> "Table":
     """Question, both answers with what judged them, and the verdict; 80 columns."""
+    from rich.markup import escape
     from rich.table import Column, Table
 
     wide = [Column(heading, overflow="fold", ratio=1) for heading in ("question", "before", "after")]
     rows = Table(*wide, Column("verdict", no_wrap=True), title=title, show_lines=True, width=80)
     for one in answers:
         texts = (clipped(text) + f"\n[{by}]" for text, by in zip((one.before, one.after), one.by, strict=True))
-        rows.add_row(*map(plain, (clipped(one.question), *texts)), one.verdict)
+        rows.add_row(*map(escape, (clipped(one.question), *texts)), one.verdict)
     return rows
 
 
@@ -173,9 +174,3 @@ def clipped(text: str) -> str:
     """The answer as one line, from its end where it is long: reasoning comes first."""
     line = " / ".join(text.split("\n")).strip()
     return line if len(line) <= SHOWN else "… " + line[-SHOWN:]
-
-
-def plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -72,7 +72,7 @@ def read(name: str) -> list[Pair] | list[Rating]:
     return rows
 
 
-class Judge:
+class LoadedRewardModel:
     """A reward model that is loaded: as it was trained, on its own chat template."""
 
     def __init__(self, trained: Trained, load_in_4bit: bool) -> None:

@@ -14,7 +14,7 @@ from evaluation.reward_model import Trained, find
 if TYPE_CHECKING:
     from common.lm.generate import Completion
 
-    from evaluation.reward_model import Judge
+    from evaluation.reward_model import LoadedRewardModel
 
 REWARD_MODEL = "reward model"  # its name among the rewards
 
@@ -32,7 +32,7 @@ class Scorer:
         self.load_in_4bit = load_in_4bit
         self.trained: Trained | None = find(given["reward_model"], None) if given.get("reward_model") else None
         self.models: list[Model] = [*reward_models(spec), *([self.trained.model] if self.trained else [])]
-        self._judge: Judge | None = None
+        self._loaded: LoadedRewardModel | None = None
 
     def check(self, name: str, prompts: Sequence[Prompt]) -> None:
         """Raise InputError where rows lack what the rewards need."""
@@ -52,11 +52,11 @@ class Scorer:
         if self.rewards:
             totals, parts = score_completions(self.rewards, prompts, completions)
         if self.trained:
-            if self._judge is None:
-                from evaluation.reward_model import Judge
+            if self._loaded is None:
+                from evaluation.reward_model import LoadedRewardModel
 
-                self._judge = Judge(self.trained, self.load_in_4bit)
-            scores = self._judge.scores([[*one.prompt_ids, *one.completion_ids] for one in completions])
+                self._loaded = LoadedRewardModel(self.trained, self.load_in_4bit)
+            scores = self._loaded.scores([[*one.prompt_ids, *one.completion_ids] for one in completions])
             parts = {**parts, REWARD_MODEL: [*scores]}
             totals = [total + self.weight * score for total, score in zip(totals, scores, strict=True)]
         return totals, parts

@@ -1,6 +1,5 @@
 """What `make evaluate RUN=…` evaluates: the model of a run, what it is compared with, and the rows it never saw."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from common.data.rows import find_source, source_identity
 from common.errors import InputError
 from common.lm.hub import Model, contents, find_model
 from common.lm.load import base_of
+from common.lm.own_code import check_trust_of
 from common.pages.reading import read_run
 from common.run.data_summary import from_ranges
-from common.run.folder import adapter_of
+from common.run.record import adapter_of, read_record
 
+RunArgs = Any  # the Args of scripts/evaluate.py, a command, which nothing imports
 FORMATS: dict[str, Formats] = {
     "sft": SFT_FORMATS,
     "dpo": PAIR_FORMATS,
@@ -99,6 +100,7 @@ def find_subject(run: str, base: str | None) -> Subject:
 def base_model(record: dict[str, Any], arguments: dict[str, Any]) -> Model:
     """The model that a run was trained on. Raises InputError where there is another one in its place."""
     base = find_model(arguments["model"])
+    check_trust_of(arguments, base)
     if record["matters"]["base"] != contents(base):
         raise InputError(
             f"{base.source}: is another model, or another version of it, than the run was trained on; give what to "
@@ -124,13 +126,13 @@ def adapter_identity(adapter: str | None) -> str | None:
     return source_identity(sorted(Path(adapter).glob("*.safetensors"))) if adapter else None
 
 
-def held_out(subject: Subject, data: tuple[str, ...]) -> list[Held]:
+def held_rows(subject: Subject, data: tuple[str, ...]) -> list[Held]:
     """The rows to measure on: the files `data`, else those that the run held out; [] where it held out none.
 
     Of the sample data, the sample file that nothing trains on is added. Raises InputError where the run's data is
     another one now.
     """
-    given, record = subject.arguments, json.loads((subject.folder / "run.json").read_text(encoding="utf-8"))
+    given, record = subject.arguments, read_record(subject.folder)
     sources = list(data)
     found: list[Held] = []
     if not sources:

@@ -3,7 +3,6 @@
 Everywhere is the merged folder, as transformers reads it, and every GGUF file, as llama.cpp and Ollama do.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from common.errors import InputError
 from common.lm.hub import find_model, load_tokenizer
 from common.lm.render import end_token, render_turns
+from common.run.files import read_object
 
 from exporting import llama_cpp
 from exporting.conversations import CONVERSATIONS, PLAIN
@@ -71,7 +71,7 @@ def check_folder(folder: Path, texts: Texts) -> None:
         _compare(f"{folder}, read by transformers", name, texts, (text, ids), other.found[name])
     end = texts.tokenizer.convert_tokens_to_ids(texts.end)
     file = folder / "generation_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_object(file) if file.is_file() else {}
     ends = config.get("eos_token_id", texts.tokenizer.eos_token_id)
     if end not in (ends if isinstance(ends, list) else [ends]):
         raise Difference(

@@ -1,6 +1,5 @@
 """What is exported of a run as folders for transformers and vLLM: its adapter, and the model in 16 bit."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from common.lm.adapter import CONFIG, WEIGHTS
 from common.lm.hub import Model, find_model, load_tokenizer, resolved_revision
 from common.lm.load import base_of
 from common.run.files import read_object, write_json
-from common.run.folder import adapter_of, parent_of
+from common.run.folder import parent_of
+from common.run.record import adapter_of
 from merge import identify, load_tokenizers, merge
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     for name in ADAPTER_FILES:
         if (trained.adapter / name).is_file():
             shutil.copyfile(trained.adapter / name, folder / name)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_object(folder / CONFIG)
     base = trained.base
     config["base_model_name_or_path"] = base.name if base.local else base.source
     config["revision"] = None if base.local else resolved_revision(base) or base.revision

@@ -1,11 +1,11 @@
 """README.md of an export: the card of its run, and how each exported file is used."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from common.pages.model_card import base_facts, card_of_run
 from common.pages.reading import read_run
+from common.run.files import read_object
 
 from exporting import commands
 
@@ -30,7 +30,7 @@ def model_card(run_folder: str | Path, files: Iterable[str | Path], repo: str | 
     uses = []
     if "adapter" in kinds:
         where, config = repo or kinds["adapter"], Path(run_folder) / "adapter" / "adapter_config.json"
-        rank = json.loads(config.read_text(encoding="utf-8"))["r"] if config.is_file() else 16
+        rank = read_object(config)["r"] if config.is_file() else 16
         facts = base_facts(run)
         base = str(facts.get("hub_id") or facts["name"])
         code = [

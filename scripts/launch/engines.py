@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 
+from common.arguments import shell_words
 from install import environment as installed
 
 from launch.gpus import chosen_gpus
-from launch.mounts import ROOT, Mounts, split
+from launch.mounts import ROOT, Mounts
 from launch.where import Image, program
 
 # Settings of every container. compose.yaml and scripts/slurm/job.sh have them too, and a test compares.
@@ -58,7 +59,7 @@ def docker(runtime: str, image: Image, mounts: Mounts, passed: dict[str, str | N
         command += ["--env", name if value is None else f"{name}={value}"]
     command += gpu_words(runtime, gpus)
     limits = os.environ.get("DOCKER_LIMITS", LIMITS if gpus else "")
-    more = split("DOCKER_LIMITS", limits) + split("DOCKER_ARGS", os.environ.get("DOCKER_ARGS", ""))
+    more = shell_words("DOCKER_LIMITS", limits) + shell_words("DOCKER_ARGS", os.environ.get("DOCKER_ARGS", ""))
     return [*command, *more, image.name, *words]
 
 
@@ -68,7 +69,7 @@ def apptainer(image: Image, mounts: Mounts, words: list[str]) -> list[str]:
     command += mount_words(mounts, "destination")
     if visible_gpus(image):
         command += ["--nv"]
-    return [*command, *split("DOCKER_ARGS", os.environ.get("DOCKER_ARGS", "")), image.name, *words]
+    return [*command, *shell_words("DOCKER_ARGS", os.environ.get("DOCKER_ARGS", "")), image.name, *words]
 
 
 def caller(runtime: str) -> list[str]:

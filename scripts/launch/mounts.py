@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 
+from common.arguments import shell_words
 from common.environment import ROOT as ROOT_PATH
 from common.errors import InputError
 
@@ -25,7 +26,7 @@ IMAGE_FOLDERS += ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr
 
 READ = {"model", "data", "adapter", "reward_model", "base", "a", "b", "judge", "strong", "weak"}
 READ |= {"prompts", "eval_data", "sft_data", "dpo_data", "kto_data", "math_data", "reward_data", "ppo_data"}
-READ |= {"chat_template_path", "run", "questions", "tasks", "repro", "advisories"}
+READ |= {"trust_remote_code", "chat_template_path", "run", "questions", "tasks", "repro", "advisories"}
 WRITTEN = {"output_dir", "output", "fix", "json"}
 WRITTEN_IN_PLACE = {"html"}
 READ_OR_MADE = {"checkpoint"}  # read where it exists, else written
@@ -81,7 +82,7 @@ def name_of(word: str) -> str:
 
 def check_paths(words: list[str]) -> None:
     """Raise InputError where a path that is to be read is not there, or is empty."""
-    for name, before, value in values(words):
+    for name, value in values(words):
         flag = "--" + name.replace("_", "-")
         if name in PATHS and not value:
             raise InputError(f"{flag} is empty; leave it out for its default.")
@@ -90,7 +91,7 @@ def check_paths(words: list[str]) -> None:
         if name in READ and looks_like_path(value) and not os.path.exists(os.path.expanduser(value)):
             raise InputError(f"{flag}={value}: no such file or folder (from {os.getcwd()})")
         if name in COMMAND_LINES:
-            check_paths(split(before or flag, value))
+            check_paths(shell_words(flag, value))
 
 
 def looks_like_path(value: str) -> bool:
@@ -98,16 +99,15 @@ def looks_like_path(value: str) -> bool:
 
 
 def values(words: list[str]):
-    """(argument, what of the word is before its value, value) for each word that is a value."""
+    """(argument, value) for each word that is a value."""
     name = ""
     for word in words:
         if word.startswith("--"):
             name = name_of(word)
             if "=" in word:
-                flag, _, value = word.partition("=")
-                yield name, flag + "=", value
+                yield name, word.partition("=")[2]
         else:
-            yield name, "", word
+            yield name, word
 
 
 class Mounts:
@@ -164,7 +164,7 @@ class Mounts:
         """What a value has to be inside, after what it names is mounted."""
         path = os.path.expanduser(value)
         if name in COMMAND_LINES:
-            return shlex.join(self.take(split(name, value)))
+            return shlex.join(self.take(shell_words(name, value)))
         if name in WRITTEN | WRITTEN_IN_PLACE or (name in READ_OR_MADE and not os.path.exists(path)):
             return self.write(name, value)
         if name in REWARDS and not os.path.exists(path):
@@ -255,14 +255,6 @@ class Mounts:
                 raise InputError(f"{name}={places[name]}: no such file")
             self.add(places[name], writable=name in WRITABLE_SETTINGS)
         return places
-
-
-def split(name: str, words: str) -> list[str]:
-    """The words of a command line. Raises InputError where a quotation does not end."""
-    try:
-        return shlex.split(words)
-    except ValueError as error:
-        raise InputError(f"{name}={words}: {error}") from None
 
 
 def within(path: str, folder: str) -> bool:

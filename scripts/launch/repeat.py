@@ -21,7 +21,7 @@ def repeat(recipe: str, fields: list[Field], words: list[str]) -> list[str]:
     file, words = take_from(words)
     if file is None:
         return words
-    arguments = read_record(recipe, Path(file).expanduser())
+    arguments = recorded_arguments(recipe, Path(file).expanduser())
     given = {one.field.name for one in read_words(fields, words)}
     known = {field.name for field in fields}
     if gone := [name for name in arguments if name not in known]:
@@ -37,6 +37,7 @@ def all_words(fields: list[Field], arguments: dict[str, Any]) -> list[str]:
     """
     fp8 = arguments.get("load_in_fp8")
     known = {field.name: field for field in fields if not (fp8 and field.name == "load_in_4bit")}
+    known.pop("trust_remote_code", None)  # a run.json may be somebody else's: it trusts nobody
     return [word for name, value in arguments.items() if name in known for word in as_words(known[name], value)]
 
 
@@ -56,7 +57,7 @@ def take_from(words: list[str]) -> tuple[str | None, list[str]]:
     return file, rest
 
 
-def read_record(recipe: str, file: Path) -> dict[str, Any]:
+def recorded_arguments(recipe: str, file: Path) -> dict[str, Any]:
     """The arguments that a run.json, or the one in a folder, has for a run of `recipe`."""
     file = file / "run.json" if file.is_dir() else file
     if file.exists() and not file.is_file():

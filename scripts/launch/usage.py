@@ -43,8 +43,8 @@ def help_of(name: str, by_make: bool) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     spelling = "NAME=value ..." if by_make else "--name value ..."
     lines = [f"{'make' if by_make else 'scripts/run'} {name} {spelling}", ""]
-    lines += description(command.file, width) if command.file else [command.summary.capitalize() + "."]
     name_arguments(fields)
+    lines += description(command.file, width) if command.file else [command.summary.capitalize() + "."]
     group = None
     for field in fields:
         if field.group != group:
@@ -68,7 +68,7 @@ def description(file: Path, width: int) -> list[str]:
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     for paragraph in re.split(r"\n\s*\n", text):
         if not paragraph.startswith("    "):
-            lines += textwrap.wrap(paragraph, width, break_on_hyphens=False)
+            lines += textwrap.wrap(spell(paragraph), width, break_on_hyphens=False)
         for line in textwrap.dedent(paragraph).splitlines() if paragraph.startswith("    ") else []:
             if len(line) + 2 <= width:
                 lines.append("  " + line)

@@ -2,10 +2,9 @@
 
 import os
 import re
-import shlex
 
 from common.aliases import ELSEWHERE, ours
-from common.arguments import NUMBER, Field
+from common.arguments import NUMBER, Field, shell_words
 from common.errors import InputError, did_you_mean
 
 from launch.commands import VARIABLES, Command
@@ -78,13 +77,6 @@ def flag_words(field: Field, variable: str, value: str) -> list[str]:
 def one_value(field: Field, value: str) -> list[str]:
     """A flag and its value, as one word where the value alone would be read as a flag."""
     return [f"{field.flag}={value}"] if value.startswith("-") or not value else [field.flag, value]
-
-
-def shell_words(variable: str, value: str) -> list[str]:
-    try:
-        return shlex.split(value)
-    except ValueError as error:
-        raise InputError(f"{variable}: {error}.") from None
 
 
 def explain(variable: str, name: str, command: Command, by_variable: dict[str, Field]) -> str:

@@ -1,11 +1,10 @@
 """Which stages there are, in what order they may come, and what each gets: its arguments and its data."""
 
 import re
-import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.arguments import read_fields, read_words, values
+from common.arguments import read_fields, read_words, shell_words, values
 from common.data.feedback import LABELLED_OR_RATED, as_feedback
 from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS, Formats
 from common.data.hold_out import DataSet
@@ -68,21 +67,13 @@ def stage_of(name: str, names: list[str]) -> Stage:
     return AFTER_REWARD if name == "ppo" and "reward" in names else STAGES[name]
 
 
-def split(text: str, flag: str) -> list[str]:
-    """The words of a command line in one argument."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"{flag} {text}: {error}.") from None
-
-
 def stage_words(name: str, stage: Stage, text: str) -> tuple[list[str], dict[str, list[Any]]]:
     """A stage's own arguments as words, and the values of each. Raises InputError where its recipe would refuse them.
 
     The recipe's file says which arguments it has; nothing is imported.
     """
     flag = f"--{name}-args"
-    words = split(text, flag)
+    words = shell_words(flag, text)
     try:
         given = {
             one.field.name: values(one) for one in read_words(read_fields(ROOT / "recipes" / f"{name}.py") or [], words)

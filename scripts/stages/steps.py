@@ -19,6 +19,7 @@ from common.environment import ROOT, code_sha256, installed_lock
 from common.errors import STOPPED, InputError, Stopped
 from common.lm.adapter import CONFIG
 from common.lm.hub import MERGE_RECORD, READS_TEXT, Model, contents, find_model
+from common.run.files import read_object
 from common.run.stopping import Stop
 
 EVALUATION = ("scripts/evaluate.py", "scripts/evaluation", "recipes/common/rewards")  # the code that measures
@@ -89,11 +90,11 @@ def run_stage(name: str, words: list[str], source: str, before: Done, plan: Plan
     reward_model = before.folder / "adapter" if before.name == "reward" else None
     folder = plan.folder / f"{name}-{address(name, words, source, base, reward_model)}"
     record = folder / "run.json"
-    if not (record.is_file() and read_json(record)["status"] == "done"):
+    if not (record.is_file() and read_object(record)["status"] == "done"):
         ours = ["--model", before.model, "--data", source, "--output-dir", str(folder)]
         ours += ["--reward-model", str(reward_model)] if reward_model else []
         run(f"{name}: train", ["recipes", f"{name}.py", *ours, *words], plan)
-    trained = read_json(record)
+    trained = read_object(record)
     if name == "reward":
         judged = judge(folder, plan) if plan.reward_files else {"held out by the run": trained.get("report") or {}}
         return Done(name, folder, before.model, trained["seconds"], judged=judged)
@@ -101,7 +102,7 @@ def run_stage(name: str, words: list[str], source: str, before: Done, plan: Plan
     if not (merged / MERGE_RECORD).is_file():
         adapter = ["--adapter", str(folder / "adapter"), "--model", before.model, "--output-dir", str(merged)]
         run(f"{name}: merge", ["scripts", "merge.py", *adapter], plan)
-    made_of = read_json(merged / MERGE_RECORD)
+    made_of = read_object(merged / MERGE_RECORD)
     if made_of["base"] != contents(base):
         raise InputError(f"{merged}: merged into {made_of['base'][:16]}, not into {before.model}; remove {folder}")
     figures = evaluate(name, str(merged), folder, plan)
@@ -169,7 +170,7 @@ def measure(what: str, words: Sequence[str], files: list[str], folder: Path, pla
         folder.mkdir(parents=True, exist_ok=True)
         command = ["scripts", "evaluate.py", *words, "--data", *files, "--json", str(written), *plan.eval_words]
         run(what, command, plan)
-    return read_json(written)
+    return read_object(written)
 
 
 def run(what: str, words: list[str], plan: Plan) -> None:
@@ -209,7 +210,3 @@ def run(what: str, words: list[str], plan: Plan) -> None:
         last, code = f"killed by {signal.Signals(-code).name}; its last line: {last}", 128 - code
     if code:
         raise StepFailed(f"{what} failed with exit code {code}: {last}\nTo repeat it: {shlex.join(command)}", code)
-
-
-def read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from common.errors import BUG, STOPPED, MachineError, spell
 from common.run.replay import REASON, VARIABLE
 from common.run.screen import end_live, wait_for
 
-from verification.record import Recorded, read_run
+from verification.record import Recorded, read_recorded
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -61,7 +61,7 @@ def take_again(run: Recorded, words: list[str], steps: int, folder: Path, what: 
         if done.returncode < 0:
             raise MachineError(f"the recipe was killed by {signal.Signals(-done.returncode).name}")
         raise RecipeFailed(done.returncode)
-    again = read_run(folder)
+    again = read_recorded(folder)
     if again.record.get("status") == "stopped" and again.record.get("reason") != REASON:
         raise MachineError(f"stopped by {again.record.get('reason')} after step {again.steps}, before it could compare")
     return again

@@ -1,7 +1,5 @@
 """The record of a run, checked, and the command line that repeats the run."""
 
-import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -11,8 +9,9 @@ from typing import Any
 from common.environment import ROOT
 from common.errors import InputError
 from common.lm.cards import card_names
-from common.run.files import read_records
+from common.run.files import read_jsonl
 from common.run.folder import COSMETIC, IN_NEED
+from common.run.record import identity_of, read_record
 from launch.commands import COMMANDS
 from launch.mounts import REWARD
 from launch.repeat import all_words
@@ -43,20 +42,15 @@ class Recorded:
         return {name: argument["value"] for name, argument in self.record["arguments"].items()}
 
 
-def read_run(folder: Path) -> Recorded:
+def read_recorded(folder: Path) -> Recorded:
     """The run in `folder`. Raises InputError where there is none, or one whose run.json was changed after it."""
-    file = folder / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    file, record = folder / "run.json", read_record(folder)
     if missing := [name for name in ("recipe", "arguments", "matters", "code") if name not in record]:
         raise InputError(f"{file}: lacks {', '.join(missing)}: this is no record of a run")
     if record["recipe"] not in [name for name, command in COMMANDS.items() if command.recipe]:
         raise InputError(f"{file}: there is no recipe {record['recipe']}")
-    recorded = Recorded(folder, record, read_records(folder / "metrics.jsonl"), read_records(folder / "samples.jsonl"))
+    metrics, samples = (list(read_jsonl(folder / name)) for name in ("metrics.jsonl", "samples.jsonl"))
+    recorded = Recorded(folder, record, metrics, samples)
     if changes := changed(recorded):
         raise InputError(f"{file}: was changed after the run: {'; '.join(changes)}. Put back the file that it wrote.")
     if not recorded.steps:
@@ -76,11 +70,6 @@ def changed(recorded: Recorded) -> list[str]:
     if not found and recorded.record.get("identity", identity) != identity:
         found = ["the settings in `matters` do not have the hash in `identity`"]
     return found
-
-
-def identity_of(matters: dict[str, Any]) -> str:
-    """The hash of what decides a run's outcome, as common/run/folder.py has it."""
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
 
 
 def repeat_words(recorded: Recorded, places: dict[str, str], strict: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """The environment of a command: the hub is out of reach unless something comes from there."""
 
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -78,3 +79,18 @@ def test_other_versions_and_other_gpus_have_other_compiled_code(monkeypatch, tmp
     assert len({*folders}) == len(folders)
     assert compiled_code() == folders[2]  # and the same have the same
     assert all(re.fullmatch(r"[\w.+-]+", folder.name) for folder in folders)
+
+
+def test_a_fork_tokenizes_a_batch_after_this_process_has(tokenizer, monkeypatch):
+    """Without threads, of which a fork has none: else it would wait for them forever."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    set_variables()
+    rows = ["What is two and two?"] * 64
+
+    tokenizer(rows)
+    fork = multiprocessing.get_context("fork").Process(target=tokenizer, args=(rows,))
+    fork.start()
+    fork.join(20)
+    ended = fork.exitcode
+    fork.kill()
+    assert ended == 0

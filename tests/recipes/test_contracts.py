@@ -3,12 +3,12 @@
 import ast
 import dataclasses
 import functools
-import importlib.util
 import subprocess
 import sys
 import typing
 from pathlib import Path
 
+import in_process
 import pytest
 from common.data.feedback import LABELLED_OR_RATED
 from common.data.formats import PAIR_FORMATS, PROBLEM_FORMATS, PROMPT_FORMATS, RATING_FORMATS, SFT_FORMATS
@@ -22,7 +22,7 @@ OURS = {
     "stand_alone", "eval_data", "reward_model", "reward_weight", "normalize_scores", "score_clip", "kl_horizon",
     "rollout_batch_size", "max_approx_kl", "critic_learning_rate", "critic_init", "critic_warmup_steps",
     "time_limit", "stop_on_fault", "rollouts", "rollout_correction", "threshold", "share_prompts", "train_embeddings",
-    "fit", "sharded", "skip_bad_steps", "oom",
+    "fit", "sharded", "skip_bad_steps", "oom", "load_pickle",
     "checkpoint_skip_layers",  # of Unsloth's get_peft_model, which has it on a GPU only
     "load_in_fp8",  # of Unsloth's from_pretrained
     "embedding_learning_rate",  # of Unsloth's UnslothTrainingArguments
@@ -33,6 +33,7 @@ OURS = {
 LEADING = ["model", "data", "output_dir"]
 # Arguments with one type, one default and one help text in every recipe that has them, in this order.
 SAME = [
+    "load_pickle", "trust_remote_code",
     "chat_template_path", "pad_token", "load_in_4bit", "load_in_fp8", "dtype", "lora_r", "lora_alpha", "lora_dropout",
     "gradient_accumulation_steps", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim",
     "gradient_checkpointing", "checkpoint_skip_layers", "fit", "seed", "full_determinism", "save_steps",
@@ -51,7 +52,7 @@ FORMATS_OF = {
 EVERYWHERE = [
     "stop = Stop(args.time_limit)",
     "source = find_source(args.data)",
-    "contents(base)",
+    "identify(base, args.chat_template_path)",
     "if run is None:\n    return",
     "console = loading(base.name, data.notes)",
     "import unsloth",
@@ -76,14 +77,6 @@ ALIKE = {
     "CheckpointCallback": set(),
 }
 LONGEST_MAIN, LONGEST_MODULE = 190, 300
-
-
-def load(recipe: Path):
-    spec = importlib.util.spec_from_file_location(recipe.stem, recipe)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[recipe.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @functools.cache
@@ -115,7 +108,7 @@ def calls(recipe: Path, names: str) -> list[ast.Call]:
 
 @pytest.fixture(scope="module", params=RECIPES, ids=lambda recipe: recipe.stem)
 def recipe(request):
-    return request.param, load(request.param)
+    return request.param, in_process.command(request.param)
 
 
 def test_there_are_recipes():
@@ -135,7 +128,7 @@ def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_ou
 @pytest.mark.parametrize("command", FORMATS_OF)
 def test_the_formats_to_choose_from_are_those_that_are_read(command):
     """Written out, so that they are known without an import; and all that there are."""
-    module = load(next(ROOT.glob(f"*/{command}.py")))
+    module = in_process.command(next(ROOT.glob(f"*/{command}.py")))
     assert set(typing.get_args(typing.get_type_hints(module.Args)["format"])) == {"auto", *FORMATS_OF[command]}
 
 
@@ -222,7 +215,7 @@ def test_every_argument_is_read(recipe):
     """An argument that the recipe never reads would be ignored in silence."""
     path, module = recipe
     read = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
-    read |= {"model"}  # by cli.parse, for every recipe
+    read |= {"model", "load_pickle", "trust_remote_code"}  # by cli.parse, for every recipe
     read |= {"skip_bad_steps", "oom", "full_determinism"}  # by BadSteps and Run, from the run's record
     assert {field.name for field in dataclasses.fields(module.Args)} <= read
 

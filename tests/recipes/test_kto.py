@@ -1,12 +1,12 @@
 """`recipes/kto.py`: its weights and mismatched completions by hand, and runs on the tiny model after SFT."""
 
-import importlib.util
 import json
 import os
 import random
 import subprocess
 import sys
 
+import kto
 import pytest
 from common.lm.feedback import TokenFeedback
 from conftest import ROOT, adapter_bytes, interrupt, read_jsonl, run_recipe
@@ -14,15 +14,6 @@ from in_process import refusal
 
 ROWS = [json.loads(line) for line in (ROOT / "data_samples" / "feedback-train.jsonl").read_text("utf-8").splitlines()]
 SEED = 42
-
-
-@pytest.fixture(scope="module")
-def kto():
-    spec = importlib.util.spec_from_file_location("kto", ROOT / "recipes" / "kto.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kto"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # By hand.
@@ -41,7 +32,7 @@ def kto():
         (10, 10, (3.0, 1.0), (3, 1)),
     ],
 )
-def test_the_weights_keep_the_ratio_that_the_paper_gives(kto, goods, bads, given, weights):
+def test_the_weights_keep_the_ratio_that_the_paper_gives(goods, bads, given, weights):
     found = kto.class_weights([True] * goods + [False] * bads, *given)
     assert (found.good, found.bad) == pytest.approx(weights)
     ratio = found.good * goods / (found.bad * bads)
@@ -68,11 +59,11 @@ def rows_of(prompts: str) -> list[TokenFeedback]:
         ("aa", 2, [0, 1]),  # no other prompt at all
     ],
 )
-def test_the_kl_term_has_completions_of_other_prompts(kto, prompts, batch, expected):
+def test_the_kl_term_has_completions_of_other_prompts(prompts, batch, expected):
     assert kto.mismatched(rows_of(prompts), batch) == [[index] for index in expected]
 
 
-def test_the_report_counts_how_often_a_good_completion_is_above_a_bad_one(kto):
+def test_the_report_counts_how_often_a_good_completion_is_above_a_bad_one():
     report = kto.report_on([True, True, False, False], [2.0, 0.0, 0.0, -1.0])
     assert report == {"good": 2, "bad": 2, "reward of good": 1.0, "reward of bad": -0.5, "good above bad": 3.5 / 4}
     assert "87.5%" in kto.report_in_words(report)
@@ -98,7 +89,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_input_has_one_clear_message_and_leaves_nothing(kto, tmp_path, monkeypatch, capsys, fault):
+def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, fault):
     rows, flags, says = BAD[fault]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

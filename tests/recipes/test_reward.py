@@ -1,12 +1,11 @@
 """`recipes/reward.py`: its losses and its report by hand, and what it learns on the tiny model, as a user runs it."""
 
-import importlib.util
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
+import reward
 import torch
 from common.data.formats import PAIR_FORMATS, RATING_FORMATS
 from common.data.read import read_examples
@@ -20,32 +19,23 @@ PAIRS = DATA / "preferences-train.jsonl"
 SCORES = DATA / "scores.jsonl"
 
 
-@pytest.fixture(scope="module")
-def module():
-    spec = importlib.util.spec_from_file_location("reward", ROOT / "recipes" / "reward.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reward"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # Losses and figures, worked out by hand.
 
 
-def test_the_bradley_terry_loss(module):
+def test_the_bradley_terry_loss():
     """sigmoid(ln 3) is 3/4: the loss is ln(4/3) one way round and ln 4 the other."""
     ln3 = math.log(3)
     chosen, rejected = torch.tensor([1.0 + ln3, 5.0]), torch.tensor([1.0, 5.0 + ln3])
-    assert module.bradley_terry_loss(chosen[:1], rejected[:1]).item() == pytest.approx(math.log(4 / 3))
-    assert module.bradley_terry_loss(chosen, rejected).item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
-    assert module.bradley_terry_loss(chosen, chosen).item() == pytest.approx(math.log(2))
-    assert module.bradley_terry_loss(torch.tensor([-200.0]), torch.tensor([0.0])).item() == 200  # no overflow
+    assert reward.bradley_terry_loss(chosen[:1], rejected[:1]).item() == pytest.approx(math.log(4 / 3))
+    assert reward.bradley_terry_loss(chosen, rejected).item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+    assert reward.bradley_terry_loss(chosen, chosen).item() == pytest.approx(math.log(2))
+    assert reward.bradley_terry_loss(torch.tensor([-200.0]), torch.tensor([0.0])).item() == 200  # no overflow
 
 
-def test_the_regression_loss(module):
-    assert module.regression_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item() == 2.5
+def test_the_regression_loss():
+    assert reward.regression_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item() == 2.5
     scores = torch.tensor([1.0, -1.0])  # standardised
-    assert module.regression_loss(torch.zeros(2), scores).item() == 1
+    assert reward.regression_loss(torch.zeros(2), scores).item() == 1
 
 
 # Runs.
@@ -81,7 +71,7 @@ def test_300_scores_teach_it_to_score_held_out_answers(scored):
 
 
 @pytest.mark.slow
-def test_its_outputs_are_those_of_base_adapter_and_head_loaded_again(scored, module, tokenizer):
+def test_its_outputs_are_those_of_base_adapter_and_head_loaded_again(scored, tokenizer):
     """As PPO loads them; in the units of the data they are near the scores that were given."""
     from common.lm.hub import base_sha256
     from common.lm.scalar_head import load_head, score_last
@@ -183,7 +173,7 @@ def test_pairs_teach_it_to_prefer(paired):
 
 
 @pytest.mark.slow
-def test_a_stand_alone_model_scores_as_it_was_trained_to(paired, module):
+def test_a_stand_alone_model_scores_as_it_was_trained_to(paired):
     """`--rewards model:PATH` of GRPO reads it: the same outputs, as far as 16 bit tells them apart."""
     from common.rewards.classifier import RewardModel
 
@@ -229,9 +219,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_input_has_one_clear_message_and_leaves_nothing(fault, module, capsys, tmp_path, monkeypatch):
+def test_bad_input_has_one_clear_message_and_leaves_nothing(fault, capsys, tmp_path, monkeypatch):
     content, flags, says = BAD[fault]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text(content)
-    assert says in refusal(module.main, capsys, "--data", tmp_path / "rows.jsonl", *flags)
+    assert says in refusal(reward.main, capsys, "--data", tmp_path / "rows.jsonl", *flags)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]

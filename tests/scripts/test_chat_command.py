@@ -12,7 +12,7 @@ from dataclasses import replace
 import chat as command
 import pytest
 from common.errors import InputError
-from common.run.folder import adapter_of
+from common.run.record import adapter_of
 from conftest import ROOT, run_recipe
 from in_process import refusal
 

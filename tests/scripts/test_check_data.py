@@ -3,7 +3,6 @@ changed."""
 
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -14,6 +13,7 @@ import time
 import tracemalloc
 from html.parser import HTMLParser
 
+import in_process
 import pytest
 from check_data import survey as survey_module
 from check_data import texts
@@ -73,11 +73,7 @@ SAMPLES = {
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("check_data_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return in_process.command("scripts/check-data.py")
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import ast
 import contextlib
-import functools
-import importlib.util
 import io
 import itertools
 import json
@@ -14,8 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from types import ModuleType
 
+import choose
 import pytest
 from common.arguments import read_fields, read_words, values
 from common.data.documents import DOCUMENT_FORMATS
@@ -37,27 +35,13 @@ SCRIPT = ROOT / "scripts" / "choose.py"
 SAMPLES = ROOT / "data_samples"
 
 
-@functools.cache
-def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("choose", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["choose"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def choose() -> ModuleType:
-    return module()
-
-
 def run(*flags: str) -> str:
     """What the command prints, as in a process of its own and without a terminal."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, as_it_was(), contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", ["choose.py", *map(str, flags)])
         patch.setattr(sys, "stdin", io.StringIO())
-        module().main()
+        choose.main()
     return printed.getvalue()
 
 
@@ -96,13 +80,13 @@ STAGES = {
 
 
 @pytest.mark.parametrize("have", STAGES)
-def test_each_kind_of_data_has_its_stage(have, choose):
+def test_each_kind_of_data_has_its_stage(have):
     stages, _ = choose.choose(have.split(), [], base=False)
     assert [stage.method for stage in stages] == STAGES[have].split()
     assert all(stage.reason for stage in stages)
 
 
-def test_a_base_model_learns_to_answer_first(choose):
+def test_a_base_model_learns_to_answer_first():
     def methods(*have: str) -> list[str]:
         return [stage.method for stage in choose.choose(list(have), [], base=True)[0]]
 
@@ -205,18 +189,18 @@ FILES |= {name: kind for name, kind in KNOWN.items() if (SAMPLES / name).exists(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_looks_at_the_samples(name, choose):
+def test_looks_at_the_samples(name):
     assert choose.look_at(str(SAMPLES / name)).kind == FILES[name]
 
 
-def test_looks_at_gsm8k(choose):
+def test_looks_at_gsm8k():
     file = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
     if not file.exists():
         pytest.skip("no shared/data/gsm8k beside the repository")
     assert choose.look_at(str(file)).kind == "answers"
 
 
-def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
+def test_an_answer_that_cannot_be_checked_is_a_demonstration(tmp_path):
     file = tmp_path / "long.jsonl"
     text = "Well, it depends on what you mean by that, for there are many ways to look at the matter. " * 3
     file.write_text(json.dumps({"question": "Why?", "answer": text}) + "\n")
@@ -227,7 +211,7 @@ def test_an_answer_that_cannot_be_checked_is_a_demonstration(choose, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind == "pairs"])
-def test_sft_reads_the_chosen_answers_with_the_flags_given(name, choose):
+def test_sft_reads_the_chosen_answers_with_the_flags_given(name):
     seen = choose.look_at(str(SAMPLES / name))
     stages, notes = choose.choose(["pairs"], [seen], base=True)
     if seen.flags is None:
@@ -245,7 +229,7 @@ def test_sft_reads_the_chosen_answers_with_the_flags_given(name, choose):
         assert len(set(turns)) == len(turns), "the prompt is there twice"
 
 
-def test_looking_at_files_gives_the_stages_their_paths(choose):
+def test_looking_at_files_gives_the_stages_their_paths():
     shown = answer("--model", "qwen2.5-7b", "--gpu-gib", "80", "--data", SAMPLES / "arithmetic.jsonl",
                    SAMPLES / "sft.jsonl")  # fmt: skip
     assert [(stage["method"], stage["data"]) for stage in shown["stages"]] == [
@@ -253,7 +237,7 @@ def test_looking_at_files_gives_the_stages_their_paths(choose):
     ]  # fmt: skip
 
 
-def test_prompts_alone_teach_nothing(choose):
+def test_prompts_alone_teach_nothing():
     seen = choose.look_at(str(SAMPLES / "formats" / "prompt.jsonl"))
     with pytest.raises(InputError, match="prompts alone teach nothing"):
         choose.choose([seen.kind], [seen], base=False)
@@ -267,7 +251,7 @@ def flags_of(stage: dict) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("gib", [8, 24, 141])
-def test_what_should_fit_fits(gib, choose):
+def test_what_should_fit_fits(gib):
     for name in card_names():
         card = read_card(name)
         for method in card.methods:
@@ -355,7 +339,7 @@ def test_a_path_arrives_as_it_is(tmp_path):
     assert done.stdout == str(file), done.stderr
 
 
-def test_without_a_terminal_it_names_the_flags(choose, capsys, tmp_path, monkeypatch):
+def test_without_a_terminal_it_names_the_flags(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     message = refusal(choose.main, capsys)
@@ -375,11 +359,11 @@ def test_without_a_terminal_it_names_the_flags(choose, capsys, tmp_path, monkeyp
         (("--data", "no.jsonl", "--model", "tiny", "--gpu-gib", "0"), "no.jsonl: no such file"),
     ],
 )
-def test_bad_input_has_one_message(flags, message, choose, capsys):
+def test_bad_input_has_one_message(flags, message, capsys):
     assert message in refusal(choose.main, capsys, *flags)
 
 
-def test_bad_files_are_named(choose, tmp_path):
+def test_bad_files_are_named(tmp_path):
     for text, message in (
         ('{"a": 1}', "the columns are a, which no recipe knows"),
         ("{", "bad.jsonl:1: broken JSON"),
@@ -390,7 +374,7 @@ def test_bad_files_are_named(choose, tmp_path):
             choose.look_at(str(tmp_path / "bad.jsonl"))
 
 
-def test_the_gpu_is_what_nvidia_smi_says(choose, capsys, tmp_path, monkeypatch):
+def test_the_gpu_is_what_nvidia_smi_says(capsys, tmp_path, monkeypatch):
     smi = tmp_path / "nvidia-smi"
     gpus = "0, one, 580.95.05, 24564, 24064\n1, another, 580.95.05, 81559, 81000\n"
     smi.write_text(f"#!/bin/sh\ncase $1 in *ecc*) exit 2;; esac\nprintf '{gpus}'\n")
@@ -436,5 +420,5 @@ def test_the_answer_is_one_screen():
     lines = printed.splitlines()
     assert len(lines) <= 32
     assert max(len(line) for line in lines if not line.strip().startswith("make ")) <= 100
-    for words in ("bring out", "add a skill", "add: every right answer", " of 80 GiB", "make pipeline"):
+    for words in ("bring out", "add a skill", "add a skill: every right answer", " of 80 GiB", "make pipeline"):
         assert words in printed

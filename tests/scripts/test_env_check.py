@@ -19,10 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import in_process
 import numpy as np
 import pytest
 from common import arguments, errors
 from common.errors import MachineError
+from common.rewards.sandbox import confinement
 from conftest import ROOT
 from env_check import children, fit, gpus, libraries, machine, packages, probes, screen
 from env_check.checks import Check, Facts, Result
@@ -43,14 +45,9 @@ CARD = {
 }
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """The command as a module, whose main can be called."""
-    spec = importlib.util.spec_from_file_location("env_check_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def command():
+    return in_process.command("env-check.py")
 
 
 def torch_facts(*gpus: dict, cards: tuple = (), cuda: str | None = "13.0", **errors: str | Result):
@@ -168,6 +165,7 @@ def test_this_environment_is_looked_at_whole(whole):
     assert lines["lock"]["found"].startswith("docker/")
     assert lines["4 bit"]["found"].startswith("forward and backward on the ")
     assert lines["unsloth import"]["status"] == "ok"
+    assert lines["code sandbox"]["found"] == confinement()
     assert "SDPA" in lines["attention"]["found"]
     assert {"torch call", "compiler", "shared memory", "disk", "hub", "system", "memory"} <= set(lines)
     assert all(line["fix"] for line in lines.values() if line["status"] != "ok")
@@ -178,6 +176,23 @@ def test_this_environment_is_looked_at_whole(whole):
 def test_nothing_is_left_behind(whole):
     assert list(whole.cwd.rglob("*")) == []
     assert list(whole.home.rglob("*")) == []
+
+
+def test_a_terminal_of_80_columns_gets_no_line_that_it_would_break(monkeypatch, capsys):
+    checks = [
+        Check("datasets", "ok", "4.8.5", ">=4.7.0,<5.0.0,!=4.0.*,!=4.1.0; locked 4.8.5"),
+        Check(
+            "torch", "failure", "2.12.0", ">=2.13.0,<2.14.0 as docker/cuda.lock has it", "make setup VARIANT=cuda " * 4
+        ),
+        Check("disk", "ok", "free for " + "outputs 54 GiB, " * 6, ""),
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(screen.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    screen.show(checks, {}, torch_facts())
+    lines = [re.sub("\033\\[[0-9]*m", "", line) for line in capsys.readouterr().out.splitlines()[6:]]
+    assert max(map(len, lines)) <= 80
+    assert "2.12.0; wanted: >=2.13.0,<2.14.0" in " ".join(lines)
+    assert "!=4.1.0" not in " ".join(lines)  # it is as wanted
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from evaluation.of_reward_run import ACCURACY, ERROR, row_by_row
 from evaluation.of_run import table
 from evaluation.policy import majority
 from evaluation.results import Section, write
-from evaluation.subject import Side, Subject, held_out, side
+from evaluation.subject import Side, Subject, held_rows, side
 from in_process import refusal
 from install import overlay
 from references.paired_bootstrap import percentile_interval
@@ -252,7 +252,7 @@ def planted(folder: Path, recipe: str, data: Path, kept: str, **given: object) -
 def test_the_held_out_rows_are_those_that_the_run_wrote_down(tmp_path):
     data = tmp_path / "pairs.jsonl"
     shutil.copy(DATA / "preferences.jsonl", data)
-    (found,) = held_out(planted(tmp_path / "run", "dpo", data, "0 3-4"), ())
+    (found,) = held_rows(planted(tmp_path / "run", "dpo", data, "0 3-4"), ())
     assert [row.place.rpartition(":")[2] for row in found.examples] == ["1", "4", "5"]
     assert all(isinstance(row, Pair) for row in found.examples)
     assert found.name == "held-out rows of pairs.jsonl"
@@ -261,7 +261,7 @@ def test_the_held_out_rows_are_those_that_the_run_wrote_down(tmp_path):
 def test_prompts_come_with_the_system_prompt_of_the_run(tmp_path):
     data = tmp_path / "sums.jsonl"
     data.write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "1 + 2", "answer": "3"}\n')
-    (found,) = held_out(planted(tmp_path / "run", "grpo", data, "1", system_prompt="Think."), ())
+    (found,) = held_rows(planted(tmp_path / "run", "grpo", data, "1", system_prompt="Think."), ())
     assert [turn["content"] for turn in found.examples[0].prompt] == ["Think.", "1 + 2"]
     assert found.examples[0].answer == "3"
 
@@ -270,8 +270,8 @@ def test_where_nothing_was_held_out_there_are_no_rows_but_those_given(tmp_path):
     data = tmp_path / "pairs.jsonl"
     shutil.copy(DATA / "preferences.jsonl", data)
     run = planted(tmp_path / "run", "dpo", data, "")
-    assert held_out(run, ()) == []
-    (given,) = held_out(run, (str(DATA / "preferences.jsonl"),))
+    assert held_rows(run, ()) == []
+    (given,) = held_rows(run, (str(DATA / "preferences.jsonl"),))
     assert len(given.examples) == 200
 
 
@@ -281,7 +281,7 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path):
         rows = (DATA / "preferences.jsonl").read_text().splitlines(keepends=True)[part]
         (tmp_path / folder / "test.jsonl").write_text("".join(rows))
     names = tuple(str(tmp_path / folder / "test.jsonl") for folder in "ab")
-    found = held_out(planted(tmp_path / "run", "dpo", DATA / "preferences.jsonl", ""), names)
+    found = held_rows(planted(tmp_path / "run", "dpo", DATA / "preferences.jsonl", ""), names)
     assert [(one.name, len(one.examples)) for one in found] == [(names[0], 2), (names[1], 3)]
 
 
@@ -293,7 +293,7 @@ def test_a_table_counts_the_rows_that_were_measured():
 
 
 def test_the_sample_data_brings_the_file_that_nothing_trains_on(tmp_path):
-    found = held_out(planted(tmp_path / "run", "sft", DATA / "sft.jsonl", "5"), ())
+    found = held_rows(planted(tmp_path / "run", "sft", DATA / "sft.jsonl", "5"), ())
     assert [one.name for one in found] == ["held-out rows of sft.jsonl", "heldout.jsonl"]
 
 
@@ -303,7 +303,7 @@ def test_data_that_changed_since_the_run_is_refused(tmp_path):
     run = planted(tmp_path / "run", "dpo", data, "0")
     data.write_text(data.read_text().splitlines()[3] + "\n")
     with pytest.raises(InputError, match="has changed since the run"):
-        held_out(run, ())
+        held_rows(run, ())
 
 
 # What is written.

@@ -202,7 +202,10 @@ def test_every_known_path_is_an_argument_of_some_command():
 
 @pytest.mark.parametrize(
     ("command", "flag"),
-    [("compare", "--judge"), ("preferences", "--strong"), ("preferences", "--weak"), ("merge", "--adapter")],
+    [
+        *(("compare", "--judge"), ("preferences", "--strong"), ("preferences", "--weak"), ("merge", "--adapter")),
+        ("sft", "--trust-remote-code"),
+    ],
 )
 def test_a_model_that_is_a_folder_is_mounted_wherever_it_is_named(command, flag, checkout, tmp_path):
     """--judge, --strong and --weak were not."""

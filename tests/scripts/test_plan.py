@@ -1,6 +1,7 @@
 """`make plan`: what it prints, for every method and card."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 
@@ -31,8 +32,10 @@ def test_every_size_of_card_is_answered_in_80_columns(planned, method):
     shown = planned("--model", "qwen2.5-7b", "--method", method)
     assert all(f"{size} GB" in shown for size in (8, 12, 16, 24, 40, 48, 80, 141))
     assert max(map(len, shown.splitlines())) <= 80
-    peaks = [float(line.split(" GiB")[0].split()[-1]) for line in shown.splitlines() if " GiB" in line]
+    cards, _, main_memory = shown.partition("Main memory: up to ")
+    peaks = [float(line.split(" GiB")[0].split()[-1]) for line in cards.splitlines() if " GiB" in line]
     assert len(peaks) == 8
+    assert re.match(r"\d+\.\d GiB with a GPU, \d+\.\d on the CPU alone", main_memory)
 
 
 def test_a_card_is_shown_part_by_part_with_the_command(planned):

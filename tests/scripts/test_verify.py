@@ -16,13 +16,14 @@ from common.environment import ROOT
 from common.errors import InputError
 from common.lm.hub import base_sha256
 from common.run import replay
+from common.run.record import identity_of
 from common.run.replay import Replay
 from conftest import adapter_bytes, read_jsonl, run_recipe
 from in_process import refusal
 from verification.archive import contents_of, unpack, write
 from verification.circumstances import differences
 from verification.comparison import compare, sample_sha256
-from verification.record import Recorded, identity_of, read_run, repeat_words
+from verification.record import Recorded, read_recorded, repeat_words
 
 TINY = ROOT / "data_samples" / "tiny"
 
@@ -171,11 +172,11 @@ def test_a_record_that_was_changed_after_the_run_is_refused_with_both_values(tmp
     with pytest.raises(
         InputError, match=r"run.json: was changed after the run: --learning-rate is 0.001, and was 1e-05"
     ):
-        read_run(folder)
+        read_recorded(folder)
     changed["matters"]["learning_rate"] = 1e-3
     (folder / "run.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match="do not have the hash in `identity`"):
-        read_run(folder)
+        read_recorded(folder)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,9 @@ def archived(tmp_path: Path, with_data: bool = False) -> Recorded:
     (tmp_path / "mine" / "my.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
     (tmp_path / "mine" / "my_rewards.py").write_text("def shorter(texts):\n    return [0.0 for text in texts]\n")
     rewards = ["math", f"{tmp_path}/mine/my_rewards.py:shorter=0.5"]
-    return read_run(saved(tmp_path / "run", data=f"{tmp_path}/mine/my.jsonl", rewards=rewards, output_dir="/home/me/x"))
+    return read_recorded(
+        saved(tmp_path / "run", data=f"{tmp_path}/mine/my.jsonl", rewards=rewards, output_dir="/home/me/x")
+    )
 
 
 def test_the_same_run_gives_the_same_archive_wherever_it_is_written(tmp_path):
@@ -290,13 +293,13 @@ def test_a_run_from_an_archive_is_compared_and_repeated_as_the_run_itself(tmp_pa
     write(contents_of(one, with_data=True), tmp_path / "one.tar.gz")
     shutil.rmtree(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    again = read_run(unpack(tmp_path / "one.tar.gz", tmp_path / "elsewhere"))
+    again = read_recorded(unpack(tmp_path / "one.tar.gz", tmp_path / "elsewhere"))
     assert compare(again, one, 9).differences == []
     words = repeat_words(again, {}, False)
     assert str(again.folder / "files" / "data" / "my.jsonl") in words
     assert f"{again.folder}/files/rewards/my_rewards.py:shorter=0.5" in words
     write(contents_of(archived(tmp_path), with_data=False), tmp_path / "two.tar.gz")
-    again = read_run(unpack(tmp_path / "two.tar.gz", tmp_path / "third"))
+    again = read_recorded(unpack(tmp_path / "two.tar.gz", tmp_path / "third"))
     assert compare(again, one, 9).differences == []
     again.samples[2]["sha256"] = "0" * 64
     assert compare(again, one, 9).first.what == "samples.jsonl, line 3, sha256"
@@ -467,7 +470,7 @@ def test_another_clone_process_folder_locale_and_hash_seed_give_the_same_bytes(r
     of_clone, here = adapter_bytes(tmp_path / "run"), adapter_bytes(first)
     assert of_clone.pop("README.md") != here.pop("README.md")  # the model card names the commit
     assert of_clone == here
-    one, other = read_run(first), read_run(tmp_path / "run")
+    one, other = read_recorded(first), read_recorded(tmp_path / "run")
     assert compare(one, other, int(STEPS)).differences == []
     names = {found.name for found in differences(one.record, other.record)}
     assert {"locale", "setting PYTHONHASHSEED", "commit"} <= names

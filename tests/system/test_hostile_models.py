@@ -20,6 +20,7 @@ from common.errors import InputError, MachineError
 from common.lm import model_files, network
 from common.lm.adapter import check_plain
 from common.lm.hub import Model, contents, fetch, find_model, load_tokenizer
+from common.lm.own_code import own_code
 from common.run.checkpoints import FILES, _facts, newest_checkpoint
 from common.run.files import write_json
 from common.run.folder import Run
@@ -292,7 +293,7 @@ def test_every_command_refuses_the_pickle_that_it_is_pointed_at(place, folder, m
         "whole": whole,
         "data": data,
     }
-    message = refusal(command(file), capsys, *(word.format(root=tmp_path, **given) for word in words))
+    message = refusal(command(file).main, capsys, *(word.format(root=tmp_path, **given) for word in words))
     assert "pickle" in message
     assert "_model.bin" in message
 
@@ -381,11 +382,11 @@ def with_code(folder: Path, file: str, names: dict) -> None:
 
 def test_what_would_run_is_named_by_module_class_and_place(folder, mark):
     model = find_model(str(folder))
-    assert model_files.own_code(model) == ""
+    assert own_code(model) == ""
     with_code(folder, "config.json", {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "org/other--evil.Model"})
     with_code(folder, "tokenizer_config.json", {"AutoTokenizer": ["tok.Slow", None]})
     with_code(folder, "processor_config.json", {"AutoProcessor": "tok.Processor"})
-    assert model_files.own_code(model) == (
+    assert own_code(model) == (
         "it needs code of its own, evil.py (Config; by config.json), org/other: evil.py (Model; by config.json), "
         "tok.py (Slow, Processor; by tokenizer_config.json, processor_config.json)"
     )
@@ -415,7 +416,7 @@ def test_a_reward_model_with_code_does_not_ask_on_the_terminal(folder, mark, mon
         RewardModel(str(folder)).prepare()
 
 
-def test_every_load_by_transformers_says_that_no_code_is_run():
+def test_every_load_by_transformers_says_that_no_code_is_run_but_of_a_trusted_model():
     """Without the argument transformers asks on the terminal. The default of Unsloth and of PEFT is no."""
     import ast
 
@@ -431,7 +432,8 @@ def test_every_load_by_transformers_says_that_no_code_is_run():
                 continue
             if node.func.attr == "from_pretrained" and ast.unparse(node.func.value).startswith("Auto"):
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                if given.get("trust_remote_code") != "False":
+                value = given.get("trust_remote_code", "")
+                if value != "False" and not value.endswith(".trusted"):  # of the model that the user named
                     missing.append(f"{file}:{node.lineno}")
     assert missing == []
 

@@ -122,7 +122,7 @@ QUICK = ("a flag", "markup", "a substitution", "right to left", "a tab")  # of t
 def test_a_command_works_on_exactly_that_file(kind, place, capsys):
     file = data_file(NAMES[kind])
     written = f"{NAMES[kind]}.html" if kind != "a long one" else "out.html"
-    code, out, err = run(command("scripts/check-data.py"), capsys, f"--data={file}", f"--html={written}")
+    code, out, err = run(command("scripts/check-data.py").main, capsys, f"--data={file}", f"--html={written}")
     assert (code, err) == (0, "")
     assert "1 rows" in out
     assert sorted(os.listdir(place)) == sorted([file, written])
@@ -135,7 +135,7 @@ def test_a_name_that_is_no_text_is_refused_in_one_message(kind, place, capsys):
         with pytest.raises(InputError, match=r"has the end of a line in it|no such file or folder"):
             check_paths(["--data", file])
         return
-    code, _, err = run(command("scripts/check-data.py"), capsys, f"--data={file}")
+    code, _, err = run(command("scripts/check-data.py").main, capsys, f"--data={file}")
     assert code == 2
     assert err.count("\n") == 1
 
@@ -200,7 +200,7 @@ def test_a_job_script_of_slurm_holds_exactly_those_files(place, capsys):
     for number, group in enumerate(groups([data_file(name) for name in NAMES.values()])):
         words = [f"--{name.replace('_', '-')}={file}" for name, file in group.items()]
         options = ("--stages", "sft", "--time", "1:00:00", "--dry", f"--output-dir=out $(touch planted) {number}")
-        code, out, _ = run(command("scripts/slurm/submit.py"), capsys, *options, "--", *words, shown=False)
+        code, out, _ = run(command("scripts/slurm/submit.py").main, capsys, *options, "--", *words, shown=False)
         assert code == 0
         settings = out.partition("\n# One job")[0]
         show = settings + '\nprintf "%s\\0" "${command[@]}"'
@@ -211,7 +211,7 @@ def test_a_job_script_of_slurm_holds_exactly_those_files(place, capsys):
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "100%", "a\nb"])
 def test_a_folder_that_slurm_could_not_take_is_refused(name, place, capsys):
     words = ("--recipe", "sft", "--time", "1:00:00", "--dry", f"--output-dir={name}")
-    code, _, err = run(command("scripts/slurm/submit.py"), capsys, *words)
+    code, _, err = run(command("scripts/slurm/submit.py").main, capsys, *words)
     assert code == 2
     assert "Slurm takes no quotes" in err
     assert os.listdir(place) == []
@@ -236,7 +236,7 @@ def special(place):
 
 def test_data_that_is_no_plain_file_is_refused_at_once(special, capsys):
     for name in [*special, "/dev/stdin", "/proc/self/fd/0", "."]:
-        code, _, err = run(command("scripts/check-data.py"), capsys, "--data", name)
+        code, _, err = run(command("scripts/check-data.py").main, capsys, "--data", name)
         assert code == 2, name
         assert err.count("\n") == 1
 
@@ -247,7 +247,7 @@ def test_nor_is_it_read_by_any_other_argument(special, capsys):
             find_model(name)
         with pytest.raises(InputError):
             repeat("sft", [], ["--from", name])
-        code, _, err = run(command("scripts/chat.py"), capsys, "--run", name)
+        code, _, err = run(command("scripts/chat.py").main, capsys, "--run", name)
         assert code == 2, name
         assert err.count("\n") == 1
     with pytest.raises(InputError, match="there is no file"):
@@ -284,8 +284,8 @@ CONTENTS = {
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_a_row_reaches_no_terminal_raw(kind, place, capsys):
     Path("a.jsonl").write_text(json.dumps(CONTENTS[kind]) + "\n")
-    run(command("scripts/check-data.py"), capsys, "--data", "a.jsonl")
-    run(command("scripts/check-data.py"), capsys, "--data", "a.jsonl", "--model", "tiny", "--show-mask", "1")
+    run(command("scripts/check-data.py").main, capsys, "--data", "a.jsonl")
+    run(command("scripts/check-data.py").main, capsys, "--data", "a.jsonl", "--model", "tiny", "--show-mask", "1")
 
 
 def test_the_console_shows_text_as_it_is(monkeypatch):

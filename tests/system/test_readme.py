@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from common.lm.cards import read_card
+from common.plan.devices import SIZES, of_size
+from common.plan.search import fit
+from common.plan.workload import METHODS
 from conftest import ROOT, run_recipe
 
 DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -167,6 +171,16 @@ def test_the_readme_is_one_page_with_every_other_page_and_the_words_that_newcome
         assert re.search(rf"\b{word}\b", text), word
     for _, lines in blocks(page, "text"):
         assert max(map(len, lines)) <= 80, "the picture of a terminal is wider than the terminal"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_a_7b_fits_from_the_cards_that_the_readme_names(page):
+    """By the plan, with rows of the default length; and no smaller card does."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = {method: int(gb) for gb, method in re.findall(r"\| (\d+) GB \| `make (\w+)` \|", text)}
+    assert set(named) == set(METHODS)
+    sizes = read_card("qwen2.5-7b")
+    assert {method: min(gb for gb in SIZES if fit(sizes, method, of_size(gb))) for method in named} == named
 
 
 def test_what_is_left_to_other_tests_is_there():

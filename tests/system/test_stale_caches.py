@@ -9,16 +9,24 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import serve
 from common import environment
+from common.data.rows import source_sha256
 from common.environment import COMPILED, code_sha256, compiled_code
 from common.errors import InputError
 from common.lm import hub
+from common.lm import load as loading
+from common.lm.adapter import WEIGHTS
 from common.lm.hub import READS_TEXT, Model, contents, fetch, find_model
+from common.rewards import user_file
+from common.rewards.adapter import REWARD_FILES
+from common.rewards.specification import identities, load
+from common.run import replay
 from common.run.folder import plan_run
 from conftest import ROOT
 from export import identify_weights
@@ -102,6 +110,64 @@ def test_a_run_is_not_resumed_when_something_that_matters_has_changed(base, tmp_
         monkeypatch.setattr(environment, "installed_lock", lambda: {"file": "docker/x.lock", "sha256": "0" * 64})
     with pytest.raises(InputError):
         plan(rate=2e-4 if changed == "a learning rate" else 1e-4, data="b" if changed == "data" else "a")
+
+
+FILES = {
+    "the user's chat template": "template.jinja",
+    "settings of sampling": "base/generation_config.json",
+    "weights of a reward model": f"reward/{WEIGHTS}",
+    "its head, from which a critic starts": "reward/head.safetensors",
+    "its scale": "reward/adapter_config.json",
+    "a reward file": "rewards.py",
+    "what a reward file imports": "words_beside.py",
+    "a classifier as reward": "scorer/config.json",
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_each_file_that_a_run_reads_is_part_of_what_it_is(base, tmp_path, what, monkeypatch):
+    """Neither resume nor verify takes a run for another one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which a reward file's folder is added
+    for name in FILES.values():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copytree(TINY, tmp_path / "scorer", dirs_exist_ok=True)
+    (tmp_path / "rewards.py").write_text("import words_beside\ndef length(texts):\n    return [0.0 for _ in texts]\n")
+
+    def inputs() -> dict:
+        user_file._import.cache_clear()
+        sys.modules.pop("words_beside", None)
+        rewards = load([f"{tmp_path / 'rewards.py'}:length", f"model:{tmp_path / 'scorer'}"], 8)
+        found = find_model(str(base))
+        return {
+            "reward_model": source_sha256([tmp_path / "reward" / name for name in REWARD_FILES]),
+            "reward_files": identities(rewards),
+            **loading.identify(found, str(tmp_path / "template.jinja")),
+        }
+
+    def plan(now: dict):
+        arguments = {"chat_template_path": str(tmp_path / "template.jinja")}
+        return plan_run("ppo", "base", str(tmp_path / "run"), arguments, dict.fromkeys(arguments, "recipe"), now)
+
+    before = inputs()
+    with plan(before) as begun:
+        begun.update(step=1)
+    assert plan(inputs()) is None  # finished, and known
+    with (tmp_path / FILES[what]).open("a") as stream:
+        stream.write("\n")
+    now = inputs()
+    assert [name for name in now if now[name] != before[name]] != []
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        plan(now)
+    with pytest.raises(InputError, match="is not what the run read"):
+        replay.Replay(1, {"matters": before}).check({}, now)
+
+
+def test_a_chat_template_is_the_same_wherever_it_is(base, tmp_path):
+    for name in ("a.jinja", "b.jinja"):
+        (tmp_path / name).write_text("{{ messages }}")
+    found = find_model(str(base))
+    assert loading.identify(found, str(tmp_path / "a.jinja")) == loading.identify(found, str(tmp_path / "b.jinja"))
 
 
 def test_a_resumed_run_keeps_the_commit_with_which_it_began(tmp_path, monkeypatch):

@@ -14,15 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.data.hub_dataset import hub_dataset, hub_refusal, no_such_dataset, of_rows
 from common.data.json_values import as_text, json_type, json_values
 from common.errors import InputError, one_line, printable
 from common.lm.network import tried
-
-if TYPE_CHECKING:
-    pass
 
 Source = list[Path] | str  # files, or a dataset on the hub: its id, or id@revision
 

@@ -1,1 +1,1 @@
-"""Language models: cards, the hub, loading, chat templates, sampling, log-probabilities, scalar heads, memory."""
+"""Language models: cards, the hub, loading, chat templates, sampling, log-probabilities, scalar heads, fp8."""

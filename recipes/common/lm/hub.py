@@ -7,16 +7,18 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
-from common.lm.model_files import check_files, check_kind, check_weights, describe, download, own_code, snapshot
+from common.lm.model_files import check_files, check_kind, check_weights, describe, download, pickles, snapshot
+from common.lm.own_code import COMMIT, FLAG, TRUSTED, UNUSED, code_files, how_to_trust, own_code
 from common.run.files import read_object
 from common.run.ranks import first_of_machine_alone
 
@@ -46,6 +48,12 @@ class Model:
     revision: str | None
     card: Card | None
     local: bool
+    trusted: bool = False  # the user lets its own code run
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `from_pretrained` needs besides the source: the revision, and whether the model's own code may run."""
+        return {"revision": self.revision, "trust_remote_code": self.trusted}
 
 
 def find_model(name: str) -> Model:
@@ -54,6 +62,41 @@ def find_model(name: str) -> Model:
     No card has a slash in its name, so `./tiny` is always a directory. Raises InputError for a name that is none of
     the three, for a directory without a model, and for a card with a mistake in it.
     """
+    model = _find(name)
+    if model.source in TRUSTED:
+        return replace(model, revision=TRUSTED[model.source], trusted=True)
+    return model
+
+
+def trust(names: Sequence[str]) -> None:
+    """Let the code of these models run from now on, and of no others: what --trust-remote-code names.
+
+    A name is as in `find_model`; of a hub model with its commit, org/name@COMMIT, unless its card has one. Raises
+    InputError for a hub model without a commit, which could be other code tomorrow.
+    """
+    TRUSTED.clear()
+    found: dict[str, str | None] = {}
+    for name in names:
+        plain, at, commit = name.rpartition("@")
+        pinned = bool(at and not Path(name).expanduser().is_dir())
+        model = _find(plain if pinned else name)
+        commit = commit if pinned else model.revision or ""
+        if model.local and pinned:
+            raise InputError(f"{FLAG} {name}: a folder has no commit; give {plain}")
+        if not model.local and not COMMIT.fullmatch(commit):
+            raise InputError(
+                f"{FLAG} {name}: the code of a hub model may change; give the commit whose code you have read, as "
+                f"{FLAG}={plain if pinned else name}@ and its 40 digits"
+            )
+        if model.revision and commit != model.revision:
+            raise InputError(f"{FLAG} {name}: the card of {model.name} has the commit {model.revision}; give that one")
+        found[model.source] = commit or None
+    TRUSTED.update(found)
+    UNUSED.clear()
+    UNUSED.update(found)
+
+
+def _find(name: str) -> Model:
     if name in card_names():
         card = read_card(name)
         if card.hub_id is not None:
@@ -161,11 +204,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
             f"{model.source} holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}: save one beside it."
         )
     try:
-        return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=model.trusted)
     except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
         if not isinstance(error, OSError):
-            needs = "trust_remote_code" in str(error) and own_code(model)
-            reason = f"{needs}. Code of a model is never run" if needs else describe(error)
+            needs = "trust_remote_code" in str(error) and not model.trusted and own_code(model)
+            reason = f"{needs}. {how_to_trust(model)}" if needs else describe(error)
             raise InputError(f"{model.source}: its tokenizer cannot be read: {reason}") from None
         cause: BaseException | None = error
         while cause is not None:
@@ -193,22 +236,26 @@ def contents(model: Model) -> str:
     if not model.local:
         return f"{model.source}@{model.revision or 'main'}"
     check_files(Path(model.source))
-    return base_sha256(model.source)
+    return base_sha256(model.source, model.trusted)
 
 
-def base_sha256(path: str | Path) -> str:
+def base_sha256(path: str | Path, trusted: bool = False) -> str:
     """One sha256 for what a checkpoint directory computes and how it reads text, wherever it is stored.
 
-    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json, every *.safetensors and those
-    of READS_TEXT that are there, sorted by name. Raises InputError without weights or config.json.
+    It is the hash of one line per file, `<name> <sha256 of the file>`, for config.json, every *.safetensors, the
+    pickles that are read in their place, those of READS_TEXT that are there, sorted by name, and of a `trusted` model
+    its code. Raises InputError without weights or config.json.
     """
-    weights = list(_checkpoint(Path(path)).glob("*.safetensors"))
+    folder = _checkpoint(Path(path))
+    weights = [*folder.glob("*.safetensors"), *pickles(folder)]
     if not weights:
         raise InputError(f"{path} has no *.safetensors to identify it by; save it with safetensors.")
     texts = [file for name in READS_TEXT if (file := Path(path) / name).is_file()]
     total = hashlib.sha256()
     for file in sorted([*weights, *texts, Path(path) / "config.json"]):
         total.update(f"{file.name} {_file_sha256(file)}\n".encode())
+    for name, sha256 in (code_files(folder) if trusted else {}).items():
+        total.update(f"{name} {sha256}\n".encode())
     return total.hexdigest()
 
 

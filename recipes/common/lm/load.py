@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data.rows import source_sha256
 from common.errors import InputError, MachineError, spell
 from common.lm.adapter import check_base, check_mergeable, check_plain, load_adapter
 from common.lm.chat import set_pad_token
 from common.lm.documents import document_end
 from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
+from common.lm.own_code import check_trust_of
 from common.lm.render import end_token, set_chat_template
 from common.plan.fit import KEPT_LAYERS
 from common.run.folder import parent_of
@@ -35,12 +37,25 @@ def base_of(model: str | None, adapter: str | None, to_merge: bool = False) -> M
     if name is None:
         raise InputError(f"{adapter}: no run.json beside it that names its base; give the base with --model")
     base = find_model(name)
+    if parent:
+        check_trust_of(parent.arguments, base)
     if parent and parent.base != contents(base):
         raise InputError(
             f"{adapter} was trained on {parent.model} ({parent.base[:16]}), and {base.source} is another model or "
             f"another version of it ({contents(base)[:16]}); an adapter fits its own base only"
         )
     return base
+
+
+def identify(base: Model, chat_template_path: str | None) -> dict[str, str]:
+    """What a run on `base` reads of models, for its identity: the `contents` of the base, and files by sha256.
+
+    They are a chat template of the user's own, and the settings by which `generate` samples from a local model.
+    """
+    files = {"chat_template_path": Path(chat_template_path).expanduser()} if chat_template_path else {}
+    if base.local:
+        files["generation_config"] = Path(base.source, "generation_config.json")
+    return {"base": contents(base)} | {name: source_sha256([file]) for name, file in files.items() if file.is_file()}
 
 
 def load_chat_tokenizer(
@@ -172,7 +187,7 @@ def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> 
         raise MachineError("--load-in-4bit needs a GPU")
     model, _ = FastLanguageModel.from_pretrained(
         base.source,
-        revision=base.revision,
+        **base.origin,
         dtype=None if torch.cuda.is_available() else torch.float32,
         load_in_4bit=load_in_4bit,
         use_exact_model_name=True,  # else a hub id is swapped for Unsloth's own 4-bit copy of it

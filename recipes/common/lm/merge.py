@@ -213,7 +213,7 @@ def save_classifier(
 
     logging.set_verbosity_error()  # it warns that the base has no head; ours is put in below
     classifier = AutoModelForSequenceClassification.from_pretrained(
-        base.source, revision=base.revision, num_labels=1, dtype="auto", trust_remote_code=False
+        base.source, revision=base.revision, num_labels=1, dtype="auto", trust_remote_code=base.trusted
     )
     adapted = PeftModel(classifier, copy.deepcopy(model.peft_config["default"]))
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model))

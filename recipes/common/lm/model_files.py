@@ -1,31 +1,44 @@
 """The files of a model before anything loads them: whole, safetensors, of a kind that is known, and downloaded.
 
 Two things in a model's folder are programs: a pickle, which runs what it names when it is loaded, and the modules that
-an `auto_map` names. Neither is ever run here. A folder with weights in a pickle alone is refused, a pickle beside
-safetensors is not read.
+an `auto_map` names (common/lm/own_code.py). A folder with weights in a pickle alone is refused, unless the user says
+--load-pickle: then torch reads tensors from it and nothing else (weights_only), and one that names any code is refused
+all the same. A pickle beside safetensors is not read.
 """
 
+import hashlib
 import json
+import pickle
 import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import InputError, MachineError, one_line, without_credentials
+from common.errors import ARGUMENTS, InputError, MachineError, one_line, without_credentials
 from common.lm import network
 from common.lm.resumed import fetch_weights
 from common.run.files import read_object
+from common.run.ranks import is_first
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
 
 SAFE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")  # what transformers would load
-CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+PICKLED_PART = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")  # a pickle that --load-pickle may read
+LOAD_PICKLE = "--load-pickle"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 # What loading needs of a repository: no pickles, and no weights of other frameworks.
 PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 IGNORED = ["*/*", "consolidated*"]  # the same weights in other forms
+
+_pickles_allowed = False  # by --load-pickle
+
+
+def allow_pickles(allowed: bool) -> None:
+    """Let weights be read from pickles from now on, or no longer: what --load-pickle says."""
+    global _pickles_allowed
+    _pickles_allowed = allowed
 
 
 def check_files(folder: Path) -> None:
@@ -37,8 +50,10 @@ def check_files(folder: Path) -> None:
     check_weights(folder)
     for file in sorted(folder.glob("*.safetensors")):
         _check_header(file)
-    if missing := [name for name in _parts(folder) if not (folder / name).is_file()]:
-        raise InputError(f"{folder}: lacks {', '.join(missing[:3])}, which {INDEX} names; copy the folder again")
+    pickled = [file.name for file in pickles(folder)]
+    if missing := [name for name in (*_parts(folder), *pickled) if not (folder / name).is_file()]:
+        index = PICKLED[1] if pickled else INDEX
+        raise InputError(f"{folder}: lacks {', '.join(missing[:3])}, which {index} names; copy the folder again")
 
 
 def check_weights(folder: Path) -> None:
@@ -55,15 +70,75 @@ def check_weights(folder: Path) -> None:
             "expected a .safetensors file of the folder"
         )
     _parts(folder)
-    pickled = [name for name in PICKLED if (folder / name).is_file()]
-    if pickled and named is None and not (folder / SAFE).is_file() and not (folder / INDEX).is_file():
+    pickled = [] if named is not None or _is_safe(folder) else [name for name in PICKLED if (folder / name).is_file()]
+    if pickled and not (_pickles_allowed and pickles(folder)):
         kind = (config.get("architectures") or [""])[0]
         kind = kind if isinstance(kind, str) and re.fullmatch(r"[A-Z]\w+", kind) else "AutoModelForCausalLM"
+        cure = f"Read it by torch's weights_only, which runs nothing: {LOAD_PICKLE}. Or, i" if _can_allow() else "I"
         raise InputError(
             f"{folder / pickled[0]}: the weights are a pickle, which can run code when it is loaded, and there is no "
-            f'{SAFE} beside it. If you trust it, convert it there: python -c "from transformers import {kind} as M; '
+            f"{SAFE} beside it. {cure}f you trust it, convert it there: python -c "
+            f'"from transformers import {kind} as M; '
             "M.from_pretrained('.', use_safetensors=False, dtype='auto').save_pretrained('.')\""
         )
+
+
+def _can_allow() -> bool:
+    """Whether this command has --load-pickle, and it was not given."""
+    return LOAD_PICKLE in ARGUMENTS and not _pickles_allowed
+
+
+def _is_safe(folder: Path) -> bool:
+    """Whether transformers would read the weights from safetensors, of their usual names."""
+    return (folder / SAFE).is_file() or (folder / INDEX).is_file()
+
+
+def pickles(folder: Path) -> list[Path]:
+    """The pickles from which transformers would read a model's weights, [] where it has safetensors.
+
+    Raises InputError where their index names a file that is none of pytorch_model*.bin.
+    """
+    single, index, _ = PICKLED
+    if _is_safe(folder):
+        return []
+    if (folder / single).is_file():
+        return [folder / single]
+    if not (folder / index).is_file():
+        return []
+    parts = read_object(folder / index).get("weight_map")
+    names = sorted({str(name) for name in parts.values()}) if isinstance(parts, dict) else [""]
+    if other := [name for name in names if not PICKLED_PART.fullmatch(name)]:
+        raise InputError(f"{folder / index}: names {other[0][:100]!r}; expected pytorch_model-*.bin of the folder")
+    return [folder / name for name in names]
+
+
+def check_pickles(model: "Model") -> None:
+    """Print which pickles a model's weights are read from. Raises InputError for one that names code. Imports torch.
+
+    It is read as the library will, by torch's weights_only, but for the tensors' numbers.
+    """
+    if not model.local or not (files := pickles(Path(model.source))):
+        return
+    import torch
+
+    for file in files:
+        try:
+            found = torch.load(file, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            names = re.search(r"GLOBAL (\S+)", str(error))
+            code = f": it names {names[1]}" if names else ""
+            raise InputError(
+                f"{file}: is a pickle with more than tensors{code}, which would run when it is loaded; {LOAD_PICKLE} "
+                "reads tensors only. Take this model as safetensors"
+            ) from None
+        except Exception as error:  # noqa: BLE001  whatever torch thinks of a file of somebody else
+            raise InputError(f"{file}: was not written by torch.save ({describe(error)})") from None
+        if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise InputError(f"{file}: is no weights of a model; expected a tensor for each name")
+        if is_first():
+            with file.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            print(f"{file}: {len(found)} tensors are read from a pickle, by weights_only (sha256 {sha256})", flush=True)
 
 
 def refuse_special(folder: Path) -> None:
@@ -107,43 +182,24 @@ def _check_header(file: Path) -> None:
 
 
 def check_kind(model: "Model") -> None:
-    """Raise InputError where transformers does not know this kind of model. Call it after `import unsloth`.
+    """Raise InputError where transformers cannot load this kind of model. Call it after `import unsloth`.
 
-    Code that a model brings along (auto_map) is never run.
+    Code that a model brings along (auto_map) runs from here on, if the user trusts it, and is printed before.
     """
     from transformers import AutoConfig
 
+    from common.lm.own_code import announce_code, how_to_trust, own_code  # late: it imports this module
+
+    announce_code(model)
+    check_pickles(model)
     try:
-        AutoConfig.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+        AutoConfig.from_pretrained(model.source, revision=model.revision, trust_remote_code=model.trusted)
     except Exception as error:  # noqa: BLE001  files of somebody else break a library in any way
         if isinstance(error, OSError) and not model.local:
             return  # the hub: the tokenizer, which is loaded next, says what is wrong with it
-        raise InputError(
-            f"{model.source}: cannot be loaded: {own_code(model) or describe(error)}. Code of a model is never run "
-            "(trust_remote_code is off); take a model whose kind transformers knows."
-        ) from None
-
-
-def own_code(model: "Model") -> str:
-    """What of a model's folder would run with trust_remote_code, in words, "" for nothing: its modules, by auto_map."""
-    if (folder := snapshot(model)) is None:
-        return ""
-    named: dict[str, dict[str, str]] = {}  # {module: {class: the file that names it}}
-    for file in CONFIGS:
-        try:
-            entries = read_object(folder / file).get("auto_map")
-        except (InputError, OSError):
-            continue
-        for value in (entries if isinstance(entries, dict) else {"": entries}).values():
-            for name in value if isinstance(value, list) else [value]:
-                if isinstance(name, str):
-                    module, _, kind = name.rpartition(".")  # of another repository: owner/name--module.Class
-                    named.setdefault(f"{module.replace('--', ': ')}.py", {})[kind] = file
-    programs = [
-        f"{module} ({', '.join(kinds)}; by {', '.join(dict.fromkeys(kinds.values()))})"
-        for module, kinds in named.items()
-    ]
-    return f"it needs code of its own, {', '.join(programs)[:300]}" if programs else ""
+        if model.trusted or not (needs := own_code(model)):
+            raise InputError(f"{model.source}: cannot be loaded: {describe(error)}") from None
+        raise InputError(f"{model.source}: cannot be loaded: {needs}. {how_to_trust(model)}") from None
 
 
 def snapshot(model: "Model") -> Path | None:
@@ -177,7 +233,8 @@ def download(model: "Model") -> None:
 
     def attempt(number: int) -> None:
         fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
-        snapshot_download(model.source, revision=model.revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
+        patterns = [*PATTERNS, "*.py"] if model.trusted else PATTERNS
+        snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, ignore_patterns=IGNORED)
 
     try:
         network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
@@ -207,6 +264,6 @@ def _check_snapshot(model: "Model") -> None:
         )
     raise InputError(
         f"{model.source}: has no weights as safetensors, and a pickle (pytorch_model.bin) can run code when it is "
-        f"loaded. If you trust it: hf download {model.source} --local-dir FOLDER, and give --model FOLDER; the "
-        "message about the file in it has the command that converts it"
+        f"loaded. If you trust it: hf download {model.source} --local-dir FOLDER, and give --model FOLDER "
+        f"{LOAD_PICKLE}, which reads tensors only"
     )

@@ -2,7 +2,6 @@
 what is tried again, and after which time, where it was reached and a request fails.
 """
 
-import json
 import os
 import queue
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from common.errors import MachineError, one_line, without_credentials
+from common.run.files import read_object
 
 if TYPE_CHECKING:
     from common.lm.hub import Model
@@ -142,6 +142,8 @@ def in_cache(model: "Model") -> bool:
     files = folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
     if not (files / "config.json").exists() or not any((files / name).exists() for name in TOKENIZERS):
         return False
+    if model.trusted and not any(files.glob("*.py")):  # it was downloaded without its code
+        return False
     index = files / f"{WEIGHTS}.index.json"
-    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {WEIGHTS}
+    parts = set(read_object(index)["weight_map"].values()) if index.exists() else {WEIGHTS}
     return all((files / part).exists() for part in parts)

@@ -80,8 +80,17 @@ GROUPS = (
 BY_FUNCTION = re.compile(r"rewards/(?P<name>.+)/mean")
 # What is no curve: counters, the clock, and the trainer's summary of a whole run.
 NO_CURVE = re.compile(
-    r"step|epoch|tokens|num_tokens|episode|timestamp|total_flos|train_\w+|eval_(runtime|\w+_per_second)"
+    r"step|epoch|tokens|num_tokens|episode|timestamp|total_flos|train_\w+|eval_(runtime|num_tokens|\w+_per_second)"
 )
+
+
+def title_of(key: str) -> str:
+    """A metric in words, as the titles of the charts have it; one that no chart shows by its key."""
+    for group in GROUPS:
+        for name, its_key in group.lines.items():
+            if its_key == key:
+                return group.title if len(group.lines) == 1 else f"{group.title}: {name}"
+    return key
 
 
 def charts(runs: list[RunFiles]) -> tuple[list[Chart], list[Chart]]:

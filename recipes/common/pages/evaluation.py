@@ -1,10 +1,12 @@
 """What `make evaluate RUN=…` wrote to a run's folder, as the tables of its report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common.errors import InputError
+from common.run.files import read_object
 
 NAME = "evaluation.json"
 COLOUR = {"better": "green", "worse": "red"}
@@ -31,10 +33,9 @@ class EvaluationTable:
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """The evaluation of a run; {} where there is none, or one that is half written or damaged."""
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / NAME)
+    except (OSError, InputError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def tables(evaluation: dict[str, Any]) -> list[EvaluationTable]:

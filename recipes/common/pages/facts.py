@@ -7,7 +7,7 @@ from typing import Any
 
 from common.arguments import variable
 from common.errors import as_variables
-from common.pages.curves import HELD_OUT, NO_CURVE, values
+from common.pages.curves import HELD_OUT, NO_CURVE, title_of, values
 from common.pages.reading import RunFiles
 from common.run.ending import METRICS, make
 from common.run.health.files import FILE, judge_again, read_findings
@@ -111,7 +111,7 @@ def held_out(run: RunFiles) -> list[Table]:
         if points := [point for point in values(run.metrics, key) if math.isfinite(point[1])]:
             low, high = min(points, key=lambda one: one[1]), max(points, key=lambda one: one[1])
             cells = [f"{number(value)} ({step:,})" for step, value in (points[0], low, high, points[-1])]
-            rows.append([key.removeprefix(HELD_OUT), *cells])
+            rows.append([title_of(key.removeprefix(HELD_OUT)), *cells])
     if rows:
         header = ["", "first (step)", "lowest", "highest", "last"]
         tables.append(Table("Held-out rows, while it trained", header, rows))
@@ -144,7 +144,7 @@ def provenance(run: RunFiles) -> list[tuple[str, str]]:
         "revision on the hub": record.get("revision"),
         "trained in": str(record.get("dtype", "")).removeprefix("torch."),
         "GPU": gpu,
-        "CPU": f"{machine['cpu']}, {machine.get('threads')} threads" if machine.get("cpu") else None,
+        "CPU": f"{machine['cpu']}, threads: {machine.get('threads')}" if machine.get("cpu") else None,
         "Slurm job": machine.get("slurm_job"),
         "recipes": commit if code else None,
         "lock": f"{lock['file']}, sha256 {lock['sha256']}" if lock else None,

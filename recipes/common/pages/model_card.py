@@ -1,10 +1,9 @@
-"""The model card of a run: README.md for the hub, written from its run.json alone.
+"""The model card of a run: README.md for the hub, written from its run.json and its evaluation.
 
 It has no path of this machine, and nothing that differs between two runs of the same settings, so that a resumed run
 writes the card of an uninterrupted one.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,7 +169,7 @@ def _figures(run: RunFiles) -> list[str]:
     if held_out.get("before") and held_out.get("after"):
         rows = [[key, number(held_out["before"].get(key)), number(value)] for key, value in held_out["after"].items()]
         found.append(_rows([f"{held_out.get('prompts', 0)} held-out prompts", "before", "after"], rows))
-    for section in _evaluation(run.folder):
+    for section in run.evaluation.get("sections", {}).values():
         if rows := [_judged(line) for line in section.get("lines", [])]:
             title = f"{section.get('title', 'evaluation')}, {section.get('rows', 0)} rows"
             found.append(_rows([title, "before", "after", "change (95% interval)", ""], rows))
@@ -178,15 +177,6 @@ def _figures(run: RunFiles) -> list[str]:
         rows = [[key, number(value)] for key, value in report.items() if isinstance(value, int | float)]
         found.append(_rows(["held-out rows", "at the end"], rows))
     return found
-
-
-def _evaluation(folder: Path) -> list[dict[str, Any]]:
-    """The tables that `make evaluate` left in the run's folder; none before it ran."""
-    try:
-        sections = json.loads((folder / "evaluation.json").read_text(encoding="utf-8")).get("sections", {})
-    except (OSError, ValueError):
-        return []
-    return list(sections.values()) if isinstance(sections, dict) else []
 
 
 def _judged(line: dict[str, Any]) -> list[str]:

@@ -3,13 +3,15 @@
 import heapq
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.pages.evaluation import read_evaluation
+from common.run.files import read_jsonl
+from common.run.record import read_record
+from common.run.samples import read_samples
 
 SHOWN = 5  # completions of either kind
 
@@ -53,44 +55,20 @@ def run_folders(run: tuple[str, ...]) -> list[Path]:
 
 def read_run(folder: Path) -> RunFiles:
     """The run in a folder. Raises InputError where there is none."""
-    file = folder / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json") from None
-    except ValueError as error:
-        raise InputError(f"{file}: this is no run.json ({error})") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{file}: this is no run.json")
+    record = read_record(folder)
     completions = Ends()
-    for entry in json_lines(folder / "samples.jsonl"):
+    for entry in read_jsonl(folder / "samples.jsonl"):
         completions.add(entry)
     return RunFiles(
         folder=folder,
         record=record,
-        metrics=[row for row in json_lines(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
-        samples=_samples(folder / "samples.json"),
+        metrics=[row for row in read_jsonl(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
+        samples=read_samples(folder),
         completions=completions.count,
         best=completions.best(),
         worst=completions.worst(),
         evaluation=read_evaluation(folder),
     )
-
-
-def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, without those that are not whole; none where there is no file."""
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
-        for line in stream:  # of bytes: a half character at the end is no error
-            try:
-                row = json.loads(line)
-            except ValueError:  # UnicodeDecodeError is one
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 class Ends:
@@ -129,12 +107,3 @@ def reward_of(entry: dict[str, Any]) -> float | None:
     """The reward of a line of samples.jsonl; PPO, whose reward has the KL in it, calls it a score."""
     reward = entry.get("reward", entry.get("score"))
     return float(reward) if isinstance(reward, int | float) and math.isfinite(reward) else None
-
-
-def _samples(file: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise InputError(f"{file}: is damaged ({error}); without the file the report can be made") from None

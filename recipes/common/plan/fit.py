@@ -4,16 +4,18 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import PLAN_ADVICE, InputError, MachineError, spell
 from common.plan.devices import DEVICES, Device, by_driver_name
+from common.plan.host import check_host, host_peak
 from common.plan.memory import CUDA_CONTEXT, GIB
 from common.plan.search import BATCH, Plan, advice, device_with, fit, measure, plan
 from common.plan.shape import sizes_of
 from common.plan.words import arguments, setting_words
 from common.plan.workload import COUNTED, workload
-from common.run.ranks import batch_of_rank, of_first, world_size
+from common.run.ranks import batch_of_rank, local_world_size, of_first, world_size
 from common.run.screen import console
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     smaller = run.record.get("micro_batch", {})
     run.record["ranks"] = world_size()
     values: Any = args
+    check_main_memory(base, method, values)
     args = of_rank(replace(values, **smaller), method)
     if mode == "off":
         return args
@@ -94,6 +97,25 @@ def fit_to_gpu(mode: str, args: Args, method: str, base: "Model", origins: Mappi
     fitted = replace(values, **{**chosen, **smaller})
     PLAN_ADVICE[:] = [functools.partial(where_it_fits, base, method, fitted)]
     return of_rank(fitted, method)
+
+
+def check_main_memory(base: "Model", method: str, args: Any) -> None:
+    """Print a warning where the main memory may be too small for the model. Raises MachineError where it is."""
+    import torch
+
+    if (sizes := sizes_of(base)) is None:
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # with the program and the data, before the model
+    given = {name: getattr(args, name) for name in COUNTED if hasattr(args, name)}
+    needs = host_peak(
+        sizes,
+        workload(sizes, method, given, **ranks_of(args)),
+        torch.cuda.is_available(),
+        program=pages * os.sysconf("SC_PAGE_SIZE"),
+        use_peft=getattr(args, "use_peft", True),
+    )
+    if warning := check_host(needs, local_world_size()):
+        say(warning)
 
 
 def ranks_of(args: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     """The peak memory of `work` on one of its GPUs, which has `gib` GiB: how much is sampled at once depends on it."""
     shape = card.architecture
     weights, linear = base_bytes(card, work)
-    adapter, gradients, optimizer = _trained(shape, work)
+    adapter, gradients, optimizer = trained_bytes(shape, work)
     share = work.gpus if work.sharded else 1
     static = weights / share, adapter / share, optimizer / share
     overhead = CUDA_CONTEXT + WORKSPACE + SLACK
@@ -75,7 +75,7 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         overhead += gradients
     if work.gpus > 1:
         overhead += NCCL
-    kept, backward = _activations(shape, work)
+    kept, backward = activation_bytes(shape, work)
     # What the loss makes is freed before a layer's backward pass; with several iterations it is not; measured.
     loss = max(0, _logits(shape, work) - (backward if work.method == "ppo" or work.passes == 1 else 0))
     slack = SLACK_SHARE[work.gradient_checkpointing]
@@ -130,7 +130,7 @@ def adapter_weights(shape: Any, lora_r: int, attention_only: bool = False) -> in
     return lora_r * shape.layers * projections
 
 
-def _trained(shape: Any, work: Workload) -> tuple[float, float, float]:
+def trained_bytes(shape: Any, work: Workload) -> tuple[float, float, float]:
     """Bytes of what is trained: weights and their gradients in float32, and Adam's two moments in 8 bit.
 
     A critic and a reward model also have a head, one number wide. PPO trains two adapters, policy and critic, one after
@@ -166,7 +166,7 @@ def _scoring(shape: Any, work: Workload) -> float:
     return shape.vocab_size * (rows * work.length * 2 + work.completion * 4 * 4)
 
 
-def _activations(shape: Any, work: Workload) -> tuple[float, float]:
+def activation_bytes(shape: Any, work: Workload) -> tuple[float, float]:
     """Bytes of a micro-batch's activations: what stays until the loss, and what the backward pass of a layer adds."""
     packings = (False, True) if work.packing is None else (work.packing,)
     kept, backward = max((_a_token(shape, work, packing) for packing in packings), key=sum)

@@ -1,18 +1,18 @@
 """A reward model that is an adapter with a scalar head on the policy's base, as `make reward` writes it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
 from common.lm.adapter import CONFIG, WEIGHTS, check_plain
 from common.lm.scalar_head import load_head
+from common.run.files import read_object
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-REWARD_FILES = (WEIGHTS, "head.safetensors")  # its weights, which decide what it scores
+REWARD_FILES = (WEIGHTS, "head.safetensors", CONFIG)  # what it scores: its weights, its head, its scale
 
 
 def find_reward_adapter(name: str, base: str) -> Path:
@@ -28,7 +28,7 @@ def find_reward_adapter(name: str, base: str) -> Path:
             f"sequence classifier, which is any model with one output, is a reward function: --rewards model:{name}"
         )
     check_plain(folder)
-    facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+    facts = read_object(folder / "head.json")
     if facts["base"] != base:
         raise InputError(
             f"--reward-model {name}: was trained on another base ({facts['base'][:16]}) than --model ({base[:16]}); "

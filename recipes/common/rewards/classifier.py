@@ -86,7 +86,7 @@ class RewardModel:
                 revision=source.revision,
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
                 output_loading_info=True,
-                trust_remote_code=False,  # without it transformers asks on the terminal
+                trust_remote_code=source.trusted,  # without it transformers asks on the terminal
             )
         except (OSError, ValueError) as error:
             raise InputError(f"model:{self.name}: cannot be loaded as a sequence classifier: {error}") from error

@@ -55,7 +55,7 @@ def same(gold: str, answer: str, budget: Budget, whole: bool = True) -> bool:
         if second.names or second.parts or not RELATION.search(answer):
             return same(first.value, second.value, budget, whole)
         if read(first.value):
-            return right is not None and ends_in(gold, answer, budget)  # 2x = 10 is not yet x = 5
+            return right is not None and ends_in(gold, answer)  # 2x = 10 is not yet x = 5
     return _same_values(
         Answer((), first.parts if not first.names else None, gold),
         Answer((), second.parts if not second.names else None, answer),

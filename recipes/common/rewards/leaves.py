@@ -60,7 +60,7 @@ def same_leaves(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
     if wording.is_words(mine) or wording.is_words(other):
         return wording.same(gold, answer)
     if read(gold) is not None and whole:
-        if ends_in(gold, answer, budget):
+        if ends_in(gold, answer):
             return True
         if _TO_WORK_OUT.search(other):
             return False
@@ -73,7 +73,7 @@ def same_leaves(gold: str, answer: str, budget: Budget, whole: bool) -> bool:
     return budget.equal(_for_algebra(mine), _for_algebra(other))
 
 
-def ends_in(gold: str, answer: str, budget: Budget) -> bool:
+def ends_in(gold: str, answer: str) -> bool:
     """Whether a calculation ends in the number: 23 + 64 = 87."""
     *before, last = structures.split(answer, "=")
     right, found = read(gold), read(last)

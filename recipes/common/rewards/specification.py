@@ -24,7 +24,7 @@ from common.rewards.builtin import Scores, TextOrMessages
 from common.rewards.classifier import RewardModel
 from common.rewards.reward import Reward
 from common.rewards.sandbox import parse_tests
-from common.rewards.user_file import find_function
+from common.rewards.user_file import find_function, imported_beside
 from common.run.ranks import gather_objects, rank, share, world_size
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def identities(rewards: Iterable[Reward]) -> list[str]:
     found = []
     for reward in rewards:
         if reward.file is not None:
-            found.append(source_identity([reward.file]))
+            found.append(source_identity([reward.file, *imported_beside(reward.file)]))
         elif isinstance(reward.function, RewardModel):
             found.append(contents(reward.function.model))
     return found

@@ -10,7 +10,6 @@ from typing import Literal
 from common.rewards.notation import HAN
 
 Kind = Literal["list", "set", "tuple", "interval", "matrix", "cases", "ratio", "options"]
-ORDERED = ("tuple", "interval", "matrix", "ratio")
 
 _TOKEN = re.compile(r"\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\(?:langle|rangle|[a-zA-Z]+|.)|[()\[\]{}]|.", re.DOTALL)
 _OPEN = {"(", "[", "{", "\\{", "\\langle"}

@@ -143,6 +143,14 @@ def is_ours(error: BaseException) -> bool:
     return isinstance(error, Stopped)
 
 
+BESIDE: dict[Path, list[Path]] = {}  # {a reward file: the files of its folder that importing it imported}
+
+
+def imported_beside(file: Path) -> list[Path]:
+    """The modules in the folder of a reward file that it imports, when it is imported itself and not later."""
+    return BESIDE.get(file.resolve(), [])
+
+
 @functools.cache
 def _import(file: Path) -> ModuleType:
     """The file as a module. It can import modules in its own folder."""
@@ -153,6 +161,7 @@ def _import(file: Path) -> ModuleType:
     sys.modules[module.__name__] = module
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
+    before = set(sys.modules)
     try:
         with contained():
             spec.loader.exec_module(module)
@@ -162,4 +171,9 @@ def _import(file: Path) -> ModuleType:
         if is_ours(error):
             raise
         raise InputError(f"{line_of(error, file)}: importing it raised {describe(error)}") from error
+    places = [getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before]
+    imported = {Path(place) for place in places if place}
+    BESIDE[file] = sorted(
+        one for one in imported if one.is_relative_to(file.parent) and "site-packages" not in one.parts
+    )
     return module

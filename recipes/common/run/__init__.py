@@ -1,1 +1,1 @@
-"""A run: its folder, whole files, checkpoints, stopping, progress, samples, and which prompts come next."""
+"""A run: its folder, whole files, checkpoints, stopping, progress, samples, health, and its ranks on several GPUs."""

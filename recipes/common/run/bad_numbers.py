@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import InputError
-from common.run.files import keep_rows, read_records
+from common.run.files import keep_rows, read_jsonl
 from common.run.ranks import gather_objects, is_first, rank, world_size
 from common.run.samples import append
 
@@ -72,7 +72,7 @@ class BadSteps:
             places: file:line of the rows in it.
         """
         rows = list(dict.fromkeys(places))
-        skipped = sum(1 for _ in read_records(self.file))
+        skipped = sum(1 for _ in read_jsonl(self.file))
         shown = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
         append(self.file, [{"step": step, "what": what, **shown, "rows": rows}])
         if skipped < self.limit:

@@ -90,6 +90,7 @@ class CheckpointCallback(TrainerCallback):
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.run.lock.check()
         reached(state.global_step)
         last = state.global_step >= state.max_steps
         if is_hashed(state.global_step, state.max_steps) and kwargs.get("model") is not None:
@@ -133,6 +134,7 @@ class CheckpointCallback(TrainerCallback):
             raise Stopped(self.reason, f"after step {state.global_step} of {state.max_steps}")
 
     def _complete(self, part: Path, state: Any) -> None:
+        self.run.lock.check()
         folder, name = part.parent, f"checkpoint-{state.global_step}"
         self._find_best(folder, state)
         state.save_to_json(str(part / name / "trainer_state.json"))

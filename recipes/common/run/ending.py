@@ -11,7 +11,7 @@ from rich.text import Text
 from common import errors
 from common.arguments import variable
 from common.environment import ROOT
-from common.run.files import read_records
+from common.run.files import read_jsonl
 from common.run.folder import Run
 from common.run.health.ending import end_health
 from common.run.progress import duration
@@ -94,5 +94,5 @@ def make(target: str, **variables: Any) -> str:
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:
     """The first and the last value that was logged under `key`; None where there is none."""
-    values = [row[key] for row in read_records(metrics) if key in row]
+    values = [row[key] for row in read_jsonl(metrics) if key in row]
     return (values[0], values[-1]) if values else None

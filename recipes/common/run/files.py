@@ -18,14 +18,19 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # files that can 
 PART = "part"  # the suffix of what is being written; in checkpoints/ the folder of such checkpoints
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds. Raises InputError where it cannot be read, is damaged, or holds no object."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError where it cannot be read or is damaged, OSError where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is damaged or no JSON ({type(error).__name__}: {one_line(error)})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises as `read_json`, and InputError where it holds anything else."""
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object")
     return found
@@ -63,9 +68,14 @@ def write_bytes(path: Path, content: bytes, executable: bool = False) -> None:
         raise
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file of a run, [] without a file; lines that are damaged are left out."""
-    return [row for _, row in _whole_lines(file)]
+def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON Lines file of a run, none without a file; lines that are damaged or half are left out."""
+    try:
+        stream = file.open("rb")  # bytes: text is split at more than a line feed, and may end within a character
+    except FileNotFoundError:
+        return
+    with stream:
+        yield from (row for line in stream if (row := _row(line)) is not None)
 
 
 def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -76,27 +86,23 @@ def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not file.exists():
         return
     before = file.read_bytes()
-    whole = _whole_lines(file)
-    if damaged := len(before.splitlines()) - len(whole):
+    rows = [(line, _row(line)) for line in before.splitlines(keepends=True)]
+    if damaged := sum(row is None for _, row in rows):
         print(
             f"{file}: dropped {damaged} damaged line{'s' * (damaged > 1)}, not written completely by an earlier process"
         )
-    after = b"".join(line for line, row in whole if keep(row))
+    after = b"".join(line for line, row in rows if row is not None and keep(row))
     if after != before:
         write_bytes(file, after)
 
 
-def _whole_lines(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    found = []
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    for line in lines:  # of bytes: text is split at more than a line feed, and may end within a character
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            found.append((line, row))
-    return found
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The object in a line of a JSON Lines file; None in one that is damaged, or that is not ended."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def make_readable(folder: Path) -> None:
@@ -118,7 +124,7 @@ def make_reproducible(folder: Path) -> None:
     from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
 
     for file in folder.rglob("adapter_config.json"):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_object(file)
         base = config.get("base_model_name_or_path")
         if base and Path(base).is_absolute():
             origin = Path(base).relative_to(ROOT) if Path(base).is_relative_to(ROOT) else Path(base).name

@@ -5,7 +5,6 @@ and lock. A folder whose run has the same identity is resumed, or reported as fi
 with the difference.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 from common.environment import describe_code
 from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
 from common.lm.hub import RESUMED
+from common.lm.own_code import RUNS, TRUSTED
 from common.run import replay
 from common.run.determinism import use_deterministic_algorithms
 from common.run.disk import disk_fault, in_words, on_thread_error
@@ -28,10 +28,12 @@ from common.run.files import PART, read_object, write_json
 from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
 from common.run.ranks import is_first, peer_lost, rank
+from common.run.record import identity_of
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
 COSMETIC = {"output_dir", "report_to", "logging_steps", "sample_tokens", "time_limit", "stop_on_fault", "data", "model"}
+COSMETIC |= {"load_pickle", "trust_remote_code"}  # what is read so is in the contents of the base
 # What to do where a run would end otherwise: a run that ended so resumes with another choice.
 IN_NEED = {"oom", "skip_bad_steps"}
 # What a folder may hold before it has a record: a batch job brings its script, and perhaps a STOP file; a process that
@@ -66,6 +68,7 @@ class Run:
         """Add facts to run.json, and the time taken; of several processes the first one writes it."""
         self.record |= {"seconds": self.seconds, **facts}
         if is_first():
+            self.lock.check()
             write_json(self.folder / "run.json", self.record)
 
     def add_weights(self, step: int, sha256: str) -> None:
@@ -78,7 +81,7 @@ class Run:
             if is_first():
                 self.lock.take()
                 self._check_unchanged()
-            self.update(status="running", started=_now())
+            self.update(status="running", started=_now(), **({"own_code": RUNS} if RUNS else {}))
             threading.excepthook = on_thread_error
             use_deterministic_algorithms(self.record)
         except OSError as error:
@@ -192,8 +195,10 @@ def plan_run(
         **inputs,
         "lock": (code["lock"] or {}).get("sha256"),
     }
+    if commits := sorted(commit for commit in TRUSTED.values() if commit):  # of hub models, with their code
+        matters["own_code"] = commits
     matters = json.loads(json.dumps(matters, default=str))  # as it will be read back
-    identity = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+    identity = identity_of(matters)
     folder = Path(output_dir or f"outputs/{recipe}-{name}-{identity[:8]}").expanduser()
     if is_first():
         refuse_where_held(folder)
@@ -227,6 +232,7 @@ class Parent:
 
     model: str
     base: str  # a sha256 of a directory, or hub id @ revision
+    arguments: dict[str, Any]
 
 
 def parent_of(adapter: Path) -> Parent | None:
@@ -234,23 +240,8 @@ def parent_of(adapter: Path) -> Parent | None:
     record = _read(adapter.resolve().parent) if (adapter.resolve().parent / "run.json").is_file() else None
     if record is None:
         return None
-    return Parent(record["arguments"]["model"]["value"], record["matters"]["base"])
-
-
-def adapter_of(folder: Path) -> Path:
-    """The adapter of the run in `folder`. Raises InputError where there is no run in it, or no adapter yet."""
-    record = _read(folder) if (folder / "run.json").is_file() else None
-    if record is None:
-        raise InputError(f"{folder}: holds no run; give the folder of a run, which has a run.json")
-    if record["recipe"] == "reward":
-        raise InputError(
-            f"{folder}: a reward model scores and writes nothing; judge it with `make evaluate REWARD={folder}`"
-        )
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        step = f" after step {record['step']}" if record.get("step") else ""
-        raise InputError(f"{folder}: has no adapter yet; the run is {record['status']}{step}, and its command resumes")
-    return adapter
+    arguments = {name: argument["value"] for name, argument in record["arguments"].items()}
+    return Parent(arguments["model"], record["matters"]["base"], arguments)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,11 @@ dies, however that happens. That decides wherever it reaches. It does not reach 
 mounted with locks of this machine alone (NFS: nolock, local_lock), and some disks have none at all. So the file also
 says who holds it, and the holder changes the file's time every few seconds: a process on another machine, or on a disk
 without locks, is alive as long as that time changes. Clocks of two machines are not compared.
+
+A holder that slept, with its machine or by SIGSTOP, may have been replaced meanwhile. So each beat also reads who holds
+the file, and a holder that is no longer named ends its process at once. What cannot be had is a check within each
+write: on a disk without locks, what such a holder writes between its waking and its next look, a second at most, is
+written; run.json and checkpoints are looked at before each. A network disk may show its old contents for a while more.
 """
 
 import errno
@@ -12,17 +17,19 @@ import fcntl
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import InputError
+from common.errors import CANNOT, InputError, spell
 
 NAME = "run.lock"
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a network disk that was mounted without
+TICK = 1.0  # seconds between two looks at the clock, by which a holder sees that it slept
 BEAT = 10.0  # seconds between two changes of the file's time by its holder
 PATIENCE = 75.0  # seconds without a change after which the holder counts as dead; an NFS client caches times for 60
 LONG_AGO = 3600.0  # seconds; a file that is older is not watched, as no two clocks differ by that much
@@ -38,6 +45,9 @@ class Lock:
         self.stream: IO[str] | None = None
         self.ended = threading.Event()
         self.beats: threading.Thread | None = None
+        self.mine = ""  # what this process has written into the file
+        self.locked = False  # by the kernel
+        self.beaten = 0.0  # when it last beat, by a clock that runs while the machine sleeps
 
     def take(self) -> None:
         """Take it. Raises InputError where another process has it; prints a line where this disk has no locks."""
@@ -52,24 +62,30 @@ class Lock:
                 stream.close()
                 raise
             stream.close()  # its last holder ended meanwhile, and deleted it
-        mine = json.dumps(_this_process())
+        self.mine, self.locked = json.dumps(_this_process()), locked
         stream.truncate(0)
-        stream.write(mine)
+        stream.write(self.mine)
         stream.flush()
         if not locked:
             print(f"{self.file.parent}: its disk has no locks; other processes know this one by run.lock alone")
             time.sleep(SETTLE)
-            if (other := _read(self.file)) != mine:
+            if (other := _read(self.file)) != self.mine:
                 stream.close()
                 raise InputError(_held(self.file, _holder(other)))
-        self.stream = stream
-        self.beats = threading.Thread(target=self._beat, args=(stream.fileno(),), daemon=True)
+        self.stream, self.beaten = stream, _now()
+        self.beats = threading.Thread(target=self._beat, daemon=True)
         self.beats.start()
+
+    def check(self) -> None:
+        """End this process where it slept and another one has taken the run meanwhile; before something is written."""
+        if self.stream is not None and _now() - self.beaten > 2 * BEAT:
+            self._look()
 
     def give_back(self) -> None:
         """Give it back, if it was taken; the file goes first, so that nobody waits for one that is gone."""
         if self.stream is None or self.beats is None:
             return
+        self.check()
         self.ended.set()
         self.beats.join(1.0)  # so that it does not change a file that gets the number of this one
         with suppress(OSError):  # of a disk that has failed: the message about that is what counts
@@ -83,11 +99,54 @@ class Lock:
         except FileNotFoundError:
             return False
 
-    def _beat(self, file: int) -> None:
-        """By the open file, as opening another one and closing it would give the lock back."""
-        while not self.ended.wait(BEAT):
-            with suppress(OSError):  # of a disk that has failed, or of the moment in which the run ends
-                os.utime(file)
+    def _beat(self) -> None:
+        while not self.ended.wait(min(TICK, BEAT)):
+            if _now() - self.beaten >= BEAT:
+                self._look()
+
+    def _look(self) -> None:
+        """Change the file's time, and end this process where the file no longer names it.
+
+        By the open file, as opening another one and closing it would give the kernel's lock back. Where the disk has
+        none, the file is opened, which has an NFS client ask its server.
+        """
+        assert self.stream
+        slept, file = _now() - self.beaten, self.stream.fileno()
+        try:
+            os.utime(file)
+            same = self._is_there(self.stream)
+            if not same and not self.file.parent.is_dir():
+                return  # the folder was deleted: the next write says so
+            now = os.pread(file, 65536, 0).decode() if same and self.locked else self.file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            now = ""
+        except (OSError, ValueError):
+            return  # a disk that has failed, or the moment in which the run ends
+        if now == self.mine:
+            self.beaten = _now()
+        elif not self.ended.is_set():
+            _end(self.file, now, slept)
+
+
+def _end(file: Path, now: str, slept: float) -> None:
+    """End this process at once: no handler of it may write into the run any more."""
+    holder = _holder(now)
+    if {"pid", "host"} <= holder.keys():
+        lost = f"process {holder['pid']} on {holder['host']} has taken the run"
+    else:
+        lost = f"another process has taken away {NAME}"
+    message = (
+        f"{file.parent}: this process showed no life for {slept:.0f} s, as one that is stopped or whose machine "
+        f"sleeps, and {lost}. It ends here and writes nothing more. Resume the run when no process trains in it."
+    )
+    sys.stdout.flush()
+    print(f"\n{spell(message)}", file=sys.stderr, flush=True)
+    os._exit(CANNOT)
+
+
+def _now() -> float:
+    """Seconds of a clock that also runs while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def refuse_where_held(folder: Path) -> None:

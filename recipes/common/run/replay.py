@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.run.files import read_object
 
 VARIABLE = "RECIPES_REPLAY"
 REASON = "make verify"  # why it stops
@@ -23,6 +24,8 @@ READ = {
     "base": ("the base model", "model"),
     "reward_model": ("the reward model", "reward_model"),
     "reward_files": ("what --rewards reads", "rewards"),
+    "chat_template_path": ("the chat template", "chat_template_path"),
+    "generation_config": ("generation_config.json of the base model", "model"),
 }
 
 
@@ -55,7 +58,7 @@ class Replay:
 def requested() -> Replay | None:
     """The replay that this process is to be; None for every other run."""
     steps, _, file = os.environ.get(VARIABLE, "").partition(":")
-    return Replay(int(steps), json.loads(Path(file).read_text(encoding="utf-8"))) if steps else None
+    return Replay(int(steps), read_object(Path(file))) if steps else None
 
 
 def _short(identity: Any) -> str:

@@ -1,6 +1,5 @@
 """What the recipes add to the steps of a Trainer: bad numbers are found, and a resumed run continues its logs too."""
 
-import json
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from transformers import Trainer
 from common.errors import InputError, MachineError, is_out_of_memory, one_line
 from common.run.bad_numbers import BadSteps, check_weights, places_in, trained_parameters
 from common.run.checkpoints import CheckpointCallback
-from common.run.files import write_json
+from common.run.files import read_object, write_json
 from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
 
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
@@ -191,7 +190,7 @@ class CheckedSteps(Trainer):
         self.restored = True
         if not (checkpoint / LOGS).is_file():  # of an earlier version
             return
-        logs = json.loads((checkpoint / LOGS).read_text(encoding="utf-8"))
+        logs = read_object(checkpoint / LOGS)
         self._tr_loss.fill_(logs["loss"])
         self._total_loss_scalar = logs["losses"]
         self._globalstep_last_logged = logs["last_logged"]

@@ -469,11 +469,16 @@ def test_list_piped_is_one_whole_line_per_card(copy):
         assert line.rstrip().endswith(read_card(name).hub_id or read_card(name).path)
 
 
-def test_list_fits_a_screen_of_100_columns(copy):
+def test_list_fits_a_screen_of_100_columns_and_without_hub_ids_one_of_80(copy):
     done = run_script(copy, "models", COLUMNS="100", TTY_COMPATIBLE="1", NO_COLOR="1")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert max(map(len, plain.splitlines())) <= 100
     assert "meta-llama/Llama-3.1-8B-Instruct" in plain
+    done = run_script(copy, "models", COLUMNS="80", TTY_COMPATIBLE="1", NO_COLOR="1")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "meta-llama" not in done.stdout  # in 12 columns an id would be broken several times
+    assert len(lines) <= len(card_names()) + 5  # a line for each, but for lists of methods
 
 
 def test_a_hub_model_that_cannot_be_downloaded_has_a_message_of_two_lines():

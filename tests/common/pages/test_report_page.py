@@ -10,6 +10,7 @@ import browser
 import pytest
 from common.errors import InputError
 from common.pages.curves import thinned
+from common.pages.facts import held_out
 from common.pages.page import as_json, plotly
 from common.pages.reading import Ends, read_run
 from common.pages.report import page, write_report
@@ -221,6 +222,15 @@ def test_a_run_is_shown_at_every_time_of_its_life(tmp_path, missing):
     assert "running" in Page(page([run])).text
 
 
+def test_figures_on_held_out_rows_have_the_names_of_the_charts_and_no_counter_is_one(tmp_path):
+    run = write_run(tmp_path)
+    row = {"step": 30, "eval_loss": 0.5, "eval_mean_token_accuracy": 0.9, "eval_rewards/chosen": 1.0, "eval_mine": 2.0}
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(row | {"eval_num_tokens": 9, "eval_runtime": 1.0}) + "\n")
+    table = held_out(read_run(run))[-1]
+    assert [name for name, *_ in table.rows] == ["Loss", "Tokens predicted right", "Implicit rewards: chosen", "mine"]
+
+
 def test_a_half_written_line_is_not_read_and_hides_no_other(tmp_path):
     run = write_run(tmp_path, steps=5)
     whole = read_run(run)
@@ -235,7 +245,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no run; give the folder of a run"):
         page([tmp_path / "nowhere"])
     (tmp_path / "run.json").write_text("[")
-    with pytest.raises(InputError, match=r"run\.json: this is no run\.json"):
+    with pytest.raises(InputError, match=r"run\.json: is damaged or no JSON"):
         page([tmp_path])
 
 

@@ -1,6 +1,5 @@
 """The rewards: hand-worked scores, a user's own file, and the contract with every fault it must find planted."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import threading
 import time
 
+import in_process
 import pytest
 from common.data.examples import Prompt
 from common.data.rows import Faults
@@ -579,11 +579,7 @@ def test_what_other_threads_print_is_not_held_against_a_reward(own, problems, ca
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("test_rewards_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return in_process.command("scripts/test-rewards.py")
 
 
 def test_the_command_passes_and_fails(command, capsys, tmp_path):

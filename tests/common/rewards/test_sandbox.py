@@ -700,7 +700,7 @@ def test_a_machine_without_a_layer_says_so_and_one_without_the_least_is_refused(
 
 def test_confinement_names_the_layers_in_force():
     words = sandbox.confinement()
-    assert words.startswith(f"Linux {platform.release()} {platform.machine()}: seccomp")
+    assert words.startswith("seccomp, ")
     assert all(layer in words for layer in sandbox.available_layers()[0])
 
 

@@ -10,8 +10,8 @@ from common.errors import InputError
 from common.run.files import (
     keep_rows,
     make_reproducible,
+    read_jsonl,
     read_object,
-    read_records,
     write_bytes,
     write_folder,
     write_json,
@@ -90,7 +90,7 @@ def test_a_damaged_json_file_is_one_message(content, tmp_path):
 def test_lines_that_a_killed_process_left_half_are_dropped_and_counted(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n{"step": 3}\n{"step": 4, "lo')
-    assert [row["step"] for row in read_records(file)] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(file)] == [1, 2, 3]
     keep_rows(file, lambda row: row["step"] < 3)
     assert capsys.readouterr().out.startswith(f"{file}: dropped 2 damaged lines, ")
     assert file.read_bytes() == b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n'

@@ -223,3 +223,66 @@ def test_the_heart_beats_while_the_lock_is_held_and_stops_with_it(tmp_path, quic
     mine.give_back()
     assert not mine.beats.is_alive()
     assert not (tmp_path / "run.lock").exists()
+
+
+# --- a holder that slept
+
+
+def stop(process) -> None:
+    """SIGSTOP, until it has stopped."""
+    os.kill(process.pid, signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("locks", [lambda *_: None, without_locks], ids=["nolock", "no locks at all"])
+def test_a_holder_that_wakes_after_it_was_replaced_ends_without_writing(tmp_path, elsewhere, locks, capfd):
+    holder = elsewhere(NODE, locks)
+    stop(holder)
+    mine = Lock(tmp_path)
+    mine.take()  # after PATIENCE
+    os.kill(holder.pid, signal.SIGCONT)
+    holder.join(10)
+    assert holder.exitcode == 3
+    assert f"process {os.getpid()} on {platform.node()} has taken the run" in capfd.readouterr().err
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    mine.check()
+    mine.give_back()
+
+
+def test_a_holder_that_slept_and_was_not_replaced_continues(tmp_path, elsewhere, quick):
+    holder = elsewhere(NODE)
+    stop(holder)
+    time.sleep(3 * lock.BEAT)
+    os.kill(holder.pid, signal.SIGCONT)
+    before = (tmp_path / "run.lock").stat().st_mtime_ns
+    time.sleep(3 * lock.BEAT)
+    assert holder.is_alive()
+    assert (tmp_path / "run.lock").stat().st_mtime_ns > before
+
+
+def write_late(folder: Path, awake) -> None:
+    """Hold the lock, never beat, and write run.json when `awake`."""
+    lock._this_process = lambda: {**ME, **NODE, "pid": os.getpid()}
+    Lock._beat = lambda _: None  # pyrefly: ignore[bad-assignment]  its thread has not woken yet
+    run = Run(folder, {})
+    run.lock.take()
+    (folder / "taken").touch()
+    awake.wait(10)
+    run.update(step=7)
+
+
+def test_nothing_is_written_between_waking_and_the_next_beat(tmp_path, quick, monkeypatch):
+    """run.json and checkpoints are written after a look of their own."""
+    monkeypatch.setattr(lock.fcntl, "lockf", without_locks)
+    awake = FORK.Event()
+    process = FORK.Process(target=write_late, args=(tmp_path, awake))
+    process.start()
+    while not (tmp_path / "taken").exists():
+        time.sleep(0.01)
+    mine = Lock(tmp_path)
+    mine.take()
+    awake.set()
+    process.join(10)
+    assert (process.exitcode, (tmp_path / "run.json").exists()) == (3, False)
+    mine.give_back()

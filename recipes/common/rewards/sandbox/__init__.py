@@ -155,11 +155,11 @@ def run_many(
 
 
 def confinement() -> str:
-    """What confines a program on this machine, in words. Raises MachineError when that is too little."""
+    """The layers that confine a program on this machine, in words. Raises MachineError when they are too few."""
     layers, missing = available_layers()
     words = [name for name in LAYERS if name in layers]
     words += [f"without {name} ({why})" for name, why in missing.items()]
-    return f"Linux {platform.release()} {platform.machine()}: {', '.join(words)}"
+    return ", ".join(words)
 
 
 @functools.cache

@@ -2,8 +2,9 @@
 
 from common.errors import spell
 from common.run.folder import Run
-from common.run.health.files import read_samples, recall, write_findings
+from common.run.health.files import recall, write_findings
 from common.run.health.seen import Finding
+from common.run.samples import read_samples
 from common.run.screen import console
 
 

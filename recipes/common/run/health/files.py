@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.pages.reading import json_lines
-from common.run.files import write_jsonl
+from common.run.files import read_jsonl, write_jsonl
 from common.run.health.health import Health
 from common.run.health.seen import Finding
+from common.run.samples import read_samples
 
 FILE = "health.jsonl"
 
 
 def read_findings(folder: Path) -> list[Finding]:
     """The findings of the run in a folder; none where none was written."""
-    return [Finding(**entry) for entry in json_lines(folder / FILE)]
+    return [Finding(**entry) for entry in read_jsonl(folder / FILE)]
 
 
 def write_findings(folder: Path, findings: list[Finding]) -> None:
@@ -48,12 +48,6 @@ def judge_again(folder: Path, record: dict[str, Any]) -> Health:
     return health
 
 
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """samples.json: the held-out prompts, completed before and after; empty before the end."""
-    file = folder / "samples.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-
-
 class NewLines:
     """The lines of a JSON Lines file that were added since the last look, without one that is half written."""
 
@@ -73,9 +67,9 @@ class NewLines:
 
 def steps_of(folder: Path, last: int | None = None) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The rows of metrics.jsonl up to step `last`, each with the completions that were sampled up to it."""
-    completions = json_lines(folder / "samples.jsonl")
+    completions = read_jsonl(folder / "samples.jsonl")
     entry = next(completions, None)
-    for row in json_lines(folder / "metrics.jsonl"):
+    for row in read_jsonl(folder / "metrics.jsonl"):
         if not isinstance(row.get("step"), int):
             continue
         if last is not None and row["step"] > last:

@@ -1,0 +1,97 @@
+"""The peak of main memory (RAM) of a run, part by part, from a model's sizes; and whether this machine has so much.
+
+On a CPU the weights are in main memory, in 32 bit, and so is all that is computed. With a GPU the main memory holds the
+program, the data, and what Unsloth offloads of the activations; the pages of the weights' files, which pass through it,
+are the system's to take back and are not counted. tests/common/plan/test_host.py compares the plan with measured runs
+on CPUs; with a GPU it was not measured.
+
+Standard library only, as memory.py.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from common.errors import MachineError
+from common.memory_limits import free_memory, memory_limit
+from common.plan.memory import GIB, OFFLOADED_FROM, activation_bytes, trained_bytes
+from common.plan.workload import Workload
+
+PROGRAM, PROGRAM_GPU = 0.8 * GIB, 3.0 * GIB  # Python, torch and what else is imported; the second is assumed
+DATA_TOKEN = 100  # bytes for a token of the data, while the lists of its numbers become the trainer's dataset; measured
+# A CPU has none of the fused kernels that the plan for a GPU counts on, so more is kept for the backward pass.
+NOT_FUSED = 1.3
+LOGITS = 3  # tensors of all logits at once, in 32 bit
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """The peak of the main memory of one process, part by part, in GiB."""
+
+    program: float
+    weights: float  # of the base
+    training: float  # weights of the adapter or of the model that are trained, their gradients, Adam's two moments
+    activations: float  # with the logits; with a GPU those that are offloaded
+    data: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def least(self) -> float:
+        """What is needed in any case, whatever the rows of the data are."""
+        return self.program + self.weights + self.training
+
+
+def host_peak(
+    card: Any, work: Workload, on_gpu: bool, tokens: int = 0, program: float | None = None, use_peft: bool = True
+) -> HostMemory:
+    """The peak of a process of `work`. `tokens` are those of the data; `program`, in bytes, is what it has already,
+    with the data; without it what recipes take."""
+    shape = card.architecture
+    adapter, gradients, optimizer = trained_bytes(shape, work)
+    if on_gpu:
+        offloaded = work.gradient_checkpointing and work.length >= OFFLOADED_FROM and not work.train_embeddings
+        parts = (
+            0.0,
+            adapter if use_peft else card.parameters * 2.0,  # copied to be saved
+            (shape.layers - work.kept_layers) * work.tokens * shape.hidden_size * 2.0 if offloaded else 0.0,
+        )
+    else:
+        reward = work.method == "reward"  # on a CPU it keeps every layer; measured
+        kept, backward = activation_bytes(shape, replace(work, gradient_checkpointing=False) if reward else work)
+        logits = 0 if reward else LOGITS * 4 * work.tokens * shape.vocab_size
+        whole = 12.0 * card.parameters  # gradients and two moments in 32 bit
+        parts = (
+            4.0 * card.parameters,
+            adapter + gradients + 4 * optimizer if use_peft else whole,
+            2 * NOT_FUSED * (kept + backward) + logits,
+        )
+    start = program if program is not None else PROGRAM_GPU if on_gpu else PROGRAM
+    data = 0 if program is not None else DATA_TOKEN * tokens
+    return HostMemory(*(part / GIB for part in (start, *parts, data)))
+
+
+def check_host(needs: HostMemory, processes: int = 1) -> str:
+    """A line of warning where this machine has less than `needs.least`, "" where all is well.
+
+    `needs` is of a process that has its program already; `processes` are those of this machine. Raises MachineError
+    where it is over the limit of the machine, the container or the job, which would end the run without a word.
+    """
+    least = needs.least * processes
+    each = f"for each of {processes} processes " if processes > 1 else ""
+    plan = (
+        f"The plan for the main memory: at least {least:.1f} GiB ({each}program {needs.program:.1f}, weights "
+        f"{needs.weights:.1f}, training {needs.training:.1f}; activations come on top)"
+    )
+    limit, free = memory_limit(), free_memory()
+    if limit and least * GIB > limit[0]:
+        raise MachineError(
+            f"{plan}, and the limit is {limit[0] / GIB:.1f}: {limit[1]}. Raise it, or take a smaller model."
+        )
+    if free and (least - needs.program * processes) * GIB > free[0]:
+        return (
+            f"{plan}, where {free[0] / GIB:.1f} more can be had: {free[1]}. If it is full, the system may end the run "
+            "without a word."
+        )
+    return ""
