@@ -21,11 +21,10 @@ Left out: running the tools that a completion calls, several turns, sharding a m
 
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
@@ -48,7 +47,7 @@ from common.lm.load import (
 from common.lm.mask import completion_segments
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
-from common.lm.rollout.over_ranks import sample_over_ranks
+from common.lm.rollout.over_ranks import of_rank, sample_over_ranks, score_tokens_over_ranks
 from common.plan.fit import fit_to_gpu
 from common.rewards.contract import check_functions, check_models
 from common.rewards.specification import (
@@ -64,7 +63,7 @@ from common.run.data_summary import summary
 from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
-from common.run.ranks import gather_objects, is_first, rank, share, world_size
+from common.run.ranks import gather_objects, is_first, world_size
 from common.run.samples import Sample, append, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
@@ -80,7 +79,6 @@ else:
     GRPOTrainer = object  # trl is slow to import; main mixes GroupSampling into the real one
 
 
-T = TypeVar("T")
 MEASURED = 4  # completions of a step whose KL divergence and rollout's log-probabilities are measured
 
 
@@ -457,7 +455,9 @@ class GroupSampling(GRPOTrainer):
         samples_a_step: int,
         **trl: Any,
     ) -> None:
-        super().__init__(**trl)
+        trl["args"].ddp_find_unused_parameters = False  # every step uses all that is trained
+        trl["args"].ddp_broadcast_buffers = False  # which no step changes
+        super().__init__(**trl)  # makes accelerate's copy of the two
         self.prompts = prompts
         self.rollouts = rollouts
         self.rollout_correction = rollout_correction
@@ -498,7 +498,8 @@ class GroupSampling(GRPOTrainer):
         whole = corrects(self.rollout_correction, self.rollouts.backend)
         scored = self._score(self.batch.completions if whole else self.batch.completions[:MEASURED])
         if self.beta == 0:  # else TRL measures it, for the loss
-            self._metrics["train"]["kl"].append(self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED]))
+            kl = self._measure_kl(self.batch.completions[:MEASURED], scored[:MEASURED])
+            self._metrics["train"]["measured_kl"].append(kl)
         trained = [one.log_probs for one in scored]
         for name, value in rollout_mismatch(self.batch.completions, trained).items():
             self._metrics["train"][name].append(value)
@@ -511,8 +512,12 @@ class GroupSampling(GRPOTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As TRL's, with metrics that are means over all ranks: some that Unsloth takes are of a rank's own rows."""
+        own = self._metrics["train"]
+        if self.beta == 0:
+            own.pop("kl", None)  # Unsloth's: a 0 for each micro-batch
+            if "measured_kl" in own:
+                own["kl"] = own.pop("measured_kl")
         if world_size() > 1:
-            own = self._metrics["train"]
             parts = gather_objects({name: list(values) for name, values in own.items()})
             for name in own:
                 own[name] = [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
@@ -615,22 +620,6 @@ class Batch:
             "reward": self.totals[index],
             "rewards": {name: scores[index] for name, scores in self.scores.items()},
         }
-
-
-def of_rank(rows: Sequence[T]) -> list[T]:
-    """Those rows of a batch that this rank trains on."""
-    return share(rows, rank(), world_size())
-
-
-def score_tokens_over_ranks(
-    model: Any, completions: "Sequence[Completion]", pad_token_id: int, temperature: float = 1.0
-) -> "list[Scored]":
-    """`score_tokens` of these completions, of which each rank scores its share; of all, on every rank."""
-    from common.lm.log_probs import score_tokens
-
-    spans = [(completion.prompt_ids, completion.completion_ids) for completion in of_rank(completions)]
-    parts = gather_objects(score_tokens(model, spans, pad_token_id, temperature=temperature))
-    return [scored for part in parts for scored in part]
 
 
 def flat_groups(totals: list[float], size: int) -> list[slice]:

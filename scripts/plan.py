@@ -10,13 +10,14 @@ Any argument of the recipe that changes memory or time may be given; it stays as
 fastest settings that fit and learn the same. `--fit auto` chooses likewise when a run starts. The card is one of those
 that the planner knows, such as h100 or rtx4090, or its memory.
 
-Times are an estimate: measured on an H200, for other cards scaled by their data sheets. What GPUs exchange is counted
-by the data sheets of their links.
+Times are an estimate: measured on an H200 and an H100, for other cards scaled by their data sheets. What GPUs exchange
+is counted by the data sheets of their links.
 
 Left out: full-parameter training, vLLM, images, a reward model with a base of its own.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -138,7 +139,7 @@ def main() -> None:
     if rows:
         about_data(console, plans, runs, rows, args)
     about_main_memory(console, main_memory(plans[0], sizes, rows))
-    console.print("\nTimes are estimates, measured on an H200 and scaled by data sheets.")
+    console.print("\nTimes are estimates, measured on an H200 and an H100, scaled by data sheets.")
 
 
 def given_arguments(args: Args) -> dict[str, Any]:
@@ -288,20 +289,22 @@ def whole(one: Plan, rows: Rows, args: Args, sizes: Any, given: dict[str, Any]) 
     values = settings(sizes, args.method, {**given, **one.changed})
     work = one.work
     cut = rows.cut(work.length - work.completion)  # GRPO and PPO: prompts
-    trained = values["num_train_epochs"] * (1 - values.get("eval_ratio", 0))  # times that a row is trained on
+    trained = rows.count * (1 - values.get("eval_ratio", 0))  # rows of an epoch
     if args.method in SAMPLING:
         used = replace(work, length=round(sum(cut) / len(cut)) + work.completion)
-        prompts = max(1, work.generated * args.gpus // work.group)
-        steps = trained * rows.count / prompts * values.get("num_iterations", 1)
+        epoch = trained / max(1, work.generated * args.gpus // work.group)  # steps, the last one in part
     elif args.method == "sft" and values["packing"]:
-        used, steps = work, trained * sum(cut) / (work.length * work.step_rows)
+        used, epoch = work, trained / rows.count * sum(cut) / (work.length * work.step_rows)
     else:
         padded = sum(cut) / rows.padded_share(work.length, work.sequences) / len(cut)
-        used, steps = replace(work, length=max(1, round(padded))), trained * rows.count / work.step_rows
+        used, epoch = replace(work, length=max(1, round(padded))), trained / work.step_rows
+    seconds = measure(sizes, used, one.device).time.seconds
     if values["max_steps"] > 0:
-        steps = values["max_steps"]
-    hours = steps * measure(sizes, used, one.device).time.seconds / 3600
-    return Run(rows.count, sum(cut), rows.counted, max(1, round(steps)), hours)
+        return Run(rows.count, sum(cut), rows.counted, values["max_steps"], values["max_steps"] * seconds / 3600)
+    epochs = values["num_train_epochs"] * values.get("num_iterations", 1)
+    counted = epoch if args.method == "ppo" else max(1, int(epoch)) if args.method == "grpo" else math.ceil(epoch)
+    hours = epochs * (counted if args.method == "grpo" else epoch) * seconds / 3600  # GRPO leaves the rest out
+    return Run(rows.count, sum(cut), rows.counted, max(1, math.ceil(epochs * counted)), hours)
 
 
 def about_data(console: Console, plans: list[Plan], runs: list[Run | None], rows: Rows, args: Args) -> None:

@@ -66,6 +66,28 @@ def test_the_log_has_what_the_live_line_shows(whole):
     assert steps(whole[0])[-1]["kl"] > 0
 
 
+def test_the_kl_that_is_logged_is_the_measured_one_whatever_the_number_of_micro_batches():
+    """Without a KL term in the loss, Unsloth on a GPU adds a 0 for each micro-batch to the metric of that name."""
+
+    class Trl:
+        def log(self, logs):
+            logs.update({name: sum(values) / len(values) for name, values in self._metrics["train"].items()})
+
+    class Trainer(grpo.GroupSampling, Trl):
+        def __init__(self, beta, **metrics):
+            self.beta, self._metrics = beta, {"train": metrics}
+
+    for beta, metrics, expected in (
+        (0.0, {"kl": [0.0, 0.0], "measured_kl": [0.25]}, {"kl": 0.25}),
+        (0.0, {"measured_kl": [0.25, 0.75]}, {"kl": 0.5}),
+        (0.0, {"kl": [0.0], "reward": [1.0]}, {"reward": 1.0}),  # a second step on the same completions
+        (0.05, {"kl": [0.5, 0.25]}, {"kl": 0.375}),
+    ):
+        logs = {}
+        Trainer(beta, **metrics).log(logs)
+        assert logs == expected
+
+
 @pytest.mark.usefixtures("warm")
 def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
     folder, _, flags = whole

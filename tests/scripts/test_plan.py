@@ -1,6 +1,7 @@
 """`make plan`: what it prints, for every method and card."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -89,6 +90,20 @@ def test_hours_and_money_are_of_the_data(planned):
     twice = json.loads(planned(*words, "--num-train-epochs", "4"))["plans"][0]["run"]  # tiny's own are 2
     assert twice["steps"] == pytest.approx(2 * run["steps"], abs=1)
     assert "  time" in planned("--model", "tiny", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
+
+
+def test_steps_are_counted_as_the_trainers_count_them(planned):
+    """The last step of an epoch has what is left of the rows; GRPO leaves them out."""
+    words = ("--model", "qwen2.5-0.5b", "--card", "h100", "--json", "--num-train-epochs", "1.5")
+    rows = SAMPLES / "preferences.jsonl"
+    batch = ("--per-device-train-batch-size", "8", "--gradient-accumulation-steps", "7")
+    run = json.loads(planned(*words, *batch, "--method", "dpo", "--data", rows, "--eval-ratio", "0"))["plans"][0]["run"]
+    assert run["rows"] % 56 != 0
+    assert run["steps"] == math.ceil(1.5 * math.ceil(run["rows"] / 56))
+    groups = ("--num-generations", "8", "--method", "grpo", "--data", SAMPLES / "arithmetic.jsonl")
+    run = json.loads(planned(*words, *batch, *groups))["plans"][0]["run"]
+    assert run["rows"] % 7 != 0
+    assert run["steps"] == math.ceil(1.5 * (run["rows"] // 7))
 
 
 def test_rated_completions_are_one_sequence_a_row_and_pairs_two(planned):

@@ -106,6 +106,16 @@ def test_an_fp8_base_takes_the_step_of_a_16_bit_one_and_learns(tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+def test_a_new_policy_on_an_fp8_base_is_its_reference_policy(tmp_path):
+    """With a new adapter all log-probabilities are the reference's, to the bit: the loss of DPO is ln 2."""
+    flags = ("--output-dir", tmp_path / "run", "--max-steps", 1, "--sample-prompts", 0, "--load-in-fp8")
+    done = run_recipe("dpo", "--model", "tiny", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "block compile failed" not in done.stdout + done.stderr
+    first = next(row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row)
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
 @pytest.mark.parametrize("tokens", [1, 77, 2048])
 def test_fp8_products_on_the_tensor_cores_are_the_references(tokens):
     import sys

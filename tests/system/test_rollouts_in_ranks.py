@@ -83,6 +83,7 @@ def test_grpo_in_two_ranks_of_which_one_is_killed_and_then_in_one_is_grpo_in_one
     done = train("grpo", tmp_path / "cut", 2, "SIGKILL", 3)
     assert done.returncode == 137, done.stderr
     assert "Rank 1 of 2 was ended by SIGKILL" in done.stderr
+    assert "find_unused_parameters" not in done.stderr  # DDP's warning that it looks for what there is not
     assert time.monotonic() - begun < 120
     assert saved(tmp_path / "cut") == 2
     done = train("grpo", tmp_path / "cut", 1)

@@ -38,13 +38,17 @@ class _Qkv(torch.autograd.Function):
     """Rows of queries, keys and values (M, N) of rows x (M, K), and the gradients of x and the adapters."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: "Tensor", a: "Tensor", b: "Tensor", bias: "Tensor | None", *frozen: Any
-    ) -> "Tensor":  # a (3R, K), b (N, 3R); frozen: one or three weights, each with what makes it dense
+    def forward(ctx: Any, *inputs: Any) -> "Tensor":
+        """Of x, a (3R, K), b (N, 3R), the bias or None, and one or three weights, each with what makes it dense.
+
+        As named parameters, torch.compile would leave out `ctx` of a call without gradients: it takes a call that has
+        as many inputs as `forward` has parameters for one without a context (torch 2.13, AutogradFunctionVariable).
+        """
+        x, a, b, bias, *frozen = inputs
         xa = x @ a.t()  # (M, 3R)
-        y = _base(x, bias, frozen)
+        y = _base(x, bias, tuple(frozen))
         ctx.save_for_backward(x, a, b, xa)
-        ctx.frozen = frozen
+        ctx.frozen = tuple(frozen)
         return plus_product(y, xa, b.t())
 
     @staticmethod
@@ -57,11 +61,30 @@ class _Qkv(torch.autograd.Function):
 
 
 def _base(x: "Tensor", bias: "Tensor | None", frozen: tuple) -> "Tensor":
+    """x W^T + b.
+
+    In fp8 the sum is rounded to 16 bit before anything else: torch.compile would add the bias in 32 bit to what comes
+    next where no adapter's part does, and the reference policy would differ from a new policy by nats a completion.
+    """
     weight, state = _whole(frozen, x.dtype)
     if state is None:
         return torch.nn.functional.linear(x, weight, bias)
     (y,) = products(x, (weight, state))
+    if bias is not None and torch.compiler.is_compiling():
+        torch.ops.recipes.add_bias(y, bias)
+        return y
     return y if bias is None else y.add_(bias)
+
+
+@torch.library.custom_op("recipes::add_bias", mutates_args=("y",))
+def add_bias(y: torch.Tensor, bias: torch.Tensor) -> None:
+    """Add `bias` (N,) to the rows of `y` (M, N), in place."""
+    y.add_(bias)
+
+
+@add_bias.register_fake
+def _(y: torch.Tensor, bias: torch.Tensor) -> None:
+    return None
 
 
 def _whole(frozen: tuple, dtype: torch.dtype) -> tuple["Tensor", Any]:

@@ -1,7 +1,7 @@
 """GPUs: their memory, and how fast they compute and read it, from the data sheets.
 
-Times are calibrated on one H200. For other cards the same shares of their data sheets are assumed: an estimate.
-Standard library only.
+Times are calibrated on an H200 and an H100. For other cards the same shares of their data sheets are assumed: an
+estimate. Standard library only.
 """
 
 import re
@@ -54,7 +54,7 @@ DEVICES = {
         _card("l40s", 45, 362, 864, fp8=True),
         _card("a100-40", 40, 312, 1555, link=300),
         _card("a100", 80, 312, 2039, link=300),
-        _card("h100", 80, 989, 3350, fp8=True, link=450),
+        _card("h100", 80, 989, 3350, fp8=True, measured=True, link=450),
         _card("h200", 140, 989, 4800, fp8=True, measured=True, link=450),
         _card("b200", 180, 2250, 8000, fp8=True, link=900),
     )

@@ -1,33 +1,25 @@
-"""The time of a step, from the arithmetic and the memory traffic of a model's shape. Standard library only.
+"""The time of a step: the passes of its method, sampling, and what the step does besides. Standard library only."""
 
-A step is counted as floating-point operations at a share of the card's peak, bytes at a share of its bandwidth, and a
-fixed time for starting kernels. The shares were set on one H200 (docs/plan.md); other cards are assumed to reach the
-same shares of their data sheets.
-"""
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from common.plan import passes
 from common.plan.devices import Device
-from common.plan.memory import NF4_BYTES, adapter_weights, base_bytes, linear_weights
+from common.plan.memory import MEASURED_ROWS, NF4_BYTES, adapter_weights, base_bytes, linear_weights
+from common.plan.passes import BANDWIDTH_SHARE, Pass
 from common.plan.sampling import Sampling
 from common.plan.workload import SAMPLING, Workload
 
-PEAK_SHARE, NARROW = 0.75, 2050  # the share of the peak at a width h: h / (h + NARROW), at most PEAK_SHARE
-DECODE_SHARE = 0.75  # likewise, of a step of decoding
+DECODE_SHARE = 0.75  # of the peak, of a step of decoding where it is not the weights that it waits for
 DRAW = 50e-12  # seconds a row and word of the vocabulary to draw a token, on an H200
-BANDWIDTH_SHARE = 0.8
-LINK_SHARE = 0.6  # of a link between two cards; assumed
-TRAFFIC = 8.0  # bytes that kernels between the matrix products move, in multiples of what a block keeps, forward + back
-# Seconds to start the kernels of one layer, forward and backward: short batches wait for it. PPO's are not compiled;
-# without recomputation they are recorded as CUDA graphs.
-LAYER_START, PPO_LAYER_START, RECORDED_START = 0.35e-3, 4.6e-3, 1.5e-3
-FP8_GAIN = 1.5  # of the matrix products in fp8, their scales included
 H200_BANDWIDTH = 4800  # GB/s
 DECODE_START = 28e-6  # seconds a layer and step of decoding, as a CUDA graph
 GENERATE_START = 1.0e-3  # the same for transformers' generate
-FIXED = {"grpo": 0.1, "ppo": 0.2}  # seconds of a step besides: rewards, the optimizer, data, logs; else OTHER
-OTHER = 0.03
+LINK_SHARE = 0.6  # of a link between two cards; assumed
+TENSOR = 35e-6  # seconds of the processor for a matrix of the adapter: its gradient's norm and Adam
+FIXED = {"grpo": 0.19, "ppo": 0.03}  # seconds of a step besides: what TRL makes of a rollout, logs; else OTHER
+OTHER = 0.013
+COMPLETION = 0.15e-3  # seconds a completion: its text, and a reward function that is as quick as `math`
 
 
 @dataclass(frozen=True)
@@ -51,28 +43,46 @@ def step_time(card: Any, work: Workload, device: Device, held: Sampling | None =
     GRPO samples for `work.passes` steps at once, and the time of that is divided among them.
     """
     shape = card.architecture
-    micro = _passes(shape, work, device)
-    batches = work.accumulation
-    sampled, share = 0.0, 1.0
-    if work.method == "ppo":
-        batches = work.passes * max(1, round(work.generated / work.rows))
-        # The policy, the reference policy, the critic and, where there is one, the reward model read the rollout once.
-        forward = _forward(shape, work, device) * max(1, round(work.generated / work.rows))
-        micro, extra = 2 * micro, forward * (3 + work.reward_model)
-    else:
-        references = 1 if work.method in ("dpo", "kto") and work.reference else 0
-        if work.method == "grpo":
-            references = work.reference + (work.passes > 1)  # the log-probabilities before the step
-            share = 1 / work.passes
-        if work.method == "kto":
-            references += 1  # mismatched completions
-        extra = references * _forward(shape, work, device) * work.accumulation * share
+    sampled = 0.0
     if work.method in SAMPLING and held is not None:
+        share = 1 / work.passes if work.method == "grpo" else 1.0
         sampled = _sample(card, work, device, held) * share
+    computed = of_method(shape, work, device).seconds
     tokens = work.generated * work.length if work.method == "ppo" else work.tokens * work.accumulation
-    exchange = exchanged(card, work, device, micro * batches)
-    computing = batches * micro + extra + sampled + FIXED.get(work.method, OTHER)
-    return Time(computing + exchange, sampled, tokens * work.gpus, exchange)
+    exchange = exchanged(card, work, device, computed)
+    updates = work.passes * max(1, work.generated // work.step_rows) if work.method == "ppo" else 1
+    matrices = 2 * shape.layers * (4 if work.attention_only else 7) * (2 if work.method == "ppo" else 1)
+    besides = FIXED.get(work.method, OTHER) + updates * matrices * TENSOR + work.generated * COMPLETION
+    return Time(computed + exchange + sampled + besides, sampled, tokens * work.gpus, exchange)
+
+
+def of_method(shape: Any, work: Workload, device: Device) -> Pass:
+    """All passes of a step but for sampling, by the algorithm of its method."""
+    once = passes.forward(shape, work, device)
+    states = passes.forward(shape, work, device, head=False)
+    match work.method:
+        case "reward":
+            return passes.training(shape, work, device, head=False) * work.accumulation
+        case "ppo":  # policy, reference policy, critic and reward model read the rollout; then policy and critic learn
+            parts = max(1, round(work.generated / work.rows))
+            scoring = once * 2 + states * (1 + work.reward_model)
+            learning = passes.training(shape, work, device) + passes.training(shape, work, device, head=False)
+            return (scoring + learning * work.passes) * parts
+        case "grpo":
+            again = once * (work.reference + (work.passes > 1))  # of several iterations, the policy before the first
+            measured = passes.forward(shape, _few(work), device) * (2 - work.reference)  # the log's KL and its ratios
+            learning = passes.training(shape, work, device) * work.accumulation
+            return learning + (again * work.accumulation + measured) * (1 / work.passes)
+        case "kto":  # the completions, and the mismatched ones by the policy too
+            more = once * (1 + 2 * work.reference)
+        case _:
+            more = once * (work.method == "dpo" and work.reference)
+    return (passes.training(shape, work, device) + more) * work.accumulation
+
+
+def _few(work: Workload) -> Workload:
+    """The completions whose log-probabilities GRPO measures in each step, with the logits of whole rows."""
+    return replace(work, rows=min(MEASURED_ROWS, work.generated), completion=0)
 
 
 def exchanged(card: Any, work: Workload, device: Device, computing: float) -> float:
@@ -92,51 +102,6 @@ def exchanged(card: Any, work: Workload, device: Device, computing: float) -> fl
         weights, _ = base_bytes(card, work)
         seconds += max(0.0, 2 * work.accumulation * others * weights / link - computing)
     return seconds
-
-
-def _passes(shape: Any, work: Workload, device: Device) -> float:
-    """Seconds of the forward and the backward pass of a micro-batch."""
-    again = 0.0
-    if work.gradient_checkpointing:
-        again = 1 - min(work.kept_layers, shape.layers) / shape.layers  # share of the layers computed a second time
-        if work.method != "reward":  # the fused MLP leaves out the down projection then
-            again *= 1 - shape.layers * shape.hidden_size * shape.intermediate_size / linear_weights(shape)
-    head = 0 if work.method == "reward" else (4 if work.method == "sft" else 6)
-    flops = _flops(shape, work, passes=2 + again, attention=3.5 + again, head=head)
-    return _seconds(shape, work, device, flops, passes=2 + again, traffic=1 + again / 3)
-
-
-def _forward(shape: Any, work: Workload, device: Device) -> float:
-    """Seconds of a forward pass alone."""
-    flops = _flops(shape, work, passes=1, attention=1, head=0 if work.method == "reward" else 2)
-    return _seconds(shape, work, device, flops, passes=1, traffic=1 / 3)
-
-
-def _flops(shape: Any, work: Workload, passes: float, attention: float, head: float) -> float:
-    linear = linear_weights(shape) + adapter_weights(shape, work.lora_r, work.attention_only) * 1.5
-    wide = shape.heads * shape.head_dim
-    a_token = 2 * linear * passes
-    a_token += 2 * work.length * wide * shape.layers * attention  # causal: half of the keys, two products
-    scored = work.completion / work.length if work.completion else 1.0  # the share of tokens that reach the head
-    a_token += head * shape.vocab_size * shape.hidden_size * scored
-    return a_token * work.tokens
-
-
-def _seconds(shape: Any, work: Workload, device: Device, flops: float, passes: float, traffic: float) -> float:
-    h, i = shape.hidden_size, shape.intermediate_size
-    a, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    block = 4 * i + 8 * h + 6 * a + 8 * kv
-    moved = TRAFFIC * traffic * block * shape.layers * work.tokens
-    if work.precision == "nf4":  # expanded to 16 bit in every pass
-        moved += passes * linear_weights(shape) * (NF4_BYTES + 2)
-    share = min(PEAK_SHARE, h / (h + NARROW))
-    if work.precision == "fp8":
-        share *= FP8_GAIN
-    computing = flops / (device.tflops * 1e12 * share) + moved / (device.bandwidth * 1e9 * BANDWIDTH_SHARE)
-    start = LAYER_START
-    if work.method == "ppo":
-        start = PPO_LAYER_START if work.gradient_checkpointing else RECORDED_START
-    return max(computing, start * shape.layers * passes / 2)
 
 
 def _sample(card: Any, work: Workload, device: Device, held: Sampling) -> float:

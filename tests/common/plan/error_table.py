@@ -1,4 +1,4 @@
-"""The table of docs/plan.md, from runs.json: planned and measured, for runs that it was not fitted to.
+"""The tables of docs/plan.md, from runs.json and times.json: planned and measured, for runs that it was not fitted to.
 
 python tests/common/plan/error_table.py
 """
@@ -9,7 +9,9 @@ from statistics import mean
 from typing import Any
 
 RUNS = Path(__file__).parent / "runs.json"
+TIMES = Path(__file__).parent / "times.json"
 HEAD = ("run", "planned, GiB", "measured", "off")
+HEAD_OF_TIMES = ("run", "planned, s", "measured", "off")
 
 
 def unseen() -> list[dict[str, Any]]:
@@ -17,15 +19,21 @@ def unseen() -> list[dict[str, Any]]:
     return [run for run in json.loads(RUNS.read_text(encoding="utf-8")) if not run["fitted"] and "measured" in run]
 
 
+def unseen_times() -> list[dict[str, Any]]:
+    """The timed runs that set no constant of the plan; `planned` is what docs/plan.md publishes."""
+    return [run for run in json.loads(TIMES.read_text(encoding="utf-8")) if not run["fitted"]]
+
+
 def described(run: dict[str, Any]) -> str:
     """Such as `qwen2.5-7b sft, fp8, nothing recomputed, 2 x 2 x 1024`."""
     given = run["given"]
-    precision = "fp8" if given.get("load_in_fp8") else "nf4" if given["load_in_4bit"] else "16 bit"
+    precision = "fp8" if given.get("load_in_fp8") else "nf4" if given.get("load_in_4bit") else "16 bit"
     kept = given.get("checkpoint_skip_layers", 0)
     recomputed = f"{kept} layers kept" if kept else "recomputed" if given["gradient_checkpointing"] else "kept"
     length = given.get("max_length") or f"({given['max_prompt_length']} + {given['max_completion_length']})"
     batch = f"{given['per_device_train_batch_size']} x {given['gradient_accumulation_steps']} x {length}"
-    words = [f"{run['model']} {run['method']}", precision, recomputed, batch]
+    model = f"{run['model']} ({run['layers']} layers)" if "layers" in run else run["model"]
+    words = [f"{model} {run['method']}", precision, recomputed, batch]
     words += [f"rank {given['lora_r']}"] if given["lora_r"] != 16 else []
     words += [f"groups of {given['num_generations']}"] if "num_generations" in given else []
     words += [f"{given['num_iterations']} iterations"] if "num_iterations" in given else []
@@ -40,13 +48,17 @@ def cells(run: dict[str, Any]) -> tuple[str, ...]:
     return (described(run), f"{run['predicted']:.2f}", f"{run['measured']:.2f}", off(run["predicted"], run["measured"]))
 
 
+def cells_of_time(run: dict[str, Any]) -> tuple[str, ...]:
+    return (described(run), f"{run['planned']:.2f}", f"{run['seconds']:.2f}", off(run["planned"], run["seconds"]))
+
+
 def off(planned: float, took: float) -> str:
     return f"{planned / took - 1:+.1%}".replace("%", " %")
 
 
-def page() -> list[str]:
-    """Lines of Markdown."""
-    return [line(HEAD), line(["---"] * len(HEAD)), *(line(cells(run)) for run in unseen())]
+def page(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
 def line(values) -> str:
@@ -59,6 +71,8 @@ def summary(errors: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(page()))
-    found = unseen()
-    print("\n" + summary([run["predicted"] / run["measured"] - 1 for run in found]))
+    found, times = unseen(), unseen_times()
+    print(page(HEAD, [cells(run) for run in found]))
+    print(f"\n{page(HEAD_OF_TIMES, [cells_of_time(run) for run in times])}")
+    print("\nMemory: " + summary([run["predicted"] / run["measured"] - 1 for run in found]))
+    print("Times: " + summary([run["planned"] / run["seconds"] - 1 for run in times]))

@@ -1,11 +1,13 @@
 """Measure runs of runs.json on this GPU: the peak memory and the seconds of a step, through the recipes.
 
-    python tests/common/plan/measure.py OUT_FOLDER NAME NAME NAME
+    python tests/common/plan/measure.py OUT_FOLDER NAME NAME+NAME+NAME
 
-Each run is a process of its own. AT_ONCE of them (13) run side by side as far as the GPU's memory holds them, but while
-one times its steps the others are stopped. A checkpoint of the model's true shape is made on the spot, with random
-weights. OUT_FOLDER gets a file of each run, and a table is printed last. RUNS=FILE takes the runs from another file;
-SMALL=1 shrinks every model, to try this on a CPU; with ALONE=0 no run waits for the others, and times mean nothing.
+Each argument is a process of its own, which takes its runs one after the other. AT_ONCE of them (13) run side by side
+as far as the GPU's memory holds them, but while one times its steps the others are stopped. A checkpoint of the model's
+true shape is made on the spot, with random weights; a run's `layers` are those of it that are kept. OUT_FOLDER gets a
+file of each run, and a table is printed last. RUNS=FILE takes the runs from another file; SMALL=1 shrinks every model,
+to try this on a CPU; with ALONE=0 no run waits for the others, and times mean nothing. With `profile` a run has two
+more steps, whose kernels are counted.
 """
 
 import fcntl
@@ -32,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "scripts")]
 SMALL = bool(os.environ.get("SMALL"))
 SECONDS = float(os.environ.get("SECONDS_LIMIT", 3000))
-WARM_UP, TIMED = 2, 3  # steps
+WARM_UP, TIMED, PROFILED = 2, 3, 2  # steps; of the last two the second is profiled
+# A reward that differs between the completions of a group, so that there is something to learn.
+REWARD = "import zlib\n\n\ndef spread(texts):\n    return [zlib.crc32(text.encode()) % 1000 / 1000 for text in texts]\n"
 FAMILIES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "gemma-2": "gemma2", "phi-3": "phi3"}
 CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "phi3": "Phi3"}
 READY = {"qwen2-1.5b": os.environ.get("CHECKPOINT_1_5B", ""), "qwen2.5-7b": os.environ.get("CHECKPOINT_7B", "")}
@@ -54,20 +58,22 @@ def runs() -> dict[str, dict[str, Any]]:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def shape_of(model: str) -> Any:
+def shape_of(model: str, layers: int | None = None) -> Any:
     from common.lm.cards import read_card
 
     shape = SimpleNamespace(**read_card(model).architecture.model_dump(), context=read_card(model).context)
+    if layers:
+        shape.layers = layers
     if SMALL:
         shape.__dict__.update(hidden_size=128, intermediate_size=256, layers=2, heads=4, kv_heads=2, head_dim=32)
         shape.__dict__.update(vocab_size=4096)
     return shape
 
 
-def make_checkpoint(model: str, folder: Path) -> None:
+def make_checkpoint(model: str, folder: Path, layers: int | None = None) -> None:
     """A checkpoint whose weights are zeros that take no disk; `randomize` fills them once they are loaded."""
     family = next(kind for prefix, kind in FAMILIES.items() if model.startswith(prefix))
-    s = shape_of(model)
+    s = shape_of(model, layers)
     h, i, a, kv = s.hidden_size, s.intermediate_size, s.heads * s.head_dim, s.kv_heads * s.head_dim
     tensors = {"model.embed_tokens.weight": [s.vocab_size, h], "model.norm.weight": [h]}
     for n in range(s.layers):
@@ -122,36 +128,37 @@ def make_checkpoint(model: str, folder: Path) -> None:
         shutil.copy(ROOT / "data_samples" / "tiny" / name, folder)
 
 
-def checkpoint(model: str, scratch: Path) -> Path:
+def checkpoint(run: dict[str, Any], scratch: Path) -> Path:
+    model, layers = run["model"], run.get("layers")
     ready = READY.get(model)
-    if ready and Path(ready, "config.json").exists() and not SMALL:
+    if ready and not layers and Path(ready, "config.json").exists() and not SMALL:
         return Path(ready)
-    folder = scratch / "checkpoints" / model
+    folder = scratch / "checkpoints" / (f"{model}-{layers}-layers" if layers else model)
     with (scratch / "checkpoints.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "config.json").exists():
-            make_checkpoint(model, folder)
+            make_checkpoint(model, folder, layers)
     return folder
 
 
 def randomize(model: Any) -> None:
-    """Random values in place of the zeros: multiplying zeros takes a GPU less power, and so less time."""
+    """Random values for the zeros, the same in every run: a GPU multiplies zeros with less power, and faster."""
     import torch
 
-    quantized = []
+    quantized, draws = [], torch.Generator(next(model.parameters()).device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if type(parameter).__name__ == "Params4bit":
                 quantized.append(parameter)
             elif parameter.ndim >= 2 and parameter.is_floating_point():
-                parameter.normal_(0, 0.02)
+                parameter.normal_(0, 0.02, generator=draws)
             elif "norm" in name and parameter.is_floating_point():
                 parameter.fill_(1)
         for parameter in quantized:
             import bitsandbytes
 
             state = parameter.quant_state
-            values = torch.randn(state.shape, device=parameter.device, dtype=torch.bfloat16) * 0.02
+            values = torch.randn(state.shape, device=parameter.device, dtype=torch.bfloat16, generator=draws) * 0.02
             packed, new = bitsandbytes.functional.quantize_4bit(
                 values, blocksize=state.blocksize, quant_type="nf4", compress_statistics=True
             )
@@ -169,7 +176,7 @@ def timed_steps(run: dict[str, Any]) -> int:
     """Steps that are timed: whole rounds of GRPO with several iterations."""
     if not ALONE:
         return 1
-    return 2 * run["given"].get("num_iterations", 1) if run["method"] in ("grpo", "ppo") else TIMED
+    return TIMED * run["given"].get("num_iterations", 1)
 
 
 def digits(draw: random.Random, tokens: int) -> str:
@@ -180,7 +187,7 @@ def rows_of(run: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     """Rows that are as long as the run's lengths or longer, or documents of log-normal length where it packs."""
     draw, given, method = random.Random(0), run["given"], run["method"]
     length = given.get("max_length") or given["max_prompt_length"]
-    steps = WARM_UP + timed_steps(run) + 1
+    steps = WARM_UP + timed_steps(run) + PROFILED + 1
     count = steps * given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] + 12
     if run.get("packed"):
         count *= max(1, length // 150)
@@ -220,11 +227,12 @@ def words_of(run: dict[str, Any], source: Path, data: Path, output: Path) -> lis
         "model": str(source),
         "data": str(data),
         "output_dir": str(output),
-        "max_steps": WARM_UP + timed_steps(run) + 1,
+        "max_steps": WARM_UP + timed_steps(run) + PROFILED + 1,
     }
     given |= {"logging_steps": 1, "save_steps": 1_000_000, "max_truncated": 1.0}
     if run["method"] in ("grpo", "ppo"):
-        given["rewards"] = ("math",)
+        (output.parent / "spread.py").write_text(REWARD, encoding="utf-8")
+        given["rewards"] = ("math", f"{output.parent / 'spread.py'}:spread")
     given |= {"eval_ratio": 0.0} if run["method"] in ("reward", "ppo") else {}
     given |= {} if run["method"] == "reward" else {"sample_prompts": 0}
     if run["method"] == "ppo":
@@ -254,36 +262,63 @@ class Worker:
         self.record: dict[str, Any] = {}
         self.lock: Any = None
 
-    def main(self, name: str) -> None:
-        began, run = time.time(), runs()[name]
-        self.started = began
-        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth-{name}")
+    def main(self, names: list[str]) -> None:
+        began, known = time.time(), runs()
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(self.scratch / f"unsloth-{names[0]}")
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        if run["method"] in ("grpo", "ppo"):  # as their recipes set it, before the import
+        os.environ["UNSLOTH_BLOCK_COMPILE_DEBUG"] = "1"
+        if known[names[0]]["method"] in ("grpo", "ppo"):  # as their recipes set it, before the import
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
         import common.lm.hub as hub
         from common import environment
 
         hub.base_sha256 = lambda path: "0" * 64  # hashing takes longer than the run
-        environment.set_variables(models=[hub.find_model(str(checkpoint(run["model"], self.scratch)))], sources=[])
+        first = hub.find_model(str(checkpoint(known[names[0]], self.scratch)))
+        environment.set_variables(models=[first], sources=[])
         import unsloth  # noqa: I001  first
         import torch
 
         self.torch, self.on_gpu = torch, torch.cuda.is_available()
         self.hook(unsloth)
-        self.record = {"name": name, "import_s": round(time.time() - began, 1), "marks": [], "ok": False}
-        try:
-            self.wait_for_memory(run)
-            self.measure(run)
-        except Enough:
-            pass
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is reported
-            self.record["error"] = f"{type(error).__name__}: {error}"[:300]
-            traceback.print_exc()
-        self.release()
-        self.save()
-        sys.stdout.flush()
+        for name in names:
+            self.started = began
+            self.record = {"name": name, "import_s": round(time.time() - began, 1), "marks": [], "ok": False}
+            self.profiler: Any = None
+            try:
+                self.wait_for_memory(known[name])
+                self.measure(known[name])
+            except Enough:
+                pass
+            except BaseException as error:  # noqa: BLE001  whatever it is, it is reported
+                self.record["error"] = f"{type(error).__name__}: {error}"[:300]
+                traceback.print_exc()
+            self.release()
+            self.read_losses(name)
+            self.save()
+            sys.stdout.flush()
+            began = time.time()
+            self.clear()
         os._exit(0)
+
+    def clear(self) -> None:
+        """Leave nothing of a run on the GPU for the next one."""
+        gc.collect()
+        self.torch._dynamo.reset()
+        gc.collect()
+        if self.on_gpu:
+            self.torch.cuda.empty_cache()
+
+    def read_losses(self, name: str) -> None:
+        """The loss and the gradient's norm of each step, as the recipe has logged them."""
+        metrics = self.scratch / name / "run" / "metrics.jsonl"
+        if metrics.exists():
+            rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+            kept = [row for row in rows if "loss" in row]
+            for key in ("loss", "grad_norm"):
+                self.record[key] = [round(float(row.get(key, 0)), 6) for row in kept]
+            for key in kept[-1] if kept else ():
+                if key.startswith(("time/", "rollout/")):
+                    self.record.setdefault("phases", {})[key] = [row.get(key) for row in kept]
 
     def wait_for_memory(self, run: dict[str, Any]) -> None:
         """Wait until the GPU's memory holds this run beside those that have begun."""
@@ -296,6 +331,7 @@ class Worker:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 taken = json.loads(file.read_text()) if file.exists() else {}
                 taken = {pid: gib for pid, gib in taken.items() if Path("/proc", pid, "exe").exists()}
+                taken.pop(str(os.getpid()), None)
                 if not taken or sum(taken.values()) + wanted <= total:
                     file.write_text(json.dumps(taken | {str(os.getpid()): wanted}))
                     return
@@ -305,7 +341,8 @@ class Worker:
         from transformers import AutoTokenizer
 
         torch = self.torch
-        source = checkpoint(run["model"], self.scratch)
+        source = checkpoint(run, self.scratch)
+        self.run, self.last = run, time.time()
         self.timed, self.rounds = timed_steps(run), run["given"].get("num_iterations", 1) > 1
         self.zeros = source.parent == self.scratch / "checkpoints"
         if self.on_gpu:
@@ -405,10 +442,31 @@ class Worker:
         self.mark(f"step {number}")
         if number == WARM_UP and ALONE:
             self.alone()
-        if number >= WARM_UP + self.timed:
+        if number < WARM_UP + self.timed:
+            return
+        if number == WARM_UP + self.timed:
             self.record |= {"ok": True, "seconds": self.seconds(self.record["step_s"][WARM_UP:])}
             self.save()
+            if not (self.run.get("profile") and self.on_gpu):
+                raise Enough
+        if number == WARM_UP + self.timed + PROFILED - 1:
+            activities = [self.torch.profiler.ProfilerActivity.CUDA]
+            self.profiler = self.torch.profiler.profile(activities=activities)
+            self.profiler.__enter__()
+        if number == WARM_UP + self.timed + PROFILED:
+            self.profiler.__exit__(None, None, None)
+            self.release()
+            self.kernels()
             raise Enough
+
+    def kernels(self) -> None:
+        """How long the GPU computes in a step, and by which kernels."""
+        found = [one for one in self.profiler.key_averages() if one.device_type.name == "CUDA"]
+        found.sort(key=lambda one: -one.self_device_time_total)
+        self.record["busy_s"] = round(sum(one.self_device_time_total for one in found) / 1e6, 4)
+        self.record["launches"] = sum(one.count for one in found)
+        top = [(one.key[:90], one.count, round(one.self_device_time_total / 1e3, 2)) for one in found[:60]]
+        self.record["kernels"] = top
 
     def seconds(self, timed: list[float]) -> float:
         """The median; the mean where a rollout is for several steps."""
@@ -446,7 +504,7 @@ def signal_others(scratch: Path, what: signal.Signals) -> None:
     for file in (scratch / "pids").iterdir():
         if int(file.name) != os.getpid():
             with suppress(ProcessLookupError):
-                os.kill(int(file.name), what)
+                os.killpg(int(file.name), what)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -470,7 +528,7 @@ def driver(out: Path, names: list[str]) -> None:
             workers.append(start(waiting.pop(0), out, scratch))
     for worker in workers:  # and what it has started, which would write where the next call removes
         os.killpg(worker.pid, signal.SIGKILL)
-    table(out, names)
+    table(out, [name for together in names for name in together.split("+")])
 
 
 def somebody_times(scratch: Path) -> bool:
@@ -482,12 +540,15 @@ def somebody_times(scratch: Path) -> bool:
     return False
 
 
-def start(name: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
-    """A process that measures a run; its compiler has one thread, as others would disturb the run that is timed."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+def start(names: str, out: Path, scratch: Path) -> "subprocess.Popen[bytes]":
+    """A process that measures these runs; its compiler's processes are stopped with it."""
+    threads = os.environ.get("COMPILE_THREADS", "4")
+    name = names.split("+")[0]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4"}
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = threads
     for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # whose locks a stopped process would hold
         environment[cache] = str(scratch / name / cache.split("_")[0].lower())
-    command = [sys.executable, __file__, "worker", str(out), str(scratch), name]
+    command = [sys.executable, __file__, "worker", str(out), str(scratch), names]
     with (out / f"{name}.log").open("w") as log:
         worker = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -507,19 +568,20 @@ def table(out: Path, names: list[str]) -> None:
         device = "h200" if "H200" in found.get("device", "") else "h100"
         peak, seconds = found.get("peak") or 1e9, found.get("seconds") or 1e9
         planned, expected = run.get("predicted", 0), run.get("predicted_seconds", {}).get(device, 0)
-        print(f"{name:22s} {'ok ' if found['ok'] else 'BAD'}", end=" ")
+        print(f"{name:24s} {'ok ' if found['ok'] else 'BAD'}", end=" ")
         print(
             f"peak {peak:7.3f} planned {planned:7.3f} {planned / peak - 1:+6.1%} allocated {found['allocated']:7.3f}",
             end=" ",
         )
         print(f"| step {seconds:7.3f} planned {expected:7.3f} {expected / seconds - 1:+6.1%}", end=" ")
         print(f"{found.get('step_s')} sample {found.get('sample_s', [])[-1:]} kept {found.get('kept')}", end=" ")
+        print(f"busy {found.get('busy_s')} {found.get('launches')}", end=" ")
         print(found.get("error", "")[:100])
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
-        _, _, folder, scratch, name = sys.argv
-        Worker(Path(folder), Path(scratch)).main(name)
+        _, _, folder, scratch, names = sys.argv
+        Worker(Path(folder), Path(scratch)).main(names.split("+"))
     else:
         driver(Path(sys.argv[1]), sys.argv[2:])

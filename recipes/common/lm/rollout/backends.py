@@ -19,14 +19,14 @@ def check_sampling(rollouts: Backend, correction: Correction = "off", level: str
 
     MachineError for what is not installed, InputError for what does not fit.
     """
+    if rollouts == "vllm" and world_size() > 1:
+        raise InputError(
+            f"--rollouts=vllm samples in one process, and this run has {world_size()}: give --rollouts=graph"
+        )
     if rollouts == "vllm" and not has_vllm():
         raise MachineError(
             "--rollouts=vllm: vLLM is not installed. `make setup VARIANT=cuda-vllm` (or `make image "
             "VARIANT=cuda-vllm`) installs it; --rollouts=auto samples without it"
-        )
-    if rollouts == "vllm" and world_size() > 1:
-        raise InputError(
-            f"--rollouts=vllm samples in one process, and this run has {world_size()}: give --rollouts=graph"
         )
     if correction != "token":
         return

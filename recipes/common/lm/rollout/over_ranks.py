@@ -1,4 +1,4 @@
-"""Sample on every rank of a run, a share of the completions on each: together those of one process.
+"""Sample and score tokens on every rank of a run, a share of the completions on each: together those of one process.
 
 This module imports torch only where a function needs it, so that a recipe can import it before it imports unsloth.
 """
@@ -6,14 +6,22 @@ This module imports torch only where a function needs it, so that a recipe can i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.run.ranks import gather_objects, rank, share, world_size
 
 if TYPE_CHECKING:
     from common.data.examples import Conversation, Prompt
     from common.lm.generate import Completion
+    from common.lm.log_probs import Scored
     from common.lm.rollout.rollouts import Rollouts
+
+T = TypeVar("T")
+
+
+def of_rank(rows: Sequence[T]) -> list[T]:
+    """The contiguous share of these rows, which all ranks have alike, that this rank samples, scores or trains on."""
+    return share(rows, rank(), world_size())
 
 
 def sample_over_ranks(
@@ -32,12 +40,11 @@ def sample_over_ranks(
     """
     if world_size() == 1:
         return rollouts.sample(prompts, max_new_tokens, temperature, key)
-    mine = share(range(len(prompts)), rank(), world_size())
     drawn, figures = [], None
-    if mine:
-        own = [prompts[index] for index in mine]
-        with own_random_numbers(rollouts.noise_seed(key, mine[0])):  # of `generate`, which has no other noise
-            drawn = rollouts.sample(own, max_new_tokens, temperature, key, first=mine[0])
+    if own := of_rank(prompts):
+        first = of_rank(range(len(prompts)))[0]
+        with own_random_numbers(rollouts.noise_seed(key, first)):  # of `generate`, which has no other noise
+            drawn = rollouts.sample(own, max_new_tokens, temperature, key, first=first)
         figures = rollouts.figures
     parts = gather_objects((drawn, figures, rollouts.backend))
     rollouts.figures = together([figures for _, figures, _ in parts if figures])
@@ -47,6 +54,17 @@ def sample_over_ranks(
         rollouts.backend = "generate"
         completions = [replace(completion, log_probs=None) for completion in completions]
     return completions
+
+
+def score_tokens_over_ranks(
+    model: Any, completions: "Sequence[Completion]", pad_token_id: int, temperature: float = 1.0
+) -> "list[Scored]":
+    """`score_tokens` of these completions, of which each rank scores its share; of all, on every rank."""
+    from common.lm.log_probs import score_tokens
+
+    spans = [(completion.prompt_ids, completion.completion_ids) for completion in of_rank(completions)]
+    parts = gather_objects(score_tokens(model, spans, pad_token_id, temperature=temperature))
+    return [scored for part in parts for scored in part]
 
 
 @contextmanager

@@ -37,3 +37,12 @@ def test_vllm_by_name_where_it_is_not_installed_names_the_variant(monkeypatch):
         check_sampling("vllm")
     for other in ("auto", "graph", "generate"):
         check_sampling(other)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_vllm_is_refused_on_several_ranks_whether_it_is_installed_or_not(monkeypatch, installed):
+    monkeypatch.setattr(backends, "has_vllm", lambda: installed)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="samples in one process, and this run has 2: give --rollouts=graph"):
+        check_sampling("vllm")
+    check_sampling("auto")
