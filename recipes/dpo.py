@@ -31,6 +31,7 @@ from common.data.hold_out import hold_out, hold_out_share
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
+from common.lm.active_adapter import switch_quickly
 from common.lm.chat import TokenPair, tokenize_pairs, trainable
 from common.lm.hub import fetch, resolved_revision
 from common.lm.load import (
@@ -342,6 +343,7 @@ def main() -> None:
         # TRL copies the new adapter as a second one, "ref". It computes the same as the base alone, takes memory, and
         # breaks resuming: transformers then loads a checkpoint into "ref" and leaves the policy untrained.
         model.delete_adapter("ref")
+        switch_quickly(model)
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 

@@ -33,6 +33,7 @@ from common.data.hold_out import eval_count, hold_out_by
 from common.data.read import read_examples
 from common.data.rows import Faults, find_source
 from common.errors import InputError, run_command
+from common.lm.active_adapter import switch_quickly
 from common.lm.chat import trainable
 from common.lm.feedback import TokenFeedback, tokenize_feedback
 from common.lm.hub import fetch, resolved_revision
@@ -343,6 +344,7 @@ def main() -> None:
         # TRL copies the new adapter as a second one, "ref". It computes the same as the base alone, takes memory, and
         # breaks resuming: transformers then loads a checkpoint into "ref" and leaves the policy untrained.
         model.delete_adapter("ref")
+        switch_quickly(model)
         trainer.remove_callback(PrinterCallback)  # ProgressCallback prints the same
         trainer.train(resume_from_checkpoint=newest_checkpoint(run))
 

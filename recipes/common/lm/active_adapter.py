@@ -31,6 +31,11 @@ def active_adapter(model: "PeftModel", name: str | None) -> Iterator[None]:
             layer._active_adapter = "default"
 
 
+def switch_quickly(model: "PeftModel") -> None:
+    """Have `model.disable_adapter()`, which TRL's trainers call in every step, switch as `active_adapter` does."""
+    model.disable_adapter = lambda: active_adapter(model, None)
+
+
 @lru_cache(maxsize=1)
 def lora_layers(model: "PeftModel") -> list[Any]:
     """The layers of the model that hold its adapters."""

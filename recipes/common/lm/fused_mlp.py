@@ -11,10 +11,12 @@ up are read and h is written; backward the gradients of gate and up are made of 
 those of Bg, Bu and Ad are summed up in the same pass. What LoRAFusion (arXiv 2510.00206) does for a layer, for an MLP.
 
 gate and up are saved without the adapters' part, which the backward pass adds again. Where a layer is computed again
-for its backward pass, its MLP is not before that pass needs it: there gate and up are computed for some rows at a time.
+for its backward pass, its MLP is not before that pass needs it. There, and where nothing is saved, gate and up are
+computed for some rows at a time, unless the layer is compiled.
 """
 
 import functools
+import itertools
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 RANKS = 64  # at most: a tile of more does not fit the shared memory of a GPU for desks
 CAPABILITY = (8, 0)  # of the GPU, at least; before Ampere PEFT and Unsloth compute it
-PART = 4096  # rows of a part of the backward pass of a layer that is computed again
+PART = 4096  # rows that are computed at a time where memory is short: no matrix of the intermediate size is whole
 RECOMPUTING = [False]  # whether the layer that runs is computed a second time, for the backward pass
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -125,6 +127,17 @@ def _inner(
     gate, up = products(x, gate_w, up_w)
     h = swiglu(gate, up, xa, gate_b, up_b)
     return h, gate, up, xa, h @ down_a.t()
+
+
+def _in_parts(x: "Tensor", adapters: tuple["Tensor", ...], *frozen: tuple["Tensor", Any]) -> "Tensor":
+    """The MLP of rows x (M, K) for which no gradient is needed, part by part."""
+    ready = [(w, q) if isinstance(q, torch.Tensor) else (dense(w, q, x.dtype), None) for w, q in frozen]
+
+    def of_part(rows: "Tensor") -> "Tensor":
+        h, *_, ha = _inner(rows, adapters, *ready[:2])
+        return plus_product(products(h, ready[2])[0], ha, adapters[-1].t())
+
+    return torch.cat([of_part(rows) for rows in x.split(PART)])
 
 
 def _base_alone(x: "Tensor", gate_w: Any, up_w: Any, down_w: Any) -> "Tensor":
@@ -262,17 +275,12 @@ def _forward_of(before: Callable) -> Callable:
             return _base_alone(x.flatten(0, -2), *map(frozen, layers)).unflatten(0, x.shape[:-1])
         a = [(layer.lora_A[name].weight * layer.scaling[name]).to(x.dtype) for layer in layers]
         b = [layer.lora_B[name].weight.to(x.dtype) for layer in layers]
-        weights = [part for layer in layers for part in frozen(layer)]
-        y = _Mlp.apply(
-            x.flatten(0, -2),
-            torch.cat(a[:2]),
-            b[0],
-            b[1],
-            a[2],
-            b[2],
-            *weights,
-            RECOMPUTING[0] and torch.is_grad_enabled(),
-        )
+        rows, weights, adapters = x.flatten(0, -2), list(map(frozen, layers)), (torch.cat(a[:2]), *b[:2], a[2], b[2])
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(rows) <= PART:
+            again = RECOMPUTING[0] and torch.is_grad_enabled()
+            y = _Mlp.apply(rows, *adapters, *itertools.chain(*weights), again)
+        else:
+            y = _in_parts(rows, adapters, *weights)
         return y.unflatten(0, x.shape[:-1])
 
     return forward

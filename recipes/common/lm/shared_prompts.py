@@ -46,6 +46,8 @@ class Copies:
 def _copying() -> Any:
     import torch
 
+    from common.lm.shared_attention import sum_of_copies
+
     class Copying(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, rows: "Tensor", of: "Tensor", *places: "Tensor") -> "Tensor":
@@ -55,9 +57,7 @@ def _copying() -> Any:
         @staticmethod
         def backward(ctx: Any, *gradients: "Tensor") -> tuple:
             (gradient,), (first, other, other_of) = gradients, ctx.saved_tensors
-            total = gradient.index_select(0, first).float()
-            total.index_add_(0, other_of, gradient.index_select(0, other).float())
-            return total.to(gradient.dtype), None, None, None, None
+            return sum_of_copies(gradient, first, other, other_of), None, None, None, None
 
     return Copying
 
@@ -75,6 +75,7 @@ class SharedPrompts:
     query_ends: "Tensor"  # (S + 1,) int32, where the segments begin and end in the packed row
     key_ends: "Tensor"  # (S + 1,) int32, where their keys begin and end among `keys`
     lengths: "Tensor"  # (S,) int32, tokens of the segments; always on the CPU
+    longest_query: int
     longest_key: int
     width: int  # T
 
@@ -95,25 +96,13 @@ class SharedPrompts:
         return replace(self, states=states, keys=keys, **ends)
 
     def attention(self, query: "Tensor", key: "Tensor", value: "Tensor", scale: float | None = None) -> "Tensor":
-        """Attention of the packed row, (1, N, heads, d), on a GPU in 16 bit; keys may have fewer heads.
+        """Attention of the packed row, (1, N, heads, d), on a GPU in 16 bit; keys may have fewer heads."""
+        from common.lm.shared_attention import shared_attention
 
-        The causal mask of varlen attention ends at the last key: a rest sees all of its prompt.
-        """
-        from torch.nn.attention.varlen import varlen_attn
-
-        attended: Any = varlen_attn(
-            query.squeeze(0),
-            self.keys.make(key.squeeze(0)),
-            self.keys.make(value.squeeze(0)),
-            self.query_ends,
-            self.key_ends,
-            int(self.lengths.max()),
-            self.longest_key,
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
-        return attended.unsqueeze(0)
+        states = (one.squeeze(0) for one in (query, key, value))
+        copies = self.keys.of, self.keys.first, self.keys.other, self.keys.other_of
+        ends = self.query_ends, self.key_ends, self.longest_query, self.longest_key
+        return shared_attention(*states, *copies, *ends, scale)[0].unsqueeze(0)
 
     def mask(self) -> "Tensor":
         """What each packed token attends to, (1, 1, N, N) bool."""
@@ -166,6 +155,7 @@ def pack(rows: list[list[int]], groups: list[list[int]], width: int) -> SharedPr
         query_ends=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         key_ends=torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32),
         lengths=torch.tensor(lengths, dtype=torch.int32),
+        longest_query=max(lengths),
         longest_key=max(key_lengths),
         width=width,
     )
@@ -265,6 +255,8 @@ def _lets_prefixes_in(causal: Any) -> bool:
     """Whether the attention of every layer comes to ours, tried on two rows of three tokens."""
     import torch
 
+    from common.lm.shared_attention import extend_unsloth
+
     reached = []
 
     class Probe(SharedPrompts):
@@ -272,24 +264,9 @@ def _lets_prefixes_in(causal: Any) -> bool:
             reached.append(self)
             return super().attention(query, key, value, scale)
 
-    _extend_unsloth()
+    extend_unsloth()
     probe = Probe(**vars(pack([[0, 1, 2], [0, 1, 3]], [[0, 1]], 3).to(causal.device)))
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=causal.device)
     with torch.no_grad(), torch.autocast("cuda", dtype=causal.dtype):
         causal.model(input_ids=ids, shared_prompts=probe)
     return len(reached) == causal.config.get_text_config().num_hidden_layers
-
-
-@functools.cache
-def _extend_unsloth() -> None:
-    """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
-    from unsloth.utils import attention_dispatch
-
-    theirs = attention_dispatch._flex_shared_prefix_attention
-
-    def attention(query: "Tensor", key: "Tensor", value: "Tensor", shared: Any, scale: float | None = None) -> "Tensor":
-        if isinstance(shared, SharedPrompts):
-            return shared.attention(query, key, value, scale)
-        return theirs(query, key, value, shared, scale=scale)
-
-    attention_dispatch._flex_shared_prefix_attention = attention

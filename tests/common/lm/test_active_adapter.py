@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from common.lm.active_adapter import active_adapter
+from common.lm.active_adapter import active_adapter, switch_quickly
 from conftest import ROOT
 
 
@@ -46,3 +46,18 @@ def test_after_an_error_it_is_the_policy_and_no_flag_has_changed(model):
             raise ZeroDivisionError
         assert torch.equal(logits(model), policy)
     assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def test_a_quick_switch_gives_the_reference_policy_and_leaves_gradients_alone(model):
+    policy = logits(model)
+    with model.disable_adapter():
+        reference = logits(model)
+    switch_quickly(model)
+    try:
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        with model.disable_adapter():
+            assert torch.equal(logits(model), reference)
+            assert trained == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert torch.equal(logits(model), policy)
+    finally:
+        del model.disable_adapter

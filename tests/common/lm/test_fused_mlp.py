@@ -84,7 +84,8 @@ def test_a_recomputed_layer_is_computed_in_parts_of_its_rows_with_the_gradients_
     monkeypatch.setattr(fused_mlp, "products", lambda x, *w: widths.append(len(x)) or products(x, *w))
     monkeypatch.setattr(fused_mlp, "PART", 25)
     _, parts = loss_and_gradients(model)
-    assert widths == [60] * 4 + [25, 25, 10] * 2  # forward, then the two layers from the last to the first
+    forward = [25, 25, 25, 25, 10, 10]  # gate and up, down; of a layer
+    assert widths == forward * 2 + [25, 25, 10] * 2  # then the two layers from the last to the first
     assert 0 < worst(parts, whole) < 0.02
 
 
