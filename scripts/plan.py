@@ -22,6 +22,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from common.aliases import ELSEWHERE
 from common.arguments import parse
 from common.errors import InputError, run_command
 from common.lm.hub import find_model
@@ -186,7 +187,7 @@ def several(args: Args) -> str:
     if args.gpus == 1:
         return ""
     text = f" on {args.gpus} GPUs, {'sharded (FSDP2)' if args.sharded else 'a copy of the model on each (DDP)'}"
-    return text if runs_here(args) else f"{text};\nno recipe does it yet"
+    return text if runs_here(args) else f"{text}.\n`make {args.method}` cannot: {ELSEWHERE['sharded']}"
 
 
 def runs_here(args: Args) -> bool:

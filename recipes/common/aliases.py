@@ -69,6 +69,9 @@ ALIASES = {
 ELSEWHERE = {
     "load_in_fp8": "SFT, DPO, KTO and reward models train in fp8. GRPO and PPO sample in 16 bit or nf4, and fp8 rounds "
     "the activations too: the policy that samples would not be the one that is trained",
+    "sharded": "SFT alone divides the model among GPUs. DPO and KTO switch the adapter off for their reference policy, "
+    "GRPO and PPO sample, and a reward model has a head of its own, which a divided model was not shown to do right; "
+    "a base in nf4 takes a quarter of the memory, with a copy on each card",
 }
 
 

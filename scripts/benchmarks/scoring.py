@@ -20,8 +20,9 @@ def main() -> None:
     from peft import PeftConfig
     from unsloth import FastLanguageModel
 
-    from common.lm.cuda_graph import RecordedPass
-    from common.lm.scalar_head import load_head, score_last
+    from common.lm.cuda_graph import Recorded
+    from common.lm.hidden_states import at_last_token, last_hidden, pad_right
+    from common.lm.scalar_head import apply_head, load_head
 
     length = job.workload.length
     model, _ = FastLanguageModel.from_pretrained(
@@ -36,12 +37,17 @@ def main() -> None:
     model.load_adapter(str(reward / "adapter"), adapter_name="reward")
     model.set_adapter("reward", inference_mode=True)
     head, _ = load_head(reward / "adapter", model.device)
-    backbone = RecordedPass(model)
+
+    @torch.no_grad()
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
+        return (apply_head(head, at_last_token(last_hidden(model, ids, mask), mask)),)
+
+    recorded = Recorded(model, score, "the reward model's pass") if torch.cuda.is_available() else score
     seconds = []
     for number in range(COMPLETIONS):
-        row = ([1 + number] * 16, [2 + number] * length)
+        row = [1 + number] * 16 + [2 + number] * length
         started = time.perf_counter()
-        score_last(model, head, [row], 0, backbone=backbone)  # it returns floats, so the GPU is done
+        recorded(*pad_right([row], 0, model.device))[0].tolist()  # floats, so the GPU is done
         seconds.append(time.perf_counter() - started)
     seconds = seconds[WARMUP:]
     write_result(result, seconds, [length] * len(seconds), str(model.dtype))

@@ -32,8 +32,5 @@ def scaling_words(one: Plan, sizes: Any) -> list[str]:
     ]
     if work.sharded:
         base, _ = base_bytes(sizes, work)
-        lines.append(
-            f"  the base: 2 x {work.accumulation} x {n - 1}/{n} x {base / GIB:.1f} GiB while it computes; what takes "
-            "longer than that is counted"
-        )
+        lines.append(f"  the base: 2 x {work.accumulation} x {n - 1}/{n} x {base / GIB:.1f} GiB")
     return lines

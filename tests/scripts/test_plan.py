@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import plan as command
 import pytest
+from common.arguments import check, read_fields
+from common.errors import InputError
 from common.lm.cards import card_names
 from common.lm.hub import find_model
 from common.plan.workload import METHODS
@@ -72,14 +74,23 @@ def test_arguments_of_the_recipe_count_and_stay(planned):
 
 
 def test_more_gpus_divide_the_time_and_sharding_the_weights(planned):
+    given = ("--gradient-accumulation-steps", "64", "--no-load-in-4bit")
     one, four, sharded = (
-        json.loads(planned("--card", "h100", "--json", "--gradient-accumulation-steps", "64", *more))["plans"][0]
+        json.loads(planned("--card", "h100", "--json", *given, *more))["plans"][0]
         for more in ((), ("--gpus", "4"), ("--gpus", "4", "--sharded"))
     )
     assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"], rel=0.01)
-    gradients = one["parts_gib"]["adapter"] / 2  # what DDP copies into its buckets; its weights are as large
-    assert four["peak_gib"] - one["peak_gib"] == pytest.approx(gradients + 0.4, abs=0.02)
+    assert four["peak_gib"] - one["peak_gib"] == pytest.approx(0.4, abs=0.02)  # NCCL; gradients are in DDP's buckets
     assert sharded["parts_gib"]["weights"] == pytest.approx(one["parts_gib"]["weights"] / 4, rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward", "grpo", "ppo"])
+def test_what_only_sft_can_divide_among_gpus_is_refused_with_the_reason(planned, method):
+    with pytest.raises(InputError, match=r"there is no --sharded here: SFT alone divides the model among GPUs\. DPO"):
+        check(read_fields(ROOT / "recipes" / f"{method}.py"), ["--sharded"], method)
+    shown = planned("--model", "qwen2.5-72b", "--method", method, "--card", "h200", "--gpus", "4", "--sharded")
+    assert f"`make {method}` cannot: SFT alone divides" in " ".join(shown.split())
+    assert f"\nmake {method} " not in shown
 
 
 def test_hours_and_money_are_of_the_data(planned):

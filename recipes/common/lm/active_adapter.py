@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+LAYERS: "WeakKeyDictionary[PeftModel, list[Any]]" = WeakKeyDictionary()  # walking through a model takes time
 
 
 @contextmanager
@@ -36,9 +38,10 @@ def switch_quickly(model: "PeftModel") -> None:
     model.disable_adapter = lambda: active_adapter(model, None)
 
 
-@lru_cache(maxsize=1)
 def lora_layers(model: "PeftModel") -> list[Any]:
     """The layers of the model that hold its adapters."""
     from peft.tuners.lora import LoraLayer
 
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if model not in LAYERS:
+        LAYERS[model] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return LAYERS[model]

@@ -2,7 +2,7 @@
 
 import copy
 import gc
-import warnings
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.lm.hidden_states import last_hidden, round_up
+from common.run.ranks import is_first, rank
+from common.run.screen import console
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-RECORDED_TOKENS = 1024  # a larger batch keeps a GPU busy for longer than its kernels take to start
 WARM_UP = 2  # runs before a recording: kernels are compiled and libraries allocate, which a recording may not
 
 # Bytes that only recordings can use, of the memory that each pool has.
@@ -25,7 +25,8 @@ HELD: "weakref.WeakKeyDictionary[torch.cuda.MemPool, int]" = weakref.WeakKeyDict
 STREAMS = 32  # that torch makes for a GPU; torch.cuda.Stream() gives one after the other, again and again
 IN_USE: set[int] = set()  # of these the ones that graphs are recorded on
 OF_POOL: "weakref.WeakKeyDictionary[torch.cuda.MemPool, torch.cuda.Stream]" = weakref.WeakKeyDictionary()
-FAILED: list[torch.cuda.CUDAGraph] = []  # recordings that could not be made
+# Recordings that could not be made in a pool.
+FAILED: "weakref.WeakKeyDictionary[torch.cuda.MemPool, list[torch.cuda.CUDAGraph]]" = weakref.WeakKeyDictionary()
 
 
 def record(
@@ -59,7 +60,7 @@ def record(
     except RuntimeError:
         generator.graphsafe_set_state(random_state)  # the old state still waits for the end of the recording
         if isinstance(pool, torch.cuda.MemPool):  # its end would free the workspace of the others, see `own_stream`
-            FAILED.append(graph)
+            FAILED.setdefault(pool, []).append(graph)
         raise
     finally:
         for tensor, old in zip(changed, kept, strict=True):
@@ -106,6 +107,16 @@ def stream_of(pool: torch.cuda.MemPool) -> torch.cuda.Stream:
     return OF_POOL[pool]
 
 
+def say_not_recorded(name: str, error: RuntimeError) -> None:
+    """Print that the work `name` runs without a graph from now on, and why; a rank but the first one on stderr."""
+    reason = str(error.__context__ or error).partition("\n")[0]
+    line = f"{name} cannot be recorded, so it is slower: {reason}"
+    if is_first():
+        console().print(line, soft_wrap=True)
+    else:  # all ranks wait for it
+        print(f"Rank {rank()}: {line}", file=sys.stderr)
+
+
 class Recording(NamedTuple):
     """Work over inputs of some shapes as a CUDA graph, and the memory that it works in."""
 
@@ -120,10 +131,10 @@ class Recorded:
 
     The first work of a shape runs as it is, the second is recorded. A recording uses the adapter that was active then,
     and reads the weights from their addresses: they may change in place, but not move. After the first work that cannot
-    be recorded nothing more is, with a warning.
+    be recorded nothing more is, which is printed.
 
     Args:
-        name: of the work, for that warning.
+        name: of the work, for that line.
         changed: the tensors that `work` changes besides, such as gradients, which it adds to in place.
         pool: memory shared with recordings that never run beside these; by default of its own.
         most: bytes that the process may have taken, so that the rest is left to what is not recorded.
@@ -152,25 +163,30 @@ class Recorded:
         """The outputs; the next call overwrites them, also one of recordings in the same pool."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if self.can_record and shapes not in self.recordings:
-            if self.pool is None:
-                self.pool = torch.cuda.MemPool()
-            if shapes not in self.seen:
-                self.seen.add(shapes)
-                with beside(stream_of(self.pool), self.pool):
-                    return self.work(*inputs)
             try:
-                self.recordings[shapes] = self.record(inputs)
-            except RuntimeError as error:  # some operation waits for the GPU, or there is no memory left
+                self._prepare(shapes, inputs)
+            except RuntimeError as error:  # some operation waits for the GPU, or no memory or no stream is left
                 self.can_record = False
-                reason = str(error.__context__ or error).splitlines()[0]
-                warnings.warn(f"{self.name} cannot be recorded, so it is slower: {reason}", stacklevel=2)
-        if shapes not in self.recordings:
+                say_not_recorded(self.name, error)
+        if shapes in self.recordings:
+            recording = self.recordings[shapes]
+            for static, tensor in zip(recording.inputs, inputs, strict=True):
+                static.copy_(tensor)
+            recording.graph.replay()
+            return recording.outputs
+        if self.pool is None or not self.can_record:
             return self.work(*inputs)
-        recording = self.recordings[shapes]
-        for static, tensor in zip(recording.inputs, inputs, strict=True):
-            static.copy_(tensor)
-        recording.graph.replay()
-        return recording.outputs
+        self.seen.add(shapes)
+        with beside(stream_of(self.pool), self.pool):
+            return self.work(*inputs)
+
+    def _prepare(self, shapes: tuple[torch.Size, ...], inputs: Sequence[Tensor]) -> None:
+        """Record these shapes if they have been seen before; else see to it that there is a stream to do so later."""
+        if self.pool is None:
+            self.pool = torch.cuda.MemPool()
+        stream_of(self.pool)
+        if shapes in self.seen:
+            self.recordings[shapes] = self.record(inputs)
 
     def record(self, inputs: Sequence[Tensor]) -> Recording:
         """The work over inputs of these shapes. Raises RuntimeError when a CUDA graph cannot hold it."""
@@ -190,34 +206,3 @@ class Recorded:
         values = [value for module in self.model.modules() for value in vars(module).values()]
         held = [copy.copy(value) if isinstance(value, list | dict) else value for value in values]
         return Recording(graph, static, outputs, held)
-
-
-class RecordedPass:
-    """`last_hidden` for scoring on a GPU: the kernels of each shape are recorded once, as a CUDA graph, then replayed.
-
-    A pass starts some 2,000 kernels, and for a short text starting them takes longer than running them, see
-    docs/results.md. Batches of more than RECORDED_TOKENS, and all batches on a CPU, go to `last_hidden`.
-    """
-
-    def __init__(self, model: "PeftModel") -> None:
-        self.model = model
-        self.recorded = Recorded(model, self._pass, "this model's pass")
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The hidden states (B, T, h) for `input_ids` (B, T); the next call overwrites them."""
-        rows, columns = input_ids.shape
-        padded = round_up(columns)
-        if not input_ids.is_cuda or rows * padded > RECORDED_TOKENS:
-            return last_hidden(self.model, input_ids, attention_mask)
-        # No token attends to what is right of it: no mask is needed.
-        (hidden,) = self.recorded(torch.nn.functional.pad(input_ids, (0, padded - columns)))
-        return hidden[:, :columns]
-
-    def _pass(self, input_ids: Tensor) -> tuple[Tensor]:
-        was_training = self.model.training
-        self.model.eval()  # nothing is compiled then
-        try:
-            return (last_hidden(self.model, input_ids, None),)
-        finally:
-            self.model.train(was_training)

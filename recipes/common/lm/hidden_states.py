@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 def last_hidden(model: "PeftModel", input_ids: "Tensor", attention_mask: "Tensor | None") -> "Tensor":
     """The hidden states (B, T, h) after the final norm, with the active adapter; no logits are computed.
 
-    `input_ids` and `attention_mask` are (B, T), padded on the right: Unsloth's GPU path drops the mask in train mode,
-    and no token can attend to padding on its right. The states at padding mean nothing.
+    `input_ids` and `attention_mask` are (B, T), padded on the right: no token can attend to padding on its right, so on
+    a GPU the mask is dropped in train mode, as Unsloth does. The states at padding mean nothing.
     """
     import torch
 
     causal = model.get_base_model()
+    if input_ids.is_cuda and causal.training:
+        # Unsloth would look for padding on the left first where the model has generated, and wait for the GPU: no CUDA
+        # graph can hold that.
+        attention_mask = None
     # This calls the backbone itself, past the forward that accelerate wraps in autocast. Without autocast LoRA layers,
     # whose weights are 32 bit, compute in 32 bit on a GPU.
     with torch.autocast(input_ids.device.type, dtype=causal.dtype, enabled=input_ids.is_cuda):

@@ -13,6 +13,7 @@ from common.lm.documents import document_end
 from common.lm.hub import TOKENIZER_FILES, Model, contents, embedding_rows, find_model, load_tokenizer
 from common.lm.own_code import check_trust_of
 from common.lm.render import end_token, set_chat_template
+from common.lm.sharded import gather_as_computed
 from common.plan.fit import KEPT_LAYERS
 from common.run.folder import parent_of
 from common.run.screen import console
@@ -167,6 +168,7 @@ def fuse_adapter(model: "PeftModel", sharded: bool = False) -> None:
     A model that is to be `sharded` keeps Unsloth's own kernels, which know a weight in parts.
     """
     if sharded:
+        gather_as_computed(model)
         return
     from common.lm.fused_mlp import fuse_mlps
     from common.lm.fused_qkv import fuse_qkv

@@ -8,7 +8,6 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import Tensor
-
-    from common.lm.cuda_graph import RecordedPass
 
 
 WEIGHTS, FACTS = "head.safetensors", "head.json"
@@ -71,22 +68,19 @@ def score_last(
     rows: list[tuple[list[int], list[int]]],
     pad_token_id: int,
     batch_size: int = 8,
-    backbone: "RecordedPass | None" = None,
 ) -> list[float]:
     """The head's output at the last token of each row (prompt_ids, completion_ids), without gradient.
 
-    The head's adapter must be active, and its dropout, if it has any, switched off. A `backbone` saves time where the
-    same model scores again and again.
+    The head's adapter must be active, and its dropout, if it has any, switched off.
     """
     import torch
 
-    hidden_of = backbone or partial(last_hidden, model)
     scores: list[float] = []
     for first in range(0, len(rows), batch_size):
         texts = [prompt + completion for prompt, completion in rows[first : first + batch_size]]
         input_ids, mask = pad_right(texts, pad_token_id, head.weight.device)  # (B, T)
         with torch.no_grad():
-            hidden = at_last_token(hidden_of(input_ids, mask), mask)  # (B, h)
+            hidden = at_last_token(last_hidden(model, input_ids, mask), mask)  # (B, h)
             scores += apply_head(head, hidden).tolist()
     return scores
 

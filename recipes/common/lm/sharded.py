@@ -1,9 +1,21 @@
-"""A model that Unsloth has divided among the ranks (FSDP2): its weights, whole again."""
+"""A model that Unsloth divides among the ranks (FSDP2): the type that it is gathered in, and its weights as a whole."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+
+def gather_as_computed(model: "Module") -> None:
+    """Have the weights of `model`, which is to be divided, gathered in 32 bit where it computes in 32 bit.
+
+    Unsloth takes the type from the base's configuration, or from its nf4 weights, which name that of a GPU.
+    """
+    import torch
+
+    if model.get_input_embeddings().weight.dtype == torch.float32:  # type: ignore[operator]
+        os.environ.setdefault("UNSLOTH_FSDP2_PARAM_DTYPE", "storage")
 
 
 def whole_weights(model: "Module") -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ OFFLOADED_FROM = 512  # tokens; for shorter rows Unsloth keeps checkpoints on th
 MLP_PART = 4096  # tokens (lm/fused_mlp.py)
 MEASURED_ROWS = 4  # completions of a step whose log-probabilities GRPO computes with all their logits (grpo.py)
 NCCL = 0.4 * GIB  # its buffers, which no allocator of torch's counts either; assumed, not measured
+GATHERED = 2.75  # of a divided model, in multiples of embedding and output layer; measured with a 72B on 2 and 4 GPUs
 WORKSPACE = 0.05 * GIB  # cuBLAS and small tensors
 GRAPHS = 0.1 * GIB  # what the recorded steps of sampling keep
 # What torch's allocator reserves and has in no tensor: a little, and a share of what comes and goes; measured.
@@ -69,9 +70,12 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
     if work.reward_model:  # its pass is recorded as a CUDA graph, with the matrices that it expands
         largest = shape.hidden_size * max(shape.intermediate_size, shape.heads * shape.head_dim)
         overhead += GRAPHS + (2 * 2 * largest if work.precision == "nf4" else 0)
-    if work.sharded:  # FSDP2 gathers one layer in 16 bit, and the next one while it computes
-        overhead += 2 * 2 * linear / shape.layers
-    elif work.gpus > 1:  # DDP copies the gradients into buckets that the GPUs add up
+    if work.sharded:
+        # FSDP2 gathers embedding and output layer for the whole step, and a layer and the next one while it computes;
+        # all come in a buffer of their size, and what one stream has freed is not free for another one.
+        unquantized = (card.parameters - linear) * 2
+        overhead += GATHERED * unquantized + 2 * 2 * (weights - unquantized) / shape.layers
+    elif work.gpus > 1 and work.method in SAMPLING:  # the gradients are copied into buckets that the GPUs add up
         overhead += gradients
     if work.gpus > 1:
         overhead += NCCL
@@ -99,8 +103,9 @@ def peak(card: Any, work: Workload, gib: float = 80) -> Memory:
         ]
     if work.precision == "fp8":  # it is loaded in 16 bit, and quantized layer by layer
         phases.append((card.parameters * 2.0, adapter, 0, 0, 0, 0, 0, overhead + 2 * linear / shape.layers))
-    if work.sharded:  # each GPU loads all of the base, and then keeps its part
-        phases.append((weights, adapter, 0, 0, 0, 0, 0, CUDA_CONTEXT))
+    if work.sharded:  # each GPU loads all of the base, and then keeps its part; the embedding is copied meanwhile
+        embedding = 2 * shape.vocab_size * shape.hidden_size
+        phases.append((weights, adapter, 0, 0, 0, 0, 0, CUDA_CONTEXT + NCCL + embedding))
     base, lora, moments, grown, active, logits, sampled, rest = max(phases, key=sum)
     return Memory(*(part / GIB for part in (base, lora + grown, moments, active, logits, sampled, rest)))
 

@@ -73,7 +73,8 @@ def recomputed(shape: Any, work: Workload) -> float:
     if not work.gradient_checkpointing:
         return 0.0
     again = 1 - min(work.kept_layers, shape.layers) / shape.layers
-    if work.method != "reward" and not work.attention_only:  # the fused MLP leaves out the down projection then
+    if work.method != "reward" and not work.attention_only and not work.sharded:
+        # The fused MLP leaves out the down projection then; a divided model has Unsloth's own kernels.
         again *= 1 - shape.layers * shape.hidden_size * shape.intermediate_size / linear_weights(shape)
     return again
 

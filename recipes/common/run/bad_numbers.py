@@ -114,10 +114,14 @@ def _listed(numbers: Mapping[str, Any]) -> str:
 
 
 def check_weights(parameters: "Iterable[Tensor]", found: str) -> None:
-    """Raise InputError where trained weights are not finite, or too large to square; `found` says when it was seen."""
-    import torch
+    """Raise InputError where trained weights are not finite, or too large to square; `found` says when it was seen.
 
-    trained = [parameter.detach() for parameter in parameters]
+    Of a sharded weight each rank looks at its own part, so that a rank may look alone.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    trained = [one.to_local() if isinstance(one, DTensor) else one for one in (each.detach() for each in parameters)]
     if trained and not math.isfinite(float(torch.nn.utils.get_total_norm(trained))):
         raise InputError(
             f"The trained weights are no longer finite, seen {found}. Lower --learning-rate and give another "

@@ -29,6 +29,7 @@ from common.run.lock import NAME, Lock, refuse_where_held
 from common.run.memory import with_smaller_batch
 from common.run.ranks import is_first, peer_lost, rank
 from common.run.record import identity_of
+from common.run.training_state import forget_overrides
 
 # Arguments that change what is shown or where it is written, never the weights; and the names of data and model, whose
 # contents count instead.
@@ -96,6 +97,7 @@ class Run:
         try:
             self._end(error)
         finally:
+            forget_overrides()
             self.lock.give_back()
 
     def _end(self, error: BaseException | None) -> None:

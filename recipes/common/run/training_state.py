@@ -4,6 +4,7 @@ This module imports torch only where a function needs it, so that a recipe can i
 """
 
 import random
+import sys
 from typing import TYPE_CHECKING, Any
 
 from common.run.ranks import is_first, sum_over_ranks, world_size
@@ -137,6 +138,16 @@ def one_tensor(parameters: "list[Tensor]") -> "Tensor":
         shape = parameter.shape
         parameter.data, parameter.grad = values.view(shape), gradient.view(shape)
     return whole
+
+
+def forget_overrides() -> None:
+    """Have bitsandbytes forget which embeddings a trainer registered for an optimizer state of 32 bit.
+
+    It would hold their modules until the process ends, and give the parameters that have their place in the next
+    optimizer of the process 32 bit too.
+    """
+    if "bitsandbytes" in sys.modules:
+        sys.modules["bitsandbytes"].optim.GlobalOptimManager.get_instance().initialize()
 
 
 def random_state() -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """Switching adapters gives the model that PEFT's own switches give, and leaves gradients alone."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from common.lm.active_adapter import active_adapter, switch_quickly
@@ -61,3 +65,12 @@ def test_a_quick_switch_gives_the_reference_policy_and_leaves_gradients_alone(mo
         assert torch.equal(logits(model), policy)
     finally:
         del model.disable_adapter
+
+
+def test_a_model_that_has_been_switched_ends_with_its_last_user(model):
+    other = copy.deepcopy(model)
+    with active_adapter(other, None):
+        there = weakref.ref(other)
+    del other
+    gc.collect()
+    assert there() is None

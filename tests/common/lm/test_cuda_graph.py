@@ -33,3 +33,19 @@ def test_no_two_owners_of_graphs_that_live_share_a_stream(streams):
         cuda_graph.own_stream(Owner())
     del other
     assert cuda_graph.own_stream(Owner()).cuda_stream == 1
+
+
+def test_work_for_which_no_stream_is_left_runs_and_says_so_once(streams, monkeypatch, capsys):
+    owners = [Owner() for _ in range(3)]
+    for owner in owners:
+        cuda_graph.own_stream(owner)
+    monkeypatch.setattr(torch.cuda, "MemPool", Owner)
+    recorded = cuda_graph.Recorded(torch.nn.Identity(), lambda x: (2 * x,), "Doubling")
+    for _ in range(3):
+        assert recorded(torch.ones(2))[0].tolist() == [2, 2]
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert printed.startswith("Doubling cannot be recorded, so it is slower: 3 owners of CUDA graphs have taken every")
+    monkeypatch.setenv("RANK", "1")
+    cuda_graph.say_not_recorded("Doubling", RuntimeError("no room\nand more"))
+    assert capsys.readouterr().err == "Rank 1: Doubling cannot be recorded, so it is slower: no room\n"

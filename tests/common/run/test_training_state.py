@@ -1,7 +1,12 @@
 import copy
+import gc
+import weakref
+from contextlib import suppress
 
 import pytest
 import torch
+from common.errors import Stopped
+from common.run.folder import plan_run
 from common.run.training_state import one_tensor
 
 
@@ -48,3 +53,20 @@ def test_an_adapter_in_one_tensor_is_saved_and_loaded_as_before(tmp_path):
     set_peft_model_state_dict(model, load_peft_weights(str(tmp_path), device="cpu"))
     assert all(torch.equal(weight, old) for weight, old in zip(parameters, kept, strict=True))
     assert whole.norm() > 0
+
+
+def test_bitsandbytes_forgets_the_modules_of_a_run_when_it_ends(tmp_path):
+    """Trainers register embeddings for an optimizer state of 32 bit; the next optimizer would take that for its own."""
+    import bitsandbytes
+
+    manager, module = bitsandbytes.optim.GlobalOptimManager.get_instance(), torch.nn.Embedding(4, 2)
+    there = weakref.ref(module)
+    with suppress(Stopped), plan_run("sft", "tiny", str(tmp_path), {}, {}, {}):
+        manager.register_module_override(module, "weight", {"optim_bits": 32})
+        manager.index2config[0, 0] = {"optim_bits": 32}
+        del module
+        assert there() is not None
+        raise Stopped("SIGTERM", "after step 7 of 9")
+    gc.collect()
+    assert there() is None
+    assert manager.index2config == {}

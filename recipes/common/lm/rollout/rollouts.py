@@ -76,6 +76,7 @@ class Rollouts:
         self.decoder: Decoder | None = None
         self.engine: VllmEngine | None = None
         self.rows_that_fit = max_rows
+        self.reads_four_bit = False  # instead of a merged copy, since that did not fit
         self.figures: dict[str, float] = {}
 
     def sample(
@@ -262,8 +263,12 @@ class Rollouts:
         size = merged_bytes(self.model)
         if free_bytes() - RESERVE >= size + FEWEST_ROWS * row:
             return True
+        why = f"a merged copy of its weights, {size / 2**30:.1f} GiB, does not fit beside it"
         if not in_four_bit(self.model):
-            raise Unsupported(f"a merged copy of its weights, {size / 2**30:.1f} GiB, does not fit beside it")
+            raise Unsupported(why)
+        if not self.reads_four_bit:
+            self.reads_four_bit = True
+            console().print(f"Sampling reads the base in 4 bit at each step, which is slower: {why}.", soft_wrap=True)
         return False
 
     def _keeps(self) -> bool:

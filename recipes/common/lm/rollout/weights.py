@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from common.lm.cuda_graph import own_stream, record
+from common.lm.cuda_graph import own_stream, record, say_not_recorded
 from common.lm.rollout import operations
 from common.lm.rollout.architecture import Architecture, Unsupported, read_architecture
 from common.lm.rollout.layers import (
@@ -156,6 +156,7 @@ class PolicyWeights:
         self.operations = operations_for(self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.stream: torch.cuda.Stream | None = None  # that it is recorded on
+        self.can_record = True
         self.read: list[int] = []  # the addresses that the graph reads
         # Norms stay in the dtype in which the model computes, also under a base in 4 bit.
         self.dtype = _active(self.embedding).weight.dtype
@@ -187,14 +188,22 @@ class PolicyWeights:
         time and then replayed: where the copy is released after each call, there is no second time."""
         read = [tensor.data_ptr() for linear in self._linears() for tensor in sources_of(linear.layers, linear.adapter)]
         if self.device.type != "cuda" or read != self.read:  # the first time, or a weight has moved
-            self._merge()
             self.graph, self.read = None, read
-            return
+        elif self.graph is None and self.can_record:
+            self._record()
         if self.graph is None:
+            self._merge()
+        else:
+            self.graph.replay()
+
+    def _record(self) -> None:
+        try:
             if self.stream is None:
                 self.stream = own_stream(self)
             self.graph = record(self._merge, self.stream)
-        self.graph.replay()
+        except RuntimeError as error:  # no memory or no stream is left
+            self.can_record = False
+            say_not_recorded("Merging the adapter", error)
 
     def _merge(self) -> None:
         for linear in self._linears():

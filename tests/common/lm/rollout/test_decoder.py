@@ -121,6 +121,24 @@ def test_merging_leaves_the_model_as_it_is():
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+def test_merging_that_cannot_be_recorded_is_done_all_the_same_and_says_so_once(capsys):
+    model = with_lora(random_model())
+    weights = PolicyWeights(model, "default")
+    weights.device = torch.device("cuda")  # which is not there: nothing can be recorded
+    merged = weights.layers[0].output.weight
+    for _ in range(4):
+        before = merged.clone()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(2)
+        weights.refresh()
+        assert not torch.allclose(merged, before, atol=1e-3)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Merging the adapter cannot be recorded, so it is slower: ")
+    assert weights.graph is None
+
+
 def test_a_base_in_four_bit_is_merged_as_dequantized_and_can_be_decoded_without_a_copy():
     from bitsandbytes.nn import Linear4bit
 

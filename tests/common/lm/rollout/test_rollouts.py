@@ -10,7 +10,7 @@ from common.lm.generate import generate
 from common.lm.log_probs import Scored, score_tokens
 from common.lm.render import end_token
 from common.lm.rollout import rollouts as module
-from common.lm.rollout import vllm_engine
+from common.lm.rollout import vllm_engine, weights
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.rollout.decoder import Decoded
 from common.lm.rollout.rollouts import Rollouts, sample_completions
@@ -190,6 +190,18 @@ def test_where_no_second_copy_of_the_weights_fits_generate_samples(model, tokeni
     monkeypatch.setattr(Rollouts, "_generate", lambda *_: ["generated"])
     assert rollouts_of(model, tokenizer).sample(PROMPTS, 4, 0.0) == ["generated"]
     assert "a merged copy of its weights, 0.0 GiB, does not fit beside it" in capsys.readouterr().out
+
+
+def test_a_base_in_4_bit_that_is_read_at_each_step_says_so_once(model, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    monkeypatch.setattr(module, "free_bytes", lambda: module.RESERVE + 2**20)
+    monkeypatch.setattr(weights, "in_four_bit", lambda model: True)
+    sampler = rollouts_of(model, tokenizer)
+    assert [sampler._copies(64) for _ in range(2)] == [False, False]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "Sampling reads the base in 4 bit at each step, which is slower: a merged copy of its weights"
+    )
 
 
 def test_auto_gives_the_decoder_up_only_where_its_first_call_fails(model, tokenizer, monkeypatch, capsys):
