@@ -149,7 +149,8 @@ GROUPS: dict[str, dict[str, Command]] = {
             (*INSTALL, "TEST_DOCKER"),
         ),
         "test-slurm": tool(
-            "the tests on a Slurm cluster of this machine's own", *PYTEST, "-n", "0", "tests/system/test_slurm.py"
+            "the tests on a Slurm cluster of this machine's own",
+            *(*PYTEST, "-n", "0", "tests/system/test_slurm.py", "tests/system/test_slurm_nodes.py"),
         ),
         "lint": tool("check Python, types, shell files, Dockerfile and words", "scripts/lint"),
         "pin": tool("write a repository's newest commit into a model card", "scripts/pin.py"),

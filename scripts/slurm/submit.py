@@ -3,7 +3,7 @@
     make slurm RECIPE=sft MODEL=qwen2.5-7b DATA=my.jsonl TIME=4:00:00 GPUS=1
     make slurm RECIPE=sft TIME=1:00:00 SWEEP="learning_rate=1e-4,2e-4 seed=1,2,3"     six runs, side by side
     make slurm STAGES=sft,dpo,grpo TIME=4:00:00 GPUS=1                                three jobs, one after the other
-    make slurm RECIPE=sft TIME=4:00:00 NODES=2 GPUS=8                                 16 processes by torchrun
+    make slurm RECIPE=sft TIME=4:00:00 NODES=2 GPUS=8                                 16 processes, one for each GPU
     make slurm RECIPE=sft TIME=1:00:00 DRY=1                                          show the script, submit nothing
 
 All other arguments are those of the recipe, or with STAGES those of the pipeline. The script is written to OUT/slurm,
@@ -11,8 +11,9 @@ with its settings above the text of scripts/slurm/job.sh, and checked by bash, s
 submitted; logs and states are written beside it. Before its time is up a job stops with a checkpoint and is requeued,
 until the run is done. `make slurm-status` shows the states.
 
-A job gets no variable of your environment except those in PASSED, which are in the script, so no token ends up in a
-file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login` wrote.
+A job gets no variable of your environment except those in PASSED and FAMILIES, which are in the script, so no token
+ends up in a file of Slurm's. The job reads a token from the file that HF_TOKEN_PATH names, or that `hf auth login`
+wrote.
 
 Left out: heterogeneous jobs, several GPUs for the stages of a pipeline, building images.
 """
@@ -49,6 +50,9 @@ RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
 # Slurm's client programs, where the hub's files are, and how libraries behave; nothing that says who the user is.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH")
 PASSED += ("UNSLOTH_USE_MODELSCOPE", "MODELSCOPE_CACHE", "WANDB_MODE", "WANDB_PROJECT", "OMP_NUM_THREADS")
+PASSED += ("COMPILED_CODE", "RANKS_TIMEOUT", "UNSLOTH_FSDP2_LAYOUT")
+FAMILIES = re.compile(r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+")  # how ranks reach each other; passed, too
+GPU_OPTION = re.compile(r"--gpus|--gres[= ]\S*gpu|(^| )-G")  # of sbatch, in one of its spellings
 WARNING_SECONDS = 300  # before the time is up: for a step and a checkpoint of a large model
 
 
@@ -69,7 +73,7 @@ class Args:
 
     # The job.
     gpus: str = "0"
-    """How many GPUs on each node: 1, or h200:8 for a kind of them."""
+    """How many GPUs on each node: 1, or h200:8 for a kind of them. Where --sbatch has --gres, that asks for them."""
     nodes: int = 1
     partition: str | None = None
     """As sbatch has it, and so the next three."""
@@ -147,6 +151,11 @@ def check(args: Args) -> None:
         raise InputError(f"--time={args.time}: expected hours:minutes:seconds, such as 4:00:00.") from None
     if not re.fullmatch(r"(\w+:)?\d+", args.gpus):
         raise InputError(f"--gpus={args.gpus}: expected how many of each node, such as 1 or h200:8.")
+    if args.gpus == "0" and GPU_OPTION.search(args.sbatch):
+        raise InputError(
+            f"--sbatch={args.sbatch}: this asks Slurm for GPUs; give --gpus too, how many of each node, "
+            "so that each gets a process."
+        )
     if args.nodes < 1:
         raise InputError(f"--nodes={args.nodes}: expected 1 or more.")
     if args.nodes * args.per_node > 1 and args.chain:
@@ -207,7 +216,7 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
             "#!/bin/bash",
             *(f"#SBATCH {option}" for option in options(stage, folder, runs, args)),
             "",
-            *(f"export {name}={shlex.quote(os.environ[name])}" for name in PASSED if name in os.environ),
+            *(f"export {name}={shlex.quote(os.environ[name])}" for name in passed()),
             *([f"export RECIPES_SPELLING={SPELLING}"] if SPELLING else []),
             "",
             *settings(stage, folder, runs, args, words),
@@ -234,6 +243,11 @@ def write_script(stage: str, folder: Path, runs: list[tuple[str, list[str]]], ar
     return script
 
 
+def passed() -> list[str]:
+    """The names of the variables of this environment that a job gets."""
+    return [name for name in PASSED if name in os.environ] + sorted(filter(FAMILIES.fullmatch, os.environ))
+
+
 def options(stage: str, folder: Path, runs: list[tuple[str, list[str]]], args: Args) -> list[str]:
     # Slurm sends the signal up to a minute early. A short job, for a trial, must still get to train.
     warning = min(WARNING_SECONDS, args.seconds // 3)
@@ -242,7 +256,7 @@ def options(stage: str, folder: Path, runs: list[tuple[str, list[str]]], args: A
         f"--time={args.time}",
         f"--nodes={args.nodes}",
         "--ntasks-per-node=1",
-        *([f"--gpus-per-node={args.gpus}"] if args.gpus != "0" else []),
+        *([f"--gpus-per-node={args.gpus}"] if args.gpus != "0" and not GPU_OPTION.search(args.sbatch) else []),
         *([f"--array=0-{len(runs) - 1}"] if args.sweep else []),
         f'--chdir="{os.getcwd()}"',
         f'--output="{folder}/slurm/{"%A_%a" if args.sweep else "%j"}.log"',

@@ -502,7 +502,11 @@ def test_compose_and_the_batch_script_have_the_settings_of_the_launcher():
         if isinstance(word, ast.Constant)
     }
     assert len(names) > 10
-    assert {name for name in names if not engines.PASSED.fullmatch(name)} == {"PATH", "LD_LIBRARY_PATH"}
+    assert {name for name in names if not engines.PASSED.fullmatch(name)} == {
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "COMPILED_CODE",
+    }
 
 
 # --- GPUs -----------------------------------------------------------------------------------------------------------
@@ -644,6 +648,44 @@ def test_several_processes_end_with_the_code_of_the_first_that_failed(does, code
     assert done.returncode == code
     assert done.stdout == "process 0\n"
     assert done.stderr == shown
+
+
+ON_NODE = """
+import os, signal, socket, sys
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+print(*(os.environ[name] for name in names), flush=True)
+assert os.path.basename(os.path.dirname(os.environ["UNSLOTH_COMPILE_LOCATION"])).startswith("job-7.")
+rank = int(os.environ["RANK"])
+{does}
+"""
+
+
+@pytest.mark.parametrize(
+    ("node", "does", "code", "shown"),
+    [
+        ("0", "sys.exit(75)", 0, ""),  # srun would end the other node
+        ("0", "sys.exit(2 if rank == 0 else 0)", 2, "Rank 0 of 4, on n0, failed with exit code 2\n"),
+        ("1", "sys.exit('no GPU' if rank == 3 else 0)", 1, "Rank 3 of 4 failed:\n{3}no GPU\n"
+         "Rank 3 of 4, on n1, failed with exit code 1: no GPU\n"),
+        ("1", "rank == 2 and os.kill(os.getpid(), 9)", 137, "Rank 2 of 4 was ended by SIGKILL:\n{2}"
+         "Rank 2 of 4, on n1, was ended by SIGKILL\n"),
+        # One that only misses another is not the cause, though it is the first to end.
+        ("1", "import time; time.sleep(rank == 3); sys.exit(1 if rank == 3 else 3)", 1, "Rank 3 of 4 failed:\n{3}"
+         "Rank 3 of 4, on n1, failed with exit code 1: 3 1 4 2 ::1 20017 lo\n"),
+    ],
+)  # fmt: skip
+def test_on_each_of_several_nodes_its_ranks_are_started_and_the_one_that_failed_is_named(
+    node, does, code, shown, tmp_path
+):
+    (tmp_path / "worker.py").write_text(ON_NODE.format(does=does))
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": node, "SLURMD_NODENAME": f"n{node}"}
+    command = [sys.executable, PROCESSES, "--master-addr=::1", "--master-port=20017", "2", tmp_path / "worker.py"]
+    environment = {**os.environ, **slurm, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    lines = {rank: f"{rank} {rank % 2} 4 2 ::1 20017 lo\n" for rank in range(4)}
+    assert (done.returncode, done.stderr) == (code, shown.format(*lines.values()))
+    assert done.stdout == (lines[0] if node == "0" else "")
+    assert not list(tmp_path.glob("job-*"))
 
 
 def test_a_signal_reaches_every_process_once(tmp_path):

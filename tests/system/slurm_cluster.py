@@ -54,6 +54,11 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._spawn(node, "slurmd", "-D", "-N", node)
 
+    def use(self, environment: dict[str, str]) -> None:
+        """From now on the tasks that srun starts have these variables too; job.sh sets its own after this."""
+        lines = [f"echo export {name}={value}" for name, value in environment.items()]
+        self._write_prolog(lines)
+
     def kill_node(self, node: str) -> None:
         """As a power cut: the daemon and all that it has started are gone at once."""
         daemon = self.daemons.pop(node)
@@ -157,16 +162,23 @@ class Cluster:
             "PreemptMode=REQUEUE",
             *nodes,
             "PartitionName=normal Nodes=ALL Default=YES PriorityTier=1",
+            "PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=60",  # preempted by TERM for the steps alone
             "PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF",
         ]
         self.conf.write_text("\n".join(lines) + "\n")
-        # A job that is killed with its node cannot clean up after itself.
-        (self.folder / "prolog").write_text(f"#!/bin/sh\necho export TMPDIR={self.folder}/tmp\n")
-        (self.folder / "prolog").chmod(0o755)
+        self._write_prolog([])
         # Slurm believes in a GPU when it has a device file.
         gpus = [f"NodeName={node} Name=gpu File=/dev/{device}" for node in NODES for device in ("null", "zero")]
         (self.folder / "gres.conf").write_text("\n".join(gpus) + "\n")
         (self.folder / "cgroup.conf").write_text("")
+
+    def _write_prolog(self, lines: list[str]) -> None:
+        # A job that is killed with its node cannot clean up after itself.
+        lines = ["#!/bin/sh", f"echo export TMPDIR={self.folder}/tmp", *lines]
+        part = self.folder / "prolog.part"  # a task may read it at this moment
+        part.write_text("\n".join(lines) + "\n")
+        part.chmod(0o755)
+        part.rename(self.folder / "prolog")
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,5 +1,7 @@
 """`make slurm` on a real Slurm of this machine's own (slurm_cluster.py): two nodes, fake GPUs, the tiny model.
 
+Jobs on one node each; test_slurm_nodes.py has those on two.
+
 The tests follow each other on one cluster. The chain, which takes longest, is submitted first and looked at last, and
 keeps to node n2; what is done to a node is done to n1.
 """
@@ -9,10 +11,12 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -83,8 +87,8 @@ class Jobs:
         file = self.folder / "slurm" / f"{job or self.ids[-1]}.state"
         return [line.split(" ", 1)[1] for line in file.read_text().splitlines()] if file.exists() else []
 
-    def wait_until(self, word: str, times: int = 1, job: str | None = None) -> str:
-        """Its last state that begins with `word`, once there are so many."""
+    def wait_until(self, word: str | tuple[str, ...], times: int = 1, job: str | None = None) -> str:
+        """Its last state that begins with `word`, or one of several, once there are so many."""
 
         def found() -> str | None:
             as_wanted = [line for line in self.states(job) if line.startswith(word)]
@@ -269,32 +273,6 @@ def test_cancelled_stopped_preempted_and_its_node_lost_a_run_ends_like_one_left_
     assert jobs.log().count("Resuming after step") >= 3  # one may be preempted before it gets there
 
 
-def test_two_nodes_train_as_one_process_does_and_stop_together(cluster, undisturbed, tmp_path):
-    """Each process takes half of every step's batch. After a stop in between, too, the weights are those of one."""
-    wait_for("both nodes", lambda: "down" not in cluster("sinfo", "--noheader", "--format=%T"))
-    jobs = Jobs(
-        cluster, tmp_path / "run", TWO_NODES, MODEL="tiny", DATA=None, GPUS="1", ARGS=STEPS
-    )  # fmt: skip
-    jobs.wait_for_step(3)
-    jobs.signal()
-    jobs.wait_until("requeued")
-    assert record(jobs.folder)["step"] < 30
-    jobs.wait_until("done")
-    assert jobs.states()[-2] == "running on n[1-2], restart 1"
-
-    ours = [row["loss"] for row in read_jsonl(jobs.folder / "metrics.jsonl") if "loss" in row]
-    alone = [row["loss"] for row in read_jsonl(undisturbed.folder / "metrics.jsonl") if "loss" in row]
-    assert ours == pytest.approx(alone, rel=1e-4)
-    from safetensors.torch import load_file
-
-    weights, others = (load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (jobs, undisturbed))
-    assert all(weights[name].allclose(others[name], rtol=1e-3, atol=1e-5) for name in weights)
-    logs = {rank: (jobs.folder / "slurm" / f"{jobs.ids[0]}-rank{rank}.log").read_text() for rank in (0, 1)}
-    assert "step 30/30" in logs[0]
-    assert "step 30/30" not in logs[1]
-    assert record(jobs.folder)["ranks"] == record(jobs.folder)["machine"]["nodes"] == 2
-
-
 def test_a_sweep_is_an_array_in_which_one_failure_stops_no_other(cluster, tmp_path):
     """Submitted from another folder, with data that is named from there."""
     rows = (ROOT / "data_samples" / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -374,6 +352,7 @@ def test_the_chain_waits_for_a_stage_that_was_queued_again(cluster, chain):
 REFUSED = {
     "a time that is none": ({"TIME": "4h"}, "TIME=4h: expected hours:minutes:seconds, such as 4:00:00"),
     "a number of GPUs that is none": ({"GPUS": "two"}, "GPUS=two: expected how many of each node"),
+    "GPUs without a process": ({"GPUS": None, "SBATCH": "--gres=gpu:8"}, "this asks Slurm for GPUs; give GPUS too"),
     "no nodes": ({"NODES": "0"}, "NODES=0: expected 1 or more"),
     "several processes of a chain": (
         {"RECIPE": None, "DATA": None, "STAGES": "sft,ppo", "NODES": "2"},
@@ -440,24 +419,38 @@ def test_without_slurm_the_script_is_shown_and_nothing_submitted(tmp_path):
 # --- what a script holds ------------------------------------------------------------------------------------------
 
 
-def launched(script: Path, folder: Path, **environment: str) -> tuple[list[str], str, str]:
-    """The command that a script starts, and the GPUs and DOCKER_ARGS it sees: stand-ins print what they are given."""
-    (folder / "bin").mkdir()
-    (folder / "root" / "scripts").mkdir(parents=True)
-    say = f'printf "%s\\n" "${{CUDA_VISIBLE_DEVICES-unset}}" "${{DOCKER_ARGS-}}" "${{0##*/}}" "$@" >>{folder}/given'
-    for program, does in {
-        **dict.fromkeys(("srun", "../root/scripts/run"), say),
-        "docker": f'echo "$@" >>{folder}/given.docker',
-        "scontrol": '[ "$2" = hostnames ] && echo n1 || echo NodeName=n1 NodeAddr=10.0.0.1 NodeHostName=n1',
-    }.items():
-        (folder / "bin" / program).write_text(f"#!/bin/bash\n{does}\n")
-        (folder / "bin" / program).chmod(0o755)
+def stand_in(folder: Path, **programs: str) -> None:
+    """Programs in folder/bin, and in folder/root, the repository of the script: bash that does this."""
+    for name, does in programs.items():
+        program = folder / ("root/scripts/run" if name == "run" else f"bin/{name}")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{does}\n")
+        program.chmod(0o755)
+
+
+def start(script: Path, folder: Path, **environment: str) -> list[str]:
+    """Run a job's script, with the programs of `stand_in`; the states that it writes, without the times."""
     text = re.sub("^export PATH=", f"export PATH={folder}/bin:", script.read_text(), flags=re.M)
     script.write_text(re.sub("^root=.*", f"root={folder}/root", text, flags=re.M))
     slurm = {"SLURM_JOB_ID": "60017", "SLURM_JOB_NODELIST": "n[1-2]", "TMPDIR": str(folder), **environment}
-    subprocess.run(["bash", script], env={**os.environ, **slurm}, capture_output=True, check=False, timeout=60)
+    log = script.parent / f"{slurm['SLURM_JOB_ID']}.log"
+    with log.open("a") as output:
+        subprocess.run(
+            ["bash", script], env={**os.environ, **slurm}, stdout=output, stderr=output, check=False, timeout=60
+        )
+    assert not list(folder.glob("job-*"))
+    return [line.split(" ", 1)[1] for line in log.with_suffix(".state").read_text().splitlines()]
+
+
+NODE = '[ "$2" = hostnames ] && echo n1 || echo NodeName=n1 NodeAddr=127.0.0.1 NodeHostName=n1'
+
+
+def launched(script: Path, folder: Path, **environment: str) -> tuple[list[str], str, str]:
+    """The command that a script starts, and the GPUs and DOCKER_ARGS it sees: stand-ins print what they are given."""
+    say = f'printf "%s\\n" "${{CUDA_VISIBLE_DEVICES-unset}}" "${{DOCKER_ARGS-}}" "${{0##*/}}" "$@" >{folder}/given'
+    stand_in(folder, srun=say, run=say, docker=f'echo "$@" >>{folder}/given.docker', scontrol=NODE)
+    start(script, folder, **environment)
     gpus, docker_args, *words = (folder / "given").read_text().splitlines()
-    assert not list(folder.glob("job-60017*"))
     return words, gpus, docker_args
 
 
@@ -494,10 +487,94 @@ def test_the_script_for_a_container(tmp_path, runtime, nodes):
     if runtime == "docker":
         assert gpus == "2,3"
         assert "rm --force job-60017" in (tmp_path / "given.docker").read_text()
-    assert {f"--nnodes={nodes}", "--nproc-per-node=2"} <= set(words)
-    address = {"1": "localhost", "2": "10.0.0.1"}[nodes]
-    assert f"--rdzv-endpoint={address}:20017" in words  # 20000 + 60017 % 20000
+    where = ["--master-addr=127.0.0.1", "--master-port=20017"] if nodes == "2" else []  # 20000 + 60017 % 12000
+    assert words[:recipe][-2 - len(where) :] == [f"{tmp_path}/root/scripts/launch/processes.py", *where, "2"]
     assert (words[:2] == ["srun", f"--nodes={nodes}"]) == (runtime == "pyxis" or nodes == "2")
+
+
+TASKS = """while [[ $1 == --* ]]; do shift; done
+[ "$1" = bash ] && { %s SLURMD_NODENAME=n2 exec "$@"; }
+%s
+"""  # srun, of the question whether the nodes see one disk, and of the ranks
+OF_RANKS = {  # what they print, and the exit code of srun: the last state of the job, and whether it is queued again
+    "killed": (
+        "Rank 0 of 2, on n1, failed with exit code 3\nsrun: error: n1: task 0: Exited with exit code 3\n"
+        "Rank 1 of 2, on n2, was ended by SIGKILL",
+        "failed with exit code 137: Rank 1 of 2, on n2, was ended by SIGKILL",
+    ),
+    "a limit of memory": (
+        "Rank 1 of 2, on n2, was ended by SIGKILL\nslurmstepd: error: Detected 1 oom_kill event in StepId=1.1",
+        "failed with exit code 137: Rank 1 of 2, on n2, was ended by SIGKILL, for memory; more is SBATCH=--mem=",
+    ),
+    "the input, which rank 0 says": (
+        "my.jsonl:2: output: missing\nRank 0 of 2, on n1, failed with exit code 2\nsrun: error: n1: task 0: Exited",
+        "failed with exit code 2: Rank 0 of 2, on n1: my.jsonl:2: output: missing",
+    ),
+    "a fault of another rank": (
+        "Rank 0 of 2, on n1, failed with exit code 3\nRank 1 of 2 failed:\nTraceback\nValueError: so\n"
+        "Rank 1 of 2, on n2, failed with exit code 1: ValueError: so",
+        "failed with exit code 1: Rank 1 of 2, on n2: ValueError: so",
+    ),
+    "a full disk": (
+        "/x: no space left\nRank 0 of 2, on n1, failed with exit code 3\n"
+        "Rank 1 of 2, on n2, failed with exit code 3: Rank 1 ended, since another rank did",
+        "failed with exit code 3: Rank 0 of 2, on n1: /x: no space left",
+    ),
+    "a node": (
+        "Rank 0 of 2, on n1, failed with exit code 3\nsrun: error: Node failure on n2",
+        "requeued, to resume from its checkpoint, since it lost a node (srun: error: Node failure on n2)",
+    ),
+}
+
+
+def test_of_several_nodes_the_state_names_the_rank_that_failed_and_a_lost_node_queues_the_job_again(tmp_path):
+    done = make(SHOWN, dict(os.environ), OUT=str(tmp_path / "run"), MODEL="tiny", DATA=None, NODES="2")
+    assert done.returncode == 0, done.stderr
+    script, logs = tmp_path / "run" / "slurm" / "sft.sh", tmp_path / "run" / "slurm"
+    answers = f'[ "$1" = requeue ] && touch {tmp_path}/requeued; {NODE}'
+    for fault, (printed, state) in OF_RANKS.items():
+        error = "another rank ended" if fault == "a node" else "no space left" if fault == "a full disk" else ""
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"status": "failed", "error": error}, indent=2))
+        stand_in(tmp_path, srun=TASKS % ("", f"echo {shlex.quote(printed)}; exit 1"), scontrol=answers)
+        (tmp_path / "root" / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / ".venv" / "bin" / "python").touch()
+        assert start(script, tmp_path)[-1] == state, fault
+        assert (tmp_path / "requeued").exists() == (fault == "a node")
+    # Preempted before there is a run, twice: by TERM for the ranks alone, which Slurm's record of the job explains.
+    (tmp_path / "run" / "run.json").unlink()
+    answers = f'[ "$2" = job ] && echo JobId=60017 PreemptTime=2026-01-02T03:04:05 || {{ {NODE}; }}'
+    stand_in(tmp_path, srun=TASKS % ("", "echo Stopped by SIGTERM before training began; exit 0"), scontrol=answers)
+    for _ in range(2):
+        assert start(script, tmp_path)[-1] == "requeued, to resume from its checkpoint"
+    stand_in(tmp_path, srun="kill -9 $$", scontrol=answers)  # as the question ends whose task got TERM
+    assert start(script, tmp_path)[-1] == "requeued, to resume from its checkpoint"
+    stand_in(tmp_path, srun=TASKS % (f"rm {logs}/*.seen;", "exit 0"))
+    assert start(script, tmp_path, SEEN_SECONDS="1")[-1] == (
+        f"failed: node n2 does not see {tmp_path}/run of the first node: put it on a disk that all nodes share"
+    )
+    (tmp_path / "root" / ".venv" / "bin" / "python").unlink()
+    stand_in(tmp_path, srun=TASKS % ("", "exit 0"))
+    assert "node n2 does not see" in start(script, tmp_path, SEEN_SECONDS="1")[-1]
+
+
+def test_two_jobs_whose_numbers_give_one_port_take_two(tmp_path):
+    done = make(SHOWN, dict(os.environ), OUT=str(tmp_path / "run"), MODEL="tiny", DATA=None, NODES="2")
+    assert done.returncode == 0, done.stderr
+    with ExitStack() as stack:
+        with suppress(OSError):  # another program has it
+            stack.enter_context(socket.create_server(("127.0.0.1", 20017)))
+        words, _, _ = launched(tmp_path / "run" / "slurm" / "sft.sh", tmp_path)
+    (port,) = (word.partition("=")[2] for word in words if word.startswith("--master-port="))
+    assert 20017 < int(port) < 20050
+
+
+def test_gpus_that_sbatch_gets_in_its_own_words_are_requested_once(tmp_path):
+    own = {"SBATCH": "--gres=gpu:h200:8", "GPUS": "8", "NODES": "2"}
+    done = make(SHOWN, {**os.environ, "NCCL_SOCKET_IFNAME": "ib0", "RANKS_TIMEOUT": "60"}, OUT=str(tmp_path), **own)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gres=gpu:h200:8\n" in done.stdout
+    assert "--gpus-per-node" not in done.stdout
+    assert {"per_node=8", "export NCCL_SOCKET_IFNAME=ib0", "export RANKS_TIMEOUT=60"} <= set(done.stdout.splitlines())
 
 
 def test_a_container_of_a_job_without_gpus_gets_none(tmp_path):

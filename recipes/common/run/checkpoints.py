@@ -10,7 +10,10 @@ import hashlib
 import json
 import re
 import shutil
+import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,19 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
-from common.errors import Stopped, one_line
+from common.errors import InputError, MachineError, Stopped, one_line
 from common.run.bad_numbers import check_alike, check_weights, forget_bad_steps, trained_parameters
 from common.run.disk import check_room, size_of
-from common.run.files import PART, PICKLES, make_reproducible, put_in_place, write_json
+from common.run.files import PART, PICKLES, make_reproducible, put_in_place, read_object, write_json
 from common.run.folder import Run
-from common.run.ranks import barrier, gather_objects, is_first, of_first, reached
+from common.run.ranks import barrier, gather_objects, is_first, of_first, rank, reached
 from common.run.replay import REASON
 from common.run.stopping import Stop
 from common.run.trained import is_hashed, trained_sha256
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
 ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
+SEEN = 120.0  # seconds for another machine to see what rank 0 wrote: an NFS client remembers for 60 what is not there
 
 # Of several processes without GPUs each loads the optimizer onto "cpu:0" (transformers 5.17), which torch.load refuses.
 torch.serialization.register_package(
@@ -40,8 +44,14 @@ torch.serialization.register_package(
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint of a run, or None; newer ones that are broken are renamed to broken-*."""
-    checkpoint = of_first(_newest_whole(run.folder / "checkpoints") if is_first() else None)
+    """The newest complete checkpoint of a run, or None; newer ones that are broken are renamed to broken-*.
+
+    Rank 0 finds it. Raises MachineError in a rank that does not see it, nor the record of this start, in SEEN seconds.
+    """
+    found = (_newest_whole(run.folder / "checkpoints"), run.record.get("started")) if is_first() else (None, None)
+    checkpoint, started = of_first(found)
+    if not is_first():
+        _wait_to_see(run.folder, checkpoint, started)
     run.update(step=_step(checkpoint) if checkpoint else 0)
     return checkpoint
 
@@ -162,6 +172,26 @@ def _newest_whole(folder: Path) -> Path | None:
         print(f"Resuming after step {_step(checkpoint)}, from {checkpoint}")
         return checkpoint
     return None
+
+
+def _wait_to_see(folder: Path, checkpoint: Path | None, started: str | None) -> None:
+    """Return when this rank sees what rank 0 has written, on another machine perhaps: a network disk may take a while.
+
+    A folder of the same name that is on a disk of this machine never has it, and its run would be another one.
+    """
+    deadline = time.monotonic() + SEEN
+    while True:
+        with suppress(OSError, InputError):
+            list(folder.iterdir())  # asks a network disk again for what was not there before
+            there = checkpoint is None or (checkpoint / FILES).is_file()
+            if there and read_object(folder / "run.json").get("started") == started:
+                return
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"{folder}: rank {rank()}, on {socket.gethostname()}, does not see what rank 0 writes there. Give an "
+                "--output-dir on a disk that all machines of the run share."
+            )
+        time.sleep(0.5)
 
 
 def _step(checkpoint: Path) -> int:

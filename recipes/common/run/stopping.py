@@ -73,7 +73,7 @@ class Stop:
         """Why the run in `folder` has to stop after this step, or None. Deletes a STOP file that it finds."""
         if self.requested is None and self.deadline is not None and time.monotonic() > self.deadline:
             self.requested = f"--time-limit {self.time_limit}"
-        if _take_stop_file(folder):
+        if is_first() and _take_stop_file(folder):  # it tells the others; a file of many nodes is looked for once
             self.requested = self.requested or "the file STOP"
         return self.requested
 

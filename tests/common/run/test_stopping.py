@@ -251,6 +251,30 @@ def names(run: Run) -> list[str]:
     return sorted(path.name for path in (run.folder / "checkpoints").iterdir() if path.name != "part")
 
 
+def see(rank: int, folder: Path) -> None:
+    """Both ranks on one disk, which shows the second one late what is new; then each on a disk of its own."""
+    checkpoints.SEEN = 1.0
+    (folder / "run").mkdir(exist_ok=True)
+    run = Run(folder / "run", {"started": "at noon"})
+    if rank == 0:
+        write = run.update
+        run.update = lambda **facts: (time.sleep(0.6), write(**facts))  # the record of this start, late
+    begun = time.monotonic()
+    assert newest_checkpoint(run) is None
+    assert rank == 0 or time.monotonic() - begun > 0.4
+    (folder / f"run-{rank}").mkdir()
+    run = Run(folder / f"run-{rank}", {"started": "at one"})
+    if rank == 0:
+        newest_checkpoint(run)
+    else:
+        with pytest.raises(MachineError, match=r"run-1: rank 1, on .*, does not see what rank 0 writes there. Give"):
+            newest_checkpoint(run)
+
+
+def test_a_rank_waits_for_a_shared_disk_and_ends_where_there_is_none(tmp_path):
+    in_two_ranks(see, tmp_path)
+
+
 def test_a_run_resumes_from_the_newest_and_as_many_as_wanted_are_kept(run):
     assert newest_checkpoint(run) is None
     for step in (8, 9, 10):

@@ -10,10 +10,12 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 
 from common import environment, errors
 
@@ -53,12 +55,23 @@ def main() -> None:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     if not (child := os.fork()):
                         break
-                    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                    client.sendall(code.to_bytes(2, signed=True))
+                    watch(child, client)
                     os._exit(0)
                 for file in files:
                     os.close(file)
     run(job, files)
+
+
+def watch(child: int, client: socket.socket) -> None:
+    """Tell who waits for a command its process, and how it ended; kill it when nobody waits any more."""
+    client.sendall(child.to_bytes(4))
+    ended = os.pidfd_open(child)
+    ready, _, _ = select.select([ended, client], [], [])  # the other side writes nothing: it is gone
+    if ended not in ready:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(BrokenPipeError):
+        client.sendall(code.to_bytes(2, signed=True))
 
 
 def run(job: dict, files: list[int]) -> None:
