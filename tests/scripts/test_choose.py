@@ -114,7 +114,7 @@ def test_the_commands_word_for_word():
         "GRADIENT_CHECKPOINTING=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-dpo/adapter OUT=outputs/qwen2.5-7b-dpo-merged",
         "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo LOAD_IN_4BIT=no "
-        "GRADIENT_CHECKPOINTING=no PER_DEVICE_TRAIN_BATCH_SIZE=8 GRADIENT_ACCUMULATION_STEPS=2",
+        "CHECKPOINT_SKIP_LAYERS=21 PER_DEVICE_TRAIN_BATCH_SIZE=8 GRADIENT_ACCUMULATION_STEPS=2",
     ]
     half = "--no-load-in-4bit --no-gradient-checkpointing"
     assert shown["pipeline"] == (

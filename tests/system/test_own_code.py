@@ -223,11 +223,11 @@ def test_a_run_json_permits_nothing(own, tmp_path, mark, capsys):
         ("scripts/distill.py", "--adapter", folder / "adapter", "--output", tmp_path / "x.jsonl"),
         ("scripts/compare.py", "--a", folder / "adapter", "--b", "tiny"),
     ):
-        message = refusal(command(file), capsys, *words)
+        message = refusal(command(file).main, capsys, *words)
         assert f"if you trust them: --trust-remote-code={own}" in message, file
     for file in ("scripts/export.py", "scripts/serve.py"):
         ARGUMENTS.clear()  # of the command before, in this process
-        assert "This command never runs code of a model" in refusal(command(file), capsys, "--run", folder)
+        assert "This command never runs code of a model" in refusal(command(file).main, capsys, "--run", folder)
     words = repeat("sft", COMMANDS["sft"].fields(), [f"--from={folder / 'run.json'}"])
     assert words[-2:] == ["--seed", "3"]
     assert not [word for word in words if "trust" in word]
@@ -236,7 +236,7 @@ def test_a_run_json_permits_nothing(own, tmp_path, mark, capsys):
 
 def test_vllm_is_refused_with_code_of_a_model(own, capsys):
     words = ("--model", own, "--trust-remote-code", own, "--rollouts", "vllm")
-    assert "--rollouts=vllm runs no code of a model" in refusal(command("recipes/grpo.py"), capsys, *words)
+    assert "--rollouts=vllm runs no code of a model" in refusal(command("recipes/grpo.py").main, capsys, *words)
 
 
 def test_every_command_that_loads_a_model_has_both_arguments():
