@@ -114,14 +114,14 @@ def test_the_commands_word_for_word():
         "GRADIENT_CHECKPOINTING=no",
         "make merge ADAPTER=outputs/qwen2.5-7b-dpo/adapter OUT=outputs/qwen2.5-7b-dpo-merged",
         "make grpo MODEL=outputs/qwen2.5-7b-dpo-merged DATA=answers.jsonl OUT=outputs/qwen2.5-7b-grpo LOAD_IN_4BIT=no "
-        "GRADIENT_CHECKPOINTING=no PER_DEVICE_TRAIN_BATCH_SIZE=8 GRADIENT_ACCUMULATION_STEPS=2",
+        "CHECKPOINT_SKIP_LAYERS=21 PER_DEVICE_TRAIN_BATCH_SIZE=8 GRADIENT_ACCUMULATION_STEPS=2",
     ]
     half = "--no-load-in-4bit --no-gradient-checkpointing"
     assert shown["pipeline"] == (
         "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
         "MATH_DATA=answers.jsonl "
         f"'SFT_ARGS={half}' 'DPO_ARGS={half}' "
-        f"'GRPO_ARGS={half} --per-device-train-batch-size 8 --gradient-accumulation-steps 2'"
+        f"'GRPO_ARGS=--no-load-in-4bit --checkpoint-skip-layers 21 --per-device-train-batch-size 8 --gradient-accumulation-steps 2'"
     )
 
 
