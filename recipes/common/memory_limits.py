@@ -27,6 +27,12 @@ def free_memory() -> tuple[int, str] | None:
     return min([*free, *_limits()], default=None)
 
 
+def swap() -> int:
+    """The bytes of the machine's swap, to which a limit of memory may or may not apply."""
+    found = re.search(r"^SwapTotal:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def _limits(groups: Path = CGROUPS, proc: Path = Path("/proc")) -> Iterator[tuple[int, str]]:
     found = re.search(r"^MemTotal:\s+(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
     if found:

@@ -34,6 +34,8 @@ ADAPTER = "adapter_model.safetensors"
 def nothing_permitted(monkeypatch, tmp_path):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     monkeypatch.setattr(own_code, "RUNS", runs := {})
     monkeypatch.setattr("common.run.folder.RUNS", runs)
     yield
@@ -190,6 +192,144 @@ def test_code_of_another_repository_or_none_at_all_is_refused(own, mark, tmp_pat
     with pytest.raises(InputError, match="has no code of its own"):
         fetch(find_model(str(plain)))
     assert not mark.exists()
+
+
+def test_of_a_processor_s_parts_none_may_name_another_repository(own):
+    """The library reads each part of processor_config.json, and a file for video, as a configuration of its own."""
+    other = {"auto_map": {"AutoImageProcessor": "org/other--images.OwnProcessor"}}
+    trust([str(own)])
+    for file, config in (
+        ("processor_config.json", {"image_processor": other}),
+        ("video_preprocessor_config.json", other),
+    ):
+        write_json(own / file, config)
+        with pytest.raises(InputError, match="names code of another repository, org/other"):
+            own_code.announce_code(find_model(str(own)))
+        (own / file).unlink()
+
+
+@pytest.mark.parametrize("place", ["absolute", "linked"])
+def test_code_that_lies_outside_the_folder_is_not_run_unprinted(own, tmp_path, mark, place):
+    hidden = tmp_path / "hidden" / "deep"
+    hidden.mkdir(parents=True)
+    shutil.move(own / "configuration_own.py", hidden / "other.py")
+    (own / "linked").symlink_to(hidden.parent)
+    module = {"absolute": str(hidden / "other"), "linked": "linked/deep/other"}[place]
+    config = json.loads((own / "config.json").read_text())
+    write_json(own / "config.json", config | {"auto_map": {"AutoConfig": f"{module}.OwnConfig"}})
+    trust([str(own)])
+    with pytest.raises(InputError, match=f"lacks {module}.py, which its auto_map names"):
+        fetch(find_model(str(own)))
+    assert not mark.exists()
+
+
+def test_code_for_generating_is_printed_behind_a_link_too(own, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "generate.py").write_text("def generate(model, **_): ...\n")
+    (own / "custom_generate").symlink_to(tmp_path / "other")
+    assert "custom_generate/generate.py" in own_code.code_files(own)
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["beside a config.json", "alone"])
+def test_trust_in_an_adapter_of_the_hub_is_no_trust_in_the_base_that_it_names(tmp_path, mark, monkeypatch, config):
+    """The library would load the base with the trust that was given to the adapter's name."""
+    import huggingface_hub.constants as hub
+
+    base, printed = with_code(tmp_path / "base", mark), tmp_path / "printed"
+    snapshot = with_code(tmp_path / "hub" / "models--org--x" / "snapshots" / COMMIT, printed)
+    write_json(snapshot / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": str(base)})
+    if not config:
+        (snapshot / "config.json").unlink()
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trust([f"org/x@{COMMIT}"])
+    if config:
+        with pytest.raises(InputError, match="org/x: is an adapter, and --trust-remote-code would reach its base"):
+            fetch(find_model("org/x"))
+    else:
+        assert not fetch(find_model("org/x")).trusted  # what nobody has seen does not run
+    assert not mark.exists()
+    assert not printed.exists()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_all_code_of_a_hub_model_is_here_before_any_runs(tmp_path, monkeypatch, weights):
+    """The library fetches a file that is not here when it imports it, and nobody has read that."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = ["config.json", "model.safetensors", "modeling_own.py", "custom_generate/generate.py", "onnx/model.onnx"]
+    here = set()
+
+    def download(source, *, revision, allow_patterns, ignore_patterns=None):
+        here.update(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("common.lm.model_files.fetch_weights", lambda *_, **__: None)
+    monkeypatch.setattr("common.lm.network.is_offline", lambda: False)
+    monkeypatch.setattr("common.lm.hub.check_kind", lambda _: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    trust([f"org/x@{COMMIT}"])
+    fetch(find_model("org/x"), weights)
+    assert here == set(there[:4] if weights else [there[0], *there[2:4]])
+
+
+def test_code_that_changes_after_it_was_printed_does_not_run(own, tmp_path, mark):
+    from transformers import AutoModelForCausalLM
+
+    trust([str(own)])
+    model = fetch(find_model(str(own)))
+    with (own / "modeling_own.py").open("a") as stream:
+        stream.write(f"open({str(tmp_path / 'changed')!r}, 'w')\n")
+    with pytest.raises(
+        InputError, match=r"modeling_own\.py \(sha256 .*was not printed before would run; it was changed"
+    ):
+        AutoModelForCausalLM.from_pretrained(model.source, **model.origin)
+    assert not (tmp_path / "changed").exists()
+    trust([str(own)])
+    AutoModelForCausalLM.from_pretrained(fetch(find_model(str(own))).source, **model.origin)
+    assert (tmp_path / "changed").exists()
+
+
+@pytest.mark.parametrize("what", ["a base", "another repository", "for generating"])
+def test_what_a_library_would_run_by_a_model_s_trust_has_to_be_printed_too(own, tmp_path, mark, what):
+    """The last lock, for what no look at the files has found."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    other, ran = with_code(tmp_path / "other", tmp_path / "ran"), tmp_path / "ran"
+    trust([str(own)])
+    model = fetch(find_model(str(own)))
+    if what == "for generating":
+        (own / "custom_generate").mkdir()
+        (own / "custom_generate" / "generate.py").write_text(f"open({str(ran)!r}, 'w')\ndef generate(**_): ...\n")
+        with pytest.raises(InputError, match=r"generate\.py \(sha256 .*was not printed before"):
+            AutoModelForCausalLM.from_pretrained(model.source, **model.origin)
+    elif what == "another repository":
+        config = json.loads((own / "config.json").read_text())
+        config["auto_map"] = {"AutoConfig": f"{other}--configuration_own.OwnConfig"}
+        write_json(own / "config.json", config)
+        with pytest.raises(InputError, match=r"configuration_own\.py \(sha256 .*was not printed before"):
+            AutoConfig.from_pretrained(model.source, **model.origin)
+    else:
+        with pytest.raises(InputError, match=r"configuration_own\.py \(sha256 .*was not printed before"):
+            AutoModelForCausalLM.from_pretrained(other, trust_remote_code=True)
+    assert not ran.exists()
+
+
+def test_a_hub_model_may_name_its_own_repository(tmp_path, mark, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    snapshot = with_code(tmp_path / "hub" / "models--org--x" / "snapshots" / COMMIT, mark)
+    config = json.loads((snapshot / "config.json").read_text())
+    config["auto_map"] = {name: f"org/x--{kind}" for name, kind in config["auto_map"].items()}
+    write_json(snapshot / "config.json", config)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trust([f"org/x@{COMMIT}"])
+    fetch(find_model("org/x"))
+    assert mark.exists()
 
 
 def test_a_trusted_model_is_its_code_too(own):
@@ -359,6 +499,19 @@ def test_a_pickle_of_more_than_tensors_is_refused_all_the_same(tmp_path, mark, k
         fetch(find_model(str(folder)))
     assert "\n" not in str(caught.value)
     assert not mark.exists()
+
+
+def test_a_pickle_beside_weights_that_the_configuration_names_is_not_read(tmp_path, mark, capsys):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "own.safetensors")
+    write_json(
+        folder / "config.json",
+        json.loads((folder / "config.json").read_text()) | {"transformers_weights": "own.safetensors"},
+    )
+    before = base_sha256(folder)
+    hostile(folder, mark)
+    assert contents(fetch(find_model(str(folder)))) == before
+    assert capsys.readouterr().out == ""
 
 
 def test_an_adapter_s_pickle_is_read_by_no_argument(tmp_path, mark):

@@ -46,6 +46,6 @@ def test_a_run_that_slept_and_was_replaced_ends_and_leaves_the_other_s_files(tmp
     finally:
         asleep.kill()
     assert asleep.returncode == 3, message
-    assert "process 7 on node2 has taken the run. It ends here and writes nothing more." in message
+    assert "process 7 on node2 has taken the run. This process ends here and writes nothing more." in message
     assert "Traceback" not in message
     assert contents(out) == before

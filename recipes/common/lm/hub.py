@@ -159,8 +159,10 @@ def fetch(model: Model, weights: bool = True) -> Model:
         check_kind(model)
         return model
     if os.environ.get("UNSLOTH_USE_MODELSCOPE") != "1":
-        if weights:
-            download(model)
+        if weights or model.trusted:  # its code is read before any of it runs
+            download(model, weights)
+        if snapshot(model) is None:
+            model = replace(model, trusted=False)  # the tokenizer, which is loaded next, says what is wrong
         check_kind(model)
         return model
     from modelscope import snapshot_download

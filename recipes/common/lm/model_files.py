@@ -70,7 +70,7 @@ def check_weights(folder: Path) -> None:
             "expected a .safetensors file of the folder"
         )
     _parts(folder)
-    pickled = [] if named is not None or _is_safe(folder) else [name for name in PICKLED if (folder / name).is_file()]
+    pickled = [] if _is_safe(folder) else [name for name in PICKLED if (folder / name).is_file()]
     if pickled and not (_pickles_allowed and pickles(folder)):
         kind = (config.get("architectures") or [""])[0]
         kind = kind if isinstance(kind, str) and re.fullmatch(r"[A-Z]\w+", kind) else "AutoModelForCausalLM"
@@ -89,8 +89,9 @@ def _can_allow() -> bool:
 
 
 def _is_safe(folder: Path) -> bool:
-    """Whether transformers would read the weights from safetensors, of their usual names."""
-    return (folder / SAFE).is_file() or (folder / INDEX).is_file()
+    """Whether transformers would read the weights from safetensors, of their usual names or of config.json's."""
+    named = read_object(folder / "config.json").get("transformers_weights")
+    return named is not None or (folder / SAFE).is_file() or (folder / INDEX).is_file()
 
 
 def pickles(folder: Path) -> list[Path]:
@@ -188,8 +189,14 @@ def check_kind(model: "Model") -> None:
     """
     from transformers import AutoConfig
 
-    from common.lm.own_code import announce_code, how_to_trust, own_code  # late: it imports this module
+    from common.lm.own_code import (
+        announce_code,
+        how_to_trust,
+        own_code,
+        run_only_printed,
+    )  # late: it imports this module
 
+    run_only_printed()
     announce_code(model)
     check_pickles(model)
     try:
@@ -217,7 +224,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def download(model: "Model") -> None:
+def download(model: "Model", weights: bool = True) -> None:
     """Download a model of the hub into its cache; what is there already stays. Raises MachineError when it fails.
 
     A file that came in part is continued. A hub that refuses gets one request: it answers the libraries the same.
@@ -227,26 +234,32 @@ def download(model: "Model") -> None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if network.is_offline():
-        _check_snapshot(model)
+        if weights:
+            _check_snapshot(model)
         return
     refused = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
 
     def attempt(number: int) -> None:
-        fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
-        patterns = [*PATTERNS, "*.py"] if model.trusted else PATTERNS
+        if weights:
+            fetch_weights(model, PATTERNS, IGNORED, by_xet=number == 0)
+        patterns = PATTERNS if weights else [one for one in PATTERNS if one != "*.safetensors"]
         snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, ignore_patterns=IGNORED)
+        if model.trusted:  # all of it, as in custom_generate/: the library would fetch what is not here, unprinted
+            snapshot_download(model.source, revision=model.revision, allow_patterns=["*.py"])
 
     try:
         network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
     except refused:
-        _check_snapshot(model)  # of a repository that was open once
+        if weights:
+            _check_snapshot(model)  # of a repository that was open once
         return  # load_tokenizer says so
     except Exception as error:  # noqa: BLE001  as in network.tried
         raise MachineError(
             f"{model.source}: the download failed {network.DOWNLOADS} times: {without_credentials(describe(error))}\n"
             "The same command continues it. Check the network and HF_ENDPOINT, or name a local directory."
         ) from None
-    _check_snapshot(model)
+    if weights:
+        _check_snapshot(model)
 
 
 def _check_snapshot(model: "Model") -> None:

@@ -7,6 +7,7 @@ read. The code runs with all rights of the user; it is printed by file and sha25
 """
 
 import atexit
+import functools
 import hashlib
 import os
 import re
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from common.lm.hub import Model
 
 FLAG = "--trust-remote-code"
-CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+PROCESSOR = "processor_config.json"
+CONFIGS = ("config.json", "tokenizer_config.json", PROCESSOR, "preprocessor_config.json")
+CONFIGS += ("video_preprocessor_config.json",)
 COMMIT = re.compile("[0-9a-f]{40}")
 
 TRUSTED: dict[str, str | None] = {}  # {source: commit, None of a directory} of the models that the user trusts
@@ -50,33 +53,41 @@ def _named(model: "Model") -> dict[str, dict[str, str]]:
         return named
     for file in CONFIGS:
         try:
-            entries = read_object(folder / file).get("auto_map")
+            config = read_object(folder / file)
         except (InputError, OSError):
             continue
-        for value in (entries if isinstance(entries, dict) else {"": entries}).values():
-            for name in value if isinstance(value, list) else [value]:
-                if isinstance(name, str):
-                    module, _, kind = name.rpartition(".")
-                    named.setdefault(module, {})[kind] = file
+        # The configuration of a processor holds those of its parts.
+        parts = [part for part in config.values() if isinstance(part, dict)] if file == PROCESSOR else []
+        for entries in [part.get("auto_map") for part in (config, *parts)]:
+            for value in (entries if isinstance(entries, dict) else {"": entries}).values():
+                for name in value if isinstance(value, list) else [value]:
+                    if isinstance(name, str):
+                        module, _, kind = name.removeprefix(f"{model.source}--").rpartition(".")
+                        named.setdefault(module, {})[kind] = file
     return named
 
 
 def code_files(folder: Path) -> dict[str, str]:
     """{name: sha256} of the Python files in a model's folder: those that an auto_map names, and what they import."""
-    found = sorted(file for file in folder.rglob("*.py") if file.is_file())
+    found = sorted(
+        file for file in {*folder.rglob("*.py"), *folder.glob("*/*.py")} if file.is_file()
+    )  # rglob: no links
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 def announce_code(model: "Model") -> None:
     """Print what runs of a trusted model, by file and sha256, and note it for run.json; before anything of it runs.
 
-    Raises InputError where it has no code, where a file is missing, and where the code is of another repository.
+    Raises InputError where it has no code, where a file is missing, and where the code is of another repository or, as
+    an adapter's base, of another model.
     """
-    if not model.trusted:
-        return
     folder, named = model_files.snapshot(model), _named(model)
-    if folder is None:
-        return  # a hub that has failed: the tokenizer, which is loaded next, says so
+    if not model.trusted or folder is None:
+        return
+    if (folder / "adapter_config.json").exists():  # of a directory it is refused before
+        raise InputError(
+            f"{model.source}: is an adapter, and {FLAG} would reach its base, which it names; give a model"
+        )
     if not named:
         raise InputError(f"{FLAG} {model.source}: this model has no code of its own (no auto_map); leave it out")
     if other := next((module for module in named if "--" in module), None):
@@ -84,12 +95,41 @@ def announce_code(model: "Model") -> None:
             f"{model.source}: names code of another repository, {other.partition('--')[0]}, which {FLAG} does not "
             "reach; copy its file into the model's folder, and take the name of the repository out of auto_map"
         )
-    if missing := [f"{module}.py" for module in named if not (folder / f"{module}.py").is_file()]:
+    files = code_files(folder)
+    if missing := [f"{module}.py" for module in named if f"{module}.py" not in files]:  # or a path out of the folder
         raise InputError(f"{model.source}: lacks {', '.join(missing)}, which its auto_map names")
-    RUNS[model.name] = code_files(folder)
+    RUNS[model.name] = files
     if is_first():
         listed = ", ".join(f"{name} (sha256 {sha256})" for name, sha256 in RUNS[model.name].items())
         print(f"{model.source}: runs code of its own, as {FLAG} says: {listed}", flush=True)
+
+
+def run_only_printed() -> None:
+    """Have transformers run no code of a model that was not printed, wherever it is from and whoever asks for it.
+
+    Such as a file that was changed since. It looks at the library's own copy, which is what runs.
+    """
+    from transformers import dynamic_module_utils as library
+    from transformers.generation import utils as generation
+
+    run = library.get_class_in_module
+    if hasattr(run, "only_printed"):
+        return
+
+    @functools.wraps(run)
+    def checked(class_name: str, module_path: str, **more: Any) -> type:
+        file = Path(library.HF_MODULES_CACHE) / module_path
+        printed = {sha256 for files in RUNS.values() for sha256 in files.values()}
+        for one in (file, *map(Path, library.get_relative_import_files(file))):
+            if (sha256 := hashlib.sha256(one.read_bytes()).hexdigest()) not in printed:
+                raise InputError(
+                    f"{one.name} (sha256 {sha256}): code of a model that was not printed before would run; it was "
+                    f"changed meanwhile, or is of a model that {FLAG} does not name"
+                )
+        return run(class_name, module_path, **more)
+
+    checked.only_printed = True  # pyrefly: ignore[missing-attribute]
+    library.get_class_in_module = generation.get_class_in_module = checked
 
 
 def import_anew() -> None:

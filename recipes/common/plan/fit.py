@@ -105,14 +105,17 @@ def check_main_memory(base: "Model", method: str, args: Any) -> None:
 
     if (sizes := sizes_of(base)) is None:
         return
-    pages = int(Path("/proc/self/statm").read_text().split()[1])  # with the program and the data, before the model
+    # With the program and the data, before the model; without pages of mapped files, as of a dataset on disk, which the
+    # system takes back.
+    _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
     given = {name: getattr(args, name) for name in COUNTED if hasattr(args, name)}
     needs = host_peak(
         sizes,
         workload(sizes, method, given, **ranks_of(args)),
         torch.cuda.is_available(),
-        program=pages * os.sysconf("SC_PAGE_SIZE"),
+        program=(resident - of_files) * os.sysconf("SC_PAGE_SIZE"),
         use_peft=getattr(args, "use_peft", True),
+        weight=2 if getattr(args, "dtype", "auto") in ("bfloat16", "float16") else 4,
     )
     if warning := check_host(needs, local_world_size()):
         say(warning)

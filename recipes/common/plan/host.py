@@ -1,9 +1,9 @@
 """The peak of main memory (RAM) of a run, part by part, from a model's sizes; and whether this machine has so much.
 
-On a CPU the weights are in main memory, in 32 bit, and so is all that is computed. With a GPU the main memory holds the
-program, the data, and what Unsloth offloads of the activations; the pages of the weights' files, which pass through it,
-are the system's to take back and are not counted. tests/common/plan/test_host.py compares the plan with measured runs
-on CPUs; with a GPU it was not measured.
+On a CPU the weights are in main memory, in 32 bit unless --dtype says 16, and so is all that is computed. With a GPU
+the main memory holds the program, the data, and what Unsloth offloads of the activations; the pages of the weights'
+files, which pass through it, are the system's to take back and are not counted. tests/common/plan/test_host.py compares
+the plan with measured runs on CPUs, in 32 bit; with a GPU it was not measured.
 
 Standard library only, as memory.py.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from common.errors import MachineError
-from common.memory_limits import free_memory, memory_limit
+from common.memory_limits import free_memory, memory_limit, swap
 from common.plan.memory import GIB, OFFLOADED_FROM, activation_bytes, trained_bytes
 from common.plan.workload import Workload
 
@@ -44,10 +44,16 @@ class HostMemory:
 
 
 def host_peak(
-    card: Any, work: Workload, on_gpu: bool, tokens: int = 0, program: float | None = None, use_peft: bool = True
+    card: Any,
+    work: Workload,
+    on_gpu: bool,
+    tokens: int = 0,
+    program: float | None = None,
+    use_peft: bool = True,
+    weight: int = 4,
 ) -> HostMemory:
     """The peak of a process of `work`. `tokens` are those of the data; `program`, in bytes, is what it has already,
-    with the data; without it what recipes take."""
+    with the data; without it what recipes take. On a CPU each weight of the base takes `weight` bytes."""
     shape = card.architecture
     adapter, gradients, optimizer = trained_bytes(shape, work)
     if on_gpu:
@@ -61,9 +67,9 @@ def host_peak(
         reward = work.method == "reward"  # on a CPU it keeps every layer; measured
         kept, backward = activation_bytes(shape, replace(work, gradient_checkpointing=False) if reward else work)
         logits = 0 if reward else LOGITS * 4 * work.tokens * shape.vocab_size
-        whole = 12.0 * card.parameters  # gradients and two moments in 32 bit
+        whole = 3.0 * weight * card.parameters  # gradients and two moments, of the weights' type
         parts = (
-            4.0 * card.parameters,
+            1.0 * weight * card.parameters,
             adapter + gradients + 4 * optimizer if use_peft else whole,
             2 * NOT_FUSED * (kept + backward) + logits,
         )
@@ -75,17 +81,19 @@ def host_peak(
 def check_host(needs: HostMemory, processes: int = 1) -> str:
     """A line of warning where this machine has less than `needs.least`, "" where all is well.
 
-    `needs` is of a process that has its program already; `processes` are those of this machine. Raises MachineError
-    where it is over the limit of the machine, the container or the job, which would end the run without a word.
+    `needs` is of a process that has its program already; `processes` are those of this machine, of which with a GPU
+    (no weights here) one saves. Raises MachineError where it is over the limit of the machine with its swap, the
+    container or the job, which would end the run without a word.
     """
-    least = needs.least * processes
+    trained = processes if needs.weights else 1
+    least = (needs.program + needs.weights) * processes + needs.training * trained
     each = f"for each of {processes} processes " if processes > 1 else ""
     plan = (
         f"The plan for the main memory: at least {least:.1f} GiB ({each}program {needs.program:.1f}, weights "
         f"{needs.weights:.1f}, training {needs.training:.1f}; activations come on top)"
     )
     limit, free = memory_limit(), free_memory()
-    if limit and least * GIB > limit[0]:
+    if limit and least * GIB > limit[0] + swap():
         raise MachineError(
             f"{plan}, and the limit is {limit[0] / GIB:.1f}: {limit[1]}. Raise it, or take a smaller model."
         )

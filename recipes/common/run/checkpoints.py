@@ -90,7 +90,7 @@ class CheckpointCallback(TrainerCallback):
         self.stop.begin_steps(self.run.folder, _first_of_all)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.run.lock.check()
+        self.run.lock.check(only_after_sleep=True)
         reached(state.global_step)
         last = state.global_step >= state.max_steps
         if is_hashed(state.global_step, state.max_steps) and kwargs.get("model") is not None:

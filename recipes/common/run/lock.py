@@ -8,8 +8,9 @@ without locks, is alive as long as that time changes. Clocks of two machines are
 
 A holder that slept, with its machine or by SIGSTOP, may have been replaced meanwhile. So each beat also reads who holds
 the file, and a holder that is no longer named ends its process at once. What cannot be had is a check within each
-write: on a disk without locks, what such a holder writes between its waking and its next look, a second at most, is
-written; run.json and checkpoints are looked at before each. A network disk may show its old contents for a while more.
+write: on a disk without locks, what such a holder writes between its waking and its next look is written: for a second
+at most, and for BEAT where a virtual machine was paused, whose clock shows no sleep. Before run.json and before each
+checkpoint it looks in any case. A network disk may show its old contents for a while more.
 """
 
 import errno
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -32,7 +34,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a net
 TICK = 1.0  # seconds between two looks at the clock, by which a holder sees that it slept
 BEAT = 10.0  # seconds between two changes of the file's time by its holder
 PATIENCE = 75.0  # seconds without a change after which the holder counts as dead; an NFS client caches times for 60
-LONG_AGO = 3600.0  # seconds; a file that is older is not watched, as no two clocks differ by that much
+LONG_AGO = 3600.0  # seconds by the disk's own clock; a file that is older is not watched
 SETTLE = 2.0  # seconds after which two processes that wrote at once, on a disk without locks, see which one was last
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -76,9 +78,13 @@ class Lock:
         self.beats = threading.Thread(target=self._beat, daemon=True)
         self.beats.start()
 
-    def check(self) -> None:
-        """End this process where it slept and another one has taken the run meanwhile; before something is written."""
-        if self.stream is not None and _now() - self.beaten > 2 * BEAT:
+    def check(self, only_after_sleep: bool = False) -> None:
+        """End this process where another one has taken the run meanwhile; before something is written.
+
+        With `only_after_sleep` it looks where a beat is missing alone; the clock of a virtual machine that was paused
+        shows no sleep.
+        """
+        if self.stream is not None and (not only_after_sleep or _now() - self.beaten > 2 * BEAT):
             self._look()
 
     def give_back(self) -> None:
@@ -135,13 +141,19 @@ def _end(file: Path, now: str, slept: float) -> None:
         lost = f"process {holder['pid']} on {holder['host']} has taken the run"
     else:
         lost = f"another process has taken away {NAME}"
+    if slept > 2 * BEAT:
+        lost = (
+            f"this process showed no life for {slept:.0f} s, as one that is stopped or whose machine sleeps, and {lost}"
+        )
     message = (
-        f"{file.parent}: this process showed no life for {slept:.0f} s, as one that is stopped or whose machine "
-        f"sleeps, and {lost}. It ends here and writes nothing more. Resume the run when no process trains in it."
+        f"{file.parent}: {lost}. This process ends here and writes nothing more. Resume the run when no process "
+        "trains in it."
     )
-    sys.stdout.flush()
-    print(f"\n{spell(message)}", file=sys.stderr, flush=True)
-    os._exit(CANNOT)
+    try:
+        print(f"\n{spell(message)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:  # also where nobody reads them any more
+        os._exit(CANNOT)
 
 
 def _now() -> float:
@@ -201,7 +213,7 @@ def _is_alive(file: Path, holder: dict[str, Any], locked: bool) -> bool:
 def _beats(file: Path, holder: dict[str, Any]) -> bool:
     """Whether the time of the file changes within PATIENCE."""
     before = _changed(file)
-    if before is None or time.time() - before / 1e9 > LONG_AGO:
+    if before is None or _time_of_disk(file.parent) - before / 1e9 > LONG_AGO:
         return False
     print(
         f"{file}: watching for up to {PATIENCE:.0f} s whether process {holder.get('pid')} on {holder.get('host')} is "
@@ -216,6 +228,15 @@ def _beats(file: Path, holder: dict[str, Any]) -> bool:
         if now != before:
             return True
     return False
+
+
+def _time_of_disk(folder: Path) -> float:
+    """What a file that is changed now would have as its time: of a network disk that is the server's clock."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _changed(file: Path) -> int | None:

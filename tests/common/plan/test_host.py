@@ -1,6 +1,7 @@
 """The plan for the main memory against runs that were measured on a CPU, and what is refused and warned of."""
 
 import json
+import mmap
 import re
 from types import SimpleNamespace
 
@@ -62,7 +63,8 @@ def test_each_part_is_what_it_is_of():
 PLAN = HostMemory(program=1.0, weights=4.0, training=0.5, activations=9.0, data=0.0)
 
 
-def limits(monkeypatch, limit: float, free: float) -> None:
+def limits(monkeypatch, limit: float, free: float, swap: float = 0.0) -> None:
+    monkeypatch.setattr(host, "swap", lambda: int(swap * GIB))
     monkeypatch.setattr(host, "memory_limit", lambda: (int(limit * GIB), "Slurm's --mem"))
     monkeypatch.setattr(host, "free_memory", lambda: (int(free * GIB), "what is free"))
 
@@ -96,6 +98,39 @@ def test_a_run_is_checked_before_its_model_is_loaded(monkeypatch):
     args = SimpleNamespace(use_peft=True, sharded=False, **read_defaults())
     with pytest.raises(MachineError, match="The plan for the main memory: at least"):
         fitting.fit_to_gpu("off", args, "sft", base, {}, run)  # pyrefly: ignore[bad-argument-type]
+
+
+def needs_of_a_run(monkeypatch, **more) -> HostMemory:
+    """What a run on this machine, without a GPU, is checked with."""
+    found = []
+    monkeypatch.setattr(fitting, "check_host", lambda needs, _: found.append(needs))
+    base = SimpleNamespace(card=read_card("tiny"), name="tiny")
+    args = SimpleNamespace(use_peft=True, sharded=False, **read_defaults(), **more)
+    fitting.check_main_memory(base, "sft", args)  # pyrefly: ignore[bad-argument-type]
+    return found[0]
+
+
+def test_pages_of_a_file_that_is_mapped_are_no_memory_of_the_run(monkeypatch, tmp_path):
+    """A large dataset is read through such pages, and the system takes them back where it needs them."""
+    (tmp_path / "data").write_bytes(bytes(64 * 2**20))
+    before = needs_of_a_run(monkeypatch).program
+    with (tmp_path / "data").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        assert sum(data[:: mmap.PAGESIZE]) == 0
+        assert needs_of_a_run(monkeypatch).program - before < 16 * 2**20 / GIB
+    assert before > 0
+
+
+def test_a_base_in_16_bit_takes_half(monkeypatch):
+    assert (
+        needs_of_a_run(monkeypatch, dtype="bfloat16").weights == needs_of_a_run(monkeypatch, dtype="auto").weights / 2
+    )
+
+
+def test_swap_and_what_one_process_saves_refuse_no_run(monkeypatch):
+    limits(monkeypatch, 5.0, 4.0, swap=1.0)
+    assert "where 4.0 more can be had" in check_host(PLAN)
+    limits(monkeypatch, 40.0, 40.0)
+    assert check_host(HostMemory(program=2.0, weights=0.0, training=14.0, activations=0.0, data=0.0), processes=8) == ""
 
 
 @pytest.mark.slow

@@ -225,6 +225,14 @@ def test_the_heart_beats_while_the_lock_is_held_and_stops_with_it(tmp_path, quic
     assert not (tmp_path / "run.lock").exists()
 
 
+def test_a_clock_that_is_hours_ahead_takes_no_live_run(tmp_path, elsewhere, monkeypatch):
+    holder = elsewhere(NODE)
+    now = time.time
+    monkeypatch.setattr(lock.time, "time", lambda: now() + 2 * lock.LONG_AGO)
+    with pytest.raises(InputError, match=f"process {holder.pid} on node1"):
+        refuse_where_held(tmp_path)
+
+
 # --- a holder that slept
 
 
@@ -244,10 +252,44 @@ def test_a_holder_that_wakes_after_it_was_replaced_ends_without_writing(tmp_path
     os.kill(holder.pid, signal.SIGCONT)
     holder.join(10)
     assert holder.exitcode == 3
-    assert f"process {os.getpid()} on {platform.node()} has taken the run" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert f"process {os.getpid()} on {platform.node()} has taken the run" in printed
+    assert "showed no life for " in printed
     assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     mine.check()
     mine.give_back()
+
+
+class Broken:
+    """Output that nobody reads any more."""
+
+    def write(self, _: str) -> None:
+        raise BrokenPipeError
+
+    flush = write
+
+
+def test_a_holder_that_was_replaced_ends_where_nobody_reads_its_output_too(tmp_path, elsewhere):
+    here = os.getpid()
+
+    def locks(*_) -> None:
+        if os.getpid() != here:
+            lock.sys.stdout = lock.sys.stderr = Broken()  # pyrefly: ignore[bad-assignment]
+
+    holder = elsewhere(NODE, locks)
+    (tmp_path / "run.lock").write_text(json.dumps({**ME, **NODE, "pid": 7}))
+    holder.join(10)
+    assert holder.exitcode == 3
+
+
+def test_a_holder_that_did_not_sleep_does_not_say_so(tmp_path, elsewhere, capfd, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.7)
+    holder = elsewhere(NODE)
+    (tmp_path / "run.lock").unlink()
+    holder.join(10)
+    printed = capfd.readouterr().err
+    assert f"{tmp_path}: another process has taken away run.lock. This process ends here" in printed
+    assert "no life" not in printed
 
 
 def test_a_holder_that_slept_and_was_not_replaced_continues(tmp_path, elsewhere, quick):
@@ -261,8 +303,10 @@ def test_a_holder_that_slept_and_was_not_replaced_continues(tmp_path, elsewhere,
     assert (tmp_path / "run.lock").stat().st_mtime_ns > before
 
 
-def write_late(folder: Path, awake) -> None:
-    """Hold the lock, never beat, and write run.json when `awake`."""
+def write_late(folder: Path, awake, paused: bool) -> None:
+    """Hold the lock, never beat, and write run.json when `awake`; `paused`: by its clock no time has passed."""
+    if paused:
+        lock._now = lambda: 0.0
     lock._this_process = lambda: {**ME, **NODE, "pid": os.getpid()}
     Lock._beat = lambda _: None  # pyrefly: ignore[bad-assignment]  its thread has not woken yet
     run = Run(folder, {})
@@ -272,11 +316,12 @@ def write_late(folder: Path, awake) -> None:
     run.update(step=7)
 
 
-def test_nothing_is_written_between_waking_and_the_next_beat(tmp_path, quick, monkeypatch):
+@pytest.mark.parametrize("paused", [False, True], ids=["asleep", "a paused virtual machine"])
+def test_nothing_is_written_between_waking_and_the_next_beat(tmp_path, quick, monkeypatch, paused):
     """run.json and checkpoints are written after a look of their own."""
     monkeypatch.setattr(lock.fcntl, "lockf", without_locks)
     awake = FORK.Event()
-    process = FORK.Process(target=write_late, args=(tmp_path, awake))
+    process = FORK.Process(target=write_late, args=(tmp_path, awake, paused))
     process.start()
     while not (tmp_path / "taken").exists():
         time.sleep(0.01)
