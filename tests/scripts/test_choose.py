@@ -121,7 +121,8 @@ def test_the_commands_word_for_word():
         "make pipeline STAGES=sft,dpo,grpo MODEL=qwen2.5-7b SFT_DATA=demonstrations.jsonl DPO_DATA=pairs.jsonl "
         "MATH_DATA=answers.jsonl "
         f"'SFT_ARGS={half}' 'DPO_ARGS={half}' "
-        f"'GRPO_ARGS=--no-load-in-4bit --checkpoint-skip-layers 21 --per-device-train-batch-size 8 --gradient-accumulation-steps 2'"
+        "'GRPO_ARGS=--no-load-in-4bit --checkpoint-skip-layers 21 "
+        "--per-device-train-batch-size 8 --gradient-accumulation-steps 2'"
     )
 
 
