@@ -41,12 +41,13 @@ class Numbers:
 def queue_updates(optimizer: torch.optim.Optimizer) -> None:
     """Have an optimizer of bitsandbytes not wait for the GPU after each matrix: an adapter of a 7B model has 392.
 
-    One with paged state has to wait, and does.
+    One with paged state has to wait, and does, also after a run of this process whose optimizer did not.
     """
-    if getattr(optimizer, "is_paged", None) is False:
+    if hasattr(optimizer, "is_paged"):
         import bitsandbytes.optim.optimizer as of_bitsandbytes
+        from bitsandbytes.utils import sync_gpu
 
-        of_bitsandbytes.sync_gpu = lambda t: None
+        of_bitsandbytes.sync_gpu = sync_gpu if optimizer.is_paged else lambda t: None
 
 
 class CheckedSteps(Trainer):

@@ -12,7 +12,8 @@ def test_only_an_optimizer_with_paged_state_waits_for_the_gpu_after_each_matrix(
     waits = []
     monkeypatch.setattr(of_bitsandbytes, "sync_gpu", of_bitsandbytes.sync_gpu)  # as it was, after this test
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(True))
-    queue_updates(bitsandbytes.optim.AdamW8bit([torch.nn.Parameter(torch.zeros(4))], is_paged=paged))
+    for one in (not paged, paged):  # a run of the other kind came before, in this process
+        queue_updates(bitsandbytes.optim.AdamW8bit([torch.nn.Parameter(torch.zeros(4))], is_paged=one))
     of_bitsandbytes.sync_gpu(SimpleNamespace(device=torch.device("cuda")))
     assert waits == [True] * paged
 
