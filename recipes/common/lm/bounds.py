@@ -10,32 +10,34 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 MEMORY = 2 * 2**30  # bytes of address space above what the process has
 DIGITS = 2**16  # bits of a whole number
 LENGTH = 2**26  # characters of a text that an operator makes
 
+T = TypeVar("T")
 
-@contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """A block that runs templates: TimeoutError ends it when its time is up, MemoryError when it takes too much.
 
-    The limit of memory holds for the whole process meanwhile.
+def bounded(seconds: float, work: Callable[[], T]) -> T:
+    """What `work`, which runs templates, returns. TimeoutError ends it when its time is up, MemoryError at too much.
+
+    The limit of memory holds for the whole process meanwhile. This is no context manager: the time may be up in
+    contextlib's own code, after the block, which then would not get to lift the limit.
     """
     bound_operators()
     MEMORY_LIMIT.enter()
     try:
-        with _at_most(seconds):
-            yield
+        if threading.current_thread() is threading.main_thread():
+            return _by_alarm(seconds, work)
+        return _in_a_thread(seconds, work)
     finally:
         MEMORY_LIMIT.leave()
 
 
 class MemoryLimit:
-    """The limit on the address space of this process while at least one thread is in a `bounded` block."""
+    """The limit on the address space of this process while at least one thread is in `bounded`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -72,29 +74,23 @@ def _statm(_process: int) -> int:
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """A block that a TimeoutError ends when its time is up."""
-    message = f"it takes more than {seconds:g} s for one conversation"
-    if threading.current_thread() is not threading.main_thread():
-        with _in_a_thread(seconds, message):
-            yield
-        return
-
+def _by_alarm(seconds: float, work: Callable[[], T]) -> T:
     def stop(*_: object) -> None:
-        raise TimeoutError(message)
+        raise TimeoutError(_message(seconds))
 
     handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer = (0.0, 0.0)
     try:
-        yield
+        timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+        return work()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, *timer)  # the alarm may still come, once, until this has returned
+        finally:
+            signal.signal(signal.SIGALRM, handler)
 
 
-@contextmanager
-def _in_a_thread(seconds: float, message: str) -> Iterator[None]:
+def _in_a_thread(seconds: float, work: Callable[[], T]) -> T:
     """The same where no signals arrive: reward models score in threads."""
     thread, lock = threading.get_ident(), threading.Lock()
     inside = late = False
@@ -111,15 +107,19 @@ def _in_a_thread(seconds: float, message: str) -> Iterator[None]:
     timer.start()
     inside = True
     try:
-        yield
+        return work()
     except TimeoutError:
-        raise TimeoutError(message) from None
+        raise TimeoutError(_message(seconds)) from None
     finally:
         with lock:
             inside = False
         timer.cancel()
         if late:
-            _raise_in(thread, None)  # where the block ended as its time did
+            _raise_in(thread, None)  # where the work ended as its time did
+
+
+def _message(seconds: float) -> str:
+    return f"it takes more than {seconds:g} s for one conversation"
 
 
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:

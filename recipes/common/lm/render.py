@@ -79,10 +79,12 @@ def render_turns(
     somebody else.
     """
     try:
-        with bounded(SECONDS):
-            text: Any = tokenizer.apply_chat_template(
+        text: Any = bounded(
+            SECONDS,
+            lambda: tokenizer.apply_chat_template(
                 turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            ),
+        )
     except Exception as error:  # noqa: BLE001  a template is a program of somebody else: it may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"the chat template refuses it: {reason}; {_way_out(turns, reason)}") from None

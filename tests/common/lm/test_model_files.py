@@ -3,9 +3,11 @@
 import json
 import resource
 import shutil
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from common.errors import InputError, MachineError
@@ -155,15 +157,14 @@ def test_a_hostile_template_is_refused_in_a_thread_too(tokenizer, monkeypatch, k
         assert pool.submit(render_turns, tokenizer, TURNS).result(5) == "a"
 
 
-def test_a_time_that_ends_beside_the_block_harms_nobody():
-    """A block that is over as its time is up raises in it or not at all, never in what comes after."""
+def test_a_time_that_ends_beside_the_work_harms_nobody():
+    """Work that is over as its time is up raises in it or not at all, never in what comes after."""
 
     def often() -> int:
         late = 0
         for _ in range(50):
             try:
-                with bounds.bounded(0.001):
-                    time.sleep(0.001)
+                bounds.bounded(0.001, lambda: time.sleep(0.001))
             except TimeoutError:
                 late += 1
             time.sleep(0.0005)
@@ -173,20 +174,43 @@ def test_a_time_that_ends_beside_the_block_harms_nobody():
         assert 0 <= pool.submit(often).result(20) <= 50
 
 
-def test_blocks_of_several_threads_leave_no_limit_on_memory_behind():
-    """The first of them ends while the second is inside."""
+def test_a_time_that_ends_beside_the_work_leaves_no_limit_behind():
+    """However late the alarm comes: neither on memory, nor a handler, while the error is still held."""
+    memory, handler = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    errors = []
+    for round_ in range(1500):
+        end = time.perf_counter() + 0.0003 + 2e-8 * round_
+
+        def work(end: float = end) -> None:
+            while time.perf_counter() < end:
+                pass
+
+        try:
+            bounds.bounded(0.0003, work)
+        except TimeoutError as error:
+            errors.append(error)
+        assert resource.getrlimit(resource.RLIMIT_AS) == memory
+        assert signal.getsignal(signal.SIGALRM) is handler
+    assert errors
+
+
+def test_work_of_several_threads_leaves_no_limit_on_memory_behind():
+    """The first of them ends while the second works."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with bounds.bounded(10):
-            inside.set()
-            leave.wait(10)
+        inside.set()
+        leave.wait(10)
 
     with ThreadPoolExecutor(1) as pool:
-        with bounds.bounded(10):
-            done = pool.submit(other)
+
+        def first() -> Any:
+            done = pool.submit(bounds.bounded, 10, other)
             assert inside.wait(10)
+            return done
+
+        done = bounds.bounded(10, first)
         assert resource.getrlimit(resource.RLIMIT_AS) != before
         leave.set()
         done.result(10)
