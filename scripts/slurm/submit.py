@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.arguments import parse
+from common.arguments import parse, shell_words
 from common.environment import ROOT
 from common.errors import (
     CREDENTIALS,
@@ -156,6 +156,7 @@ def check(args: Args) -> None:
             f"--sbatch={args.sbatch}: this asks Slurm for GPUs; give --gpus too, how many of each node, "
             "so that each gets a process."
         )
+    shell_words("--sbatch", args.sbatch)  # before anything is written
     if args.nodes < 1:
         raise InputError(f"--nodes={args.nodes}: expected 1 or more.")
     if args.nodes * args.per_node > 1 and args.chain:
@@ -173,7 +174,7 @@ def check(args: Args) -> None:
 def sweep(text: str) -> list[tuple[str, list[str]]]:
     """The runs of a sweep: the folder of each, and the arguments that it has beyond the others."""
     axes = []
-    for word in shlex.split(text):
+    for word in shell_words("--sweep", text):
         name, _, values = word.partition("=")
         if not re.fullmatch(r"\w+", name) or not all(values.split(",")):
             raise InputError(f"--sweep: {word}: expected an argument and its values, such as learning_rate=1e-4,2e-4.")

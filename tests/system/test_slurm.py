@@ -352,6 +352,8 @@ def test_the_chain_waits_for_a_stage_that_was_queued_again(cluster, chain):
 REFUSED = {
     "a time that is none": ({"TIME": "4h"}, "TIME=4h: expected hours:minutes:seconds, such as 4:00:00"),
     "a number of GPUs that is none": ({"GPUS": "two"}, "GPUS=two: expected how many of each node"),
+    "a sweep with an open quotation": ({"SWEEP": "seed='1"}, "SWEEP: No closing quotation."),
+    "an option with an open quotation": ({"SBATCH": "--comment='a"}, "SBATCH: No closing quotation."),
     "GPUs without a process": ({"GPUS": None, "SBATCH": "--gres=gpu:8"}, "this asks Slurm for GPUs; give GPUS too"),
     "no nodes": ({"NODES": "0"}, "NODES=0: expected 1 or more"),
     "several processes of a chain": (
