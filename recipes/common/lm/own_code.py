@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 FLAG = "--trust-remote-code"
 PROCESSOR = "processor_config.json"
-CONFIGS = ("config.json", "tokenizer_config.json", PROCESSOR, "preprocessor_config.json")
-CONFIGS += ("video_preprocessor_config.json",)
+CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    PROCESSOR,
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 COMMIT = re.compile("[0-9a-f]{40}")
 
 TRUSTED: dict[str, str | None] = {}  # {source: commit, None of a directory} of the models that the user trusts
