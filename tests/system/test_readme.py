@@ -130,6 +130,23 @@ def test_every_link_and_every_path_leads_to_a_file(page):
         assert (ROOT / path).exists() or "NAME" in path, f"{page}: {path}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings as GitHub makes them: lower case, hyphens for spaces, a number after a twin."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = [
+        re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {name + (f"-{twins}" if (twins := headings[:at].count(name)) else "") for at, name in enumerate(headings)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE.values(), "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_link_to_a_heading_leads_to_one(page):
+    for link, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if not link.startswith(("http://", "https://")):
+            target = (ROOT / page).parent.joinpath(link) if link else ROOT / page
+            assert heading in anchors(target), f"{page}: {link}#{heading}"
+
+
 def test_the_names_in_the_map_of_the_code_are_in_their_files():
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/code.md").read_text(encoding="utf-8"), re.M)
     checked = 0
