@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from common.arguments import check
 from common.lm.cards import read_card
 from common.plan.devices import SIZES, of_size
 from common.plan.search import fit
 from common.plan.workload import METHODS
 from conftest import ROOT, run_recipe
+from launch.commands import COMMANDS
+from launch.variables import arguments
 
 DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 CHINESE = {"README.md": "README.zh-CN.md", **{f"docs/{name}": f"docs/zh/{name}" for name in DOCS}}
@@ -145,6 +148,20 @@ def test_every_link_to_a_heading_leads_to_one(page):
         if not link.startswith(("http://", "https://")):
             target = (ROOT / page).parent.joinpath(link) if link else ROOT / page
             assert heading in anchors(target), f"{page}: {link}#{heading}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md"])
+def test_the_commands_within_a_text_take_the_variables_that_they_are_given(page, monkeypatch):
+    """Nothing runs. Of benchmark, whose commands stand beside the results, flags are read too."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # settings are put there
+    for text in re.findall(r"`(make \S[^`]*=[^`]*)`", (ROOT / page).read_text(encoding="utf-8")):
+        _, name, *words = shlex.split(text)
+        if name in COMMANDS:
+            fields = COMMANDS[name].fields()
+            given = dict(word.split("=", 1) for word in words)
+            flags = arguments(name, COMMANDS[name], fields, {key: value for key, value in given.items() if value})
+            if name == "benchmark":
+                check(fields, flags, name)
 
 
 def test_the_names_in_the_map_of_the_code_are_in_their_files():
