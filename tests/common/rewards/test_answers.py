@@ -294,7 +294,7 @@ def test_the_other_process_ends_with_ours_and_survives_an_ignored_alarm():
 
 def test_numbers_need_no_algebra(monkeypatch):
     """Which takes a hundred times as long."""
-    monkeypatch.setattr(algebra, "compare", lambda *_: pytest.fail("the other process was asked"))
+    monkeypatch.setattr(algebra, "compare", lambda *_: pytest.fail("the other process was called"))
     right = gold("1,234")
     assert sum(same(right, f"${number:,}") for number in range(10_000)) == 1
 
