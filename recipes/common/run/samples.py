@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from common.data.examples import Conversation, Document
+from common.data.examples import Conversation, Document, Prompt
 from common.run.files import keep_rows, read_json, write_json
 from common.run.ranks import is_first
 
@@ -42,6 +42,11 @@ def as_samples(rows: Sequence[Conversation | Document]) -> list[Sample]:
             reference = row.messages[len(first)]["content"]
             samples.append(Sample(Conversation(row.place, first, row.tools), reference))
     return samples
+
+
+def as_sample(prompt: Prompt) -> Sample:
+    """A prompt as a sample; the data continues it by the gold answer, where there is one."""
+    return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
 def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
