@@ -36,6 +36,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects that a JSON file lists. Raises as `read_json`, and InputError where it holds anything else."""
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise InputError(f"{path}: holds no list of JSON objects")
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never a part."""
     write_bytes(path, as_bytes(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"))
