@@ -58,7 +58,9 @@ def describe(job: dict[str, str], folder: Path, queue: dict[str, tuple[str, str]
     """A job in one line: id, name, run of a sweep, step, state, and when the job wrote its last line."""
     state, reason = queue.get(job["job"], ("gone", ""))
     file = folder / "slurm" / f"{job['job']}.state"
-    time, last = file.read_text(encoding="utf-8").splitlines()[-1].split(" ", 1) if file.exists() else ("", "")
+    # What ended a job may hold any bytes, and a full disk leaves the file empty.
+    lines = file.read_text(encoding="utf-8", errors="replace").rstrip("\n") if file.exists() else ""
+    time, _, last = lines.rpartition("\n")[2].partition(" ")
     if state == "PENDING":
         word = f"queued ({reason})" + (f", was {last}" if last else "")
     elif state in ALIVE or (ENDED.match(last) and state != "CANCELLED"):
