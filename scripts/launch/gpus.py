@@ -4,7 +4,7 @@ import os
 import re
 
 from common.errors import InputError, MachineError
-from install import environment as installed
+from install import installed
 
 DRIVER = "/proc/driver/nvidia/gpus"  # a folder for each
 
