@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.cli import parse_arguments
+from common.commands import command
 from common.environment import ROOT
 from common.errors import InputError, MachineError, run_command
 from common.lm.hub import find_model
 from common.lm.load import base_of
-from common.run.ending import command
 from common.run.files import read_object
 from common.run.record import adapter_of
 from exporting import commands

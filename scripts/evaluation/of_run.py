@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import environment
+from common.commands import command
 from common.data.examples import Prompt
 from common.data.rows import find_source
 from common.errors import InputError, spell
 from common.lm.hub import Model, fetch, find_model
 from common.lm.load import load_chat_tokenizer, load_for_inference, load_text_tokenizer
-from common.run.ending import command
 from common.run.screen import loading
 from comparison.judges import judge_here, server_of
 from comparison.sampling import Sampling as JudgeSampling
