@@ -120,7 +120,10 @@ def both(
     to_answer: list[Prompt],
     sampling: held_out.Sampling,
 ) -> tuple[Findings, Findings]:
-    """What is measured of the model after training and before: one model, its adapter on and off, where it can be."""
+    """What is measured of the model after training and before: one model, its adapter on and off, where it can be.
+
+    Raises InputError, before a model is loaded, where the two read text as different tokens.
+    """
     off = before.adapter is None and subject.after.adapter is not None
     off = off and before.model.source == subject.after.model.source
 
@@ -140,24 +143,24 @@ def both(
         return found
 
     rows = in_tokens(args, subject, subject.after, held, to_answer)
-
-    def of_after(model: Any) -> tuple[Findings, Findings | None]:
-        after = all_of(model, rows, "after", "default" if subject.after.adapter else None)
-        if not off:
-            return after, None
-        with model.disable_adapter():
-            return after, all_of(model, rows, "before", None)
-
-    after, earlier = use_for_inference(rows.base, subject.after.adapter, args.load_in_4bit, of_after)
-    if earlier:
-        return after, earlier
-    others = in_tokens(args, subject, before, held, to_answer)
+    others = rows if off else in_tokens(args, subject, before, held, to_answer)
     if others.tokenizer.get_vocab() != rows.tokenizer.get_vocab():
         raise InputError(
             f"--base {before.name}: reads text as other tokens than {subject.after.model.name}, so that their "
             f"likelihoods cannot be compared; `{command('compare', a=before.name, b=subject.folder)}` compares "
             "what they write"
         )
+
+    def of_after(model: Any) -> tuple[Findings, Findings | None]:
+        after = all_of(model, rows, "after", "default" if subject.after.adapter else None)
+        if not off:
+            return after, None
+        with model.disable_adapter():
+            return after, all_of(model, others, "before", None)
+
+    after, earlier = use_for_inference(rows.base, subject.after.adapter, args.load_in_4bit, of_after)
+    if earlier:
+        return after, earlier
 
     def of_before(model: Any) -> Findings:
         return all_of(model, others, "before", "default" if before.adapter else None)
