@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from comparison.judge import Judge
     from rich.console import Console
 
-GENERAL, QUESTIONS = "general ability", "questions"
+GENERAL = "general ability"
 LONGEST_ROW = 2048  # tokens of a row, where the run has no limit of its own
 ANSWER_TOKENS = 512  # of an answer to a question
 SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method

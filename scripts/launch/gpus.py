@@ -30,8 +30,3 @@ def machine_gpus() -> int:
     if not installed.gpu_visible():
         return 0
     return len(os.listdir(DRIVER)) if os.path.isdir(DRIVER) else 64
-
-
-def processes() -> int:
-    """How many processes GPUS asks for, one for each GPU."""
-    return max(1, len(chosen_gpus() or [])) if os.environ.get("GPUS") else 1
