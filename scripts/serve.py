@@ -151,7 +151,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
     parameters.sampling.temp, parameters.sampling.top_k = PARAMETERS["temperature"], PARAMETERS["top_k"]
     parameters.sampling.top_p, parameters.sampling.min_p = PARAMETERS["top_p"], PARAMETERS["min_p"]
     try:
-        return xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]
+        return xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]  as above
     except RuntimeError as error:
         raise MachineError(f"{gguf}: llama.cpp cannot serve it: {error}") from None
 

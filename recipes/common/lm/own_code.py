@@ -133,7 +133,7 @@ def run_only_printed() -> None:
                 )
         return run(class_name, module_path, **more)
 
-    checked.only_printed = True  # pyrefly: ignore[missing-attribute]
+    checked.only_printed = True  # pyrefly: ignore[missing-attribute]  it marks that this was done
     library.get_class_in_module = generation.get_class_in_module = checked
 
 
