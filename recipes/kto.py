@@ -117,7 +117,7 @@ class Args:
     load_in_4bit: bool = True
     """Load the frozen base in nf4 (QLoRA); --no-load-in-4bit for 16 bit."""
     load_in_fp8: bool = False
-    """Load it in fp8 instead, and multiply in fp8: the fastest, on a GPU of Ada, Hopper or Blackwell."""
+    """Load it in fp8 instead, and multiply in fp8: the fastest for 7B and more, on Ada, Hopper or Blackwell GPUs."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     lora_r: int = 16

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +41,21 @@ def run_recipe(
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=seconds
     )
+
+
+def slowdown(work: Callable[[int], object], small: int, large: int) -> float:
+    """How many times the processor time of `work(small)` that of `work(large)` is, by the quickest of three of each.
+
+    What an absolute time would say of this machine and its load, this says of the code: 4 times the input of linear
+    work takes 4 times as long, of quadratic work 16 times.
+    """
+    times = {small: [], large: []}
+    for _ in range(3):
+        for size, taken in times.items():
+            started = time.process_time()
+            work(size)
+            taken.append(time.process_time() - started)
+    return min(times[large]) / min(times[small])
 
 
 def read_jsonl(path: Path) -> list[dict]:

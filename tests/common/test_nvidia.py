@@ -57,15 +57,15 @@ def test_its_failure_has_a_reason(smi):
 
 
 def test_one_that_hangs_is_killed_with_its_children(smi, monkeypatch, tmp_path):
-    smi(f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    smi(f"sleep 600 & echo $! > {tmp_path}/child; wait")
     monkeypatch.setattr(nvidia, "SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"took more than 0\.5 s"):
         nvidia.nvidia_smi()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
     while child.exists() and ") Z " not in child.read_text():
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 60
         time.sleep(0.02)
 
 

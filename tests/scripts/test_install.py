@@ -241,9 +241,7 @@ def test_makes_venv_once(checkout: Checkout) -> None:
 
     before = [(file, file.lstat().st_mtime_ns) for file in sorted(checkout.venv.rglob("*"))]
     checkout.index.requests.clear()
-    start = time.monotonic()
     assert ok(checkout.setup()) == ""
-    assert time.monotonic() - start < 1  # a loaded machine; alone it takes 0.02 s
     assert [(file, file.lstat().st_mtime_ns) for file in sorted(checkout.venv.rglob("*"))] == before
     assert checkout.index.requests == []
 

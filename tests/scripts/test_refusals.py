@@ -6,12 +6,11 @@ The texts of refusals.jsonl are written after what public data holds. Of those t
 apologies after which the answer follows, "as an AI", refusals in a story, a letter, a quotation or code.
 """
 
-import time
 from pathlib import Path
 
 import pytest
 from check_data.refusals import OPENING, refuses
-from conftest import read_jsonl
+from conftest import read_jsonl, slowdown
 
 ROWS = read_jsonl(Path(__file__).with_name("refusals.jsonl"))
 HELD_OUT = read_jsonl(Path(__file__).with_name("refusals_held_out.jsonl"))
@@ -74,9 +73,11 @@ def test_a_refusal_far_into_a_text_is_part_of_an_answer():
 
 
 @pytest.mark.parametrize(
-    "text", ["I can't " * 5000, "i " * 5000 + "not", "我" + "不" * 5000, "i'm sorry, " * 3000 + "no"]
-)
+    "text",
+    [
+        lambda n: "I can't " * n, lambda n: "i " * n + "not", lambda n: "我" + "不" * n,
+        lambda n: "i'm sorry, " * n + "no",
+    ],
+)  # fmt: skip
 def test_no_text_takes_long(text):
-    started = time.process_time()
-    refuses(text)
-    assert time.process_time() - started < 0.1
+    assert slowdown(lambda length: refuses(text(length)), 5_000, 20_000) < 8

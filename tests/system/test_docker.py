@@ -352,7 +352,6 @@ def test_signals_reach_the_command(way, image):
     )  # fmt: skip
     lines = iter(process.stdout.readline, "")
     assert any(line.startswith("started") for line in lines)
-    start = time.monotonic()
     if way == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     elif way == "make":
@@ -364,7 +363,6 @@ def test_signals_reach_the_command(way, image):
     process.wait(30)
     if way != "make":  # which is ended itself, too
         assert "Error 7" in printed[-1]
-    assert time.monotonic() - start < 8
     assert "told" not in image.engine("ps", "--all", "--format", "{{.Names}}")
 
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from common.arguments import check
 from common.lm.cards import read_card
 from common.plan.devices import SIZES, of_size
 from common.plan.search import fit
 from common.plan.workload import METHODS
 from conftest import ROOT, run_recipe
+from launch.commands import COMMANDS
+from launch.variables import arguments
 
 DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 CHINESE = {"README.md": "README.zh-CN.md", **{f"docs/{name}": f"docs/zh/{name}" for name in DOCS}}
@@ -128,6 +131,37 @@ def test_every_link_and_every_path_leads_to_a_file(page):
             assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
     for path in re.findall(r"`((?:recipes|scripts|tests|docker|data_samples|docs|\.ci|\.github)/[\w./-]+)`", text):
         assert (ROOT / path).exists() or "NAME" in path, f"{page}: {path}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings as GitHub makes them: lower case, hyphens for spaces, a number after a twin."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = [
+        re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {name + (f"-{twins}" if (twins := headings[:at].count(name)) else "") for at, name in enumerate(headings)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE.values(), "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_link_to_a_heading_leads_to_one(page):
+    for link, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if not link.startswith(("http://", "https://")):
+            target = (ROOT / page).parent.joinpath(link) if link else ROOT / page
+            assert heading in anchors(target), f"{page}: {link}#{heading}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md"])
+def test_the_commands_within_a_text_take_the_variables_that_they_are_given(page, monkeypatch):
+    """Nothing runs. Of benchmark, whose commands stand beside the results, flags are read too."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # settings are put there
+    for text in re.findall(r"`(make \S[^`]*=[^`]*)`", (ROOT / page).read_text(encoding="utf-8")):
+        _, name, *words = shlex.split(text)
+        if name in COMMANDS:
+            fields = COMMANDS[name].fields()
+            given = dict(word.split("=", 1) for word in words)
+            flags = arguments(name, COMMANDS[name], fields, {key: value for key, value in given.items() if value})
+            if name == "benchmark":
+                check(fields, flags, name)
 
 
 def test_the_names_in_the_map_of_the_code_are_in_their_files():

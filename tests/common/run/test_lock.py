@@ -35,7 +35,7 @@ def holder(tmp_path):
     taken = FORK.Event()
     process = FORK.Process(target=hold, args=(tmp_path, taken))
     process.start()
-    assert taken.wait(10)
+    assert taken.wait(60)
     yield process
     process.kill()
     process.join()
@@ -130,7 +130,7 @@ def elsewhere(tmp_path, quick, monkeypatch):
         process = FORK.Process(target=hold, args=(tmp_path, taken, identity))
         process.start()
         started.append(process)
-        assert taken.wait(10)
+        assert taken.wait(60)
         return process
 
     yield start
@@ -155,23 +155,24 @@ def test_a_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path, elsewhe
     assert "watching for up to" in capsys.readouterr().out
     kill(holder)
     refuse_where_held(tmp_path)  # after PATIENCE, and it removes the file
-    begun = time.monotonic()
+    assert "watching for up to" in capsys.readouterr().out
     mine = Lock(tmp_path)
     mine.take()
-    assert time.monotonic() - begun < lock.PATIENCE  # not watched twice
+    assert "watching" not in capsys.readouterr().out  # not twice
     assert json.loads((tmp_path / "run.lock").read_text())["host"] == platform.node()
     mine.give_back()
 
 
 def test_a_holder_that_ends_while_it_is_watched_keeps_nobody_out(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 5.0)
+    monkeypatch.setattr(lock, "PATIENCE", 600.0)
+    monkeypatch.setattr(lock.time, "sleep", lambda _, sleep=time.sleep: sleep(0.05))
     file = tmp_path / "run.lock"
     file.write_text(json.dumps({**ME, **NODE}))
     timer = threading.Timer(0.2, file.unlink)
     timer.start()
     begun = time.monotonic()
     refuse_where_held(tmp_path)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 60
     timer.join()
 
 
@@ -216,7 +217,7 @@ def test_the_heart_beats_while_the_lock_is_held_and_stops_with_it(tmp_path, quic
     mine = Lock(tmp_path)
     mine.take()
     before = (tmp_path / "run.lock").stat().st_mtime_ns
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while (tmp_path / "run.lock").stat().st_mtime_ns == before and time.monotonic() < end:
         time.sleep(0.01)
     assert (tmp_path / "run.lock").stat().st_mtime_ns > before
