@@ -39,6 +39,7 @@ class Field:
     kind: str  # a key of KINDS
     many: bool = False  # a tuple: any number of values
     optional: bool = False  # None is a value, written None
+    literal: bool = False  # one of a few words,
     choices: tuple[str, ...] = ()  # these; () where only the import could tell
     default: ast.expr | None = None  # None: it is required
     shown: str = ""  # the default, for a reader
@@ -131,12 +132,12 @@ def _type(node: ast.expr, constants: dict[str, ast.expr]) -> dict[str, Any]:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             options = options.elts if isinstance(options, ast.Tuple) else [options]
             words = tuple(option.value for option in options if isinstance(option, ast.Constant))
-            return {"kind": "str", "choices": words if len(words) == len(options) else ()}
+            return {"kind": "str", "literal": True, "choices": words if len(words) == len(options) else ()}
         case ast.Name(id=name) if name in KINDS:
             return {"kind": name}
         case ast.Name(id=name) if name in constants:
             return _type(constants[name], constants)
-    return {"kind": "str"}  # its name is of another file
+    return {"kind": "str", "literal": True}  # its name is of another file
 
 
 def _shown(node: ast.expr | None, constants: dict[str, ast.expr], lines: list[str]) -> str:
