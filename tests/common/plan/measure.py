@@ -272,7 +272,7 @@ class Worker:
         import common.lm.hub as hub
         from common import environment
 
-        hub.base_sha256 = lambda path: "0" * 64  # hashing takes longer than the run
+        hub.base_sha256 = lambda *_: "0" * 64  # hashing takes longer than the run
         first = hub.find_model(str(checkpoint(known[names[0]], self.scratch)))
         environment.set_variables(models=[first], sources=[])
         import unsloth  # noqa: I001  first
@@ -376,7 +376,7 @@ class Worker:
         environment = {**os.environ, "UNSLOTH_BLOCK_COMPILE": "0"}  # for one step
         paths = [str(ROOT / "recipes"), os.environ.get("PYTHONPATH", "")]
         recipe = str(ROOT / "recipes" / "reward.py")
-        code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda path: '0' * 64; del sys.argv[0]; "
+        code = "import runpy, sys, common.lm.hub as hub; hub.base_sha256 = lambda *_: '0' * 64; del sys.argv[0]; "
         subprocess.run(
             [sys.executable, "-c", code + "runpy.run_path(sys.argv[0], run_name='__main__')", recipe, *map(str, words)],
             env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
