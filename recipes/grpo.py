@@ -19,8 +19,11 @@ The reference policy is the base with the adapter switched off, so the stage bef
 Left out: running the tools that a completion calls, several turns, sharding a model over several GPUs.
 """
 
+import math
 import os
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -465,6 +468,7 @@ class GroupSampling(GRPOTrainer):
         self.refill = refill
         self.samples = samples
         self.samples_a_step = samples_a_step
+        self.own_metrics: dict[str, list[float]] = defaultdict(list)  # of this rank's rows, in this step
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> dict:
         """As TRL's; with --share-prompts without its shuffle, since Unsloth looks for a prompt in rows side by side.
@@ -510,17 +514,35 @@ class GroupSampling(GRPOTrainer):
             output["advantages"] = output["advantages"].view(-1, 1) * weights  # (B, T)
         return output
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> "torch.Tensor":
+        """As TRL's, with metrics of this rank's own rows, which `_get_grad_norm` puts together for all ranks.
+
+        Unsloth gathers each of them in each micro-batch, where every rank then waits for the slowest one. For the loss
+        itself it would gather only with an entropy mask, which this recipe does not have. The means of TRL's own loss,
+        which is that of the CPU, are still of all ranks: it adds up sums and tokens.
+        """
+        metrics, self._metrics["train"] = self._metrics["train"], self.own_metrics
+        self.accelerator.gather = own_rows
+        try:
+            return super().compute_loss(*args, **kwargs)
+        finally:
+            del self.accelerator.gather  # which uncovers that of its class
+            self._metrics["train"] = metrics
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, which calls it after the last micro-batch of a step, before anything is logged or saved."""
+        for name, values in of_all_ranks(gather_objects(dict(self.own_metrics))).items():
+            self._metrics["train"][name].extend(values)
+        self.own_metrics.clear()
+        return super()._get_grad_norm(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As TRL's, with metrics that are means over all ranks: some that Unsloth takes are of a rank's own rows."""
-        own = self._metrics["train"]
+        """As TRL's; without a KL term in the loss, the KL that is logged is the measured one."""
+        metrics = self._metrics["train"]
         if self.beta == 0:
-            own.pop("kl", None)  # Unsloth's: a 0 for each micro-batch
-            if "measured_kl" in own:
-                own["kl"] = own.pop("measured_kl")
-        if world_size() > 1:
-            parts = gather_objects({name: list(values) for name, values in own.items()})
-            for name in own:
-                own[name] = [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
+            metrics.pop("kl", None)  # Unsloth's: a 0 for each micro-batch
+            if "measured_kl" in metrics:
+                metrics["kl"] = metrics.pop("measured_kl")
         super().log(logs, *args, **kwargs)
 
     def places(self, batches: list) -> list[str]:
@@ -570,6 +592,25 @@ class GroupSampling(GRPOTrainer):
             reference = self._score(completions)
         log_ratios = torch.cat([p.log_probs - r.log_probs for p, r in zip(policy, reference, strict=True)])
         return float(kl_estimate(log_ratios, "k3").mean())
+
+
+def own_rows(tensor: "torch.Tensor") -> "torch.Tensor":
+    """In place of a `gather`: what this rank has, copied from its GPU once for all that is read of it."""
+    return tensor.cpu()
+
+
+def of_all_ranks(parts: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """One dictionary of metrics from those of the ranks, each with a number per micro-batch: their mean, min or max.
+
+    A NaN is of a micro-batch without a token that counts, and stays only where all ranks have one.
+    """
+    metrics = {}
+    for name in parts[0]:
+        put_together = {"min": min, "max": max}.get(name[-3:], fmean)
+        of_batches = zip(*(part[name] for part in parts), strict=True)
+        valid = [[value for value in values if not math.isnan(value)] for values in of_batches]
+        metrics[name] = [put_together(values) if values else math.nan for values in valid]
+    return metrics
 
 
 def rollout(prompts: list, trainer: GroupSampling) -> dict:

@@ -88,6 +88,21 @@ def test_the_kl_that_is_logged_is_the_measured_one_whatever_the_number_of_micro_
         assert logs == expected
 
 
+def test_metrics_of_all_ranks_are_means_of_each_micro_batch_but_for_the_least_and_the_most():
+    nan = float("nan")
+    ranks = [
+        {"kl": [0.25, 0.5], "clip_ratio/low_min": [0.0, nan], "clip_ratio/high_max": [0.5, 0.0], "entropy": [nan, nan]},
+        {"kl": [0.75, 0.0], "clip_ratio/low_min": [0.25, 1.0], "clip_ratio/high_max": [0.25, 0.5], "entropy": [nan, 1]},
+    ]
+    together = grpo.of_all_ranks(ranks)
+    assert together["kl"] == [0.5, 0.25]
+    assert together["clip_ratio/low_min"] == [0.0, 1.0]
+    assert together["clip_ratio/high_max"] == [0.5, 0.5]
+    assert together["entropy"] == pytest.approx([nan, 1.0], nan_ok=True)
+    assert grpo.of_all_ranks([{"kl": [0.1, 0.7]}]) == {"kl": [0.1, 0.7]}  # of one rank as they are
+    assert grpo.of_all_ranks([{}]) == {}
+
+
 @pytest.mark.usefixtures("warm")
 def test_a_run_that_slurm_signalled_ends_as_one_left_alone(whole, tmp_path):
     folder, _, flags = whole

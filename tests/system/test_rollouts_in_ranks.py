@@ -5,9 +5,11 @@ Each run changes its number of ranks on the way, because one was killed or got a
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def train(recipe: str, folder: Path, ranks: int, way: str = "", step: int = 0) -
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+def exchanges(folder: Path, *flags: object) -> list[list[str]]:
+    """What each micro-batch of GRPO exchanges between two ranks: the names of torch's functions."""
+    command = [ROOT / "scripts" / "launch" / "processes.py", 2, ROOT / "tests" / "system" / "collectives.py"]
+    command += [folder / "calls.json", ROOT / "recipes" / "grpo.py", *DATA, *flags, "--output-dir", folder / "run"]
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "calls.json").read_text(encoding="utf-8"))
+
+
 def logged(folder: Path) -> list[dict]:
     return [row for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
 
@@ -90,6 +102,30 @@ def test_grpo_in_two_ranks_of_which_one_is_killed_and_then_in_one_is_grpo_in_one
     assert done.returncode == 0, done.stderr
     assert "Resuming after step 2" in done.stdout
     assert_same("grpo", tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("warm")
+def test_the_ranks_of_grpo_gather_nothing_in_a_micro_batch_once_its_completions_are_there(tmp_path):
+    """To wait for the slower rank in each micro-batch takes longer than once a step.
+
+    What is added up is by the loss of the CPU, TRL's: see the next test.
+    """
+    small = ("--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 6, "--num-generations", 4)
+    small += ("--max-steps", 2, "--beta", 0.05, "--sample-prompts", 0, "--sample-tokens", 4)
+    of_batches = exchanges(tmp_path, *small)
+    assert len(of_batches) == 6  # two steps of three
+    assert all("all_gather" in of_batches[first] for first in (0, 3))  # they sample, and score
+    assert {name for later in (1, 2, 4, 5) for name in of_batches[later]} == {"all_reduce"}
+
+
+def test_the_loss_of_a_gpu_exchanges_only_what_grpo_has_it_gather():
+    """Unsloth's, which does not run here, by its source; `GroupSampling.compute_loss` replaces the `gather` in it."""
+    source = Path(str(distribution("unsloth").locate_file("unsloth/models/rl_replacements.py"))).read_text()
+    start = source.index("def grpo_trainer_compute_loss(")
+    loss = source[start : source.index("\ndef ", start)]
+    assert "self.accelerator.gather(low_clip)" in loss
+    assert set(re.findall(r"accelerator\.(\w+)", loss)) == {"gather", "num_processes"}
+    assert not re.search("all_reduce|all_gather|barrier", loss)
 
 
 @pytest.mark.usefixtures("warm")

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from common.run.files import keep_rows
 from common.run.profile import Profile
 from common.run.progress import LiveBar
-from common.run.ranks import gather_objects, world_size
+from common.run.ranks import gather_objects
 from common.run.screen import end_live, wait_for
 
 Shown = Mapping[str, str | tuple[str, str]]  # {name on the screen: key in the log, or the keys of mean and spread}
@@ -71,9 +71,8 @@ class ProgressCallback(TrainerCallback):
             }
             if (allocated := allocated_gib()) is not None:
                 row["allocated_gib"] = round(allocated, 2)
-            for name in ("memory_gib", "allocated_gib"):
-                if world_size() > 1 and name in row:  # the rank with the least room decides what fits
-                    row[name] = max(gather_objects(row[name]))
+            of_ranks = gather_objects({name: row[name] for name in ("memory_gib", "allocated_gib") if name in row})
+            row |= {name: max(one[name] for one in of_ranks) for name in of_ranks[0]}  # the one with the least room
             self.last_tokens, self.last_time = tokens, now
             self.bar.facts = [f"{row['memory_gib']:.1f} GiB", f"{speed:,.0f} tok/s"]
         self.latest |= row

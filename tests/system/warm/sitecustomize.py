@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 
 IMPORT_UNSLOTH = {"sft", "dpo", "kto", "grpo", "reward", "ppo", "evaluate", "merge", "compare", "distill"}
-IMPORT_UNSLOTH |= {"preferences", "interrupt"}  # which runs one of them
+IMPORT_UNSLOTH |= {"preferences", "interrupt", "collectives"}  # of which the last two run one of them
 
 words = sys.orig_argv
 script = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
