@@ -18,7 +18,7 @@ Left out: GPUs that are not NVIDIA's; several machines.
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036
+if sys.version_info < (3, 11):  # noqa: UP036  an older Python reads this file, too
     version = ".".join(map(str, sys.version_info[:3]))
     print(
         f"This needs Python 3.11 or newer, and {sys.executable} is {version}. Install one, then: "

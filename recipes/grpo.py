@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Prompt
+from common.data.examples import Prompt
 from common.data.formats import PROBLEM_FORMATS
 from common.data.hold_out import hold_out
 from common.data.prompts import drop_long, with_system_prompt
@@ -67,7 +67,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.ranks import gather_objects, is_first, world_size
-from common.run.samples import Sample, append, forget_after, show
+from common.run.samples import append, as_sample, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
 
@@ -683,10 +683,6 @@ def measure_difficulty(
     scored = score_tokens_over_ranks(model, completions, pad_token_id)
     entropies = [float(one.entropies.mean()) for one in scored]
     return group_means(entropies, args.num_generations)
-
-
-def as_sample(prompt: Prompt) -> Sample:
-    return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
 def live_line(rewards: list[Reward]) -> dict[str, str | tuple[str, str]]:

@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common import environment
 from common.cli import parse
-from common.data.examples import Conversation, Prompt
+from common.data.examples import Prompt
 from common.data.formats import PROMPT_FORMATS
 from common.data.hold_out import hold_out_share
 from common.data.prompts import as_prompt, distinct, drop_long, with_system_prompt
@@ -97,7 +97,7 @@ from common.run.ending import show_ending
 from common.run.files import write_folder
 from common.run.folder import plan_run
 from common.run.ranks import is_first, of_first, rank, sum_over_ranks, world_size
-from common.run.samples import Sample, append, forget_after, show
+from common.run.samples import append, as_sample, forget_after, show
 from common.run.screen import announce, loading
 from common.run.stopping import Stop
 from common.run.training_state import Learner, random_state, restore_random_state
@@ -632,10 +632,6 @@ def shown_completions(ppo: "PPO", prompts: list[Prompt]) -> list[str]:
     """Greedy completions as text, to be shown; "..." marks a truncated one."""
     completions = sample_over_ranks(ppo.rollouts, prompts, ppo.args.sample_tokens, 0.0)
     return [completion.text + ("" if completion.ended else " ...") for completion in completions]
-
-
-def as_sample(prompt: Prompt) -> Sample:
-    return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
 
 
 def show_gain(

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from common.cli import parse_arguments
+from common.commands import make
 from common.data.documents import DOCUMENT_FORMATS
 from common.data.feedback import FEEDBACK_FORMATS
 from common.data.formats import FORMATS, GRADED_FORMATS, PAIR_FORMATS, PROBLEM_FORMATS, RATING_FORMATS, detect
@@ -35,7 +36,6 @@ from common.plan.shape import sizes_of
 from common.plan.words import as_flag, recomputed
 from common.plan.workload import workload
 from common.rewards.answers import gold
-from common.run.ending import make
 
 LOOKED_AT = 20  # rows of a file
 Kind = Literal["demonstrations", "pairs", "feedback", "answers", "scores", "reward-model", "documents"]

@@ -150,7 +150,7 @@ def export(trained: Trained, folder: Path, form: str, quants: list[str]) -> None
                 "files": describe_files(part),
             }
             write_json(part / "export.json", record)
-    except BaseException:
+    except BaseException:  # such as Ctrl-C: nothing half-written stays
         shutil.rmtree(folder.with_name(f"{folder.name}.{PART}"), ignore_errors=True)
         raise
 

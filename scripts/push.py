@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.cli import parse_arguments
+from common.commands import command
 from common.errors import InputError, MachineError, one_line, run_command
 from common.lm.cards import HUB_ID
-from common.run.ending import command
 from common.run.files import PICKLES
 from common.run.record import adapter_of
 from exporting.leaks import leaks

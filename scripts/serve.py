@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.cli import parse_arguments
+from common.commands import command
 from common.environment import ROOT
 from common.errors import InputError, MachineError, run_command
 from common.lm.hub import find_model
 from common.lm.load import base_of
-from common.run.ending import command
 from common.run.files import read_object
 from common.run.record import adapter_of
 from exporting import commands
@@ -151,7 +151,7 @@ def start_llama_cpp(gguf: Path, name: str, context: int, host: str, port: int) -
     parameters.sampling.temp, parameters.sampling.top_k = PARAMETERS["temperature"], PARAMETERS["top_k"]
     parameters.sampling.top_p, parameters.sampling.min_p = PARAMETERS["top_p"], PARAMETERS["min_p"]
     try:
-        return xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]
+        return xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]  as above
     except RuntimeError as error:
         raise MachineError(f"{gguf}: llama.cpp cannot serve it: {error}") from None
 

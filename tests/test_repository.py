@@ -50,3 +50,18 @@ def test_all_tools_know_the_same_python():
 def test_lint_refuses_a_check_that_it_does_not_know():
     done = subprocess.run([ROOT / "scripts" / "lint", "pyhton"], capture_output=True, text=True, check=False)
     assert (done.returncode, "pyhton" in done.stderr) == (2, True)
+
+
+SILENCED = re.compile(r"# (?:noqa\b|pyrefly: ignore|type: ignore)(?P<what>[^#]*)$")
+
+
+def test_what_silences_a_check_names_it_and_has_its_reason():
+    files = [ROOT / "env-check.py", *(file for room in ("recipes", "scripts") for file in (ROOT / room).rglob("*.py"))]
+    found = [
+        (file.relative_to(ROOT), number, silenced["what"])
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if (silenced := SILENCED.search(line))
+    ]
+    assert len(found) > 20
+    assert [one for one in found if not re.fullmatch(r"(: [A-Z]+\d+(, [A-Z]+\d+)*|\[[a-z-]+\])  \S.*", one[2])] == []

@@ -102,7 +102,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
             # A terminal that lacks a letter of the text is no reason to fail.
-            stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]
+            stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]  of TextIOWrapper
     sys.excepthook, threading.excepthook = _show_bug, show_thread_error
     try:
         sys.exit(main() or DONE)

@@ -20,14 +20,8 @@ from common.run.files import read_object
 
 from benchmarks.workloads import Job, Workload
 
-CONTESTANTS = {
-    "ours": "the recipe, or the class that it samples or scores with",
-    "trl": "stock TRL + PEFT; of a rollout, transformers' generate",
-    "unsloth": "Unsloth as it comes",
-    "trl-vllm": "stock TRL, which samples by vLLM",
-    "unsloth-vllm": "Unsloth, which samples by vLLM",
-    "vllm": "vLLM alone",
-}
+# ours: the recipe, or the class that it samples or scores with. trl: stock TRL and PEFT; of a rollout, transformers'
+# generate. unsloth: Unsloth as it comes. Those of -vllm sample by vLLM.
 OF_METHOD = {
     "grpo": ("ours", "trl", "unsloth", "trl-vllm", "unsloth-vllm"),
     "rollout": ("ours", "trl", "unsloth", "vllm"),

@@ -98,7 +98,7 @@ def generate(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
 
 def unsloth_generate(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    from unsloth import FastLanguageModel  # noqa: I001
+    from unsloth import FastLanguageModel  # noqa: I001  first: it patches what is imported after it
     import torch
 
     on_gpu = torch.cuda.is_available()

@@ -90,7 +90,7 @@ class NearDuplicates:
         sketch = EMPTY.copy()
         sketch.update_batch(shingles.hashes.tolist())
         # In order, as that of a set would differ from run to run.
-        candidates: list[Any] = sorted(self.table.query(sketch))  # type: ignore[type-var]  they are int
+        candidates: list[Any] = sorted(self.table.query(sketch))  # pyrefly: ignore[bad-specialization]  they are int
         if len(candidates) > COMPARED:
             alike = [np.count_nonzero(self.sketches[index] == sketch.hashvalues) for index in candidates]
             candidates = [candidates[index] for index in np.argsort(alike, kind="stable")[: -COMPARED - 1 : -1]]

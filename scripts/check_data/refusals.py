@@ -397,7 +397,7 @@ def refuses(text: str) -> bool:
     text = THOUGHT.sub("", text, count=1)
     if STAGED.match(text):  # the direction of a scene, or a list
         return False
-    text = text[STAGE.match(text).end() :].replace("’", "'").lower()  # type: ignore[union-attr]  it matches nothing too
+    text = text[STAGE.match(text).end() :].replace("’", "'").lower()  # pyrefly: ignore[missing-attribute]  it matches nothing too
     if text[:1] in '"“「『{|':  # what somebody else says, or JSON
         return False
     text = LEAD.sub("sorry, ", QUOTED.sub("…", text))
@@ -433,10 +433,10 @@ def _answers(rest: str, chinese: bool, is_ability: bool) -> bool:
     turns, offer, answer, more_help = (
         (ZH_TURNS, ZH_OFFER, ZH_ANSWER, ZH_MORE_HELP) if chinese else (TURNS, OFFER, ANSWER, MORE_HELP)
     )
-    first = SENTENCE.match(rest).end()  # type: ignore[union-attr]
+    first = SENTENCE.match(rest).end()  # pyrefly: ignore[missing-attribute]  as STAGE
     for turn in turns.finditer(rest):
         clause = rest[turn.end() :]
-        end = SENTENCE.match(clause).end()  # type: ignore[union-attr]
+        end = SENTENCE.match(clause).end()  # pyrefly: ignore[missing-attribute]  as STAGE
         if turn.end() > first and turn[0][0] in ",;":
             continue  # a turn within a later sentence is about something else
         if answer.search(clause[:end]) or (not offer.match(clause) and end > 12):
@@ -446,7 +446,7 @@ def _answers(rest: str, chinese: bool, is_ability: bool) -> bool:
     if LIST_OR_CODE.search(rest):
         return True
     other = 0  # characters of sentences that are neither of the refusal nor an offer
-    for sentence in SENTENCE.finditer(rest[SENTENCE.match(rest).end() :]):  # type: ignore[union-attr]
+    for sentence in SENTENCE.finditer(rest[SENTENCE.match(rest).end() :]):  # pyrefly: ignore[missing-attribute]  as STAGE
         if answer.search(sentence[0]):
             return True
         other += 0 if more_help.match(sentence[0].lstrip()) else len(sentence[0]) * (3 if chinese else 1)

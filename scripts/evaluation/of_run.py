@@ -1,20 +1,18 @@
 """`make evaluate RUN=…`: the model of a run before and after training, on rows that it never saw."""
 
-import contextlib
-import gc
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import environment
-from common.data.examples import Prompt
+from common.commands import command
+from common.data.examples import Document, Prompt
+from common.data.prompts import render_prompts
 from common.data.rows import find_source
 from common.errors import InputError, spell
 from common.lm.hub import Model, fetch, find_model
-from common.lm.load import load_chat_tokenizer, load_for_inference, load_text_tokenizer
-from common.run.ending import command
+from common.lm.load import load_chat_tokenizer, load_text_tokenizer, use_for_inference
 from common.run.screen import loading
 from comparison.judges import judge_here, server_of
 from comparison.sampling import Sampling as JudgeSampling
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from comparison.judge import Judge
     from rich.console import Console
 
-GENERAL, QUESTIONS = "general ability", "questions"
+GENERAL = "general ability"
 LONGEST_ROW = 2048  # tokens of a row, where the run has no limit of its own
 ANSWER_TOKENS = 512  # of an answer to a question
 SAMPLED = {"grpo": 8}  # completions of a prompt for pass@k, by method
@@ -122,61 +120,67 @@ def both(
     to_answer: list[Prompt],
     sampling: held_out.Sampling,
 ) -> tuple[Findings, Findings]:
-    """What is measured of the model after training and before: one model, its adapter on and off, where it can be."""
+    """What is measured of the model after training and before: one model, its adapter on and off, where it can be.
+
+    Raises InputError, before a model is loaded, where the two read text as different tokens.
+    """
     off = before.adapter is None and subject.after.adapter is not None
     off = off and before.model.source == subject.after.model.source
 
-    def all_of(loaded: "Loaded", who: str, adapter: str | None) -> Findings:
+    def all_of(model: Any, rows: "InTokens", who: str, adapter: str | None) -> Findings:
         from common.lm.rollout.rollouts import Rollouts
 
-        rollouts = Rollouts(loaded.model, loaded.tokenizer, loaded.end, seed=args.seed, adapter=adapter)
+        rollouts = Rollouts(model, rows.tokenizer, rows.end, seed=args.seed, adapter=adapter)
         found = Findings()
-        own = sampling if sampling.max_new_tokens else replace(sampling, max_new_tokens=loaded.longest)
+        own = sampling if sampling.max_new_tokens else replace(sampling, max_new_tokens=rows.longest)
         for one in held:
-            found.measured[one.name] = held_out.measure(
-                loaded.model, rollouts, one, loaded.tokens[one.name], own, scorer, who
-            )
+            found.measured[one.name] = held_out.measure(model, rollouts, one, rows.tokens[one.name], own, scorer, who)
         if args.general:
-            found.measured[GENERAL] = [general.know(loaded.model, loaded.tokenizer, f"{who}: {GENERAL}")]
+            found.measured[GENERAL] = [general.know(model, rows.tokenizer, f"{who}: {GENERAL}")]
         if to_answer:
             limit = held_out.room(rollouts, to_answer, args.max_new_tokens or ANSWER_TOKENS)
             found.answers = [one.text for one in rollouts.sample(to_answer, limit, 0.0)]
         return found
 
-    with load(args, subject, subject.after, held, to_answer) as loaded:
-        after = all_of(loaded, "after", "default" if subject.after.adapter else None)
-        if off:
-            with loaded.model.disable_adapter():
-                return after, all_of(loaded, "before", None)
-        vocabulary = loaded.tokenizer.get_vocab()
-    with load(args, subject, before, held, to_answer) as loaded:
-        if loaded.tokenizer.get_vocab() != vocabulary:
-            raise InputError(
-                f"--base {before.name}: reads text as other tokens than {subject.after.model.name}, so that their "
-                f"likelihoods cannot be compared; `{command('compare', a=before.name, b=subject.folder)}` compares "
-                "what they write"
-            )
-        return after, all_of(loaded, "before", "default" if before.adapter else None)
+    rows = in_tokens(args, subject, subject.after, held, to_answer)
+    others = rows if off else in_tokens(args, subject, before, held, to_answer)
+    if others.tokenizer.get_vocab() != rows.tokenizer.get_vocab():
+        raise InputError(
+            f"--base {before.name}: reads text as other tokens than {subject.after.model.name}, so that their "
+            f"likelihoods cannot be compared; `{command('compare', a=before.name, b=subject.folder)}` compares "
+            "what they write"
+        )
+
+    def of_after(model: Any) -> tuple[Findings, Findings | None]:
+        after = all_of(model, rows, "after", "default" if subject.after.adapter else None)
+        if not off:
+            return after, None
+        with model.disable_adapter():
+            return after, all_of(model, others, "before", None)
+
+    after, earlier = use_for_inference(rows.base, subject.after.adapter, args.load_in_4bit, of_after)
+    if earlier:
+        return after, earlier
+
+    def of_before(model: Any) -> Findings:
+        return all_of(model, others, "before", "default" if before.adapter else None)
+
+    return after, use_for_inference(others.base, before.adapter, args.load_in_4bit, of_before)
 
 
-@dataclass
-class Loaded:
-    """A model that is ready, and the rows in its tokens."""
+@dataclass(frozen=True)
+class InTokens:
+    """The rows as a model reads them: by its tokenizer, in its tokens."""
 
-    model: Any
+    base: Model
     tokenizer: Any
     end: str
     tokens: dict[str, list[Any]]
     longest: int  # tokens that a completion may take, by the data
 
 
-@contextlib.contextmanager
-def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], to_answer: list[Prompt]) -> Iterator[Loaded]:
-    """A side, loaded; its memory is free afterwards. The chat template is that of the run."""
-    import torch
-    from common.data.examples import Document
-    from common.data.prompts import render_prompts
-
+def in_tokens(args: RunArgs, subject: Subject, side: Side, held: list[Held], to_answer: list[Prompt]) -> InTokens:
+    """The rows in the tokens of a side, by the chat template of the run. Raises InputError where it refuses one."""
     base = fetch(side.model)
     raw_text = bool(held) and all(isinstance(one.examples[0], Document) for one in held)
     given = subject.arguments.get("chat_template_path"), subject.arguments.get("pad_token")
@@ -185,16 +189,7 @@ def load(args: RunArgs, subject: Subject, side: Side, held: list[Held], to_answe
     tokens = {one.name: held_out.read_tokens(tokenizer, one, max_length) for one in held}
     if to_answer:
         render_prompts(tokenizer, to_answer)
-    model = load_for_inference(base, side.adapter, args.load_in_4bit)
-    loaded = Loaded(model, tokenizer, end, tokens, held_out.longest(tokenizer, held))
-    del model
-    try:
-        yield loaded
-    finally:
-        del loaded.model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    return InTokens(base, tokenizer, end, tokens, held_out.longest(tokenizer, held))
 
 
 def table(name: str, after: list[Measured], before: list[Measured], seed: int) -> Section:

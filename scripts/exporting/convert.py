@@ -52,9 +52,9 @@ def split_name(tokenizer_json: str) -> str | None:
 
 def main(converter: str, folder: str, file: str, kind: str, name: str, end: str) -> None:
     sys.path[:0] = [str(Path(converter, "gguf-py")), converter]
-    import gguf  # pyrefly: ignore  # the converter's
+    import gguf  # pyrefly: ignore[missing-import]  the converter's
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class  # pyrefly: ignore
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class  # pyrefly: ignore[missing-import]  as gguf
     from transformers import AutoTokenizer
 
     def refuse(reason: str) -> None:

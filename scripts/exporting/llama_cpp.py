@@ -73,7 +73,7 @@ def server(file: Path, context: int = 2048) -> Iterator[Server]:
     parameters.use_jinja = True
     with quiet():
         try:
-            running = xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]
+            running = xllamacpp.Server(parameters)  # pyrefly: ignore[missing-attribute]  as above
         except RuntimeError as error:
             raise MachineError(f"{file}: llama.cpp cannot load it: {error}") from None
         try:

@@ -14,7 +14,7 @@ from common.errors import MachineError, run_command
 from common.run.files import PART
 
 from install import sources
-from install.environment import CACHE, CONVERTER, KEPT, converter_mark, disk_errors, has_converter, say
+from install.installed import CACHE, CONVERTER, KEPT, converter_mark, disk_errors, has_converter, say
 
 SOURCE, MEGABYTES = "llama-cpp-python", 77
 

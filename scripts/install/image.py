@@ -22,7 +22,7 @@ from common.errors import InputError, MachineError, run_command
 from common.run.files import write_bytes
 
 from install import index
-from install.environment import ROOT, check_variant, disk_errors, gpu_visible, lock_mark, locked_cpu_torch, say
+from install.installed import ROOT, check_variant, disk_errors, gpu_visible, lock_mark, locked_cpu_torch, say
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 WHEELS = ROOT / "docker" / "wheels"  # what the build sees of WHEELS

@@ -26,7 +26,7 @@ from common.errors import InputError, MachineError, run_command
 from common.run.files import write_bytes
 
 from install import index, overlay, uv
-from install.environment import ROOT, disk_errors, say
+from install.installed import ROOT, disk_errors, say
 
 DOCKER = ROOT / "docker"
 # The oldest Python the recipes run on. The packages are the same on 3.12 to 3.14; the hashes are those of every wheel.

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import MachineError
 
 from install import index, uv
-from install.environment import CACHE, ROOT, disk_errors, say
+from install.installed import CACHE, ROOT, disk_errors, say
 
 LOCK = ROOT / "docker" / "lm-eval.lock"
 # Packages of the lock without a wheel: pure Python of a few files each, whose setup.py runs, with setuptools of .venv.

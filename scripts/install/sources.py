@@ -12,7 +12,7 @@ import tarfile
 from common.errors import run_command
 
 from install import index
-from install.environment import ROOT, disk_errors
+from install.installed import ROOT, disk_errors
 
 
 def pin(name: str) -> tuple[str, str]:

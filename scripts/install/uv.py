@@ -14,7 +14,7 @@ from common.errors import InputError, MachineError
 from common.run.files import write_bytes
 
 from install import index
-from install.environment import CACHE, ROOT, VENV, say
+from install.installed import CACHE, ROOT, VENV, say
 
 # The interpreter of .venv, by its own name: sys.executable may be in the .venv that is about to be emptied.
 PYTHON = getattr(sys, "_base_executable", "") or sys.executable

@@ -9,7 +9,7 @@ from common import errors
 from common.arguments import check, name_arguments
 from common.environment import ROOT
 from common.errors import ARGUMENTS, InputError, MachineError, did_you_mean, run_command
-from install import environment as installed
+from install import environment, installed
 
 from launch import engines, jobs, usage, variables
 from launch.commands import COMMANDS, Where
@@ -77,7 +77,7 @@ def start(name: str, words: list[str]) -> NoReturn:
         words = python_words(sys.executable, words)
         os.execvp(words[0], words)
     if command.where is Where.VENV:
-        installed.ensure(os.environ.get("VARIANT", ""))
+        environment.ensure(os.environ.get("VARIANT", ""))
         if not command.checked:  # one of pytest's or lint's; paths in the arguments of ours are from here
             os.chdir(ROOT)
         if "TEST_DOCKER" in command.variables:
@@ -97,7 +97,7 @@ def start(name: str, words: list[str]) -> NoReturn:
     if image is not None:
         contain(runtime, image, words)
     if name != "check":  # which is to tell what stands in the way of .venv
-        installed.ensure(os.environ.get("VARIANT", ""))
+        environment.ensure(os.environ.get("VARIANT", ""))
     in_venv(words)
 
 

@@ -76,9 +76,9 @@ class Command:
         return (read_fields(self.file) if self.file else None) or []
 
 
-def recipe(summary: str, name: str, several: bool = False) -> Command:
+def recipe(summary: str, name: str) -> Command:
     words, variables = (f"recipes/{name}.py",), (*CONTAINER, *INSTALL, "FROM")
-    return Command(summary, words, Where.MODEL, variables, recipe=True, several=several)
+    return Command(summary, words, Where.MODEL, variables, recipe=True, several=True)
 
 
 def script(summary: str, *words: str, several: bool = False) -> Command:
@@ -96,12 +96,12 @@ def plain(summary: str, *words: str, variables: tuple[str, ...] = ("PYTHON",)) -
 PYTEST = ("-m", "pytest")
 GROUPS: dict[str, dict[str, Command]] = {
     "Train": {
-        "sft": recipe("supervised fine-tuning: imitate examples of good completions", "sft", several=True),
-        "dpo": recipe("preference optimization: prefer chosen completions over rejected", "dpo", several=True),
-        "kto": recipe("learn from completions that are marked good or bad", "kto", several=True),
-        "grpo": recipe("reinforce what reward functions can check, such as mathematics", "grpo", several=True),
-        "reward": recipe("train a reward model, from scores or pairs", "reward", several=True),
-        "ppo": recipe("reinforce what a reward model scores high", "ppo", several=True),
+        "sft": recipe("supervised fine-tuning: imitate examples of good completions", "sft"),
+        "dpo": recipe("preference optimization: prefer chosen completions over rejected", "dpo"),
+        "kto": recipe("learn from completions that are marked good or bad", "kto"),
+        "grpo": recipe("reinforce what reward functions can check, such as mathematics", "grpo"),
+        "reward": recipe("train a reward model, from scores or pairs", "reward"),
+        "ppo": recipe("reinforce what a reward model scores high", "ppo"),
         "merge": script("merge an adapter into its base, for the next stage", "scripts/merge.py"),
         "pipeline": script("train stage after stage: STAGES=sft,dpo,grpo", "scripts/pipeline.py"),
     },

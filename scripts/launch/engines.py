@@ -5,7 +5,7 @@ import re
 import subprocess
 
 from common.arguments import shell_words
-from install import environment as installed
+from install import installed
 
 from launch.gpus import chosen_gpus
 from launch.mounts import ROOT, Mounts

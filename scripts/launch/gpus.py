@@ -4,7 +4,7 @@ import os
 import re
 
 from common.errors import InputError, MachineError
-from install import environment as installed
+from install import installed
 
 DRIVER = "/proc/driver/nvidia/gpus"  # a folder for each
 
@@ -30,8 +30,3 @@ def machine_gpus() -> int:
     if not installed.gpu_visible():
         return 0
     return len(os.listdir(DRIVER)) if os.path.isdir(DRIVER) else 64
-
-
-def processes() -> int:
-    """How many processes GPUS asks for, one for each GPU."""
-    return max(1, len(chosen_gpus() or [])) if os.environ.get("GPUS") else 1

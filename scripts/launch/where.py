@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from common.errors import InputError, MachineError, did_you_mean
-from install import environment as installed
+from install import installed
 
 RUNTIMES = ("docker", "podman", "apptainer", "local")
 # Settings that are of no use in .venv: whoever gives one wants a container.

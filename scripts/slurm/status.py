@@ -6,7 +6,6 @@
 The state of a job in the queue is Slurm's; that of any other is the last line which the job wrote to OUT/slurm.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from common.arguments import parse
 from common.errors import InputError, MachineError, run_command
+from common.run.files import read_object, read_objects
 
 ENDED = re.compile(r"done|failed|stopped|ended")  # how a job's last line begins when it has ended
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
@@ -35,7 +35,7 @@ def main() -> None:
     queue = read_queue() if records else {}
     for record in records:
         print(record.parents[1])
-        for job in json.loads(record.read_text(encoding="utf-8")):
+        for job in read_objects(record):
             print(f"  {describe(job, record.parents[1], queue)}")
     if not records:
         print("No job has a folder in outputs/.")
@@ -58,7 +58,9 @@ def describe(job: dict[str, str], folder: Path, queue: dict[str, tuple[str, str]
     """A job in one line: id, name, run of a sweep, step, state, and when the job wrote its last line."""
     state, reason = queue.get(job["job"], ("gone", ""))
     file = folder / "slurm" / f"{job['job']}.state"
-    time, last = file.read_text(encoding="utf-8").splitlines()[-1].split(" ", 1) if file.exists() else ("", "")
+    # What ended a job may hold any bytes, and a full disk leaves the file empty.
+    lines = file.read_text(encoding="utf-8", errors="replace").rstrip("\n") if file.exists() else ""
+    time, _, last = lines.rpartition("\n")[2].partition(" ")
     if state == "PENDING":
         word = f"queued ({reason})" + (f", was {last}" if last else "")
     elif state in ALIVE or (ENDED.match(last) and state != "CANCELLED"):
@@ -79,7 +81,7 @@ def step(job: dict[str, str], folder: Path) -> str:
     if not records:
         return ""
     newest = max(records, key=lambda path: path.stat().st_mtime)
-    return f"step {json.loads(newest.read_text(encoding='utf-8')).get('step', 0)}"
+    return f"step {read_object(newest).get('step', 0)}"
 
 
 if __name__ == "__main__":

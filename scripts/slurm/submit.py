@@ -20,7 +20,6 @@ Left out: heterogeneous jobs, several GPUs for the stages of a pipeline, buildin
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import shlex
@@ -43,7 +42,7 @@ from common.errors import (
     run_command,
     secret_values,
 )
-from common.run.files import write_json
+from common.run.files import read_objects, write_json
 from common.run.stopping import seconds
 
 RECIPES = ("sft", "dpo", "kto", "grpo", "reward", "ppo")
@@ -115,7 +114,7 @@ def main() -> None:
     check_runtime(args)
     (folder / "slurm").mkdir(parents=True, exist_ok=True)
     record = folder / "slurm" / "jobs.json"
-    jobs = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
+    jobs = read_objects(record) if record.exists() else []
     scripts = [
         write_script(stage, folder, runs, args, words) for stage in ([args.recipe] if args.recipe else args.chain)
     ]

@@ -1,5 +1,6 @@
 """`make evaluate RUN=…`: its statistics by hand, the rows it takes, its questions, and tasks of lm-eval."""
 
+import copy
 import json
 import math
 import random
@@ -17,7 +18,7 @@ from common.pages.evaluation import read_evaluation
 from common.rewards.answers import gold
 from common.run.intervals import interval
 from conftest import ROOT, read_jsonl, run_recipe
-from evaluation import general, harness, questions
+from evaluation import general, harness, of_run, questions
 from evaluation.figures import PERPLEXITY, Line, Measured, line_table, lines
 from evaluation.held_out import all_lines, marked_answer
 from evaluation.of_reward_run import ACCURACY, ERROR, row_by_row
@@ -427,6 +428,18 @@ def test_bad_input_is_refused_before_a_model_is_loaded(words, message, capsys, m
     record = {"recipe": "sft", "status": "stopped", "step": 3, "arguments": {}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert message in refusal(command.main, capsys, *(word.format(run=tmp_path) for word in words))
+
+
+def test_a_base_of_other_tokens_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch, tokenizer):
+    shutil.copytree(DATA / "tiny", tmp_path / "other")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<another>"])
+    other.save_pretrained(tmp_path / "other")
+    monkeypatch.setattr(of_run, "use_for_inference", lambda *_: pytest.fail("a model is loaded"))
+    subject = Subject(tmp_path / "run", "sft", {}, side("tiny"), side(str(tmp_path / "other")))
+    args = SimpleNamespace(max_length=None)
+    with pytest.raises(InputError, match=r"--base .*other: reads text as other tokens than tiny"):
+        of_run.both(args, subject, subject.before, [], None, [], None)
 
 
 def test_a_reward_model_answers_no_questions(tmp_path):

@@ -785,9 +785,10 @@ def test_a_terminal_is_handed_on_but_not_to_the_background(checkout):
     assert "--tty" not in checkout.container("sft").flags
     assert "--interactive" in checkout.container("sft").flags  # answers may come by a pipe
     settings = {"PATH": f"{checkout.bin}:/usr/bin:/bin", "HOME": str(checkout.home), "RUNTIME": "docker"}
-    command = f"'{checkout.root}/scripts/run' sft"
-    assert '"--interactive", "--tty"' in on_a_terminal("sh", "-c", command, **settings)
-    assert '"run", "--rm", "--user"' in on_a_terminal("bash", "-c", f"set -m; {command} & wait", **settings)
+    here = f"cd '{checkout.root}'"  # where it makes outputs
+    assert '"--interactive", "--tty"' in on_a_terminal("sh", "-c", f"{here}; scripts/run sft", **settings)
+    in_background = f"{here}; set -m; scripts/run sft & wait"
+    assert '"run", "--rm", "--user"' in on_a_terminal("bash", "-c", in_background, **settings)
 
 
 def test_a_shell(checkout):

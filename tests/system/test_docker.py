@@ -26,7 +26,7 @@ from conftest import ROOT, adapter_bytes, read_jsonl, run_recipe
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from install.environment import lock_mark
+from install.installed import lock_mark
 
 VARIANT = os.environ.get("TEST_DOCKER", "")
 USER = 1234  # has no entry in any passwd

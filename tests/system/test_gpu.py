@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import in_process
 import pytest
 from conftest import ROOT, read_jsonl, run_recipe
 
@@ -333,8 +334,8 @@ def test_a_recorded_backward_pass_adds_the_gradients_of_the_pass(adapted):
 
 @pytest.mark.parametrize("weights", ["--load-in-4bit", "--no-load-in-4bit"])
 def test_a_prompt_computed_once_for_a_pair_gives_the_same_step(merged, tmp_path, weights):
-    lines = (ROOT / "data_samples" / "preferences-train.jsonl").read_text(encoding="utf-8").splitlines()[:8]
-    rows = [{**row, "prompt": 8 * row["prompt"]} for row in map(json.loads, lines)]
+    pairs = read_jsonl(ROOT / "data_samples" / "preferences-train.jsonl")[:8]
+    rows = [{**row, "prompt": 8 * row["prompt"]} for row in pairs]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     steps = []
     for share in ("--share-prompts", "--no-share-prompts"):
@@ -408,12 +409,7 @@ def test_grpo_learns_from_what_vllm_samples(merged, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_kernels_that_sample_agree_with_plain_torch(dtype, tolerance):
-    spec = importlib.util.spec_from_file_location(
-        "kernels_on_cpu", ROOT / "tests" / "common" / "lm" / "rollout" / "kernels_on_cpu.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.compare("cuda", dtype, tolerance)
+    in_process.command("tests/common/lm/rollout/kernels_on_cpu.py").compare("cuda", dtype, tolerance)
 
 
 def test_recorded_steps_sample_what_generate_does_and_see_a_changed_adapter(adapted):

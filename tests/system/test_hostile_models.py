@@ -17,7 +17,7 @@ import pytest
 import torch
 from common import environment
 from common.errors import InputError, MachineError
-from common.lm import model_files, network
+from common.lm import network
 from common.lm.adapter import check_plain
 from common.lm.hub import Model, contents, fetch, find_model, load_tokenizer
 from common.lm.own_code import own_code
@@ -206,7 +206,7 @@ def test_a_model_of_the_hub_with_a_pickle_alone_is_refused(tmp_path, mark, monke
     model = in_the_cache(monkeypatch, tmp_path, "model.safetensors")
     with pytest.raises(MachineError, match="org/x: its weights are not in the cache of this machine"):
         fetch(model)
-    plant(model_files.snapshot(model) / "pytorch_model.bin", mark)
+    plant(network.snapshot(model) / "pytorch_model.bin", mark)
     with pytest.raises(InputError, match=r"pytorch_model\.bin: the weights are a pickle"):
         fetch(model)
     assert not network.in_cache(model)
@@ -214,7 +214,7 @@ def test_a_model_of_the_hub_with_a_pickle_alone_is_refused(tmp_path, mark, monke
 
 def test_a_model_of_the_hub_with_safetensors_is_taken(tmp_path, mark, monkeypatch):
     model = in_the_cache(monkeypatch, tmp_path)
-    plant(model_files.snapshot(model) / "pytorch_model.bin", mark)
+    plant(network.snapshot(model) / "pytorch_model.bin", mark)
     assert fetch(model) == model
     assert network.in_cache(model)
 

@@ -310,7 +310,7 @@ def test_the_console_shows_text_as_it_is(monkeypatch):
 
 def test_words_for_a_shell_that_a_command_proposes_are_quoted():
     """What is to be typed next names the user's own files."""
-    from common.run.ending import command as proposed
+    from common.commands import command as proposed
 
     for name in NAMES.values():
         words = shlex.split(proposed("chat", run=Path(f"outputs/{name}")))

@@ -31,8 +31,7 @@ from common.run.folder import plan_run
 from conftest import ROOT
 from export import identify_weights
 from exporting.merged import find_trained
-from install import converter, overlay
-from install import environment as installer
+from install import converter, installed, overlay
 from merge import identify
 from stages import steps
 
@@ -314,16 +313,16 @@ def test_code_is_the_same_wherever_it_is_and_differs_with_any_file(tmp_path, mon
     )
 
 
-# --- what the installer keeps
+# --- what the installed keeps
 
 
 def test_the_converter_is_keyed_by_its_source_and_by_what_is_kept_of_it(tmp_path, monkeypatch):
     (tmp_path / "docker").mkdir()
     pins = tmp_path / "docker" / "sources.txt"
     pins.write_text(f"llama-cpp-python==0.3.36 --hash=sha256:{'a' * 64}\n")
-    for module in (installer, converter.sources):
+    for module in (installed, converter.sources):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(installer, "CONVERTER", tmp_path / "converter")
+    monkeypatch.setattr(installed, "CONVERTER", tmp_path / "converter")
     monkeypatch.setattr(converter, "CONVERTER", tmp_path / "converter")
     monkeypatch.setattr(converter, "CACHE", tmp_path / "cache")
     unpacked = []
@@ -331,21 +330,21 @@ def test_the_converter_is_keyed_by_its_source_and_by_what_is_kept_of_it(tmp_path
     def unpack(target: Path, version: str) -> None:
         unpacked.append(target.name)
         target.mkdir(parents=True)
-        (target / "source.sha256").write_text(installer.converter_mark())
+        (target / "source.sha256").write_text(installed.converter_mark())
 
     monkeypatch.setattr(converter, "unpack", unpack)
 
     def key() -> int:
         converter.ensure()
-        assert installer.has_converter()
+        assert installed.has_converter()
         return len(unpacked)
 
-    other = installer.re.compile("LICENSE")
+    other = installed.re.compile("LICENSE")
     assert_each_changes(
         key,
         {
             "the source": lambda: pins.write_text(pins.read_text().replace("a" * 64, "b" * 64)),
-            "what is kept": lambda: monkeypatch.setattr(installer, "KEPT", other),
+            "what is kept": lambda: monkeypatch.setattr(installed, "KEPT", other),
         },
     )
 

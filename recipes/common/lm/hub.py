@@ -17,7 +17,8 @@ from common.environment import ROOT
 from common.errors import InputError, MachineError, did_you_mean
 from common.lm.adapter import CONFIG, read_config
 from common.lm.cards import HUB_ID, Card, card_names, read_card
-from common.lm.model_files import check_files, check_kind, check_weights, describe, download, pickles, snapshot
+from common.lm.model_files import check_files, check_kind, check_weights, describe, download, pickles
+from common.lm.network import snapshot
 from common.lm.own_code import COMMIT, FLAG, TRUSTED, UNUSED, code_files, how_to_trust, own_code
 from common.run.files import read_object
 from common.run.ranks import first_of_machine_alone

@@ -1,9 +1,10 @@
 """Load a model and its tokenizer."""
 
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.data.rows import source_sha256
 from common.errors import InputError, MachineError, spell
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Used = TypeVar("Used")
 
 
 def base_of(model: str | None, adapter: str | None, to_merge: bool = False) -> Model:
@@ -200,6 +203,19 @@ def load_for_inference(base: Model, adapter: str | None, load_in_4bit: bool) -> 
         model = load_adapter(model, Path(adapter))
     FastLanguageModel.for_inference(model)
     return model
+
+
+def use_for_inference(
+    base: Model, adapter: str | None, load_in_4bit: bool, use: "Callable[[PreTrainedModel], Used]"
+) -> Used:
+    """What `use` returns of the model that `load_for_inference` loads for it; its memory is free afterwards."""
+    import torch
+
+    used = use(load_for_inference(base, adapter, load_in_4bit))  # no name holds the model any longer
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return used
 
 
 def check_vocabulary(base: Model, adapter: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ARGUMENTS, InputError, MachineError, one_line, without_credentials
 from common.lm import network
+from common.lm.own_code import announce_code, how_to_trust, own_code, run_only_printed
 from common.lm.resumed import fetch_weights
 from common.run.files import read_object
 from common.run.ranks import is_first
@@ -189,13 +190,6 @@ def check_kind(model: "Model") -> None:
     """
     from transformers import AutoConfig
 
-    from common.lm.own_code import (
-        announce_code,
-        how_to_trust,
-        own_code,
-        run_only_printed,
-    )  # late: it imports this module
-
     run_only_printed()
     announce_code(model)
     check_pickles(model)
@@ -207,16 +201,6 @@ def check_kind(model: "Model") -> None:
         if model.trusted or not (needs := own_code(model)):
             raise InputError(f"{model.source}: cannot be loaded: {describe(error)}") from None
         raise InputError(f"{model.source}: cannot be loaded: {needs}. {how_to_trust(model)}") from None
-
-
-def snapshot(model: "Model") -> Path | None:
-    """The folder of a model's files: its own, or that in the hub's cache; None where the cache has none."""
-    if model.local:
-        return Path(model.source)
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def describe(error: BaseException) -> str:
@@ -264,7 +248,7 @@ def download(model: "Model", weights: bool = True) -> None:
 
 def _check_snapshot(model: "Model") -> None:
     """Raise InputError where the files of a model in the cache have no safetensors among them."""
-    folder = snapshot(model)
+    folder = network.snapshot(model)
     if folder is None:
         return  # the tokenizer, which is loaded next, says so
     check_weights(folder)

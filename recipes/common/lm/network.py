@@ -147,3 +147,13 @@ def in_cache(model: "Model") -> bool:
     index = files / f"{WEIGHTS}.index.json"
     parts = set(read_object(index)["weight_map"].values()) if index.exists() else {WEIGHTS}
     return all((files / part).exists() for part in parts)
+
+
+def snapshot(model: "Model") -> Path | None:
+    """The folder of a model's files: its own, or that in the hub's cache; None where the cache has none."""
+    if model.local:
+        return Path(model.source)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+    return Path(cached).parent if isinstance(cached, str) else None

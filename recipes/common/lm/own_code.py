@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ARGUMENTS, InputError
-from common.lm import model_files
+from common.lm.network import snapshot
 from common.run.files import read_object
 from common.run.ranks import is_first
 
@@ -54,7 +54,7 @@ def own_code(model: "Model") -> str:
 def _named(model: "Model") -> dict[str, dict[str, str]]:
     """{module: {class: the file that names it}} of a model; `owner/name--module` is one of another repository."""
     named: dict[str, dict[str, str]] = {}
-    if (folder := model_files.snapshot(model)) is None:
+    if (folder := snapshot(model)) is None:
         return named
     for file in CONFIGS:
         try:
@@ -86,7 +86,7 @@ def announce_code(model: "Model") -> None:
     Raises InputError where it has no code, where a file is missing, and where the code is of another repository or, as
     an adapter's base, of another model.
     """
-    folder, named = model_files.snapshot(model), _named(model)
+    folder, named = snapshot(model), _named(model)
     if not model.trusted or folder is None:
         return
     if (folder / "adapter_config.json").exists():  # of a directory it is refused before
@@ -133,7 +133,7 @@ def run_only_printed() -> None:
                 )
         return run(class_name, module_path, **more)
 
-    checked.only_printed = True  # pyrefly: ignore[missing-attribute]
+    checked.only_printed = True  # pyrefly: ignore[missing-attribute]  it marks that this was done
     library.get_class_in_module = generation.get_class_in_module = checked
 
 
@@ -152,7 +152,7 @@ def how_to_trust(model: "Model") -> str:
     """What to do about a model whose code would have to run, in this command."""
     if FLAG not in ARGUMENTS:
         return "This command never runs code of a model; take a model whose kind transformers knows."
-    folder = model_files.snapshot(model)
+    folder = snapshot(model)
     commit = "" if model.local else f"@{folder.name if folder else 'COMMIT'}"
     return (
         f"Code of a model is not run unless you name the model. Read those files; if you trust them: {FLAG}="

@@ -7,13 +7,12 @@ head.safetensors (weight and bias) and head.json (facts about it).
 This module imports torch only where a function needs it, so that a recipe can import it before it imports unsloth.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 from common.lm.hidden_states import at_last_token, last_hidden, pad_right, states_before
-from common.run.files import write_json
+from common.run.files import read_object, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +99,7 @@ def save_head(head: "torch.nn.Linear", folder: Path, facts: dict[str, Any]) -> N
 
 
 def load_head(folder: Path, device: "torch.device | str") -> "tuple[torch.nn.Linear, dict[str, Any]]":
-    """The head that `save_head` wrote, and its facts. Raises InputError when there is none."""
+    """The head that `save_head` wrote, and its facts. Raises InputError without one that can be read."""
     from safetensors.torch import load_file
 
     for name in (WEIGHTS, FACTS):
@@ -109,4 +108,4 @@ def load_head(folder: Path, device: "torch.device | str") -> "tuple[torch.nn.Lin
     weights = load_file(folder / WEIGHTS)
     head = new_head(weights["weight"].shape[1], device)
     head.load_state_dict(weights)
-    return head, json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return head, read_object(folder / FACTS)

@@ -14,7 +14,7 @@ def gather_as_computed(model: "Module") -> None:
     """
     import torch
 
-    if model.get_input_embeddings().weight.dtype == torch.float32:  # type: ignore[operator]
+    if model.get_input_embeddings().weight.dtype == torch.float32:  # pyrefly: ignore[not-callable]  torch has Tensor | Module
         os.environ.setdefault("UNSLOTH_FSDP2_PARAM_DTYPE", "storage")
 
 

@@ -5,13 +5,10 @@ shared prompt are copied for each of its rows, and the gradients of the copies a
 no layer that is given prefixes, so the operator runs as it is.
 """
 
-import functools
 from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # it registers the operators
-
-from common.lm.shared_prompts import SharedPrompts
 
 
 @torch.library.custom_op("recipes::shared_attention", mutates_args=())
@@ -89,20 +86,3 @@ def _backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple
 
 
 shared_attention.register_autograd(_backward, setup_context=_keep)
-
-
-@functools.cache
-def extend_unsloth() -> None:
-    """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
-    from unsloth.utils import attention_dispatch
-
-    theirs = attention_dispatch._flex_shared_prefix_attention
-
-    def attention(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: Any, scale: float | None = None
-    ) -> torch.Tensor:
-        if isinstance(shared, SharedPrompts):
-            return shared.attention(query, key, value, scale)
-        return theirs(query, key, value, shared, scale=scale)
-
-    attention_dispatch._flex_shared_prefix_attention = attention

@@ -255,8 +255,6 @@ def _lets_prefixes_in(causal: Any) -> bool:
     """Whether the attention of every layer comes to ours, tried on two rows of three tokens."""
     import torch
 
-    from common.lm.shared_attention import extend_unsloth
-
     reached = []
 
     class Probe(SharedPrompts):
@@ -264,9 +262,24 @@ def _lets_prefixes_in(causal: Any) -> bool:
             reached.append(self)
             return super().attention(query, key, value, scale)
 
-    extend_unsloth()
+    _extend_unsloth()
     probe = Probe(**vars(pack([[0, 1, 2], [0, 1, 3]], [[0, 1]], 3).to(causal.device)))
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=causal.device)
     with torch.no_grad(), torch.autocast("cuda", dtype=causal.dtype):
         causal.model(input_ids=ids, shared_prompts=probe)
     return len(reached) == causal.config.get_text_config().num_hidden_layers
+
+
+@functools.cache
+def _extend_unsloth() -> None:
+    """Have Unsloth's attention, which knows the shared prefixes of its own GRPO, take ours to varlen attention."""
+    from unsloth.utils import attention_dispatch
+
+    theirs = attention_dispatch._flex_shared_prefix_attention
+
+    def attention(query: "Tensor", key: "Tensor", value: "Tensor", shared: Any, scale: float | None = None) -> "Tensor":
+        if isinstance(shared, SharedPrompts):
+            return shared.attention(query, key, value, scale)
+        return theirs(query, key, value, shared, scale=scale)
+
+    attention_dispatch._flex_shared_prefix_attention = attention

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import variable
+from common.commands import make
 from common.errors import as_variables
 from common.pages.curves import HELD_OUT, NO_CURVE, title_of, values
 from common.pages.reading import RunFiles
-from common.run.ending import METRICS, make
 from common.run.health.files import FILE, judge_again, read_findings
 from common.run.progress import duration
+from common.run.record import measure_of
 
 TITLES = {
     "sft": "SFT",
@@ -59,7 +60,7 @@ def status(run: RunFiles) -> tuple[str, str]:
 
 def tiles(run: RunFiles) -> list[tuple[str, str]]:
     """The few figures that a reader looks for first: (name, value)."""
-    name, key = METRICS.get(run.recipe, ("loss", "loss"))
+    name, key = measure_of(run.recipe)
     found = [(name, _first_last(run, key)), (f"held-out {name}", _first_last(run, HELD_OUT + key))]
     if both := _before_after(run):
         found.append(("held-out score", " → ".join(number(side.get("score")) for side in both)))

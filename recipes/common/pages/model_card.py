@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from common.arguments import variable
+from common.commands import make
 from common.errors import InputError
 from common.lm.cards import HUB_ID, Card, card_names, read_card
 from common.lm.hub import find_model
 from common.pages.facts import NO_OUTCOME, TITLES, number, text
 from common.pages.reading import RunFiles, read_run
-from common.run.ending import METRICS, make
 from common.run.files import write_bytes
+from common.run.record import measure_of
 
 # What the hub calls the licences of our model cards; it wants a name for those that it does not know.
 LICENCES = {
@@ -162,7 +163,7 @@ def _hyperparameters(run: RunFiles) -> list[tuple[str, str]]:
 def _figures(run: RunFiles) -> list[str]:
     """Tables of what was measured: the training's own figure, and held-out data before and after."""
     record, found = run.record, []
-    name = METRICS.get(run.recipe, ("loss", "loss"))[0]
+    name = measure_of(run.recipe)[0]
     if isinstance(change := record.get(name), dict) and {"first", "last"} <= change.keys():
         found.append(_table([(f"{name}, first step", number(change["first"])), ("last step", number(change["last"]))]))
     held_out = record.get("held_out") or {}

@@ -37,11 +37,6 @@ class HostMemory:
     def total(self) -> float:
         return sum(getattr(self, field.name) for field in fields(self))
 
-    @property
-    def least(self) -> float:
-        """What is needed in any case, whatever the rows of the data are."""
-        return self.program + self.weights + self.training
-
 
 def host_peak(
     card: Any,
@@ -79,7 +74,7 @@ def host_peak(
 
 
 def check_host(needs: HostMemory, processes: int = 1) -> str:
-    """A line of warning where this machine has less than `needs.least`, "" where all is well.
+    """A line of warning where this machine has less than is needed whatever the rows are, "" where all is well.
 
     `needs` is of a process that has its program already; `processes` are those of this machine, of which with a GPU
     (no weights here) one saves. Raises MachineError where it is over the limit of the machine with its swap, the

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from inspect import isawaitable
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from common.errors import InputError, Stopped, did_you_mean, one_line
 
@@ -121,7 +121,7 @@ def contained() -> Iterator[None]:
     here = threading.get_ident()  # rewards are called on more than one thread
     depth = RUNNING.get(here, (0, 0))[0]
     RUNNING[here] = depth + 1, os.getpid()
-    os._exit = _exit  # pyrefly: ignore[bad-assignment]
+    os._exit = _exit
     try:
         yield
     finally:
@@ -130,7 +130,7 @@ def contained() -> Iterator[None]:
             os._exit = END
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     if os.getpid() not in {process for _, process in RUNNING.values()}:  # in a fork
         END(status)
     raise Ended(f"os._exit({status})")

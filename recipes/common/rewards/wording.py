@@ -23,7 +23,7 @@ _SAME = (
 )  # fmt: skip
 _CANONICAL = {word: words[0] for words in _SAME for word in words}
 _NO_PRODUCT = frozenset(
-    "no on is it if of or in to so do go up us we he me my be by am pm an as at ok hi oh ox id tv pi kg cm mm km ml mg"  # noqa: SIM905
+    "no on is it if of or in to so do go up us we he me my be by am pm an as at ok hi oh ox id tv pi kg cm mm km ml mg"  # noqa: SIM905  as a list they are 40 lines
     " lb ft oz hr".split()
 )
 LABEL = re.compile(

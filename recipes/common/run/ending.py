@@ -1,24 +1,22 @@
 """What a run shows at its end: the time taken, the first and the last value it is about, and what to type next."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from common import errors
-from common.arguments import variable
+from common.commands import command
 from common.environment import ROOT
 from common.run.files import read_jsonl
 from common.run.folder import Run
 from common.run.health.ending import end_health
 from common.run.progress import duration
+from common.run.record import measure_of
 from common.run.screen import end_live
 
 WORTH_EVALUATING = 10  # held-out rows
-METRICS = {"grpo": ("reward", "reward"), "ppo": ("score", "score/mean")}  # name and key in metrics.jsonl; else the loss
 
 
 def show_ending(console: Console, run: Run, saved: Path) -> None:
@@ -29,7 +27,7 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
         saved: the folder of the adapter or of the model.
     """
     end_live()
-    name, key = METRICS.get(run.record["recipe"], ("loss", "loss"))
+    name, key = measure_of(run.record["recipe"])
     values = first_and_last(run.folder / "metrics.jsonl", key)
     if values:
         run.update(**{name: {"first": values[0], "last": values[1]}})
@@ -39,8 +37,8 @@ def show_ending(console: Console, run: Run, saved: Path) -> None:
     console.print(Text.assemble(f"{saved.name.capitalize()} in ", (str(saved), "bold")), soft_wrap=True)
     if commands := next_commands(run, saved):
         console.print("Next:")
-        for command in commands:
-            console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        for one in commands:
+            console.print(f"  {one}", markup=False, highlight=False, soft_wrap=True)
 
 
 def next_commands(run: Run, saved: Path) -> list[str]:
@@ -66,30 +64,6 @@ def next_commands(run: Run, saved: Path) -> list[str]:
     second = command("merge", adapter=saved) if saved.name == "adapter" else compare
     chat = command("chat", run=run.folder) if saved.name == "adapter" else command("chat", model=saved)
     return list(dict.fromkeys([first, chat, second]))
-
-
-def command(name: str, **arguments: Any) -> str:
-    """A command with those of the arguments that have a value, quoted for a shell: by make in its folder, else in full.
-
-    An argument of several values is a list or a tuple.
-    """
-    given = {argument: value for argument, value in arguments.items() if value}
-    if errors.SPELLING == "make" or Path.cwd() == ROOT:
-        return make(name, **{variable(argument): value for argument, value in given.items()})
-    words = [str(ROOT / "scripts" / "run"), name]
-    for argument, value in given.items():
-        words += ["--" + argument.replace("_", "-"), *(value if isinstance(value, list | tuple) else [str(value)])]
-    return shlex.join(words)
-
-
-def make(target: str, **variables: Any) -> str:
-    """A make command that gives those variables which are not None, quoted for a shell."""
-    values = {
-        name: shlex.join(value) if isinstance(value, list | tuple) else value
-        for name, value in variables.items()
-        if value is not None
-    }
-    return shlex.join(["make", target, *(f"{name}={value}" for name, value in values.items())])
 
 
 def first_and_last(metrics: Path, key: str) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import InputError, one_line
 
+ROOT = Path(__file__).resolve().parents[3]  # not environment's: the installer takes this file along, and not that one
 # Settings of an adapter that PEFT keeps as sets; Unsloth keeps modules_to_save as one.
 SETS = {"target_modules", "exclude_modules", "modules_to_save"}
 UNFILLED = "More Information Needed"  # as PEFT's README.md has it 39 times
@@ -33,6 +34,14 @@ def read_object(path: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object")
+    return found
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects that a JSON file lists. Raises as `read_json`, and InputError where it holds anything else."""
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise InputError(f"{path}: holds no list of JSON objects")
     return found
 
 
@@ -121,8 +130,6 @@ def make_reproducible(folder: Path) -> None:
     repository, or outside of it by its name alone. PEFT's README.md, a form with that path in it that nobody has filled
     in, is taken away: a run writes its own at its end.
     """
-    from common.environment import ROOT  # only here: the installer takes this file along, and no environment.py
-
     for file in folder.rglob("adapter_config.json"):
         config = read_object(file)
         base = config.get("base_model_name_or_path")

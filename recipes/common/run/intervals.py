@@ -10,15 +10,13 @@ RESAMPLES = 10_000
 IN_MEMORY = 10_000_000  # numbers of all resamples that are computed together
 
 
-def interval(values: ArrayLike, weights: ArrayLike | None = None, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of sum(values) / sum(weights), both (N,), over resamples of the N rows.
+def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """The percentile interval of the mean of values (N,), over resamples of the N rows.
 
-    Without weights it is that of the mean. Of the differences between two models on the same rows it is the paired
-    interval: a row is drawn with both of its numbers. One row alone has no spread, and gives its own value twice.
+    Of the differences between two models on the same rows it is the paired interval: a row is drawn with both of its
+    numbers. One row alone has no spread, and gives its own value twice.
     """
-    rows = np.asarray(values, dtype=float)
-    counts = np.ones_like(rows) if weights is None else np.asarray(weights, dtype=float)
-    return interval_of(lambda values, weights, axis: values.sum(axis) / weights.sum(axis), (rows, counts), seed)
+    return interval_of(lambda rows, axis: rows.mean(axis), [np.asarray(values, dtype=float)], seed)
 
 
 def interval_of(statistic: Callable[..., Any], columns: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:

@@ -60,7 +60,7 @@ class Lock:
                 if self._is_there(stream):
                     _refuse_if_alive(self.file, stream, locked)
                     break
-            except BaseException:
+            except BaseException:  # refused, or interrupted: else the lock would stay with this process
                 stream.close()
                 raise
             stream.close()  # its last holder ended meanwhile, and deleted it

@@ -1,4 +1,4 @@
-"""What other commands read of a run in its folder: its record, and its adapter."""
+"""What other commands read of a run in its folder: its record, its adapter, and the value that it is about."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from typing import Any
 
 from common.errors import InputError
 from common.run.files import read_object
+
+METRICS = {"grpo": ("reward", "reward"), "ppo": ("score", "score/mean")}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -34,3 +36,8 @@ def adapter_of(folder: Path) -> Path:
         step = f" after step {record['step']}" if record.get("step") else ""
         raise InputError(f"{folder}: has no adapter yet; the run is {record['status']}{step}, and its command resumes")
     return adapter
+
+
+def measure_of(recipe: str) -> tuple[str, str]:
+    """The value that a run of `recipe` is about, its name and its key in metrics.jsonl."""
+    return METRICS.get(recipe, ("loss", "loss"))

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from common.data.examples import Conversation, Document
-from common.run.files import keep_rows, read_json, write_json
+from common.data.examples import Conversation, Document, Prompt
+from common.run.files import keep_rows, read_objects, write_json
 from common.run.ranks import is_first
 
 BEGINNING, CONTINUATION = 400, 2000  # characters of a document in a sample, at most
@@ -44,6 +44,11 @@ def as_samples(rows: Sequence[Conversation | Document]) -> list[Sample]:
     return samples
 
 
+def as_sample(prompt: Prompt) -> Sample:
+    """A prompt as a sample; the data continues it by the gold answer, where there is one."""
+    return Sample(Conversation(prompt.place, prompt.prompt, prompt.tools), prompt.answer or "")
+
+
 def show(console: Console, file: Path, samples: list[Sample], before: list[str], after: list[str]) -> None:
     """Print the completions before and after training side by side, and write them to `file` as JSON."""
     headings = ("prompt", "before", "after", "in the data")
@@ -64,7 +69,7 @@ def show(console: Console, file: Path, samples: list[Sample], before: list[str],
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """samples.json of the run in `folder`: the held-out prompts, completed before and after; [] before its end."""
     file = folder / "samples.json"
-    return read_json(file) if file.exists() else []
+    return read_objects(file) if file.exists() else []
 
 
 def append(file: Path, entries: Iterable[dict[str, Any]]) -> None:

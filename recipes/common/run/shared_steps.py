@@ -37,7 +37,7 @@ class RankBatches(BatchRebalanceSampler):
     def __init__(self, sampler: Sampler[int], rows: int, whole: int, accumulation: int, rank: int, ranks: int) -> None:
         self.sampler, self.batch_size, self.whole, self.accumulation = sampler, rows, whole, accumulation
         self.rank, self.ranks = rank, ranks
-        self.count = len(sampler)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+        self.count = len(sampler)  # pyrefly: ignore[bad-argument-type]  those of transformers have a length
         self.steps = accumulation * whole // (rows * ranks)  # micro-batches of a rank in a step
 
     def __len__(self) -> int:

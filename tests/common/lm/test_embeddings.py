@@ -27,9 +27,9 @@ def with_adapter(tied, dtype=torch.float32):
     return model
 
 
-def trained(model):
+def trained(model, folder):
     """One step of a trainer at two rates; the size of the step that Adam takes is the rate."""
-    trainer = EmbeddingRate(model, TrainingArguments(output_dir="unused", learning_rate=1e-2, report_to=[]))
+    trainer = EmbeddingRate(model, TrainingArguments(output_dir=folder, learning_rate=1e-2, report_to=[]))
     trainer.embedding_learning_rate = 1e-3
     optimizer = trainer.create_optimizer()
     model(input_ids=IDS, labels=IDS).loss.backward()
@@ -41,7 +41,7 @@ def trained(model):
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_is_trained_is_saved_and_tied_as_it_was(tmp_path, tied, dtype):
     model = with_adapter(tied, dtype)
-    optimizer = trained(model)
+    optimizer = trained(model, tmp_path)
     rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -92,7 +92,7 @@ def no_longer_tied(weights, _):
 ])  # fmt: skip
 def test_an_adapter_that_lost_them_is_refused(tmp_path, tied, damage, says):
     model = with_adapter(tied)
-    trained(model)
+    trained(model, tmp_path)
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: weight.clone() for name, weight in damage(load_file(file), model).items()}, file)
@@ -100,8 +100,8 @@ def test_an_adapter_that_lost_them_is_refused(tmp_path, tied, damage, says):
         check_saved(tmp_path, model)
 
 
-def test_a_model_without_trained_embeddings_has_one_rate():
+def test_a_model_without_trained_embeddings_has_one_rate(tmp_path):
     model = base(True)
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     train_in_float32(model)
-    assert {group["lr"] for group in trained(model).param_groups} == {1e-2}
+    assert {group["lr"] for group in trained(model, tmp_path).param_groups} == {1e-2}

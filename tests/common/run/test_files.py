@@ -12,6 +12,7 @@ from common.run.files import (
     make_reproducible,
     read_jsonl,
     read_object,
+    read_objects,
     write_bytes,
     write_folder,
     write_json,
@@ -85,6 +86,8 @@ def test_a_damaged_json_file_is_one_message(content, tmp_path):
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"config\.json: (is damaged or no JSON|holds no JSON object)"):
         read_object(file)
+    with pytest.raises(InputError, match=r"config\.json: (is damaged or no JSON|holds no list of JSON objects)"):
+        read_objects(file)
 
 
 def test_lines_that_a_killed_process_left_half_are_dropped_and_counted(tmp_path, capsys):

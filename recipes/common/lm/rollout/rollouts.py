@@ -282,11 +282,10 @@ def sample_completions(
     count: int,
     max_new_tokens: int,
     temperature: float,
-    what: str = "completions",
 ) -> list[list[Completion]]:
-    """`count` completions of each prompt, with a progress bar that says `what` is made."""
+    """`count` completions of each prompt, with a progress bar."""
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    with bar(what, len(repeated)) as advance:
+    with bar("completions", len(repeated)) as advance:
         completions = rollouts.sample(repeated, max_new_tokens, temperature, advance=advance)
     return [completions[first : first + count] for first in range(0, len(completions), count)]
 

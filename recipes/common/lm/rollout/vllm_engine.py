@@ -37,14 +37,11 @@ class VllmEngine:
         rows: completions that are decoded at once, at most.
         length: tokens of a prompt with its completion, at most.
         room: bytes of the GPU that weights and cache may take.
-        eager: without CUDA graphs and compilation, which starts sooner and decodes slower: for tests.
 
     Raises Unsupported, naming why, where vLLM cannot run the model or the room is too small.
     """
 
-    def __init__(
-        self, model: Any, adapter: str | None, *, rows: int, length: int, room: int, eager: bool = False
-    ) -> None:
+    def __init__(self, model: Any, adapter: str | None, *, rows: int, length: int, room: int) -> None:
         config = model.config.get_text_config()
         if length > config.max_position_embeddings:
             raise Unsupported(
@@ -63,7 +60,7 @@ class VllmEngine:
             try:
                 self.llm: LLM = vllm.LLM(
                     str(folder),
-                    **settings(rows, length, cache, eager),
+                    **settings(rows, length, cache),
                     dtype=str(dtype).removeprefix("torch."),
                 )
             except (ValueError, ImportError, AssertionError, NotImplementedError) as error:
@@ -138,7 +135,7 @@ def engine_length(model: Any, requests: Sequence[Request]) -> int:
     return max(needed, min(positions, getattr(model, "max_seq_length", needed)))
 
 
-def settings(rows: int, length: int, cache: int, eager: bool) -> dict[str, Any]:
+def settings(rows: int, length: int, cache: int) -> dict[str, Any]:
     """The arguments of vLLM's LLM that decide what is sampled and what memory it takes."""
     graphs = sorted({*(size for size in GRAPHS if size < rows), rows})
     return {
@@ -155,8 +152,8 @@ def settings(rows: int, length: int, cache: int, eager: bool) -> dict[str, Any]:
         "enable_flashinfer_autotune": False,  # nothing here uses flashinfer
         "use_tqdm_on_load": False,
         "enable_prefix_caching": True,  # the prompt of a group is computed once
-        "enforce_eager": eager,
-        **({} if eager else {"compilation_config": {"cudagraph_capture_sizes": graphs}}),
+        "enforce_eager": False,
+        "compilation_config": {"cudagraph_capture_sizes": graphs},
     }
 
 

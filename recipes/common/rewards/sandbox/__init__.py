@@ -235,7 +235,7 @@ def _launch(job: dict[str, Any]) -> list[dict[str, Any]]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 output, errors = process.communicate()
-            except BaseException:
+            except BaseException:  # such as Ctrl-C: the program would run on
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
     finally:

@@ -81,7 +81,7 @@ def test_vllm_samples_from_the_policy_itself_and_only_the_end_token_ends(engine)
     assert {name: first[name] for name in expected} == expected
     assert first["seed"] != -1  # no seed, to vLLM
     assert (second["seed"], second["max_tokens"]) == (5, 8)
-    assert settings(48, 300, 1, eager=False)["logprobs_mode"] == "processed_logprobs"
+    assert settings(48, 300, 1)["logprobs_mode"] == "processed_logprobs"
 
 
 def test_what_vllm_would_change_in_silence_is_refused(engine):
@@ -109,8 +109,7 @@ def test_a_prefix_cache_that_outlives_its_weights_stops_the_run(engine):
     [(256, [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])],
 )
 def test_the_largest_batch_has_a_graph_too(rows, graphs):
-    assert settings(rows, 300, 1, eager=False)["compilation_config"] == {"cudagraph_capture_sizes": graphs}
-    assert "compilation_config" not in settings(rows, 300, 1, eager=True)
+    assert settings(rows, 300, 1)["compilation_config"] == {"cudagraph_capture_sizes": graphs}
 
 
 def test_the_cache_takes_what_the_rows_need_and_no_more_than_there_is():

@@ -1,18 +1,11 @@
 """Which weight goes into which of vLLM's parameters, without vLLM: against PEFT's merge and vLLM's rule of stacking."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from common.lm.rollout.architecture import Unsupported
 from common.lm.rollout.vllm_weights import connect, weight_bytes
+from test_decoder import FAMILIES, SIZES, random_model, with_lora
 
-# The small models of the decoder's tests.
-spec = importlib.util.spec_from_file_location("test_decoder", Path(__file__).with_name("test_decoder.py"))
-decoder_tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(decoder_tests)
-FAMILIES, random_model, with_lora = decoder_tests.FAMILIES, decoder_tests.random_model, decoder_tests.with_lora
 KINDS = [family for family in FAMILIES if family not in ("llama 3.1", "phi3 mini", "phi4 mini")]  # other positions only
 
 # orig_to_new_stacked of Qwen2Model, LlamaModel, Gemma2Model and Gemma3Model in vllm 0.31.0, vllm/model_executor/models;
@@ -127,7 +120,7 @@ def test_another_architecture_goes_through_vllms_loader():
     from transformers import AutoModelForCausalLM, Olmo2Config
 
     torch.manual_seed(0)
-    model = with_lora(AutoModelForCausalLM.from_config(Olmo2Config(**decoder_tests.SIZES, pad_token_id=0)).eval())
+    model = with_lora(AutoModelForCausalLM.from_config(Olmo2Config(**SIZES, pad_token_id=0)).eval())
     twin = with_lora(AutoModelForCausalLM.from_config(model.config))
     twin.load_state_dict(model.state_dict())
     expected = stacked(merged_checkpoint(twin))
