@@ -1,21 +1,25 @@
 """Exceptions and exit codes that all commands share, and how their messages reach the terminal.
 
 0 done; 2 the input is wrong; 3 this machine cannot do it; 75 stopped with a checkpoint, the same command resumes; 1 is
-a bug and keeps its traceback.
+a bug and keeps its traceback. As a shell counts signals: 130 Ctrl-C; 141 nobody reads the output, as after `| head`.
 """
 
 import difflib
 import errno
 import os
 import re
+import select
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import TextIO
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
+UNREAD = 128 + signal.SIGPIPE
 ON_FAULT = "--stop-on-fault"  # what the reason of a run begins with that was stopped by a finding about its health
 
 # "make" where make started this command. Taken out of the environment: a command that this one starts, as the pipeline
@@ -105,7 +109,10 @@ def run_command(main: Callable[[], int | None]) -> None:
             stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]  of TextIOWrapper
     sys.excepthook, threading.excepthook = _show_bug, show_thread_error
     try:
-        sys.exit(main() or DONE)
+        code = main() or DONE
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a failure still is one of this command
+        sys.exit(code)
     except (InputError, MachineError) as refusal:
         print(printable(without_secrets(spell(str(refusal)))), file=sys.stderr)
         sys.exit(refusal.exit_code)
@@ -117,11 +124,29 @@ def run_command(main: Callable[[], int | None]) -> None:
     except Stopped as stopped:
         print(spell(str(stopped)), file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except SystemExit as exit:
+        if isinstance(exit.__context__, BrokenPipeError):  # rich's, which counts that as an error
+            sys.exit(UNREAD)
+        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            sys.exit(UNREAD)
         if not (message := explanation(error)):
             raise
         print(printable(without_secrets(spell(message))), file=sys.stderr)
         sys.exit(CANNOT)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the reader of a pipe is gone. What the stream still holds goes nowhere then, when Python ends too."""
+    pipe = select.poll()
+    try:
+        pipe.register(stream.fileno(), 0)  # errors alone
+    except (AttributeError, OSError):  # a stream that is no file
+        return False
+    if gone := bool(pipe.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
 
 
 def show_thread_error(error: threading.ExceptHookArgs) -> None:

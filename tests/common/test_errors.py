@@ -45,6 +45,27 @@ def test_a_stream_that_cannot_show_a_letter_is_no_failure():
     assert (done.returncode, done.stdout) == (0, "?? ?\n")
 
 
+@pytest.mark.parametrize("lines", [1, 5000], ids=["kept until the end", "more than a pipe holds"])
+@pytest.mark.parametrize("show", ["print", "Console().print"])
+def test_a_reader_that_is_gone_is_no_traceback_and_no_bug(show, lines):
+    code = "from rich.console import Console\nfrom common.errors import *\n"
+    code += f"def main():\n    {show}('a line of some words\\n' * {lines})\nrun_command(main)"
+    reads, writes = os.pipe()
+    os.close(reads)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writes, stderr=subprocess.PIPE, check=False, env=environment
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_of_something_else_keeps_its_traceback():
+    done = command("raise BrokenPipeError(32, 'Broken pipe')")
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+
+
 def test_a_password_in_a_url_is_in_no_message():
     done = command("raise MachineError('https://me:s3cret@mirror/simple cannot be reached')")
     assert done.stderr == "https://***@mirror/simple cannot be reached\n"
