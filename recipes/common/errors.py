@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import TextIO
 
 DONE, BUG, BAD_INPUT, CANNOT, STOPPED = 0, 1, 2, 3, 75
 UNREAD = 128 + signal.SIGPIPE
@@ -104,49 +103,62 @@ class Restart(BaseException):
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code; an InputError or a MachineError is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError):  # of a stream that is no file, or one whose place has no number
-            # A terminal that lacks a letter of the text is no reason to fail.
+        with suppress(AttributeError, OSError):  # no file. A letter that a terminal lacks is no reason to fail.
             stream.reconfigure(errors="replace")  # pyrefly: ignore[missing-attribute]  of TextIOWrapper
     sys.excepthook, threading.excepthook = _show_bug, show_thread_error
+    code, message = DONE, ""
     try:
         code = main() or DONE
-        if sys.stdout:
-            sys.stdout.flush()  # here, where a failure still is one of this command
-        sys.exit(code)
-    except (InputError, MachineError) as refusal:
-        print(printable(without_secrets(spell(str(refusal)))), file=sys.stderr)
-        sys.exit(refusal.exit_code)
+    except (InputError, MachineError, Stopped) as end:
+        code, message = end.exit_code, str(end)
     except Restart as restart:
         print(spell(str(restart)), file=sys.stderr)
         restart.begin()
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell counts it; a traceback would tell the user nothing
-    except Stopped as stopped:
-        print(spell(str(stopped)), file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):  # rich's, which counts that as an error
-            sys.exit(UNREAD)
-        raise
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
-            sys.exit(UNREAD)
-        if not (message := explanation(error)):
+        code = 130  # as a shell counts it; a traceback would tell the user nothing
+    except (Exception, SystemExit) as error:
+        if is_unread(error):
+            code = UNREAD
+        elif explained := explanation(error):
+            code, message = CANNOT, explained
+        else:
             raise
-        print(printable(without_secrets(spell(message))), file=sys.stderr)
-        sys.exit(CANNOT)
+    finally:
+        fault = _write_out()
+    if isinstance(fault, BrokenPipeError):
+        code = code or UNREAD
+    elif fault and code == DONE:
+        code, message = CANNOT, explanation(fault) or one_line(fault)
+    if message:
+        with suppress(OSError):
+            print(printable(without_secrets(spell(message))), file=sys.stderr)
+        _write_out()
+    sys.exit(code)
 
 
-def _is_unread(stream: TextIO) -> bool:
-    """Whether the reader of a pipe is gone. What the stream still holds goes nowhere then, when Python ends too."""
-    pipe = select.poll()
-    try:
-        pipe.register(stream.fileno(), 0)  # errors alone
-    except (AttributeError, OSError):  # a stream that is no file
-        return False
-    if gone := bool(pipe.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return gone
+def is_unread(error: BaseException) -> bool:
+    """Whether the error is that nobody reads what this command prints: what reads a pipe is gone, as `head` soon is."""
+    if isinstance(error, SystemExit):
+        return isinstance(error.__context__, BrokenPipeError)  # rich's
+    pipes = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, it is no file, or closed
+            pipes.register(stream.fileno(), 0)  # errors alone
+    return isinstance(error, BrokenPipeError) and bool(pipes.poll(0))
+
+
+def _write_out() -> OSError | None:
+    """Write what the streams hold, or drop it, since Python would fail by it when it ends. Returns the last error."""
+    fault = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            fault = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):  # there is none, or it is closed
+            pass
+    return fault
 
 
 def show_thread_error(error: threading.ExceptHookArgs) -> None:

@@ -45,19 +45,49 @@ def test_a_stream_that_cannot_show_a_letter_is_no_failure():
     assert (done.returncode, done.stdout) == (0, "?? ?\n")
 
 
+def unread(code: str, *streams: str) -> tuple[int, bytes]:
+    """The exit code of a command of which nobody reads these streams, and what it writes to the other ones."""
+    code = f"from rich.console import Console\nfrom common.errors import *\ndef main():\n    {code}\nrun_command(main)"
+    reads, writes = os.pipe()
+    os.close(reads)
+    places = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | dict.fromkeys(streams, writes)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "recipes"), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", code], **places, check=False, env=environment)
+    os.close(writes)
+    return done.returncode, (done.stdout or b"") + (done.stderr or b"")
+
+
 @pytest.mark.parametrize("lines", [1, 5000], ids=["kept until the end", "more than a pipe holds"])
 @pytest.mark.parametrize("show", ["print", "Console().print"])
 def test_a_reader_that_is_gone_is_no_traceback_and_no_bug(show, lines):
-    code = "from rich.console import Console\nfrom common.errors import *\n"
-    code += f"def main():\n    {show}('a line of some words\\n' * {lines})\nrun_command(main)"
-    reads, writes = os.pipe()
-    os.close(reads)
+    assert unread(f"{show}('a line of some words\\n' * {lines})", "stdout") == (141, b"")
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stdout", "stderr"], ["stderr"]], ids=" and ".join)
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ("raise InputError('a message')", 2), ("raise MachineError('a message')", 3), ("return 2", 2),
+        ("raise Stopped('why', 'a message')", 75), ("raise KeyboardInterrupt", 130), ("raise MemoryError", 3),
+    ],
+)  # fmt: skip
+def test_a_command_that_fails_unread_keeps_its_exit_code(ends, code, streams):
+    number, written = unread(f"print('a line'); {ends}", *streams)
+    assert number == code
+    assert b"Exception ignored" not in written
+    if "message" in ends and "stderr" not in streams:
+        assert b"a message" in written
+
+
+def test_a_full_disk_under_the_output_is_one_message():
+    done = command("print('a line', file=open('/dev/full', 'w'), flush=True)")
+    assert (done.returncode, "No space left" in done.stderr) == (3, True)
+    words = [sys.executable, "-c", "from common.errors import *\nrun_command(lambda: print('a line'))"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writes, stderr=subprocess.PIPE, check=False, env=environment
-    )
-    os.close(writes)
-    assert (done.returncode, done.stderr) == (141, b"")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False, env=environment)
+    assert done.returncode == 3
+    assert done.stderr == b"a file: No space left on device\n"
 
 
 def test_a_broken_pipe_of_something_else_keeps_its_traceback():

@@ -313,7 +313,7 @@ def test_code_is_the_same_wherever_it_is_and_differs_with_any_file(tmp_path, mon
     )
 
 
-# --- what the installed keeps
+# --- what the installer keeps
 
 
 def test_the_converter_is_keyed_by_its_source_and_by_what_is_kept_of_it(tmp_path, monkeypatch):

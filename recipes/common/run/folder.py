@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from common.environment import describe_code
-from common.errors import FULL, InputError, MachineError, Stopped, is_out_of_memory, one_line, without_secrets
+from common.errors import (
+    FULL,
+    InputError,
+    MachineError,
+    Stopped,
+    is_out_of_memory,
+    is_unread,
+    one_line,
+    without_secrets,
+)
 from common.lm.hub import RESUMED
 from common.lm.own_code import RUNS, TRUSTED
 from common.run import replay
@@ -126,6 +135,7 @@ class Run:
             ) from error
         else:
             reason = without_secrets(f"{type(error).__name__}: {error}")
+            reason = "nobody read its output any more" if is_unread(error) else reason
             self.update(status="failed", error=reason, finished=finished)
             self._write_report()
 

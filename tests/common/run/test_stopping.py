@@ -533,7 +533,12 @@ def test_the_record_says_how_a_run_ended(run):
     assert status(run)["reason"] == "SIGTERM"
     with pytest.raises(KeyError), run:
         raise KeyError("x")
-    assert status(run)["status"] == "failed"
+    assert (status(run)["status"], status(run)["error"]) == ("failed", "KeyError: 'x'")
+    gone = SystemExit(1)  # rich's, when what it prints into is gone
+    gone.__context__ = BrokenPipeError()
+    with pytest.raises(SystemExit), run:
+        raise gone
+    assert (status(run)["status"], status(run)["error"]) == ("failed", "nobody read its output any more")
     with run:
         pass
     assert status(run)["status"] == "done"
