@@ -107,8 +107,10 @@ if ((processes > 1)); then
     launch+=("$per_node")
     cpus=$((${SLURM_CPUS_ON_NODE:-1} / per_node)) # of a rank; libraries take all of the node's for each
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > 1 ? cpus : 1))}
+else
+    launch+=("$python")
 fi
-if ((processes > 1)); then launch+=("${command[@]}"); else launch+=("$python" "${command[@]}"); fi
+launch+=("${command[@]}")
 
 # Every node has to see what this one writes, or each would train and resume by itself; and what is compiled on it lies
 # in a folder that is nobody else's, as above. Another exit code than 0 is 64 where one does not.

@@ -86,14 +86,13 @@ def announce_code(model: "Model") -> None:
     Raises InputError where it has no code, where a file is missing, and where the code is of another repository or, as
     an adapter's base, of another model.
     """
-    folder, named = snapshot(model), _named(model)
-    if not model.trusted or folder is None:
+    if not model.trusted or (folder := snapshot(model)) is None:
         return
     if (folder / "adapter_config.json").exists():  # of a directory it is refused before
         raise InputError(
             f"{model.source}: is an adapter, and {FLAG} would reach its base, which it names; give a model"
         )
-    if not named:
+    if not (named := _named(model)):
         raise InputError(f"{FLAG} {model.source}: this model has no code of its own (no auto_map); leave it out")
     if other := next((module for module in named if "--" in module), None):
         raise InputError(
