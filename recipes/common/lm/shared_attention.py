@@ -29,11 +29,7 @@ def shared_attention(
 
 
 @shared_attention.register_fake
-def _(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    of: torch.Tensor, first: torch.Tensor, other: torch.Tensor, other_of: torch.Tensor,
-    query_ends: torch.Tensor, key_ends: torch.Tensor, longest_query: int, longest_key: int, scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
 
@@ -57,11 +53,8 @@ def shared_attention_backward(
 
 @shared_attention_backward.register_fake
 def _(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attended: torch.Tensor, sums: torch.Tensor,
-    of: torch.Tensor, first: torch.Tensor, other: torch.Tensor, other_of: torch.Tensor,
-    query_ends: torch.Tensor, key_ends: torch.Tensor, longest_query: int, longest_key: int, scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(query), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
