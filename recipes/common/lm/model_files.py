@@ -214,13 +214,16 @@ def download(model: "Model", weights: bool = True) -> None:
     A file that came in part is continued. A hub that refuses gets one request: it answers the libraries the same.
     Raises InputError where the hub has no safetensors of it: a library would take a pickle then.
     """
+    if not network.is_offline():
+        _ask_hub(model, weights)
+    if weights:
+        _check_snapshot(model)
+
+
+def _ask_hub(model: "Model", weights: bool) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if network.is_offline():
-        if weights:
-            _check_snapshot(model)
-        return
     refused = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
 
     def attempt(number: int) -> None:
@@ -234,16 +237,12 @@ def download(model: "Model", weights: bool = True) -> None:
     try:
         network.tried(model.source, attempt, hopeless=lambda error: isinstance(error, refused))
     except refused:
-        if weights:
-            _check_snapshot(model)  # of a repository that was open once
-        return  # load_tokenizer says so
+        pass  # load_tokenizer says so, unless the repository was open once and is in the cache
     except Exception as error:  # noqa: BLE001  as in network.tried
         raise MachineError(
             f"{model.source}: the download failed {network.DOWNLOADS} times: {without_credentials(describe(error))}\n"
             "The same command continues it. Check the network and HF_ENDPOINT, or name a local directory."
         ) from None
-    if weights:
-        _check_snapshot(model)
 
 
 def _check_snapshot(model: "Model") -> None:
