@@ -458,9 +458,7 @@ class GroupSampling(GRPOTrainer):
         samples_a_step: int,
         **trl: Any,
     ) -> None:
-        trl["args"].ddp_find_unused_parameters = False  # every step uses all that is trained
-        trl["args"].ddp_broadcast_buffers = False  # which no step changes
-        super().__init__(**trl)  # makes accelerate's copy of the two
+        super().__init__(**trl)
         self.prompts = prompts
         self.rollouts = rollouts
         self.rollout_correction = rollout_correction

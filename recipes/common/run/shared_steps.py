@@ -92,10 +92,7 @@ class SharedSteps(CheckedSteps):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The trainer has read its arguments for DDP by now; accelerate takes these when it wraps the model.
         if ddp := self.accelerator.ddp_handler:
-            ddp.find_unused_parameters = False  # every step uses all that is trained
-            ddp.broadcast_buffers = False  # which no step changes
             ddp.gradient_as_bucket_view = True  # else each rank holds the gradients twice
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

@@ -59,6 +59,7 @@ class CheckedSteps(Trainer):
       checks whether all steps are done only after a step, unless they end with an epoch.)
     - With --oom=retry there is a checkpoint of the step before the memory was full.
     - The update of the weights does not wait for the GPU.
+    - DDP does not look for parameters that a step leaves unused, nor send buffers: all are used, and no buffer changes.
 
     A CheckpointCallback must be among the callbacks: it has the run and its rows.
     """
@@ -68,6 +69,8 @@ class CheckedSteps(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False  # it waits for the GPU at every micro-batch, and logs a NaN as a 0
+        if ddp := self.accelerator.ddp_handler:  # the arguments were read before; accelerate wraps the model later
+            ddp.find_unused_parameters = ddp.broadcast_buffers = False
         callbacks = self.callback_handler.callbacks
         self.checkpoints = next(one for one in callbacks if isinstance(one, CheckpointCallback))
         self.bad_steps = BadSteps(self.checkpoints.run)
