@@ -20,6 +20,7 @@ Left out: models that are not Qwen2, whose classes need more than the card's num
 """
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -77,6 +78,9 @@ class Args:
     steps: int = 25
     warmup: int = 5
     """Steps left out of the figures: compilation and the allocator's growth."""
+    logging_steps: int | None = None
+    """Steps from one logged loss to the next, as one that is logged waits for the GPU; each step gets their mean. By
+    default the most that divide steps and warm-up, 5 of 25 and 5; of GRPO and PPO 1, as they wait in every step."""
     checkpoint: str | None = None
     """A folder to make the checkpoint in, or to take it from when it is there; by default one in the output folder."""
     output: str | None = None
@@ -100,6 +104,12 @@ def benchmark(args: Args) -> int:
         raise InputError(
             f"--warmup={args.warmup} of --steps={args.steps}: at least one step has to be left out, and one left"
         )
+    most = math.gcd(args.steps, args.warmup)
+    if args.logging_steps is not None and (args.logging_steps < 1 or most % args.logging_steps):
+        raise InputError(
+            f"--logging-steps={args.logging_steps}: a loss has to be logged where the warm-up ends, and at the end; "
+            f"for --warmup={args.warmup} of --steps={args.steps} that is 1, {most} or what divides {most}"
+        )
     environment.set_variables()
     folder = Path(args.output or f"outputs/benchmark-{time.strftime('%Y%m%d-%H%M%S')}").expanduser().resolve()
     if (folder / "benchmark.json").exists():
@@ -117,6 +127,7 @@ def benchmark(args: Args) -> int:
             folder=folder / name,
             steps=args.steps,
             warmup=args.warmup,
+            logging=args.logging_steps or (1 if workload.method in ("grpo", "ppo") else most),
             on_gpu="gpu" in machine,
         )
         job.folder.mkdir(exist_ok=True)

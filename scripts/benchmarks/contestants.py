@@ -114,7 +114,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
         "per-device-train-batch-size": work.batch,
         "gradient-accumulation-steps": work.accumulation,
         "max-steps": last,
-        "logging-steps": 1,
+        "logging-steps": job.logging,
         "save-steps": 1_000_000,
         "sample-prompts": 0,
     }
@@ -145,22 +145,30 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
 
 
 def figures(rows: list[dict[str, Any]], warmup: int, started: float) -> dict[str, Any]:
-    """From rows of metrics.jsonl, one a step, what the peers measure of themselves; and the phases of a step.
+    """From rows of metrics.jsonl what the peers measure of themselves, and the phases of a step.
+
+    Where a row is of several steps, each of them has their mean.
 
     `started` is when the process was started, as time.time() has it. Raises MachineError where no step is left.
     """
-    measured = [(before, row) for before, row in itertools.pairwise(rows) if row["step"] > warmup]
+    measured = [(before, row) for before, row in itertools.pairwise(rows) if before["step"] >= warmup]
     if not measured:
         raise MachineError(f"the run has logged {len(rows)} steps, and {warmup} of them do not count")
     phases = [name for name in measured[0][1] if name.startswith(("time/", "rollout/"))]
     return {
-        "seconds": [row["timestamp"] - before["timestamp"] for before, row in measured],
-        "tokens": [row["tokens"] - before["tokens"] for before, row in measured],
+        "seconds": [mean for pair in measured for mean in of_each_step("timestamp", *pair)],
+        "tokens": [mean for pair in measured for mean in of_each_step("tokens", *pair)],
         "reserved_gib": max(row["memory_gib"] for _, row in measured),
         "allocated_gib": max((row["allocated_gib"] for _, row in measured if "allocated_gib" in row), default=None),
         "cold_start_seconds": rows[0]["timestamp"] - started,
         "phases": {name: [row[name] for _, row in measured if name in row] for name in phases},
     }
+
+
+def of_each_step(name: str, before: dict[str, Any], row: dict[str, Any]) -> list[float]:
+    """By how much a value grew in each step from one row to the next."""
+    steps = row["step"] - before["step"]
+    return [(row[name] - before[name]) / steps] * steps
 
 
 def train_reward(job: Job, log: Path) -> Path:

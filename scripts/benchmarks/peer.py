@@ -57,7 +57,7 @@ def make_trainer(job: Job, model: Any, tokenizer: Any, peft_config: Any, setting
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": work.gradient_checkpointing,
-        "logging_steps": 1,
+        "logging_steps": job.logging,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -117,7 +117,7 @@ def total_tokens(job: Job, dataset: Any) -> int | None:
 
 
 def make_clock(total: int | None) -> Any:
-    """A callback with the `seconds` and the useful `tokens` of each step, from one logged loss to the next.
+    """A callback with the `seconds` and the useful `tokens` of each step, means from one logged loss to the next.
 
     A loss that is logged is on the host, so the GPU has finished the step.
     """
@@ -132,8 +132,9 @@ def make_clock(total: int | None) -> Any:
         def on_log(self, args, state, control, logs, **kwargs) -> None:
             if "loss" in logs:
                 now, counted = time.perf_counter(), self.count(state)
-                self.seconds.append(now - self.last)
-                self.tokens.append(counted - self.counted)
+                steps = state.global_step - len(self.seconds)
+                self.seconds += [(now - self.last) / steps] * steps
+                self.tokens += [(counted - self.counted) / steps] * steps
                 self.last, self.counted = now, counted
 
         def count(self, state) -> float:

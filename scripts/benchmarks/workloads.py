@@ -71,6 +71,7 @@ class Job:
     folder: Path  # rows.jsonl, and of SFT the same rows as tokens.jsonl
     steps: int
     warmup: int  # steps that are left out of the figures
+    logging: int  # steps from one logged loss to the next
     on_gpu: bool
 
     def write(self, file: Path) -> None:

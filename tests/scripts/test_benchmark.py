@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import benchmark
 import pytest
 from benchmarks.ceiling import need, training
 from benchmarks.contestants import Failed, contestants, figures, reason_to_skip, run
+from benchmarks.peer import make_clock
 from benchmarks.table import page, spread, summary
 from benchmarks.workloads import WORKLOADS, Job, Workload
 from common.errors import MachineError
@@ -97,6 +99,31 @@ def test_an_unknown_workload_is_refused_with_the_nearest(capsys, tmp_path):
 def test_steps_that_are_all_left_out_are_refused(capsys, tmp_path):
     message = refusal(benchmark.main, capsys, "--steps", 5, "--warmup", 5, "--output", tmp_path / "out")
     assert "--warmup=5 of --steps=5" in message
+
+
+def test_a_loss_is_logged_where_the_warm_up_ends(capsys, tmp_path):
+    message = refusal(benchmark.main, capsys, "--steps", 10, "--warmup", 4, "--logging-steps", 4)
+    assert "for --warmup=4 of --steps=10 that is 1, 2 or what divides 2" in message
+
+
+def test_each_step_between_two_losses_gets_their_mean():
+    times = [(1, 9.0), (2, 10.0), (4, 11.0), (6, 13.0)]
+    rows = [{"step": step, "timestamp": at, "tokens": 100 * step, "memory_gib": 2.0} for step, at in times]
+    found = figures(rows, 2, started=3.0)
+    assert found["seconds"] == [0.5, 0.5, 1.0, 1.0]
+    assert found["tokens"] == [100, 100, 100, 100]
+    assert found["cold_start_seconds"] == 6.0
+
+
+def test_the_clock_of_a_peer_gives_each_step_the_mean_of_its_losses():
+    clock = make_clock(1000)
+    clock.on_train_begin(None, SimpleNamespace(epoch=0.0, global_step=0), None)
+    for step in (2, 4):
+        clock.on_log(None, SimpleNamespace(epoch=step / 10, global_step=step), None, {"loss": 1.0})
+        clock.on_log(None, SimpleNamespace(epoch=step / 10, global_step=step), None, {"eval_loss": 1.0})
+    assert clock.tokens == [pytest.approx(100)] * 4
+    assert clock.seconds[0] == clock.seconds[1] > 0
+    assert clock.seconds[2] == clock.seconds[3] > 0
 
 
 def test_numbers_of_the_command_line_hold_in_place_of_those_of_a_named_workload(monkeypatch):
@@ -198,7 +225,7 @@ def test_a_contestant_that_takes_too_long_is_ended(tmp_path):
 def test_where_ours_fails_it_is_reported_and_the_peers_can_follow(tmp_path):
     """A recipe that this machine cannot run; one that refuses its arguments ends the command."""
     work = Workload(model="tiny", load_in_4bit=False, gradient_accumulation_steps=1, max_length=16)
-    job = Job(work, ROOT / "data_samples" / "tiny", tmp_path, steps=2, warmup=1, on_gpu=False)
+    job = Job(work, ROOT / "data_samples" / "tiny", tmp_path, steps=2, warmup=1, logging=1, on_gpu=False)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Continue.", "completion": "1 2 3"}\n' * 20)
     args = benchmark.Args(recipe_args="--load-in-fp8")
     found = benchmark.figures_of("ours", job, args)
