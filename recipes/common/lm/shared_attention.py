@@ -1,14 +1,42 @@
 """Attention of packed rows with shared prompts, as one operator that torch.compile leaves whole.
 
 torch's varlen attention computes it, of keys and values that a segment of the packed row has for itself: those of a
-shared prompt are copied for each of its rows, and the gradients of the copies are added up, in 32 bit. Unsloth compiles
-no layer that is given prefixes, so the operator runs as it is.
+shared prompt are copied for each of its rows, and the gradients of the copies are added up, in 32 bit.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # it registers the operators
+
+
+UNDERWAY = "shared_prompts"  # the name of a packing between a layer and its attention
+
+
+def compile_packed(layers: Iterable[Any], packing: type) -> None:
+    """Have Unsloth compile these decoder layers also where they are given a `packing`.
+
+    It compiles none with `prefix_seg_info` or `packed_seq_lengths`: those of its own are numbers, and each batch would
+    be another graph. A packing of ours is tensors. It passes the layer under another name, and has its own again where
+    the attention looks for it.
+    """
+
+    def hide(_: Any, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if not isinstance(named.get("prefix_seg_info"), packing):
+            return args, named
+        rest = {name: one for name, one in named.items() if name not in ("prefix_seg_info", "packed_seq_lengths")}
+        return args, {**rest, UNDERWAY: named["prefix_seg_info"]}
+
+    def show(_: Any, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if UNDERWAY not in named:
+            return args, named
+        rest = {name: one for name, one in named.items() if name != UNDERWAY}
+        return args, {**rest, "prefix_seg_info": named[UNDERWAY]}
+
+    for layer in layers:
+        layer.register_forward_pre_hook(hide, with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(show, with_kwargs=True)
 
 
 @torch.library.custom_op("recipes::shared_attention", mutates_args=())

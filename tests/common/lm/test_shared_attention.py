@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from common.lm.shared_prompts import pack
+from common.lm.shared_attention import compile_packed
+from common.lm.shared_prompts import SharedPrompts, pack
 
 ROWS = [[1, 2, 3, 4], [1, 2, 5], [7, 8, 9], [7, 6], [1]]
 GROUPS = [[0, 1], [2, 3], [4]]
@@ -81,6 +82,45 @@ def test_another_packing_is_no_other_graph(on_cpu):
         shared = pack(rows, groups, 6)
         compiled(shared, *(torch.randn(1, shared.tokens, heads, 8) for heads in (4, 2, 2)))
     assert len(graphs) == 2
+
+
+class Attention(torch.nn.Module):
+    def forward(self, states, **named):
+        return named["prefix_seg_info"].attention(*(states.unflatten(2, (2, -1)) for _ in range(3))).flatten(2)
+
+
+class Layer(torch.nn.Module):
+    """A decoder layer as Unsloth has it: compiled, but for one that is given a prefix or lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.graphs = Attention(), []
+        self.compiled = torch.compile(self.stock, backend=self.count)
+
+    def count(self, graph, _):
+        self.graphs.append(graph)
+        return graph.forward
+
+    def stock(self, states, **named):
+        return states + self.self_attn(states=states.sin(), **named)
+
+    def forward(self, states, **named):
+        plain = named.get("prefix_seg_info") is not None or named.get("packed_seq_lengths") is not None
+        return (self.stock if plain else self.compiled)(states, **named)
+
+
+def test_a_layer_of_packed_rows_is_compiled_whole(on_cpu):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer, alone = Layer(), Layer()
+    compile_packed([layer], SharedPrompts)
+    for rows, groups in ((ROWS, GROUPS), (ROWS[:3], [[0, 1], [2]])):
+        shared = pack(rows, groups, 6)
+        states = torch.randn(1, shared.tokens, 16)
+        given = {"prefix_seg_info": shared, "packed_seq_lengths": shared.lengths}
+        torch.testing.assert_close(layer(states, **given), alone(states, **given))
+    assert len(layer.graphs) == 2  # one of the first batch, one of every length
+    assert alone.graphs == []
 
 
 def test_the_operator_fits_its_description(on_cpu):
