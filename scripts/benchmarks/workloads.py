@@ -116,7 +116,7 @@ WORKLOADS = {
     "rollout-7b-256": Workload(method="rollout", per_device_train_batch_size=256, max_length=512, prompt_length=256),
     "sft-tiny": Workload(**TINY, max_length=64),
     "sft-tiny-ragged": Workload(**TINY, max_length=512, ragged=True),
-    "dpo-tiny": Workload(**TINY, method="dpo", max_length=64),
+    "dpo-tiny": Workload(**TINY, method="dpo", max_length=128),
     "kto-tiny": Workload(**TINY, method="kto", max_length=64),
     "reward-tiny": Workload(**TINY, method="reward", max_length=64),
     "score-tiny": Workload(**TINY, method="score", max_length=16),

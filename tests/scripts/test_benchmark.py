@@ -11,6 +11,7 @@ import pytest
 from benchmarks.ceiling import need, training
 from benchmarks.contestants import Failed, contestants, figures, reason_to_skip, run
 from benchmarks.peer import make_clock
+from benchmarks.prepare import text_rows
 from benchmarks.table import page, spread, summary
 from benchmarks.workloads import WORKLOADS, Job, Workload
 from common.errors import MachineError
@@ -18,6 +19,7 @@ from common.lm.cards import read_card
 from conftest import ROOT
 from in_process import refusal
 
+OF_ROWS = ("sft", "dpo", "kto", "reward")  # whose prompts and completions share the workload's length
 MACHINE = {"cpu": "a CPU", "python": "3.11", "packages": {"torch": "2.13.0"}, "clocks": None}
 MACHINE |= {"flops_per_second": 1e12, "bytes_per_second": 1e11}
 
@@ -147,6 +149,15 @@ def test_every_workload_has_a_ceiling_and_somebody_to_measure(name):
     assert need(read_card(workload.model).architecture, workload, 1000).seconds(1e12, 1e12) > 0
     assert reason_to_skip("ours", workload.method) is None
     assert contestants(workload.method)[0] == "ours"
+
+
+@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if workload.method in OF_ROWS])
+def test_a_prompt_leaves_room_for_its_completion(name, tokenizer):
+    """A row is truncated to the workload's length: with nothing left behind the prompt it would be dropped."""
+    workload = WORKLOADS[name]
+    turns = [{"role": "user", "content": text_rows(workload, 1)[0]["prompt"]}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert len(prompt) < workload.length - 4
 
 
 def test_ppo_has_no_peer_and_the_table_says_so():
