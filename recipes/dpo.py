@@ -181,7 +181,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source])
+    environment.set_variables(models=[base], sources=[source], reference=True)
     data = read_examples(source, PAIR_FORMATS, args.format, args.columns)
 
     # 2. The run: new, resumed, or finished already. Nothing is written yet.

@@ -181,7 +181,7 @@ def main() -> None:
 
     # 1. Data: read and checked completely, before anything slow is loaded.
     source = find_source(args.data)
-    environment.set_variables(models=[base], sources=[source])
+    environment.set_variables(models=[base], sources=[source], reference=True)
     data = read_examples(source, LABELLED_OR_RATED, args.format, args.columns)
     rows = as_feedback(data.examples, args.threshold)
 

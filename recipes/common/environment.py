@@ -30,13 +30,16 @@ SETTINGS = re.compile(
 )
 
 
-def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), sharded: bool = False) -> None:
+def set_variables(
+    *, models: Iterable["Model"] = (), sources: Iterable["Source"] = (), sharded: bool = False, reference: bool = False
+) -> None:
     """Set the environment that torch, unsloth and the hub's libraries read when they are imported.
 
     Call it before the first of them is imported. `models` and `sources` are everything that the command loads or
     reads, reward models included: where all of it is on this machine, every request to the hub is forbidden. A value
     that the user set stays. Mirrors (HF_ENDPOINT) and UNSLOTH_USE_MODELSCOPE are read by the libraries themselves.
-    With `sharded` Unsloth divides the model among the ranks (FSDP2) when the trainer is made.
+    With `sharded` Unsloth divides the model among the ranks (FSDP2) when the trainer is made. With `reference` a policy
+    is compared with its reference policy.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it downloads to count users, and waits for it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -55,6 +58,10 @@ def set_variables(*, models: Iterable["Model"] = (), sources: Iterable["Source"]
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if sharded:
         os.environ["UNSLOTH_FSDP2"] = "1"
+    if reference:
+        # Policy and reference policy are compiled as two graphs. What torch fuses it computes in 32 bit, with roundings
+        # left out that one graph has and the other not: a new adapter would differ from its base, in fp8 by nats.
+        os.environ.setdefault("TORCHINDUCTOR_EMULATE_PRECISION_CASTS", "1")
     models = list(models)
     if models:
         from common.lm.own_code import check_trusted, import_anew  # late, as check_hub below

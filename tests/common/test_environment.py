@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,22 @@ def test_what_the_user_set_stays(monkeypatch):
     set_variables(models=[LOCAL])
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     assert os.environ["GOMP_SPINCOUNT"] == "1"
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "1"), ({"TORCHINDUCTOR_EMULATE_PRECISION_CASTS": "0"}, "0")])
+def test_a_policy_rounds_as_its_reference_policy_does(given, kept, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(given))
+    set_variables(models=[LOCAL])
+    assert os.environ.get("TORCHINDUCTOR_EMULATE_PRECISION_CASTS") == (kept if given else None)
+    set_variables(models=[LOCAL], reference=True)
+    assert os.environ["TORCHINDUCTOR_EMULATE_PRECISION_CASTS"] == kept
+
+
+def test_torch_reads_whether_to_round_alike():
+    command = [sys.executable, "-c", "from torch._inductor import config; print(config.emulate_precision_casts)"]
+    environment = {**os.environ, "TORCHINDUCTOR_EMULATE_PRECISION_CASTS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "True\n"
 
 
 COMPILERS = ("UNSLOTH_COMPILE_LOCATION", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")

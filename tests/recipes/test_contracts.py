@@ -125,6 +125,13 @@ def test_the_arguments_are_a_frozen_dataclass_that_begins_with_model_data_and_ou
     assert module.Args().seed == 42
 
 
+def test_a_policy_and_its_reference_policy_round_alike(recipe):
+    """Both are compiled by layers where TRL switches between them: `set_variables` has torch round as without."""
+    path, _ = recipe
+    (set_variables,) = calls(path, "set_variables")
+    assert bool(calls(path, "switch_quickly")) == any(one.arg == "reference" for one in set_variables.keywords)
+
+
 @pytest.mark.parametrize("command", FORMATS_OF)
 def test_the_formats_to_choose_from_are_those_that_are_read(command):
     """Written out, so that they are known without an import; and all that there are."""
