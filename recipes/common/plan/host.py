@@ -19,7 +19,7 @@ from common.plan.workload import Workload
 PROGRAM, PROGRAM_GPU = 0.8 * GIB, 3.0 * GIB  # Python, torch and what else is imported; the second is assumed
 DATA_TOKEN = 100  # bytes for a token of the data, while the lists of its numbers become the trainer's dataset; measured
 # A CPU has none of the fused kernels that the plan for a GPU counts on, so more is kept for the backward pass.
-NOT_FUSED = 1.3
+NOT_FUSED = 1.4
 LOGITS = 3  # tensors of all logits at once, in 32 bit
 
 

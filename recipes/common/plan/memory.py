@@ -189,11 +189,10 @@ def _a_token(shape: Any, work: Workload, packing: bool) -> tuple[float, float]:
     # Its backward pass makes besides: the gradient of SwiGLU's product (2i), of the block's input and output (2 x 2h).
     backward = 2 * i + 4 * h
     # The gradients of gate and up are not written over their values. Blocks of packed rows are not compiled: these and
-    # that of the product are made for MLP_PART tokens at once, and copies around RoPE are kept; measured.
+    # that of the product are made for MLP_PART tokens at once; measured.
     backward += 4 * i
     if packing:
         backward -= 6 * i * (1 - min(work.tokens, MLP_PART) / work.tokens)
-        block += 4 * a + 4 * kv
     if work.precision == "fp8":  # PEFT's own forward keeps SwiGLU's product too, and the fused MLP does not; measured
         block += (2.2 if work.method == "reward" else 0.2) * i
     last = 4 * h  # the last hidden state and its gradient, on both sides of the loss
