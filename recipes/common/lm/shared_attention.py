@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.attention.varlen  # it registers the operators
 
-
 UNDERWAY = "shared_prompts"  # the name of a packing between a layer and its attention
 
 
