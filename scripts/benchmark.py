@@ -52,7 +52,7 @@ class Args:
     recipe_args: str = ""
     """More arguments of our recipe, as one text: RECIPE_ARGS="--lora-r 64 --optim adamw_torch_fused"."""
     profile: bool = False
-    """Also profile two steps of our recipe, behind those that are measured."""
+    """Also profile two steps of our recipe, behind those that are measured and one more."""
 
     # The workload's numbers.
     model: str = "qwen2.5-7b"
@@ -80,7 +80,7 @@ class Args:
     """Steps left out of the figures: compilation and the allocator's growth."""
     logging_steps: int | None = None
     """Steps from one logged loss to the next, as one that is logged waits for the GPU; each step gets their mean. By
-    default the most that divide steps and warm-up, 5 of 25 and 5; of GRPO and PPO 1, as they wait in every step."""
+    default the most that divide steps and warm-up and leave four means, 5 of 25 and 5; of GRPO and PPO 1."""
     checkpoint: str | None = None
     """A folder to make the checkpoint in, or to take it from when it is there; by default one in the output folder."""
     output: str | None = None
@@ -127,7 +127,7 @@ def benchmark(args: Args) -> int:
             folder=folder / name,
             steps=args.steps,
             warmup=args.warmup,
-            logging=args.logging_steps or (1 if workload.method in ("grpo", "ppo") else most),
+            logging=args.logging_steps or default_logging(workload.method, args.steps, args.warmup),
             on_gpu="gpu" in machine,
         )
         job.folder.mkdir(exist_ok=True)
@@ -142,6 +142,12 @@ def benchmark(args: Args) -> int:
     print(page(machine, results, described(workloads)))
     print(json.dumps({"folder": str(folder), "results": results}))
     return 1 if any("failed" in found.get("ours", {}) for found in results.values()) else 0
+
+
+def default_logging(method: str, steps: int, warmup: int) -> int:
+    """Steps from one logged loss to the next. Where completions are sampled, every step waits for the GPU anyway."""
+    most = 1 if method in ("grpo", "ppo") else max((steps - warmup) // 4, 1)
+    return max(number for number in range(1, most + 1) if math.gcd(steps, warmup) % number == 0)
 
 
 def prepare(job: Job) -> dict[str, Any]:

@@ -27,7 +27,7 @@ OF_METHOD = {
     "rollout": ("ours", "trl", "unsloth", "vllm"),
 }
 TIMED_OUT = 124  # as of the command `timeout`
-PROFILED = 2  # steps behind those that are measured
+PROFILED = 2  # steps, behind those that are measured and one more, in which the profiler starts
 PEERS = {"trl": "benchmarks.stock_trl", "unsloth": "benchmarks.plain_unsloth"}
 
 
@@ -106,7 +106,7 @@ def run(words: Sequence[object], log: Path, minutes: float = 60.0, **variables: 
 def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: float) -> dict[str, Any]:
     """Our recipe as a user runs it; its metrics.jsonl has the figures."""
     work, output = job.workload, job.folder / "run"
-    last = job.steps + (PROFILED if profile else 0)
+    last = job.steps + (1 + PROFILED if profile else 0)
     flags: dict[str, Any] = {
         "model": job.checkpoint,
         "data": job.folder / "rows.jsonl",
@@ -134,7 +134,7 @@ def run_recipe(job: Job, log: Path, recipe_args: str, profile: bool, minutes: fl
         given = []
         del flags["per-device-train-batch-size"], flags["gradient-accumulation-steps"]
     words = [ROOT / "recipes" / f"{work.method}.py", *given, *words_of(flags), *own]
-    variables = {"PROFILE_STEPS": f"{job.steps + 1}-{last}"} if profile else {}
+    variables = {"PROFILE_STEPS": f"{job.steps + 2}-{last}"} if profile else {}
     started = time.time()
     run(words, log, minutes, **variables)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -153,7 +153,7 @@ def figures(rows: list[dict[str, Any]], warmup: int, started: float) -> dict[str
     """
     measured = [(before, row) for before, row in itertools.pairwise(rows) if before["step"] >= warmup]
     if not measured:
-        raise MachineError(f"the run has logged {len(rows)} steps, and {warmup} of them do not count")
+        raise MachineError(f"the run has logged {len(rows)} losses, none of a step after the {warmup} that do not count")
     phases = [name for name in measured[0][1] if name.startswith(("time/", "rollout/"))]
     return {
         "seconds": [mean for pair in measured for mean in of_each_step("timestamp", *pair)],

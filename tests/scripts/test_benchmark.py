@@ -55,7 +55,7 @@ def test_ours_and_trl_are_measured_on_the_same_tokens_and_ours_is_profiled(tmp_p
     assert "| trl | " in text
     profile = output / "sft-tiny" / "run" / "profile"
     assert (profile / "trace.json.gz").stat().st_size > 1000
-    assert "Steps 4 to 5." in (profile / "kernels.md").read_text(encoding="utf-8")  # behind those that are measured
+    assert "Steps 5 to 6." in (profile / "kernels.md").read_text(encoding="utf-8")  # behind those that are measured
 
 
 @pytest.mark.slow
@@ -106,6 +106,12 @@ def test_steps_that_are_all_left_out_are_refused(capsys, tmp_path):
 def test_a_loss_is_logged_where_the_warm_up_ends(capsys, tmp_path):
     message = refusal(benchmark.main, capsys, "--steps", 10, "--warmup", 4, "--logging-steps", 4)
     assert "for --warmup=4 of --steps=10 that is 1, 2 or what divides 2" in message
+
+
+def test_four_means_are_left_by_default():
+    numbers = {(25, 5): 5, (10, 5): 1, (30, 15): 3, (3, 1): 1, (100, 20): 20}
+    assert {key: benchmark.default_logging("sft", *key) for key in numbers} == numbers
+    assert benchmark.default_logging("grpo", 25, 5) == 1
 
 
 def test_each_step_between_two_losses_gets_their_mean():
@@ -203,7 +209,7 @@ def test_steps_of_the_warm_up_do_not_count():
     assert found["reserved_gib"] == 6.0
     assert found["cold_start_seconds"] == 7.0
     assert found["phases"] == {"time/sample": [0.3, 0.4]}
-    with pytest.raises(MachineError, match="4 steps"):
+    with pytest.raises(MachineError, match="4 losses"):
         figures(rows, 4, started=3.0)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # dense, every layer with full attention, logits without a cap
+COMPILED = ("qwen2",)  # of these a GPU has compiled packed layers; what fails behind a first step would end the run
 WORTH = 1.1  # share where a batch has so many times as many places as packed tokens: packing costs time, too
 
 
@@ -218,7 +219,7 @@ def share_prompts(model: "PeftModel", max_length: int) -> str | None:
     if on_gpu and not _lets_prefixes_in(causal):
         backbone.forward = unpacked
         return "its attention lets no shared prefix in"
-    if on_gpu:
+    if on_gpu and causal.config.get_text_config().model_type in COMPILED:
         from common.lm.shared_attention import compile_packed
 
         compile_packed(backbone.layers, SharedPrompts)

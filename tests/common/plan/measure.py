@@ -274,7 +274,8 @@ class Worker:
 
         hub.base_sha256 = lambda *_: "0" * 64  # hashing takes longer than the run
         first = hub.find_model(str(checkpoint(known[names[0]], self.scratch)))
-        environment.set_variables(models=[first], sources=[])
+        reference = known[names[0]]["method"] in ("dpo", "kto")  # as their recipes say it, before the import
+        environment.set_variables(models=[first], sources=[], reference=reference)
         import unsloth  # noqa: I001  first
         import torch
 
