@@ -153,7 +153,7 @@ def figures(rows: list[dict[str, Any]], warmup: int, started: float) -> dict[str
     """
     measured = [(before, row) for before, row in itertools.pairwise(rows) if before["step"] >= warmup]
     if not measured:
-        raise MachineError(f"the run has logged {len(rows)} losses, none of a step after the {warmup} that do not count")
+        raise MachineError(f"the run has logged {len(rows)} losses, and those of {warmup} steps do not count")
     phases = [name for name in measured[0][1] if name.startswith(("time/", "rollout/"))]
     return {
         "seconds": [mean for pair in measured for mean in of_each_step("timestamp", *pair)],
