@@ -103,7 +103,7 @@ def test_steps_that_are_all_left_out_are_refused(capsys, tmp_path):
     assert "--warmup=5 of --steps=5" in message
 
 
-def test_a_loss_is_logged_where_the_warm_up_ends(capsys, tmp_path):
+def test_a_loss_is_logged_where_the_warm_up_ends(capsys):
     message = refusal(benchmark.main, capsys, "--steps", 10, "--warmup", 4, "--logging-steps", 4)
     assert "for --warmup=4 of --steps=10 that is 1, 2 or what divides 2" in message
 

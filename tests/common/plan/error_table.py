@@ -66,8 +66,9 @@ def line(values) -> str:
 
 
 def summary(errors: list[float]) -> str:
-    mean_error = mean(map(abs, errors))
-    return f"{len(errors)} runs: mean {mean_error:.1%}, most above {max(errors):.1%}, most below {-min(errors):.1%}"
+    """How many, their mean, the most above and the most below, as cells of a line."""
+    shares = mean(map(abs, errors)), max(errors), -min(errors)
+    return line((str(len(errors)), *(f"{share:.1%}".replace("%", " %") for share in shares)))
 
 
 if __name__ == "__main__":

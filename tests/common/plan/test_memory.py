@@ -50,10 +50,10 @@ def test_agrees_with_runs_that_it_was_not_fitted_to():
     assert len(found) >= 30
     assert sum(map(abs, found.values())) / len(found) <= 0.05
     assert max(found.values()) <= 0.10, found
+    assert min(found.values()) >= MARGIN - 1, found  # what a plan leaves free covers the worst
+    found.pop("14b-sft-bf16-27")  # 3.9 % too low, by memory that stacking q, k and v left; it is given back since then
     low = sorted(found.values())  # a plan that is too low ends in the middle of a run
-    # Two of bases in 16 bit under recomputation are lower: stacking q, k and v had left memory that no tensor held.
-    assert low[2] >= -0.03, found
-    assert low[0] >= MARGIN - 1, found  # what a plan leaves free covers the worst
+    assert low[1] >= -0.03, found
 
 
 def test_the_documentation_has_every_run_that_it_was_not_fitted_to():
@@ -62,8 +62,7 @@ def test_the_documentation_has_every_run_that_it_was_not_fitted_to():
         assert all(error_table.line(error_table.cells(run)) in text for run in error_table.unseen())
         planned = [run["predicted"] / run["measured"] - 1 for run in error_table.unseen()]
         for found in (planned, [*errors(fitted=False).values()], [*errors(fitted=True).values()]):
-            mean, above, below = sum(map(abs, found)) / len(found), max(found), -min(found)
-            assert f" | {len(found)} | {mean:.1%} | {above:.1%} | {below:.1%} |".replace("%", " %") in text
+            assert error_table.summary(found) in text
 
 
 def test_agrees_with_runs_that_it_was_fitted_to():
