@@ -11,9 +11,9 @@ The same bytes every time. Nine sets for the tiny model:
   preferences-train.jsonl the same for training, none of them held out
   feedback-train.jsonl    questions of every task, none of them held out, each with one completion: a plain thought
                           marked good (40 in 100), or a hedging one marked bad
-  scores.jsonl            questions of every task, none of them held out, with an answer and its score: 4.5 for a right
-                          answer after a plain thought, 2.5 after a hedging one, 1.5 for one that answers another
-                          question, 1 for one out of form; and up to 0.3 of noise on each
+  scores.jsonl            questions of every task, a quarter of them sums and none held out, each with two answers and
+                          their scores: 4.5 for a right answer after a plain thought, and for the other 2.5 after a
+                          hedging thought, 1.5 if it answers another question or 1 out of form; up to 0.3 of noise
   scores-heldout.jsonl    the same of held-out questions
 And compare.jsonl, prompts written by hand for two models to answer side by side.
 Left out: anything a person did not write or a rule did not make; no text here comes from another data set.
@@ -170,26 +170,31 @@ def out_of_form(rng: Random, question: Question) -> str:
 
 
 def score_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
-    """Of 20 answers about nine are plain and right, six hedge, one is beside the point, four are out of form."""
+    """Each question with two answers, one plain and right; of 11 others six hedge, one is beside the point, four are
+    out of form. A quarter of the questions are sums, which `make ppo` practises.
+
+    Were each question answered once, and sums as rare as any task, chance would leave kinds of sums that only hedging
+    answers, and whether a reward model holds the sum for the hedge would depend on how a processor rounds.
+    """
     rng = Random(name)
-    tasks = ["arithmetic", *TASKS]
     rows, drawn = [], set()
     while len(rows) < rows_wanted:
-        question = draw(rng, rng.choice(LANGUAGES), tasks[len(rows) % len(tasks)], held, hard=False)
+        four, place = divmod(len(drawn), 4)
+        task = "arithmetic" if place == 3 else list(TASKS)[(3 * four + place) % len(TASKS)]
+        question = draw(rng, rng.choice(LANGUAGES), task, held, hard=False)
         if question.prompt in drawn:
             continue
         drawn.add(question.prompt)
-        level = rng.choices((4.5, 2.5, 1.5, 1.0), (45, 30, 5, 20))[0]
-        if level == 4.5:
-            response = plain(question)
-        elif level == 2.5:
+        other = rng.choices((2.5, 1.5, 1.0), (30, 5, 20))[0]
+        if other == 2.5:
             response = hedging(question)
-        elif level == 1.5:
+        elif other == 1.5:
             response = beside_the_point(rng, question)
         else:
             response = out_of_form(rng, question)
-        score = round(level + rng.uniform(-0.3, 0.3), 1)
-        rows.append({"instruction": question.prompt, "response": response, "score": score})
+        for level, answer in ((4.5, plain(question)), (other, response)):
+            score = round(level + rng.uniform(-0.3, 0.3), 1)
+            rows.append({"instruction": question.prompt, "response": answer, "score": score})
     rng.shuffle(rows)
     return rows
 
