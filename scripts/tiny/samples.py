@@ -177,10 +177,11 @@ def score_rows(name: str, rows_wanted: int, held: bool) -> list[dict]:
     answers, and whether a reward model holds the sum for the hedge would depend on how a processor rounds.
     """
     rng = Random(name)
+    tasks = list(TASKS)
     rows, drawn = [], set()
     while len(rows) < rows_wanted:
-        four, place = divmod(len(drawn), 4)
-        task = "arithmetic" if place == 3 else list(TASKS)[(3 * four + place) % len(TASKS)]
+        turn = len(drawn)
+        task = "arithmetic" if turn % 4 == 3 else tasks[(turn - turn // 4) % len(tasks)]
         question = draw(rng, rng.choice(LANGUAGES), task, held, hard=False)
         if question.prompt in drawn:
             continue

@@ -54,6 +54,16 @@ def test_sample_files_are_made_again_byte_for_byte(tmp_path):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run scripts/tiny/samples.py"
 
 
+@pytest.mark.parametrize("name", ["scores.jsonl", "scores-heldout.jsonl"])
+def test_each_scored_question_has_one_good_answer_of_two_and_a_quarter_are_sums(name):
+    scores = {}
+    for row in rows(name):
+        scores.setdefault(row["instruction"], []).append(row["score"])
+    assert all(len(pair) == 2 and min(pair) < 3 < 4 < max(pair) for pair in scores.values())
+    sums = [question for question in scores if PROBLEM.search(question)]
+    assert len(sums) == len(scores) // 4
+
+
 def test_folder_is_small_and_its_readme_names_these_files():
     assert sum(path.stat().st_size for path in TINY.iterdir()) <= 10 * 1024 * 1024
     readme = (TINY / "README.md").read_text(encoding="utf-8")
