@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from common.errors import InputError, MachineError, is_out_of_memory, one_line
 from common.run.bad_numbers import BadSteps, check_weights, places_in, trained_parameters
+from common.run.batched_updates import batch_updates
 from common.run.checkpoints import CheckpointCallback
 from common.run.files import read_object, write_json
 from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
@@ -58,7 +59,7 @@ class CheckedSteps(Trainer):
     - A run that was killed between its last step and its end takes no further step on resuming. (transformers 5.17
       checks whether all steps are done only after a step, unless they end with an epoch.)
     - With --oom=retry there is a checkpoint of the step before the memory was full.
-    - The update of the weights does not wait for the GPU.
+    - The update of the weights does not wait for the GPU, and takes a few kernels: `batch_updates`.
     - DDP does not look for parameters that a step leaves unused, nor send buffers: all are used, and no buffer changes.
 
     A CheckpointCallback must be among the callbacks: it has the run and its rows.
@@ -84,6 +85,7 @@ class CheckedSteps(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         queue_updates(optimizer)
+        batch_updates(optimizer)
         return optimizer
 
     def places(self, batches: Sequence[Mapping[str, Any]]) -> list[str]:

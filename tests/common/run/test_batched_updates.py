@@ -1,0 +1,138 @@
+"""Updates of many matrices at a time against those of bitsandbytes, one by one; both by its own kernels, on the CPU."""
+
+import copy
+
+import bitsandbytes
+import pytest
+import torch
+from common.run import batched_updates
+from common.run.batched_updates import BatchedUpdates, batch_updates
+
+SHAPES = [(16, 320), (64, 128), (5120,), (16, 512), (16, 8), (4099,), (32, 256), (512, 16), (8, 640)]
+
+
+def weights(dtype=torch.float32):
+    torch.manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+
+
+def optimizer_of(parameters, kind=bitsandbytes.optim.AdamW8bit, batched=True):
+    groups = [{"params": parameters[:6], "weight_decay": 0.1}, {"params": parameters[6:], "lr": 3e-3}]
+    optimizer = kind(groups, lr=1e-2)
+    if batched:
+        batch_updates(optimizer)
+        assert isinstance(optimizer, BatchedUpdates)
+    return optimizer
+
+
+def take(parameters, optimizer, steps, without=()):
+    for step in steps:
+        torch.manual_seed(100 + step)
+        for index, parameter in enumerate(parameters):
+            gradient = torch.randn(parameter.shape).to(parameter.dtype)
+            parameter.grad = None if (step, index) in without else gradient
+        optimizer.step()
+
+
+def states(optimizer):
+    return [{k: v for k, v in state.items() if k[:4] != "qmap"} for state in optimizer.state.values()]
+
+
+def assert_equal(ours, reference):
+    for one, other in zip(ours[0], reference[0], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(states(ours[1]), states(reference[1]), strict=True):
+        assert one.keys() == other.keys()
+        assert one["step"] == other["step"]
+        assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"step"})  # their shapes too
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("together", [2**24, 12_000])
+def test_weights_and_states_are_to_the_bit_those_of_updates_one_by_one(dtype, together, monkeypatch):
+    monkeypatch.setattr(batched_updates, "TOGETHER", together)
+    without = {(2, 1), (2, 7), (4, 0)}  # then the steps of the matrices differ
+    pairs = []
+    for batched in (True, False):
+        parameters = weights(dtype)
+        optimizer = optimizer_of(parameters, batched=batched)
+        take(parameters, optimizer, range(6), without)
+        pairs.append((parameters, optimizer))
+    assert_equal(*pairs)
+
+
+def test_an_update_is_a_few_kernels(monkeypatch):
+    kernel, calls = bitsandbytes.functional.optimizer_update_8bit_blockwise, []
+
+    def counted(name, gradient, *args, **kwargs):
+        calls.append(gradient.numel())
+        return kernel(name, gradient, *args, **kwargs)
+
+    monkeypatch.setattr(bitsandbytes.functional, "optimizer_update_8bit_blockwise", counted)
+    parameters = weights()
+    optimizer = optimizer_of(parameters)
+    take(parameters, optimizer, [0])
+    # 16 x 8 is too small for a state in 8 bit, 4,099 ends within a block of 256; two groups have two learning rates
+    assert sorted(calls) == sorted([4099, 16 * 320 + 64 * 128 + 5120 + 16 * 512, 32 * 256 + 512 * 16 + 8 * 640])
+    calls.clear()
+    monkeypatch.setattr(batched_updates, "TOGETHER", 14_000)
+    take(parameters, optimizer, [1])
+    assert sorted(calls) == sorted([4099, 16 * 320 + 64 * 128, 5120 + 16 * 512, 32 * 256, 512 * 16 + 8 * 640])
+
+
+@pytest.mark.parametrize("saved_by", ["batched", "one by one"])
+def test_a_checkpoint_is_resumed_and_has_the_states_of_each_matrix(saved_by, tmp_path):
+    parameters = weights()
+    before = optimizer_of(parameters, batched=saved_by == "batched")
+    take(parameters, before, range(3))
+    torch.save(before.state_dict(), tmp_path / "optimizer.pt")
+    held = sum(p.numel() * (2 if p.numel() >= 4096 else 8) for p in parameters)
+    assert (tmp_path / "optimizer.pt").stat().st_size < 1.5 * held
+    resumed = copy.deepcopy(parameters)
+    after = optimizer_of(resumed)
+    after.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    take(resumed, after, range(3, 6))
+    take(parameters, before, range(3, 6))
+    assert_equal((resumed, after), (parameters, before))
+
+
+def test_states_of_a_checkpoint_take_the_place_of_those_before_it():
+    parameters = weights()
+    optimizer = optimizer_of(parameters)
+    take(parameters, optimizer, range(2))
+    kept, state = copy.deepcopy(parameters), copy.deepcopy(optimizer.state_dict())
+    take(parameters, optimizer, [2])
+    expected = [parameter.detach().clone() for parameter in parameters]
+    for parameter, value in zip(parameters, kept, strict=True):
+        parameter.data.copy_(value)
+    optimizer.load_state_dict(state)
+    take(parameters, optimizer, [2])
+    assert all(torch.equal(one, other) for one, other in zip(parameters, expected, strict=True))
+
+
+def test_a_matrix_with_settings_of_its_own_is_updated_by_them():
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    try:
+        pairs = []
+        for batched in (True, False):
+            manager.initialize()
+            parameters = weights()
+            manager.override_config(parameters[0], "lr", 0.5)
+            manager.override_config(parameters[1], "optim_bits", 32)
+            optimizer = optimizer_of(parameters, batched=batched)
+            take(parameters, optimizer, range(2))
+            pairs.append((parameters, optimizer))
+        assert_equal(*pairs)
+        assert pairs[0][1].state[pairs[0][0][1]]["state1"].dtype == torch.float32
+    finally:
+        manager.initialize()
+
+
+def test_paged_states_and_other_optimizers_are_left_as_they_are():
+    for optimizer in (
+        bitsandbytes.optim.AdamW8bit(weights(), is_paged=True),
+        torch.optim.AdamW(weights()),
+    ):
+        kind = type(optimizer)
+        batch_updates(optimizer)
+        assert type(optimizer) is kind
