@@ -1,4 +1,4 @@
-"""Updates of many matrices at a time against those of bitsandbytes, one by one; both by its own kernels, on the CPU."""
+"""Updates of many matrices at a time against those of bitsandbytes, one by one; both by its own kernels."""
 
 import copy
 
@@ -8,12 +8,14 @@ import torch
 from common.run import batched_updates
 from common.run.batched_updates import BatchedUpdates, batch_updates
 
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 SHAPES = [(16, 320), (64, 128), (5120,), (16, 512), (16, 8), (4099,), (32, 256), (512, 16), (8, 640)]
 
 
-def weights(dtype=torch.float32):
+def weights(dtype=torch.float32, device="cpu"):
     torch.manual_seed(1)
-    return [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    return [torch.nn.Parameter(torch.randn(shape).to(device, dtype)) for shape in SHAPES]
 
 
 def optimizer_of(parameters, kind=bitsandbytes.optim.AdamW8bit, batched=True):
@@ -29,7 +31,7 @@ def take(parameters, optimizer, steps, without=()):
     for step in steps:
         torch.manual_seed(100 + step)
         for index, parameter in enumerate(parameters):
-            gradient = torch.randn(parameter.shape).to(parameter.dtype)
+            gradient = torch.randn(parameter.shape).to(parameter)
             parameter.grad = None if (step, index) in without else gradient
         optimizer.step()
 
@@ -47,14 +49,15 @@ def assert_equal(ours, reference):
         assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"step"})  # their shapes too
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("together", [2**24, 12_000])
-def test_weights_and_states_are_to_the_bit_those_of_updates_one_by_one(dtype, together, monkeypatch):
+def test_weights_and_states_are_to_the_bit_those_of_updates_one_by_one(device, dtype, together, monkeypatch):
     monkeypatch.setattr(batched_updates, "TOGETHER", together)
     without = {(2, 1), (2, 7), (4, 0)}  # then the steps of the matrices differ
     pairs = []
     for batched in (True, False):
-        parameters = weights(dtype)
+        parameters = weights(dtype, device)
         optimizer = optimizer_of(parameters, batched=batched)
         take(parameters, optimizer, range(6), without)
         pairs.append((parameters, optimizer))
@@ -80,9 +83,10 @@ def test_an_update_is_a_few_kernels(monkeypatch):
     assert sorted(calls) == sorted([4099, 16 * 320 + 64 * 128, 5120 + 16 * 512, 32 * 256, 512 * 16 + 8 * 640])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("saved_by", ["batched", "one by one"])
-def test_a_checkpoint_is_resumed_and_has_the_states_of_each_matrix(saved_by, tmp_path):
-    parameters = weights()
+def test_a_checkpoint_is_resumed_and_has_the_states_of_each_matrix(device, saved_by, tmp_path):
+    parameters = weights(device=device)
     before = optimizer_of(parameters, batched=saved_by == "batched")
     take(parameters, before, range(3))
     torch.save(before.state_dict(), tmp_path / "optimizer.pt")
