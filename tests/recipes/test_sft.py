@@ -227,3 +227,29 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+AS_ON_A_GPU = """
+import runpy, sys
+import unsloth, trl
+
+begin = trl.SFTTrainer.__init__
+
+
+def begin_as_on_a_gpu(self, *args, **kwargs):
+    kwargs["args"].bf16 = True  # what the trainer that Unsloth compiles does there
+    begin(self, *args, **kwargs)
+
+
+trl.SFTTrainer.__init__ = begin_as_on_a_gpu
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_in_float32_says_that_it_computes_in_16_bit(tmp_path):
+    flags = f"--dtype float32 --max-steps 1 --sample-prompts 0 --output-dir {tmp_path / 'run'}".split()
+    command = [sys.executable, "-c", AS_ON_A_GPU, "recipes/sft.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "The weights are in float32, but Unsloth computes in bfloat16, by autocast." in done.stdout

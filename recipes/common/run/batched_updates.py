@@ -4,15 +4,14 @@ bitsandbytes starts a kernel for each matrix, 392 for the adapter of a 7B model.
 processor longer than that to start it.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from bitsandbytes.optim.optimizer import Optimizer8bit
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit states: whole blocks can lie one behind another
-TOGETHER = 2**24  # elements of one update: copies of their weights and gradients take 128 MiB in 32 bit
+TOGETHER = 2**22  # elements of one update: copies of their weights and gradients take 32 MiB in 32 bit
 STATES = ("state1", "state2", "absmax1", "absmax2")
 
 
@@ -24,16 +23,15 @@ class BatchedUpdates(Optimizer8bit):
     in 32 bit, is divided among ranks, has settings of its own, or would not end with a block is updated alone.
     """
 
-    waiting: "dict[Any, list[tuple[torch.Tensor, int]]]"
+    waiting: "dict[Any, list[tuple[torch.Tensor, int]]]"  # of each (group, step, dtype, device)
     joined: "dict[torch.Tensor, tuple[list[torch.Tensor], dict[str, torch.Tensor]]]"
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        self.waiting = defaultdict(list)
+        self.waiting = {}
         loss = super().step(closure)
         for (gindex, *_), waiting in self.waiting.items():
-            for together in _parts(waiting):
-                self._update_together(gindex, *map(list, zip(*together, strict=True)))
+            self._update_together(gindex, waiting)
         self.waiting.clear()
         return loss
 
@@ -44,21 +42,27 @@ class BatchedUpdates(Optimizer8bit):
         if (
             state["state1"].dtype != torch.uint8
             or p.numel() % BLOCK
-            or p.numel() >= TOGETHER
+            or p.numel() > TOGETHER
             or own_settings
             or type(p.data) is not torch.Tensor  # DTensor of FSDP2
             or not p.is_contiguous()
         ):
             super().update_step(group, p, gindex, pindex)
-        else:
-            self.waiting[gindex, state["step"], p.dtype, p.device].append((p, pindex))
+            return
+        waiting = self.waiting.setdefault((gindex, state["step"], p.dtype, p.device), [])
+        if sum(one.numel() for one, _ in waiting) + p.numel() > TOGETHER:
+            # At once, also since the states that the first step makes one by one leave their memory to the next ones.
+            self._update_together(gindex, waiting)
+            waiting.clear()
+        waiting.append((p, pindex))
 
-    def _update_together(self, gindex: int, parameters: list[torch.Tensor], pindices: list[int]) -> None:
+    def _update_together(self, gindex: int, waiting: Sequence[tuple[torch.Tensor, int]]) -> None:
+        parameters = [p for p, _ in waiting]
         states = [self.state[p] for p in parameters]
         whole = torch.cat([p.detach().view(-1) for p in parameters])
         whole.grad = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
         self.state[whole] = {**states[0], **self._join(parameters[0], states)}
-        super().update_step(self.param_groups[gindex], whole, gindex, pindices[0])
+        super().update_step(self.param_groups[gindex], whole, gindex, waiting[0][1])
         step = self.state.pop(whole)["step"]
         for state in states:
             state["step"] = step
@@ -94,14 +98,3 @@ def batch_updates(optimizer: torch.optim.Optimizer) -> None:
         kind = type(optimizer)
         optimizer.__class__ = type(kind.__name__, (BatchedUpdates, kind), {})
         optimizer.joined = {}  # pyrefly: ignore[missing-attribute]  it is a BatchedUpdates now
-
-
-def _parts(waiting: Sequence[tuple[torch.Tensor, int]]) -> Iterator[Sequence[tuple[torch.Tensor, int]]]:
-    """The matrices in their order, at most TOGETHER elements at a time."""
-    part: list[tuple[torch.Tensor, int]] = []
-    for one in waiting:
-        if part and sum(p.numel() for p, _ in part) + one[0].numel() > TOGETHER:
-            yield part
-            part = []
-        part.append(one)
-    yield part
