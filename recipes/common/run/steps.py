@@ -62,8 +62,8 @@ class CheckedSteps(Trainer):
     - A run that was killed between its last step and its end takes no further step on resuming. (transformers 5.17
       checks whether all steps are done only after a step, unless they end with an epoch.)
     - With --oom=retry there is a checkpoint of the step before the memory was full.
-    - What is there after two steps is kept out of Python's garbage collections: to look through the million objects of a
-      7B takes 0.2 s, as often as every tenth step. It comes back when training ends.
+    - What is there after two steps is kept out of Python's garbage collections until training ends: to look through the
+      million objects of a 7B takes 0.2 s, as often as every tenth step.
     - The update of the weights does not wait for the GPU, and takes a few kernels: `batch_updates`.
     - DDP does not look for parameters that a step leaves unused, nor send buffers: all are used, and no buffer changes.
 
