@@ -46,6 +46,7 @@ def test_there_is_room_for_reinforcement(trained, tmp_path):
 
 def test_a_run_leaves_its_record(trained):
     folder, output = trained
+    assert "by autocast" not in output
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "done"
     assert record["arguments"]["learning_rate"]["from"] == "card tiny"
@@ -233,23 +234,29 @@ AS_ON_A_GPU = """
 import runpy, sys
 import unsloth, trl
 
-begin = trl.SFTTrainer.__init__
+begin, trainers = trl.SFTTrainer.__init__, []
 
 
 def begin_as_on_a_gpu(self, *args, **kwargs):
+    trainers.append(self)
+    kwargs["args"].optim = "adamw_8bit"
     kwargs["args"].bf16 = True  # what the trainer that Unsloth compiles does there
     begin(self, *args, **kwargs)
 
 
 trl.SFTTrainer.__init__ = begin_as_on_a_gpu
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("optimizer:", *(kind.__name__ for kind in type(trainers[0].optimizer.optimizer).__mro__[:3]))
 """
 
 
-def test_a_run_in_float32_says_that_it_computes_in_16_bit(tmp_path):
-    flags = f"--dtype float32 --max-steps 1 --sample-prompts 0 --output-dir {tmp_path / 'run'}".split()
+def test_a_run_as_on_a_gpu_batches_its_updates_and_says_that_float32_is_computed_in_16_bit(tmp_path):
+    flags = f"--dtype float32 --max-steps 3 --sample-prompts 0 --output-dir {tmp_path / 'run'}".split()
     command = [sys.executable, "-c", AS_ON_A_GPU, "recipes/sft.py", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "The weights are in float32, but Unsloth computes in bfloat16, by autocast." in done.stdout
+    assert "optimizer: AdamW BatchedUpdates AdamW" in done.stdout

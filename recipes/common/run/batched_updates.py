@@ -24,12 +24,13 @@ class BatchedUpdates(Optimizer8bit):
     """
 
     waiting: "dict[Any, list[tuple[torch.Tensor, int]]]"  # of each (group, step, dtype, device)
+    elements: "dict[Any, int]"  # of what waits
     joined: "dict[torch.Tensor, tuple[list[torch.Tensor], dict[str, torch.Tensor]]]"
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        self.waiting = {}
-        loss = super().step(closure)
+        self.waiting, self.elements = {}, {}
+        loss = Optimizer8bit.step(self, closure)  # that of the class between has hooks, which would see no update yet
         for (gindex, *_), waiting in self.waiting.items():
             self._update_together(gindex, waiting)
         self.waiting.clear()
@@ -41,20 +42,25 @@ class BatchedUpdates(Optimizer8bit):
         own_settings = (gindex, pindex) in self.mng.index2config or id(p) in self.mng.pid2config
         if (
             state["state1"].dtype != torch.uint8
+            or state["state1"].shape != p.shape  # AdEMAMix has two in one
+            or not state["state1"].is_contiguous()
+            or not p.is_contiguous()
             or p.numel() % BLOCK
             or p.numel() > TOGETHER
             or own_settings
             or type(p.data) is not torch.Tensor  # DTensor of FSDP2
-            or not p.is_contiguous()
         ):
             super().update_step(group, p, gindex, pindex)
             return
-        waiting = self.waiting.setdefault((gindex, state["step"], p.dtype, p.device), [])
-        if sum(one.numel() for one, _ in waiting) + p.numel() > TOGETHER:
+        key = gindex, state["step"], p.dtype, p.device
+        waiting = self.waiting.setdefault(key, [])
+        if self.elements.get(key, 0) + p.numel() > TOGETHER:
             # At once, also since the states that the first step makes one by one leave their memory to the next ones.
             self._update_together(gindex, waiting)
             waiting.clear()
+            self.elements[key] = 0
         waiting.append((p, pindex))
+        self.elements[key] = self.elements.get(key, 0) + p.numel()
 
     def _update_together(self, gindex: int, waiting: Sequence[tuple[torch.Tensor, int]]) -> None:
         parameters = [p for p, _ in waiting]
@@ -93,8 +99,9 @@ class BatchedUpdates(Optimizer8bit):
 
 def batch_updates(optimizer: torch.optim.Optimizer) -> None:
     """Have an optimizer of bitsandbytes update many matrices at a time, unless its state is paged."""
-    if isinstance(optimizer, Optimizer8bit) and not optimizer.is_paged:
+    if isinstance(optimizer, Optimizer8bit) and not optimizer.is_paged and not isinstance(optimizer, BatchedUpdates):
         # Not its class from the start: the trainer looks for "bitsandbytes" in the name of that.
         kind = type(optimizer)
         optimizer.__class__ = type(kind.__name__, (BatchedUpdates, kind), {})
         optimizer.joined = {}  # pyrefly: ignore[missing-attribute]  it is a BatchedUpdates now
+        optimizer._patch_step_function()  # the hooks of torch, for this class too

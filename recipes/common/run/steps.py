@@ -18,7 +18,7 @@ from common.run.files import read_object, write_json
 from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
 from common.run.screen import console
 
-SETTLED = 2  # steps of a process after which what it needs is compiled and loaded
+SETTLED = 2  # steps of a process, ends of an epoch too, after which what it needs is compiled and loaded
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
 
 

@@ -64,6 +64,38 @@ def test_weights_and_states_are_to_the_bit_those_of_updates_one_by_one(device, d
     assert_equal(*pairs)
 
 
+@pytest.mark.parametrize("name", ["AdEMAMix8bit", "Lion8bit", "RMSprop8bit", "Adagrad8bit"])
+def test_other_8_bit_optimizers_compute_what_they_did(name):
+    pairs = []
+    for batched in (True, False):
+        parameters = weights()
+        optimizer = optimizer_of(parameters, getattr(bitsandbytes.optim, name), batched)
+        take(parameters, optimizer, range(4), {(2, 1)})
+        pairs.append((parameters, optimizer))
+    assert_equal(*pairs)
+
+
+def test_a_matrix_that_is_not_contiguous_is_updated_as_before():
+    pairs = []
+    for batched in (True, False):
+        parameters = [*weights()[:6], torch.nn.Parameter(weights()[6].detach().T), *weights()[7:]]
+        optimizer = optimizer_of(parameters, batched=batched)
+        take(parameters, optimizer, range(3))
+        pairs.append((parameters, optimizer))
+    assert_equal(*pairs)
+
+
+def test_hooks_run_once_a_step_and_see_the_update():
+    parameters = weights()
+    optimizer = optimizer_of(parameters)
+    batch_updates(optimizer)  # a second time changes nothing
+    optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does
+    before, seen = parameters[0].detach().clone(), []
+    optimizer.register_step_post_hook(lambda *_: seen.append(not torch.equal(parameters[0], before)))
+    take(parameters, optimizer, [0])
+    assert seen == [True]
+
+
 def test_an_update_is_a_few_kernels(monkeypatch):
     kernel, calls = bitsandbytes.functional.optimizer_update_8bit_blockwise, []
 
