@@ -4,6 +4,7 @@ bitsandbytes starts a kernel for each matrix, 392 for the adapter of a 7B model.
 processor longer than that to start it.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +30,10 @@ class BatchedUpdates(Optimizer8bit):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        self.waiting, self.elements = {}, {}
+        self.waiting, self.elements = defaultdict(list), defaultdict(int)
         loss = Optimizer8bit.step(self, closure)  # that of the class between has hooks, which would see no update yet
         for (gindex, *_), waiting in self.waiting.items():
             self._update_together(gindex, waiting)
-        self.waiting.clear()
         return loss
 
     def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
@@ -53,14 +53,14 @@ class BatchedUpdates(Optimizer8bit):
             super().update_step(group, p, gindex, pindex)
             return
         key = gindex, state["step"], p.dtype, p.device
-        waiting = self.waiting.setdefault(key, [])
-        if self.elements.get(key, 0) + p.numel() > TOGETHER:
+        waiting = self.waiting[key]
+        if self.elements[key] + p.numel() > TOGETHER:
             # At once, also since the states that the first step makes one by one leave their memory to the next ones.
             self._update_together(gindex, waiting)
             waiting.clear()
             self.elements[key] = 0
         waiting.append((p, pindex))
-        self.elements[key] = self.elements.get(key, 0) + p.numel()
+        self.elements[key] += p.numel()
 
     def _update_together(self, gindex: int, waiting: Sequence[tuple[torch.Tensor, int]]) -> None:
         parameters = [p for p, _ in waiting]
