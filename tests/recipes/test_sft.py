@@ -231,7 +231,7 @@ def test_bad_input_has_one_clear_message_and_leaves_nothing(tmp_path, fault):
 
 
 AS_ON_A_GPU = """
-import runpy, sys
+import os, runpy, sys
 import unsloth, trl
 
 begin, trainers = trl.SFTTrainer.__init__, []
@@ -240,7 +240,9 @@ begin, trainers = trl.SFTTrainer.__init__, []
 def begin_as_on_a_gpu(self, *args, **kwargs):
     trainers.append(self)
     kwargs["args"].optim = "adamw_8bit"
-    kwargs["args"].bf16 = True  # what the trainer that Unsloth compiles does there
+    # What the trainer that Unsloth compiles does there:
+    kwargs["args"].bf16 = kwargs["args"].bf16_full_eval = True
+    kwargs["args"].mixed_precision = os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     begin(self, *args, **kwargs)
 
 
@@ -253,10 +255,15 @@ finally:
 """
 
 
-def test_a_run_as_on_a_gpu_batches_its_updates_and_says_that_float32_is_computed_in_16_bit(tmp_path):
-    flags = f"--dtype float32 --max-steps 3 --sample-prompts 0 --output-dir {tmp_path / 'run'}".split()
-    command = [sys.executable, "-c", AS_ON_A_GPU, "recipes/sft.py", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "The weights are in float32, but Unsloth computes in bfloat16, by autocast." in done.stdout
+def test_a_run_as_on_a_gpu_batches_its_updates_and_computes_in_float32(tmp_path):
+    # Updates too small to change a number, so that all losses are equal; in bfloat16 they differ in the third digit.
+    flags = "--dtype float32 --max-steps 3 --sample-prompts 0 --logging-steps 1 --learning-rate 1e-30 --eval-ratio 0.02"
+    losses = []
+    for name, start in (("cpu", ["recipes/sft.py"]), ("gpu", ["-c", AS_ON_A_GPU, "recipes/sft.py"])):
+        command = [sys.executable, *start, *flags.split(), "--output-dir", tmp_path / name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        losses.append([row[kind] for row in rows for kind in ("loss", "eval_loss") if kind in row])
     assert "optimizer: AdamW BatchedUpdates AdamW" in done.stdout
+    assert losses[0] == losses[1] and len(losses[0]) > 3

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from common.run.batched_updates import batch_updates
 from common.run.checkpoints import CheckpointCallback
 from common.run.files import read_object, write_json
 from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
-from common.run.screen import console
 
 SETTLED = 2  # steps of a process, ends of an epoch too, after which what it needs is compiled and loaded
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
@@ -64,6 +64,7 @@ class CheckedSteps(Trainer):
     - With --oom=retry there is a checkpoint of the step before the memory was full.
     - What is there after two steps is kept out of Python's garbage collections until training ends: to look through the
       million objects of a 7B takes 0.2 s, as often as every tenth step.
+    - With --dtype float32 a GPU computes in float32.
     - The update of the weights does not wait for the GPU, and takes a few kernels: `batch_updates`.
     - DDP does not look for parameters that a step leaves unused, nor send buffers: all are used, and no buffer changes.
 
@@ -74,11 +75,8 @@ class CheckedSteps(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = kwargs["args"]
-        in_32_bit = not (given.bf16 or given.fp16)
+        self.in_32_bit = not (given.bf16 or given.fp16)
         super().__init__(*args, **kwargs)
-        if in_32_bit and (self.args.bf16 or self.args.fp16) and is_first():  # Unsloth's trainers change it, on a GPU
-            computed = "bfloat16" if self.args.bf16 else "float16"
-            console().print(f"The weights are in float32, but Unsloth computes in {computed}, by autocast.")
         self.args.logging_nan_inf_filter = False  # it waits for the GPU at every micro-batch, and logs a NaN as a 0
         if ddp := self.accelerator.ddp_handler:  # the arguments were read before; accelerate wraps the model later
             ddp.find_unused_parameters = ddp.broadcast_buffers = False
@@ -92,6 +90,14 @@ class CheckedSteps(Trainer):
         self.nothing_to_log = False  # after a step that was left out, where every step is logged
         self.restored = False
         self.steps_taken = 0  # by this process
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers has it, without autocast in 32 bit: on a GPU, Unsloth's trainers turn it on before this."""
+        if self.in_32_bit:
+            for name in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"):
+                setattr(self.args, name, False)
+            self.args.mixed_precision = os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # either is read
+        super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
