@@ -91,7 +91,6 @@ def own_stream(owner: object) -> torch.cuda.Stream:
     """
     for number in range(2 * STREAMS):
         if number == STREAMS:
-            gc.unfreeze()  # see CheckedSteps
             gc.collect()  # owners that nothing holds any more, but each other
         stream = torch.cuda.Stream()
         if stream.cuda_stream not in IN_USE:

@@ -25,7 +25,7 @@ def _sigmoid(x):
     return root * root
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _forward(
     gate_ptr, up_ptr, xa_ptr, gate_b_ptr, up_b_ptr, h_ptr, M, N,
     R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -42,7 +42,7 @@ def _forward(
     tl.store(h_ptr + at, h.to(h_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _backward(
     dh_ptr, gate_ptr, up_ptr, xa_ptr, dyb_ptr, gate_b_ptr, up_b_ptr, down_a_ptr, dgate_ptr, dup_ptr, parts_ptr, M, N,
     R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

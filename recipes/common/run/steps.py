@@ -1,6 +1,5 @@
 """What the recipes add to the steps of a Trainer: bad numbers are found, and a resumed run continues its logs too."""
 
-import gc
 import math
 import os
 import traceback
@@ -18,7 +17,6 @@ from common.run.checkpoints import CheckpointCallback
 from common.run.files import read_object, write_json
 from common.run.ranks import gather_objects, is_first, sum_over_ranks, world_size
 
-SETTLED = 2  # steps of a process, ends of an epoch too, after which what it needs is compiled and loaded
 LOGS = "logs.json"  # in a checkpoint: what has not been logged yet, which trainer_state.json does not hold
 
 
@@ -62,8 +60,6 @@ class CheckedSteps(Trainer):
     - A run that was killed between its last step and its end takes no further step on resuming. (transformers 5.17
       checks whether all steps are done only after a step, unless they end with an epoch.)
     - With --oom=retry there is a checkpoint of the step before the memory was full.
-    - What is there after two steps is kept out of Python's garbage collections until training ends: to look through the
-      million objects of a 7B takes 0.2 s, as often as every tenth step.
     - With --dtype float32 a GPU computes in float32.
     - The update of the weights does not wait for the GPU, and takes a few kernels: `batch_updates`.
     - DDP does not look for parameters that a step leaves unused, nor send buffers: all are used, and no buffer changes.
@@ -89,7 +85,6 @@ class CheckedSteps(Trainer):
         self.updating = False  # between the gradient and the weights
         self.nothing_to_log = False  # after a step that was left out, where every step is logged
         self.restored = False
-        self.steps_taken = 0  # by this process
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers has it, without autocast in 32 bit: on a GPU, Unsloth's trainers turn it on before this."""
@@ -104,13 +99,6 @@ class CheckedSteps(Trainer):
         queue_updates(optimizer)
         batch_updates(optimizer)
         return optimizer
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.steps_taken = 0
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            gc.unfreeze()
 
     def places(self, batches: Sequence[Mapping[str, Any]]) -> list[str]:
         """file:line of the rows in these micro-batches."""
@@ -176,10 +164,6 @@ class CheckedSteps(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.updating = False
-        self.steps_taken += 1
-        if self.steps_taken == SETTLED:
-            gc.collect()
-            gc.freeze()
         control = self.control
         control.should_log &= not self.nothing_to_log
         self.nothing_to_log = False
