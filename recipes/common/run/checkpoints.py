@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from common.run.folder import Run
 from common.run.ranks import barrier, gather_objects, is_first, of_first, rank, reached
 from common.run.replay import REASON
 from common.run.stopping import Stop
-from common.run.trained import is_hashed, trained_sha256
+from common.run.trained import hash_beside, is_hashed, trained_sha256
 
 FILES = "files.json"  # in a checkpoint: its other files, with the bytes and the sha256 of each
 ADAM = 8  # bytes that the optimizer keeps for a weight, two numbers; in 8 bit a quarter
@@ -71,6 +72,10 @@ class CheckpointCallback(TrainerCallback):
         rows: the training data in tokens, each row with its `place`, to name the rows of a bad step.
     """
 
+    # Whether weights are hashed beside the next step: where on_pre_optimizer_step comes before each of their updates,
+    # and no CUDA graph is recorded.
+    hashes_beside = False
+
     def __init__(self, run: Run, stop: Stop, save_total_limit: int, every: int = 1, rows: Sequence[Any] = ()) -> None:
         self.run = run
         self.stop = stop
@@ -80,6 +85,7 @@ class CheckpointCallback(TrainerCallback):
         self.due = False
         self.reason: str | None = None
         self.size = 0  # bytes of a checkpoint: an estimate, then that of the last one
+        self.hashed: tuple[int, Future[str]] | None = None  # a step whose weights are being hashed
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._find_best(Path(args.output_dir).parent, state)
@@ -93,8 +99,11 @@ class CheckpointCallback(TrainerCallback):
         self.run.lock.check(only_after_sleep=True)
         reached(state.global_step)
         last = state.global_step >= state.max_steps
-        if is_hashed(state.global_step, state.max_steps) and kwargs.get("model") is not None:
-            self.run.add_weights(state.global_step, trained_sha256(kwargs["model"]))
+        if is_hashed(state.global_step, state.max_steps) and (model := kwargs.get("model")) is not None:
+            if self.hashes_beside and not last:  # after the last step the weights of the best one may be loaded
+                self.hashed = state.global_step, hash_beside(model)
+            else:
+                self.run.add_weights(state.global_step, trained_sha256(model))
         if self.run.replay:
             control.should_save = False
         if not last:
@@ -105,6 +114,14 @@ class CheckpointCallback(TrainerCallback):
             check_alike(trained, f"after step {state.global_step}")
         if control.should_save and state.is_world_process_zero and self.size:
             check_room(self.run.folder, self.size, f"the checkpoint of step {state.global_step} needs")
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self._record_hash()
+
+    def _record_hash(self) -> None:
+        if self.hashed:
+            (step, sha256), self.hashed = self.hashed, None
+            self.run.add_weights(step, sha256.result())
 
     def _decide(self, state: Any, control: Any) -> None:
         """Whether a checkpoint is due after this step, and whether the run ends with it."""
@@ -121,12 +138,14 @@ class CheckpointCallback(TrainerCallback):
         self.due = False
 
     def on_save(self, args, state, control, **kwargs) -> None:
+        self._record_hash()
         barrier("a checkpoint")
         if state.is_world_process_zero:
             self._complete(Path(args.output_dir), state)
         barrier("a checkpoint")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._record_hash()
         self.stop.phase = "after the steps"
         if state.is_world_process_zero:
             shutil.rmtree(args.output_dir, ignore_errors=True)  # nothing but a README of the trainer's

@@ -92,6 +92,7 @@ class SharedSteps(CheckedSteps):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.checkpoints.hashes_beside = True
         if ddp := self.accelerator.ddp_handler:
             ddp.gradient_as_bucket_view = True  # else each rank holds the gradients twice
 

@@ -1,12 +1,18 @@
 """The sha256 of trained weights, and deterministic algorithms."""
 
 import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from common.errors import explanation
-from common.run import determinism
-from common.run.trained import is_hashed, trained_sha256, weights_sha256
+from common.run import determinism, trained
+from common.run.checkpoints import CheckpointCallback
+from common.run.folder import Run
+from common.run.stopping import Stop
+from common.run.trained import hash_beside, is_hashed, trained_sha256, weights_sha256
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -42,6 +48,47 @@ def test_what_is_frozen_is_not_hashed_and_an_adapter_that_is_not_active_is():
 def test_a_long_run_hashes_five_times():
     assert [step for step in range(1, 1001) if is_hashed(step, 1000)] == [1, 5, 20, 100, 1000]
     assert [step for step in range(1, 4) if is_hashed(step, 3)] == [1, 3]
+
+
+@pytest.fixture
+def slow_hash(monkeypatch):
+    """Hashing that takes until the event is set."""
+    let = threading.Event()
+    monkeypatch.setattr(trained, "weights_sha256", lambda named: let.wait(30) and weights_sha256(named))
+    return let
+
+
+@pytest.mark.parametrize("where", ["on_pre_optimizer_step", "on_save", "on_train_end"])
+def test_a_hash_beside_the_next_step_is_of_the_weights_before_it(where, slow_hash, tmp_path):
+    model = torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})
+    before = weights_sha256(model.named_parameters())
+    callback = CheckpointCallback(Run(tmp_path, {}), Stop(), 2)
+    callback.hashes_beside = True
+    state, args = TrainerState(global_step=5, max_steps=9), SimpleNamespace(output_dir=str(tmp_path / "part"))
+    callback.on_step_end(args, state, TrainerControl(), model=model)
+    assert "weights_sha256" not in callback.run.record  # and the step is over
+    threading.Timer(0.2, slow_hash.set).start()
+    callback._complete = lambda *_: None  # it looks for files of the trainer's
+    getattr(callback, where)(args, state, TrainerControl())
+    assert slow_hash.is_set() and callback.run.record["weights_sha256"] == {"5": before}
+
+
+def test_the_hash_of_the_last_step_is_there_before_other_weights_are_loaded(slow_hash, tmp_path):
+    model = torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})
+    callback = CheckpointCallback(Run(tmp_path, {}), Stop(), 2)
+    callback.hashes_beside = True
+    slow_hash.set()
+    callback.on_step_end(None, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
+    assert callback.run.record["weights_sha256"] == {"9": weights_sha256(model.named_parameters())}
+
+
+def test_a_hash_that_fails_ends_the_run(monkeypatch):
+    def fail(named):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(trained, "weights_sha256", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        hash_beside(torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})).result()
 
 
 class Given:
