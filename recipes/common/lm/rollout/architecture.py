@@ -35,6 +35,17 @@ class Architecture:
     longest: int  # positions for which the tables hold
 
 
+def rotations(config: "PreTrainedConfig") -> set[str]:
+    """The kinds of rotary positions of a text model's layers, by transformers' names."""
+    of_types = config.rope_parameters.values() if _by_type(config) else [config.rope_parameters]
+    return {rope["rope_type"] for rope in of_types if rope}
+
+
+def _by_type(config: "PreTrainedConfig") -> bool:
+    """Whether layers with and without a window have rotary positions of their own."""
+    return isinstance(config.rope_parameters.get("full_attention"), dict)
+
+
 def read_architecture(config: "PreTrainedConfig") -> Architecture:
     """The architecture that `config`, of a text model, describes. Raises Unsupported for one that is not known."""
     if config.model_type not in FAMILIES:
@@ -53,9 +64,7 @@ def read_architecture(config: "PreTrainedConfig") -> Architecture:
         types = ["sliding_attention" if window else "full_attention"] * count
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"it has layers of {', '.join(sorted(unknown))}")
-    by_type = isinstance(config.rope_parameters.get("full_attention"), dict)
-    parameters = config.rope_parameters.values() if by_type else [config.rope_parameters]
-    kinds = {rope["rope_type"] for rope in parameters if rope}
+    kinds = rotations(config)
     if unknown := kinds - {"default", "linear", "llama3", "yarn", "longrope"}:
         raise Unsupported(f"its rotary positions are of kind {', '.join(sorted(unknown))}")
     longest = config.max_position_embeddings
@@ -76,7 +85,7 @@ def read_architecture(config: "PreTrainedConfig") -> Architecture:
         softcap=getattr(config, "attn_logit_softcapping", None),
         final_softcap=getattr(config, "final_logit_softcapping", None),
         windows=tuple(window if kind == "sliding_attention" else None for kind in types),
-        rotary_tables=tuple(kind if by_type else "all" for kind in types),
+        rotary_tables=tuple(kind if _by_type(config) else "all" for kind in types),
         longest=longest,
     )
 
