@@ -48,6 +48,7 @@ from common.lm.load import (
     load_chat_tokenizer,
 )
 from common.lm.mask import completion_segments
+from common.lm.packed_check import trust_longer_batches
 from common.lm.rollout.backends import check_sampling, corrects
 from common.lm.rollout.correction import correction, rollout_mismatch
 from common.lm.rollout.over_ranks import of_rank, sample_over_ranks, score_tokens_over_ranks
@@ -522,10 +523,12 @@ class GroupSampling(GRPOTrainer):
         metrics, self._metrics["train"] = self._metrics["train"], self.own_metrics
         self.accelerator.gather = own_rows
         try:
-            return super().compute_loss(*args, **kwargs)
+            loss = super().compute_loss(*args, **kwargs)
         finally:
             del self.accelerator.gather  # which uncovers that of its class
             self._metrics["train"] = metrics
+        trust_longer_batches(self.model)
+        return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, which calls it after the last micro-batch of a step, before anything is logged or saved."""

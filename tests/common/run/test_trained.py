@@ -70,7 +70,8 @@ def test_a_hash_beside_the_next_step_is_of_the_weights_before_it(where, slow_has
     threading.Timer(0.2, slow_hash.set).start()
     callback._complete = lambda *_: None  # it looks for files of the trainer's
     getattr(callback, where)(args, state, TrainerControl())
-    assert slow_hash.is_set() and callback.run.record["weights_sha256"] == {"5": before}
+    assert slow_hash.is_set()
+    assert callback.run.record["weights_sha256"] == {"5": before}
 
 
 def test_the_hash_of_the_last_step_is_there_before_other_weights_are_loaded(slow_hash, tmp_path):
