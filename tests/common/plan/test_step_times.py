@@ -15,10 +15,10 @@ from common.plan.search import measure
 from common.plan.workload import METHODS, workload
 from conftest import ROOT
 
-# Seconds of a step, the median of three after two, alone on the GPU; of GRPO the least, as its loss is compiled again
-# for rows of another length, which takes a step seconds more: torch 2.13.0+cu130, triton 3.7.1, transformers 5.17.0,
-# trl 1.15.0, unsloth 2026.10.9, 2026-11-26. The constants of passes.py and time.py were set on
-# the runs that are `fitted`.
+# Seconds of a step, the median of three after two, alone on the GPU; of GRPO the least, as Unsloth then compared its
+# packed pass with single rows where a batch was longer than any before, which takes seconds: torch 2.13.0+cu130,
+# triton 3.7.1, transformers 5.17.0, trl 1.15.0, unsloth 2026.10.9, 2026-11-26. The constants of passes.py and time.py
+# were set on the runs that are `fitted`.
 RUNS = json.loads(error_table.TIMES.read_text(encoding="utf-8"))
 
 
