@@ -1,6 +1,6 @@
 """Supervised fine-tuning (SFT): train a model to answer as your examples do.
 
-    make sft                                        the embedded tiny model on sample data, a minute on two CPU cores
+    make sft                                        the tiny model on sample data, one to three minutes on two CPU cores
     make sft MODEL=qwen2.5-7b DATA=my.jsonl         QLoRA on one GPU
     make sft MODEL=qwen2.5-7b DATA=my.jsonl LOAD_IN_4BIT=no GRADIENT_CHECKPOINTING=no
     make sft MODEL=qwen2.5-7b DATA=my.jsonl GPUS=8  a process for each GPU, which divide the batch of a step

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedConfig
 
 ANY_LENGTH = 1 << 62  # tokens
 # Rotary positions that depend on the position alone. By others a longer row is another case than those compared.
@@ -25,14 +26,24 @@ def trust_longer_batches(model: "PeftModel") -> None:
     What Unsloth looks at in every batch stays: a window of the attention, and the memory. `model` is the one that the
     trainer holds, not wrapped for several ranks.
     """
-    from common.lm.rollout.architecture import rotations
-
-    if not rotations(model.config.get_text_config()) <= OF_EVERY_LENGTH:
+    packed = [name for name in PASSES if getattr(model, f"_unsloth_seq_packing_{name}_verified_T", 0)]
+    # Of --share-prompts: by the number of groups and their sizes, tokens and the longest row.
+    shared = [getattr(model, f"_unsloth_prefix_grouper_{name}_verified", None) or {} for name in PASSES]
+    if not (packed or any(shared)) or not _alike_at_every_length(model.config):
         return
-    for name in PASSES:
-        if getattr(model, f"_unsloth_seq_packing_{name}_verified_T", 0):
-            setattr(model, f"_unsloth_seq_packing_{name}_verified_T", ANY_LENGTH)
-            setattr(model, f"_unsloth_seq_packing_{name}_verified_seg", ANY_LENGTH)
-        # Of --share-prompts: by the number of groups and their sizes, tokens and the longest row.
-        shared = getattr(model, f"_unsloth_prefix_grouper_{name}_verified", None) or {}
-        shared.update(dict.fromkeys(shared, (ANY_LENGTH, ANY_LENGTH)))
+    for name in packed:
+        setattr(model, f"_unsloth_seq_packing_{name}_verified_T", ANY_LENGTH)
+        setattr(model, f"_unsloth_seq_packing_{name}_verified_seg", ANY_LENGTH)
+    for found in shared:
+        found.update(dict.fromkeys(found, (ANY_LENGTH, ANY_LENGTH)))
+
+
+def _alike_at_every_length(config: "PreTrainedConfig") -> bool:
+    """Whether a longer row is computed as those before; False for a model that is not known."""
+    from common.lm.rollout.architecture import FAMILIES, rotations
+
+    text = config.get_text_config()
+    if text.model_type not in FAMILIES or not rotations(text) <= OF_EVERY_LENGTH:
+        return False
+    window = getattr(text, "sliding_window", None)  # Unsloth looks for it in the outer configuration
+    return window is None or getattr(config, "sliding_window", None) == window

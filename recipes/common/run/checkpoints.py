@@ -116,9 +116,10 @@ class CheckpointCallback(TrainerCallback):
             check_room(self.run.folder, self.size, f"the checkpoint of step {state.global_step} needs")
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        self._record_hash()
+        self.record_hash()
 
-    def _record_hash(self) -> None:
+    def record_hash(self) -> None:
+        """Record the hash that is being computed, if there is one, once it is done; raises what it raised."""
         if self.hashed:
             (step, sha256), self.hashed = self.hashed, None
             self.run.add_weights(step, sha256.result())
@@ -138,14 +139,14 @@ class CheckpointCallback(TrainerCallback):
         self.due = False
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        self._record_hash()
+        self.record_hash()
         barrier("a checkpoint")
         if state.is_world_process_zero:
             self._complete(Path(args.output_dir), state)
         barrier("a checkpoint")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self._record_hash()
+        self.record_hash()
         self.stop.phase = "after the steps"
         if state.is_world_process_zero:
             shutil.rmtree(args.output_dir, ignore_errors=True)  # nothing but a README of the trainer's

@@ -4,6 +4,7 @@ import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ class CheckedSteps(Trainer):
         try:
             super()._run_epoch(*args, **kwargs)
         except Exception as error:
+            with suppress(Exception):  # the error at hand is the one to show
+                self.checkpoints.record_hash()
             # Of several ranks one alone is here, and saving takes all; --oom=retry says why it does not retry then.
             if world_size() == 1 and is_out_of_memory(error) and self.bad_steps.arguments.get("oom") == "retry":
                 traceback.clear_frames(error.__traceback__)  # they hold the activations that filled the memory

@@ -53,14 +53,14 @@ def hash_beside(model: "Module") -> Future[str]:
     """`trained_sha256` by a thread: nothing may change the weights, or record a CUDA graph, until it has its result.
 
     On a GPU they are copied on a stream of their own, beside what the main thread computes. Weights in parts, which all
-    ranks put together, are hashed before this returns.
+    ranks put together, are hashed before this returns; a rank that hashes nothing has no thread.
     """
     import torch
 
     from common.run.bad_numbers import named_trained_parameters
 
     named = list(named_trained_parameters(model))
-    if any(hasattr(weight, "full_tensor") for _, weight in named):
+    if not is_first() or any(hasattr(weight, "full_tensor") for _, weight in named):
         done: Future[str] = Future()
         done.set_result(weights_sha256(named))
         return done
@@ -70,6 +70,8 @@ def hash_beside(model: "Module") -> Future[str]:
         stream.wait_stream(torch.cuda.current_stream(stream.device))  # the update that made them
 
     def hashed() -> str:
+        if stream is not None:
+            torch.cuda.set_device(stream.device)  # a thread begins with the first GPU, and would open a context there
         with torch.cuda.stream(stream):  # pyrefly: ignore[bad-argument-type]  with None it does nothing
             return weights_sha256(named)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from common.lm.packed_check import ANY_LENGTH, trust_longer_batches
-from transformers import AutoConfig, Gemma3TextConfig, Phi3Config, Qwen2Config
+from transformers import AutoConfig, Gemma3Config, Gemma3TextConfig, GPT2Config, OPTConfig, Phi3Config, Qwen2Config
 
 FOUND = {  # as Unsloth leaves it after a batch of 400 tokens, its longest row of 120, with and without --share-prompts
     **{f"_unsloth_seq_packing_{name}_verified_T": 400 for name in ("grad", "nograd")},
@@ -41,6 +41,14 @@ def test_positions_that_turn_with_the_length_are_compared_again(kind):
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48, "original_max_position_embeddings": 4096}
     model = model_of((Phi3Config if kind == "longrope" else Qwen2Config)(rope_parameters=rope), **FOUND)
+    trust_longer_batches(model)
+    assert {name: getattr(model, name) for name in FOUND} == FOUND
+
+
+# Without rotary positions, and with a window that Unsloth does not find: it looks in the outer configuration.
+@pytest.mark.parametrize("config", [GPT2Config(), OPTConfig(), Gemma3Config()])
+def test_models_that_are_not_known_to_be_alike_at_every_length_are_compared_again(config):
+    model = model_of(config, **FOUND)
     trust_longer_batches(model)
     assert {name: getattr(model, name) for name in FOUND} == FOUND
 

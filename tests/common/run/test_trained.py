@@ -10,8 +10,10 @@ from common.errors import explanation
 from common.run import determinism, trained
 from common.run.checkpoints import CheckpointCallback
 from common.run.folder import Run
+from common.run.steps import CheckedSteps
 from common.run.stopping import Stop
 from common.run.trained import hash_beside, is_hashed, trained_sha256, weights_sha256
+from transformers import Trainer
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 
@@ -81,6 +83,30 @@ def test_the_hash_of_the_last_step_is_there_before_other_weights_are_loaded(slow
     slow_hash.set()
     callback.on_step_end(None, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
     assert callback.run.record["weights_sha256"] == {"9": weights_sha256(model.named_parameters())}
+
+
+def test_a_hash_is_recorded_where_the_next_step_fails(slow_hash, tmp_path, monkeypatch):
+    model = torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})
+    callback = CheckpointCallback(Run(tmp_path, {}), Stop(), 2)
+    callback.hashes_beside = True
+    slow_hash.set()
+
+    def fail(self, *args, **kwargs):
+        callback.on_step_end(None, TrainerState(global_step=5, max_steps=9), TrainerControl(), model=model)
+        raise ValueError("of step 6")
+
+    monkeypatch.setattr(Trainer, "_run_epoch", fail)
+    trainer = object.__new__(CheckedSteps)
+    trainer.checkpoints, trainer.state = callback, TrainerState(global_step=0, max_steps=9)
+    with pytest.raises(ValueError, match="of step 6"):
+        trainer._run_epoch(resume_from_checkpoint=None)
+    assert callback.run.record["weights_sha256"] == {"5": weights_sha256(model.named_parameters())}
+
+
+def test_a_rank_that_hashes_nothing_starts_no_thread(monkeypatch):
+    monkeypatch.setattr(trained, "is_first", lambda: False)
+    monkeypatch.setattr(trained, "ThreadPoolExecutor", None)
+    assert hash_beside(torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})).done()
 
 
 def test_a_hash_that_fails_ends_the_run(monkeypatch):
