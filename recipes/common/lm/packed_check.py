@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ANY_LENGTH = 1 << 62  # tokens
-# Rotary positions that depend on the position alone. By others a longer row is another case than those compared.
-OF_EVERY_LENGTH = {"default", "linear", "llama3", "yarn"}
 PASSES = ("grad", "nograd")  # that of the policy, and those of the reference policy and of the policy before
 
 
@@ -40,7 +38,7 @@ def trust_longer_batches(model: "PeftModel") -> None:
 
 def _alike_at_every_length(config: "PreTrainedConfig") -> bool:
     """Whether a longer row is computed as those before; False for a model that is not known."""
-    from common.lm.rollout.architecture import FAMILIES, rotations
+    from common.lm.rollout.architecture import FAMILIES, OF_EVERY_LENGTH, rotations
 
     text = config.get_text_config()
     if text.model_type not in FAMILIES or not rotations(text) <= OF_EVERY_LENGTH:

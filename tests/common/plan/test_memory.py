@@ -50,8 +50,8 @@ def test_agrees_with_runs_that_it_was_not_fitted_to():
     assert len(found) >= 30
     assert sum(map(abs, found.values())) / len(found) <= 0.05
     assert max(found.values()) <= 0.10, found
+    assert min(found.values()) >= MARGIN - 1, found  # what a plan leaves free covers the worst
     assert min(found.values()) >= -0.03, found  # a plan that is too low ends in the middle of a run
-    assert MARGIN <= 0.97  # which is left free of a card for that
 
 
 def test_the_documentation_has_every_run_that_it_was_not_fitted_to():

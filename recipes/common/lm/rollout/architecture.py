@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gemma3_text", "phi3")
+OF_EVERY_LENGTH = {"default", "linear", "llama3", "yarn"}  # kinds of rotary positions by which a position turns alike
 
 
 class Unsupported(Exception):
@@ -65,7 +66,7 @@ def read_architecture(config: "PreTrainedConfig") -> Architecture:
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"it has layers of {', '.join(sorted(unknown))}")
     kinds = rotations(config)
-    if unknown := kinds - {"default", "linear", "llama3", "yarn", "longrope"}:
+    if unknown := kinds - OF_EVERY_LENGTH - {"longrope"}:
         raise Unsupported(f"its rotary positions are of kind {', '.join(sorted(unknown))}")
     longest = config.max_position_embeddings
     if "longrope" in kinds:  # beyond it every position, also the earlier ones, is rotated by another table
