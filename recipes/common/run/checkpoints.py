@@ -72,8 +72,8 @@ class CheckpointCallback(TrainerCallback):
         rows: the training data in tokens, each row with its `place`, to name the rows of a bad step.
     """
 
-    # Whether weights are hashed beside the next step: where on_pre_optimizer_step comes before each of their updates,
-    # and no CUDA graph is recorded.
+    # Whether weights are hashed beside the next step, or what is written after the last one: where
+    # on_pre_optimizer_step comes before each of their updates, and no CUDA graph is recorded.
     hashes_beside = False
 
     def __init__(self, run: Run, stop: Stop, save_total_limit: int, every: int = 1, rows: Sequence[Any] = ()) -> None:
@@ -100,7 +100,8 @@ class CheckpointCallback(TrainerCallback):
         reached(state.global_step)
         last = state.global_step >= state.max_steps
         if is_hashed(state.global_step, state.max_steps) and (model := kwargs.get("model")) is not None:
-            if self.hashes_beside and not last:  # after the last step the weights of the best one may be loaded
+            best = last and args.load_best_model_at_end  # then the weights of another step are loaded after this one
+            if self.hashes_beside and not best:
                 self.hashed = state.global_step, hash_beside(model)
             else:
                 self.run.add_weights(state.global_step, trained_sha256(model))

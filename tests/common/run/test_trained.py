@@ -60,20 +60,27 @@ def slow_hash(monkeypatch):
     return let
 
 
-@pytest.mark.parametrize("where", ["on_pre_optimizer_step", "on_save", "on_train_end"])
-def test_a_hash_beside_the_next_step_is_of_the_weights_before_it(where, slow_hash, tmp_path):
+def arguments(folder, best=False):
+    return SimpleNamespace(output_dir=str(folder / "part"), load_best_model_at_end=best)
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [(5, "on_pre_optimizer_step"), (5, "on_save"), (5, "on_train_end"), (9, "on_save"), (9, "on_train_end")],
+)
+def test_a_hash_beside_what_follows_is_of_the_weights_before_it(step, where, slow_hash, tmp_path):
     model = torch.nn.ModuleDict({"lora_x": torch.nn.Linear(2, 2)})
     before = weights_sha256(model.named_parameters())
     callback = CheckpointCallback(Run(tmp_path, {}), Stop(), 2)
     callback.hashes_beside = True
-    state, args = TrainerState(global_step=5, max_steps=9), SimpleNamespace(output_dir=str(tmp_path / "part"))
+    state, args = TrainerState(global_step=step, max_steps=9), arguments(tmp_path)
     callback.on_step_end(args, state, TrainerControl(), model=model)
     assert "weights_sha256" not in callback.run.record  # and the step is over
     threading.Timer(0.2, slow_hash.set).start()
     callback._complete = lambda *_: None  # it looks for files of the trainer's
     getattr(callback, where)(args, state, TrainerControl())
     assert slow_hash.is_set()
-    assert callback.run.record["weights_sha256"] == {"5": before}
+    assert callback.run.record["weights_sha256"] == {str(step): before}
 
 
 def test_the_hash_of_the_last_step_is_there_before_other_weights_are_loaded(slow_hash, tmp_path):
@@ -81,7 +88,8 @@ def test_the_hash_of_the_last_step_is_there_before_other_weights_are_loaded(slow
     callback = CheckpointCallback(Run(tmp_path, {}), Stop(), 2)
     callback.hashes_beside = True
     slow_hash.set()
-    callback.on_step_end(None, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
+    last = TrainerState(global_step=9, max_steps=9)
+    callback.on_step_end(arguments(tmp_path, best=True), last, TrainerControl(), model=model)
     assert callback.run.record["weights_sha256"] == {"9": weights_sha256(model.named_parameters())}
 
 
@@ -92,7 +100,8 @@ def test_a_hash_is_recorded_where_the_next_step_fails(slow_hash, tmp_path, monke
     slow_hash.set()
 
     def fail(self, *args, **kwargs):
-        callback.on_step_end(None, TrainerState(global_step=5, max_steps=9), TrainerControl(), model=model)
+        fifth = TrainerState(global_step=5, max_steps=9)
+        callback.on_step_end(arguments(tmp_path), fifth, TrainerControl(), model=model)
         raise ValueError("of step 6")
 
     monkeypatch.setattr(Trainer, "_run_epoch", fail)
