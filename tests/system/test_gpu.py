@@ -447,3 +447,33 @@ def test_recorded_steps_sample_what_generate_does_and_see_a_changed_adapter(adap
         assert [one.tokens for one in decoded] == [expected(prompt, 5 + row) for row, prompt in enumerate(prompts)]
     assert decoder.graphs
     assert weights.graph is not None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_no_rank_uses_the_gpu_of_another(tmp_path):
+    looks = tmp_path / "sitecustomize.py"  # asks the driver at the end of each process on which GPUs it has a context
+    looks.write_text(
+        "import atexit, ctypes, os\n"
+        "def show():\n"
+        "    cuda, flags, active = ctypes.CDLL('libcuda.so.1'), ctypes.c_uint(), ctypes.c_int()\n"
+        "    cuda.cuInit(0)\n"
+        "    for device in range(2):\n"
+        "        cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))\n"
+        "        if active.value:\n"
+        "            open(f\"{os.environ['USED']}-{os.environ['LOCAL_RANK']}-{device}\", 'w').close()\n"
+        "if 'LOCAL_RANK' in os.environ:\n"
+        "    atexit.register(show)\n"
+    )
+    (tmp_path / "used").mkdir()
+    environment = {
+        "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        "USED": str(tmp_path / "used" / "rank"),
+    }
+    run = ["recipes/sft.py", "--no-load-in-4bit", "--max-steps", "2", "--sample-prompts", "0"]
+    run += ["--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "scripts/launch/processes.py", "2", *run],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "used").iterdir()) == ["rank-0-0", "rank-1-1"]

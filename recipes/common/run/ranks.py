@@ -55,6 +55,19 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def use_own_gpu() -> None:
+    """Have this process use its own GPU as soon as anything uses one; nothing with one process. Imports torch.
+
+    Call it before Unsloth is imported, which computes something then: without this, every rank would open a context on
+    the first GPU of its machine, 0.7 GiB.
+    """
+    if world_size() > 1:
+        import torch
+
+        # Not now: Unsloth sets what the allocator reads when it starts.
+        torch.cuda._lazy_call(lambda: torch.cuda.set_device(local_rank() % torch.cuda.device_count()))
+
+
 def join() -> None:
     """Open the process group, with this process on its own GPU; nothing with one process, or when it is open.
 
@@ -246,9 +259,10 @@ def _by_gloo() -> Any:
     import torch
     from torch import distributed
 
+    use_own_gpu()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.init()
     if not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_patience())
     return distributed.new_group(backend="gloo", timeout=_patience())

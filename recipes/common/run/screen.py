@@ -26,7 +26,7 @@ from rich.text import Text
 
 from common.environment import quiet_loggers
 from common.errors import printable
-from common.run.ranks import is_first
+from common.run.ranks import is_first, use_own_gpu
 
 # What Unsloth 2026.10.9 and transformers 5.17 print in every run, though nothing is wrong. Whatever else they print is
 # shown: a new line of theirs may be a warning.
@@ -69,6 +69,7 @@ def loading(what: str, notes: Iterable[str] = ()) -> Console:
     `notes`, those on the data that a run is to train on, are printed first.
     """
     quiet_loggers()
+    use_own_gpu()
     _quiet_libraries()
     for note in notes:
         console().print(note, highlight=False, markup=False, soft_wrap=True)

@@ -87,6 +87,20 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
     in_two_ranks(stay_away, tmp_path, RANKS_TIMEOUT="1")
 
 
+def test_a_rank_has_its_own_gpu_before_anything_uses_one(monkeypatch):
+    queued, chosen = [], []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "_queued_calls", queued)  # what torch does as soon as CUDA is used
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    ranks.use_own_gpu()
+    assert not chosen  # Unsloth first sets what the allocator reads
+    for call, _ in queued:
+        call()
+    assert chosen == [3]
+
+
 def test_one_process_needs_no_group_and_no_torch():
     code = (
         "import sys; from common.run import ranks\n"
