@@ -23,12 +23,12 @@ TRAFFIC = 7.0
 # Seconds that the processor needs for a layer, forward and backward. Compiled blocks are those of SFT, DPO, KTO and
 # reward where rows are not packed.
 COMPILED, EAGER = (1.1e-3, 2.8e-3), (1.4e-3, 3.5e-3)
-STORED = {"16 bit": 0.0, "nf4": 0.95e-3, "fp8": 2.8e-3}  # a layer and pass besides: its matrices are made ready
+STORED = {"16 bit": 0.0, "nf4": 0.95e-3, "fp8": 1.5e-3}  # a layer and pass besides: its matrices are made ready
 PLAIN = 0.5e-3  # the same for a reward model, whose projections are PEFT's
 RECORDED = 0.15e-3  # a layer and pass that is replayed as a part of a CUDA graph
 # A micro-batch, apart from its layers: the rows, the loss, what is logged, and the GPU that waits for the first kernel.
 # Learning from it, and a pass without gradient; each of PPO's.
-MICRO_BATCH, NO_GRADIENT, PPO_PASS = 31e-3, 24e-3, 60e-3
+MICRO_BATCH, NO_GRADIENT, PPO_PASS = 31e-3, 24e-3, 40e-3
 
 
 @dataclass(frozen=True)
