@@ -34,13 +34,12 @@ def evaluate_reward_run(args: RunArgs, subject: Subject) -> None:
     from common.rewards.report import show, shown
 
     max_length = args.max_length or subject.arguments["max_length"]
-    after = {one.name: measure(trained, one, args.load_in_4bit, max_length) for one in held}
-    before = {one.name: measure(other, one, args.load_in_4bit, max_length) for one in held} if other else {}
+    after = measure(trained, held, args.load_in_4bit, max_length)
+    before = measure(other, held, args.load_in_4bit, max_length) if other else []
     sections = []
-    for one in held:
-        measured, report = after[one.name]
+    for index, (one, (measured, report)) in enumerate(zip(held, after, strict=True)):
         show(console, report, f"{subject.folder} on {one.name}")
-        old = before[one.name][0] if other else None
+        old = before[index][0] if other else None
         found: list[Line] = lines(measured, old, args.seed)
         rows = len(one.examples)
         correlation = [shown(report[name]) for name in ("pearson", "pearson, 95 %") if name in report]
@@ -55,14 +54,21 @@ def evaluate_reward_run(args: RunArgs, subject: Subject) -> None:
     console.print(f"Figures in {file}, with their intervals in report.html", highlight=False, soft_wrap=True)
 
 
-def measure(trained: Trained, held: Held, load_in_4bit: bool, max_length: int) -> tuple[Measured, dict[str, Any]]:
-    """Row by row whether the chosen completion scores higher, or the squared error of the score; and the report."""
+def measure(
+    trained: Trained, held: list[Held], load_in_4bit: bool, max_length: int
+) -> list[tuple[Measured, dict[str, Any]]]:
+    """Of each held-out part, row by row whether the chosen completion scores higher, or the squared error of the score;
+    and the report."""
     loaded = LoadedRewardModel(trained, load_in_4bit)
-    tokens, truncated = loaded.tokens_of(held.examples, max_length)
-    if truncated:
-        print(truncated)
-    report, rows = loaded.report(held.examples, tokens, held.name)
-    return Measured(row_by_row(rows, trained.facts), {"rows": rows}), report
+
+    def of_part(part: Held) -> tuple[Measured, dict[str, Any]]:
+        tokens, truncated = loaded.tokens_of(part.examples, max_length)
+        if truncated:
+            print(truncated)
+        report, rows = loaded.report(part.examples, tokens, part.name)
+        return Measured(row_by_row(rows, trained.facts), {"rows": rows}), report
+
+    return [of_part(part) for part in held]
 
 
 def row_by_row(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ from evaluation.of_reward_run import ACCURACY, ERROR, row_by_row
 from evaluation.of_run import table
 from evaluation.policy import majority
 from evaluation.results import Section, write
-from evaluation.subject import Side, Subject, held_rows, side
+from evaluation.subject import Held, Side, Subject, held_rows, side
 from in_process import refusal
 from install import overlay
 from references.paired_bootstrap import percentile_interval
@@ -448,6 +448,29 @@ def test_a_reward_model_answers_no_questions(tmp_path):
     args = SimpleNamespace(questions="q.jsonl", tasks=(), compare=False)
     with pytest.raises(InputError, match="a reward model scores"):
         evaluate_reward_run(args, Subject(tmp_path, "reward", {}, side("tiny"), None))
+
+
+def test_a_reward_model_is_loaded_once_for_all_files(monkeypatch):
+    from evaluation import of_reward_run
+
+    loaded = []
+
+    class Loaded:
+        def __init__(self, trained, load_in_4bit):
+            loaded.append(trained)
+
+        def tokens_of(self, rows, max_length):
+            return rows, None
+
+        def report(self, rows, tokens, what):
+            return {"what": what}, [{"score": None, "outputs": row} for row in rows]
+
+    monkeypatch.setattr(of_reward_run, "LoadedRewardModel", Loaded)
+    files = [Held("a", [(2.0, 1.0), (1.0, 1.0)]), Held("b", [(1.0, 2.0)])]
+    found = of_reward_run.measure(SimpleNamespace(facts={}), files, False, 16)
+    assert len(loaded) == 1
+    assert [report["what"] for _, report in found] == ["a", "b"]
+    assert [measured.values[ACCURACY] for measured, _ in found] == [[1.0, 0.5], [0.0]]
 
 
 def test_outputs_of_a_reward_model_of_pairs_have_no_error_in_scores():
