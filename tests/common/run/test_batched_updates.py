@@ -36,6 +36,15 @@ def take(parameters, optimizer, steps, without=()):
         optimizer.step()
 
 
+def both_ways(steps, make=weights, without=(), **kind):
+    """Weights and optimizer after these steps, updated together and one by one."""
+    for batched in (True, False):
+        parameters = make()
+        optimizer = optimizer_of(parameters, batched=batched, **kind)
+        take(parameters, optimizer, steps, without)
+        yield parameters, optimizer
+
+
 def states(optimizer):
     return [{k: v for k, v in state.items() if k[:4] != "qmap"} for state in optimizer.state.values()]
 
@@ -55,34 +64,19 @@ def assert_equal(ours, reference):
 def test_weights_and_states_are_to_the_bit_those_of_updates_one_by_one(device, dtype, together, monkeypatch):
     monkeypatch.setattr(batched_updates, "TOGETHER", together)
     without = {(2, 1), (2, 7), (4, 0)}  # then the steps of the matrices differ
-    pairs = []
-    for batched in (True, False):
-        parameters = weights(dtype, device)
-        optimizer = optimizer_of(parameters, batched=batched)
-        take(parameters, optimizer, range(6), without)
-        pairs.append((parameters, optimizer))
-    assert_equal(*pairs)
+    assert_equal(*both_ways(range(6), lambda: weights(dtype, device), without))
 
 
 @pytest.mark.parametrize("name", ["AdEMAMix8bit", "Lion8bit", "RMSprop8bit", "Adagrad8bit"])
 def test_other_8_bit_optimizers_compute_what_they_did(name):
-    pairs = []
-    for batched in (True, False):
-        parameters = weights()
-        optimizer = optimizer_of(parameters, getattr(bitsandbytes.optim, name), batched)
-        take(parameters, optimizer, range(4), {(2, 1)})
-        pairs.append((parameters, optimizer))
-    assert_equal(*pairs)
+    assert_equal(*both_ways(range(4), without={(2, 1)}, kind=getattr(bitsandbytes.optim, name)))
 
 
 def test_a_matrix_that_is_not_contiguous_is_updated_as_before():
-    pairs = []
-    for batched in (True, False):
-        parameters = [*weights()[:6], torch.nn.Parameter(weights()[6].detach().T), *weights()[7:]]
-        optimizer = optimizer_of(parameters, batched=batched)
-        take(parameters, optimizer, range(3))
-        pairs.append((parameters, optimizer))
-    assert_equal(*pairs)
+    def transposed():
+        return [*weights()[:6], torch.nn.Parameter(weights()[6].detach().T), *weights()[7:]]
+
+    assert_equal(*both_ways(range(3), transposed))
 
 
 def test_hooks_run_once_a_step_and_see_the_update():
@@ -148,18 +142,19 @@ def test_states_of_a_checkpoint_take_the_place_of_those_before_it():
 
 def test_a_matrix_with_settings_of_its_own_is_updated_by_them():
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+
+    def with_settings():
+        manager.initialize()
+        parameters = weights()
+        manager.override_config(parameters[0], "lr", 0.5)
+        manager.override_config(parameters[1], "optim_bits", 32)
+        return parameters
+
     try:
-        pairs = []
-        for batched in (True, False):
-            manager.initialize()
-            parameters = weights()
-            manager.override_config(parameters[0], "lr", 0.5)
-            manager.override_config(parameters[1], "optim_bits", 32)
-            optimizer = optimizer_of(parameters, batched=batched)
-            take(parameters, optimizer, range(2))
-            pairs.append((parameters, optimizer))
-        assert_equal(*pairs)
-        assert pairs[0][1].state[pairs[0][0][1]]["state1"].dtype == torch.float32
+        together, one_by_one = both_ways(range(2), with_settings)
+        assert_equal(together, one_by_one)
+        parameters, optimizer = together
+        assert optimizer.state[parameters[1]]["state1"].dtype == torch.float32
     finally:
         manager.initialize()
 
