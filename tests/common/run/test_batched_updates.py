@@ -10,7 +10,7 @@ from common.run.batched_updates import BatchedUpdates, batch_updates
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
-SHAPES = [(16, 320), (64, 128), (5120,), (16, 512), (16, 8), (4099,), (32, 256), (512, 16), (8, 640)]
+SHAPES = [(16, 320), (64, 128), (5120,), (16, 512), (16, 8), (4099,), (32, 256), (512, 16), (8, 640), (33, 128)]
 
 
 def weights(dtype=torch.float32, device="cpu"):
@@ -101,12 +101,14 @@ def test_an_update_is_a_few_kernels(monkeypatch):
     parameters = weights()
     optimizer = optimizer_of(parameters)
     take(parameters, optimizer, [0])
-    # 16 x 8 is too small for a state in 8 bit, 4,099 ends within a block of 256; two groups have two learning rates
-    assert sorted(calls) == sorted([4099, 16 * 320 + 64 * 128 + 5120 + 16 * 512, 32 * 256 + 512 * 16 + 8 * 640])
+    # 16 x 8 is too small for a state in 8 bit, 4,099 and 33 x 128 end within a block of 256; two groups have two learning rates
+    assert sorted(calls) == sorted(
+        [4099, 33 * 128, 16 * 320 + 64 * 128 + 5120 + 16 * 512, 32 * 256 + 512 * 16 + 8 * 640]
+    )
     calls.clear()
     monkeypatch.setattr(batched_updates, "TOGETHER", 14_000)
     take(parameters, optimizer, [1])
-    assert sorted(calls) == sorted([4099, 16 * 320 + 64 * 128, 5120 + 16 * 512, 32 * 256, 512 * 16 + 8 * 640])
+    assert sorted(calls) == sorted([4099, 33 * 128, 16 * 320 + 64 * 128, 5120 + 16 * 512, 32 * 256, 512 * 16 + 8 * 640])
 
 
 @pytest.mark.parametrize("device", DEVICES)
