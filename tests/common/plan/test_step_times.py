@@ -17,8 +17,8 @@ from conftest import ROOT
 
 # Seconds of a step, the median of three after two, alone on the GPU; of GRPO the least, as Unsloth then compared its
 # packed pass with single rows where a batch was longer than any before, which takes seconds: torch 2.13.0+cu130,
-# triton 3.7.1, transformers 5.17.0, trl 1.15.0, unsloth 2026.10.9, 2026-11-26. The constants of passes.py and time.py
-# were set on the runs that are `fitted`.
+# triton 3.7.1, transformers 5.17.0, trl 1.15.0, unsloth 2026.10.9, 2026-11-26 and 27. The constants of passes.py and
+# time.py were set on the runs that are `fitted`; `planned` is by the constants of today.
 RUNS = json.loads(error_table.TIMES.read_text(encoding="utf-8"))
 
 
@@ -43,20 +43,21 @@ def planned(run: dict[str, Any]) -> float:
     return measure(card, replace(work, packing=bool(run.get("packed")), pairs=pairs), device).time.seconds
 
 
-def errors(fitted: bool, *, as_published: bool = False) -> dict[str, float]:
-    return {
-        run["name"]: (run["planned"] if as_published else planned(run)) / run["seconds"] - 1
-        for run in RUNS
-        if run["fitted"] == fitted
-    }
+def errors(fitted: bool) -> dict[str, float]:
+    return {run["name"]: planned(run) / run["seconds"] - 1 for run in RUNS if run["fitted"] == fitted}
 
 
-@pytest.mark.parametrize("as_published", [True, False])
-def test_agrees_with_runs_that_it_was_not_fitted_to(as_published):
-    found = errors(fitted=False, as_published=as_published)
+def test_agrees_with_runs_that_it_was_not_fitted_to():
+    found = errors(fitted=False)
     assert mean(map(abs, found.values())) <= 0.10
     assert sorted(map(abs, found.values()))[-2] <= 0.25, found
     assert max(map(abs, found.values())) <= 0.32, found
+
+
+def test_what_is_published_is_planned_by_the_constants_of_today():
+    for run in RUNS:
+        if not run["fitted"]:
+            assert run["planned"] == pytest.approx(planned(run), abs=0.0006), run["name"]
 
 
 def test_agrees_with_runs_that_it_was_fitted_to():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from common.errors import MachineError
-from common.run import ranks
+from common.run import ranks, screen
 from conftest import ROOT, in_two_ranks
 
 
@@ -91,10 +91,11 @@ def test_a_rank_has_its_own_gpu_before_anything_uses_one(monkeypatch):
     queued, chosen = [], []
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "_queued_calls", queued)  # what torch does as soon as CUDA is used
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    ranks.use_own_gpu()
+    screen.loading("a model")  # Unsloth is imported after this
     assert not chosen  # Unsloth first sets what the allocator reads
     for call, _ in queued:
         call()
