@@ -101,7 +101,7 @@ def test_an_update_is_a_few_kernels(monkeypatch):
     parameters = weights()
     optimizer = optimizer_of(parameters)
     take(parameters, optimizer, [0])
-    # 16 x 8 is too small for a state in 8 bit, 4,099 and 33 x 128 end within a block of 256; two groups have two learning rates
+    # 16 x 8 is too small for a state in 8 bit, 4,099 and 33 x 128 end within a block of 256; two groups have two rates
     assert sorted(calls) == sorted(
         [4099, 33 * 128, 16 * 320 + 64 * 128 + 5120 + 16 * 512, 32 * 256 + 512 * 16 + 8 * 640]
     )
