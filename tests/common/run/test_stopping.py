@@ -682,13 +682,13 @@ def test_a_disk_without_room_is_refused_before_the_run_and_before_each_checkpoin
 
 def test_weights_that_are_not_finite_are_never_saved(run):
     model = torch.nn.Linear(4, 4)
-    callback = CheckpointCallback(run, Stop(), 2)
-    callback.on_step_end(None, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
+    callback, args = CheckpointCallback(run, Stop(), 2), SimpleNamespace(load_best_model_at_end=False)
+    callback.on_step_end(args, TrainerState(global_step=9, max_steps=9), TrainerControl(), model=model)
     model.weight.data[0, 0] = float("nan")
-    callback.on_step_end(None, TrainerState(global_step=4, max_steps=9), TrainerControl(), model=model)
+    callback.on_step_end(args, TrainerState(global_step=4, max_steps=9), TrainerControl(), model=model)
     for step, control in ((4, TrainerControl(should_save=True)), (9, TrainerControl())):
         with pytest.raises(InputError, match=f"no longer finite, seen after step {step}, before they were saved"):
-            callback.on_step_end(None, TrainerState(global_step=step, max_steps=9), control, model=model)
+            callback.on_step_end(args, TrainerState(global_step=step, max_steps=9), control, model=model)
 
 
 # A real run.
