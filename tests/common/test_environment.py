@@ -53,6 +53,7 @@ def test_a_policy_rounds_as_its_reference_policy_does(given, kept, monkeypatch):
     assert os.environ["TORCHINDUCTOR_EMULATE_PRECISION_CASTS"] == kept
 
 
+@pytest.mark.slow
 def test_torch_reads_whether_to_round_alike():
     command = [sys.executable, "-c", "from torch._inductor import config; print(config.emulate_precision_casts)"]
     environment = {**os.environ, "TORCHINDUCTOR_EMULATE_PRECISION_CASTS": "1"}

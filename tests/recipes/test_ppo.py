@@ -255,6 +255,7 @@ def test_at_the_first_minibatch_nothing_has_moved(setting):
     assert moved["policy/approx_kl"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["off", "torch's", "reentrant, as Unsloth's"])
 def test_gradients_are_those_of_a_plain_implementation_in_64_bit(setting, checkpointing, monkeypatch):
     """After two updates, so that ratios and values have moved and some are clipped."""

@@ -123,6 +123,7 @@ def test_nothing_is_found_in_the_samples_and_their_task_is_known(name, check):
     assert {rule["verdict"] for rule in report["rules"][1:]} == {"good"}
 
 
+@pytest.mark.slow
 def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
     if not GSM8K.exists():
         pytest.skip("needs ../shared/data/gsm8k/train.jsonl")
@@ -1007,6 +1008,7 @@ def test_the_similarity_of_long_texts_is_estimated_within_three_standard_errors(
         assert one.similarity(two) == pytest.approx(true, abs=0.027)
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_the_same_whatever_the_seed_of_hashes(tmp_path):
     """A cluster of more candidates than are compared, whose order in a set depends on PYTHONHASHSEED."""
     order = random.Random(0)
@@ -1039,6 +1041,7 @@ def test_distinct_ngrams():
 # 8. Size.
 
 
+@pytest.mark.slow
 def test_reading_and_checking_take_a_small_multiple_of_parsing_json(tmp_path):
     """Usual are 5 times the processor time of json.loads to read and validate rows, and 16 with every finding."""
     answer = "Half of {0} is less than {0}.\nAnd {0} more clips were sold in May than in April.\n#### {0}"
@@ -1068,6 +1071,7 @@ def test_reading_and_checking_take_a_small_multiple_of_parsing_json(tmp_path):
     assert checked < 25 * parsed
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_rows_hold(monkeypatch):
     monkeypatch.setattr(survey_module, "SAMPLE_ROWS", 10)
     survey = Survey(Findings())

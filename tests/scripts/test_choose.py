@@ -251,6 +251,7 @@ def flags_of(stage: dict) -> dict[str, str]:
     return {flag: value for flag, value in itertools.pairwise(flags) if flag.startswith("--")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gib", [8, 24, 141])
 def test_what_should_fit_fits(gib):
     for name in card_names():

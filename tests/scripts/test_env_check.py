@@ -320,6 +320,7 @@ def test_one_that_crashes_or_ends_the_process_is_a_line_each(tmp_path):
     assert results["unsloth"] == ["9", "", ""]
 
 
+@pytest.mark.slow
 def test_an_import_that_is_only_slow_is_fine(tmp_path):
     """Each gets a second try with more time, and with it those that waited for a torch that was slow."""
     once = "import os, time\nif not os.path.exists({0!r}): open({0!r}, 'w').close(); time.sleep(60)\n"
@@ -335,6 +336,7 @@ def test_an_import_that_is_only_slow_is_fine(tmp_path):
     assert results["unsloth"] == ["9", "", ""]
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_slow_and_the_others_run(tmp_path):
     modules = fake(tmp_path, torch=TORCH, torchvision="import time; time.sleep(60)", torchao="__version__ = '8'")
     results = run_probes("torch", "torchvision", "torchao", seconds=2, patient=2.5, PYTHONPATH=modules)
@@ -921,6 +923,7 @@ def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypat
     assert list(json.loads(capsys.readouterr().out)["runs"]) == ["sft"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["make", ""])
 def test_a_fix_names_arguments_of_recipes_as_the_user_does(way, command, monkeypatch, capsys):
     facts, known = torch_facts(H200, bitsandbytes="RuntimeError: its native library is missing"), {}

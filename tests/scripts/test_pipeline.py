@@ -552,6 +552,7 @@ def start(copy: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["SIGTERM", "SIGUSR1", "SIGINT", "the file STOP"])
 def test_what_stops_the_pipeline_reaches_the_recipe(copy, reason):
     process = start(copy)

@@ -106,6 +106,7 @@ def test_every_digit_is_one_token(tokenizer):
     assert tokenizer.tokenize("47+38=85") == ["4", "7", "+", "3", "8", "=", "8", "5"]
 
 
+@pytest.mark.slow
 def test_every_token_of_the_form_can_be_made_likely(tokenizer):
     """Output and input embeddings are one table: a token never seen in pre-training could not win in any state."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)

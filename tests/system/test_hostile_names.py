@@ -195,6 +195,7 @@ def test_make_hands_on_exactly_those_files(place):
         assert b"\x1b[2J" not in done.stderr.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_job_script_of_slurm_holds_exactly_those_files(place, capsys):
     """bash reads the script's own settings, and prints the words of the command."""
     for number, group in enumerate(groups([data_file(name) for name in NAMES.values()])):

@@ -433,6 +433,7 @@ def test_pin_shows_the_hub_the_token(copy, hub):
     assert f'revision = "{COMMIT}"'.encode() in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_pin_without_the_repository_or_the_hub_changes_nothing(copy, hub):
     file = copy / "recipes/models/qwen3-8b.toml"
     before = file.read_bytes()

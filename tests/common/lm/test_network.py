@@ -193,6 +193,7 @@ def test_a_recipe_refuses_in_seconds_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_refused_in_seconds_too(tmp_path):
     code, errors, seconds = run_without_network("--data", "org/data", "--output-dir", str(tmp_path / "run"))
     assert code == 3, errors

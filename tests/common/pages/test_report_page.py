@@ -302,6 +302,7 @@ def test_the_best_and_the_worst_of_many_completions_are_those_of_a_full_sort():
     assert ends.worst() == [entry for _, entry in ranked[:5]]
 
 
+@pytest.mark.slow
 def test_a_long_run_stays_below_a_megabyte_without_the_library(tmp_path):
     run = write_run(tmp_path, steps=10_000)
     assert len(page([run]).encode()) - len(plotly().encode()) < 1_000_000

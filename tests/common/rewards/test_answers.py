@@ -299,6 +299,7 @@ def test_numbers_need_no_algebra(monkeypatch):
     assert sum(same(right, f"${number:,}") for number in range(10_000)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"no {GSM8K.name} of GSM8K beside the repository")
 def test_gsm8k_against_itself_in_many_dresses():
     with GSM8K.open(encoding="utf-8") as stream:

@@ -182,6 +182,7 @@ def test_a_language_model_is_not_a_reward_model(tmp_path, tokenizer):
         check_models(rewards, [problem(1, "42")])
 
 
+@pytest.mark.slow
 def test_the_time_that_a_reward_model_takes_to_load_is_not_held_against_it(classifier, monkeypatch, problems):
     slowly = RewardModel._load
     monkeypatch.setattr(RewardModel, "_load", lambda self: time.sleep(2.2) or slowly(self))

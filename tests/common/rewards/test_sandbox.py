@@ -45,7 +45,7 @@ def layers_or_skip(name):
     return wanted
 
 
-@pytest.fixture(params=["all", "landlock", "namespaces"])
+@pytest.fixture(params=["all", *(pytest.param(one, marks=pytest.mark.slow) for one in ("landlock", "namespaces"))])
 def layers(request):
     """Every set of layers that is enough."""
     return layers_or_skip(request.param)
@@ -150,6 +150,7 @@ def test_every_test_meets_the_program_afresh_and_an_empty_folder():
     assert sandbox.run_tests(code, ["assert f() == 1"] * 3).passed == 3
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_leaves_time_to_the_others():
     code = "def f(x):\n    while x: pass\n    return x"
     result = sandbox.run_tests(code, ["assert f(1) == 0", "assert f(0) == 0", "assert f(0) == 0"], seconds=4)
@@ -385,6 +386,7 @@ def test_confined_no_attempt_succeeds(outside, layers):
     assert (folder / "secret").stat().st_mode & 0o777 == 0o666
 
 
+@pytest.mark.slow
 def test_the_other_layers_hold_where_seccomp_is_not(outside):
     """Not all of it: a folder, a thread and an own session harm nobody there, the tree ends with its first process."""
     layers = layers_or_skip("without-seccomp")
@@ -646,6 +648,7 @@ def test_when_the_trainer_is_killed_the_program_ends(layers):
     Path(folder).rmdir()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_no_longer_answers_is_ended_and_its_tests_are_failed(monkeypatch):
     layers = sandbox.available_layers()[0]
     monkeypatch.setattr(sandbox, "GRACE", 0.5)
@@ -681,6 +684,7 @@ run_command(lambda: print(sandbox.confinement()))
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_layer_says_so_and_one_without_the_least_is_refused():
     available = sandbox.available_layers()[0]
     if not available >= {"landlock", "namespaces"}:
@@ -804,6 +808,7 @@ def as_another_user():
     return pytest.skip("another user cannot read this Python or this repository")
 
 
+@pytest.mark.slow
 def test_what_is_refused_to_root_is_refused_to_another_user(outside):
     """The suite above once more, started by a user without rights: the layers are then other ones."""
     words = as_another_user()

@@ -271,6 +271,7 @@ def see(rank: int, folder: Path) -> None:
             newest_checkpoint(run)
 
 
+@pytest.mark.slow
 def test_a_rank_waits_for_a_shared_disk_and_ends_where_there_is_none(tmp_path):
     in_two_ranks(see, tmp_path)
 
