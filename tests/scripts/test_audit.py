@@ -157,6 +157,7 @@ def test_what_is_not_installed_is_read_from_the_index_and_nothing_is_installed(m
 # --- the SBOM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["cuda-vllm", "lm-eval", "sources", "bootstrap"]
 )  # cpu and cuda are parts of the first

@@ -137,6 +137,7 @@ def test_nothing_but_one_true_near_duplicate_is_found_in_gsm8k(check):
     assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "preferences-train", "feedback-train", "arithmetic-train"])
 def test_only_near_duplicates_are_found_in_the_data_of_the_tiny_model(name, check):
     report, _, refusal = check(ROOT / "data_samples" / f"{name}.jsonl")
@@ -461,6 +462,7 @@ def test_lengths_are_those_of_the_rendered_rows_and_truncated_ones_are_named(che
     assert (report["rows"], report["truncated"]["rows"]) == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), SAMPLES.items())
 def test_every_sample_has_a_length_in_tokens(name, task, check):
     report, _, refusal = check(ROOT / "data_samples" / "formats" / name, "--model", "tiny")

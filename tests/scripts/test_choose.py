@@ -306,6 +306,7 @@ def all_answers() -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_are_ones_there_are():
     """Each target is in the Makefile, each flag an argument of its recipe, each batch the recipe's own default."""
     for shown in all_answers():
@@ -388,6 +389,7 @@ def test_the_gpu_is_what_nvidia_smi_says(capsys, tmp_path, monkeypatch):
     assert "--gpu-gib" in refusal(choose.main, capsys, "--have", "demonstrations", "--model", "qwen2.5-7b")
 
 
+@pytest.mark.slow
 def test_the_interview(tmp_path):
     """On a terminal it asks for what was not given, and again when the answer makes no sense."""
 

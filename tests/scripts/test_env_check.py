@@ -354,6 +354,7 @@ def test_one_that_is_killed_from_outside_is_not_broken(tmp_path):
 LIBRARY_CHECKS = (libraries.check_torch, libraries.check_libraries, libraries.check_attention)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", children.PROBES)
 def test_a_slow_library_is_a_warning_and_never_to_be_installed_again(probe, command, monkeypatch, capsys):
     facts = torch_facts(H200) if probe != "torch" else Facts()

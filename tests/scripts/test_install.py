@@ -585,6 +585,7 @@ def cpu_torch(checkout: Checkout, tmp_path: Path) -> Path:
     return wheel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["TORCH_CPU_LINKS", "relative", "PIP_CONFIG_FILE", "pip.conf", "page"])
 def test_finds_the_cpu_torch(place: str, checkout: Checkout, cpu_torch: Path, tmp_path: Path) -> None:
     folder = cpu_torch.parent

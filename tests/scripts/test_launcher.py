@@ -422,6 +422,7 @@ def test_an_output_in_tmp(checkout):
     assert checkout.container("sft").values("--tmpfs") == ["/tmp:exec"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["no/such.jsonl", "/no/such/folder", "~/nothing.csv", "./gone"])
 @pytest.mark.parametrize("runtime", ["docker", "local"])
 def test_a_missing_file_is_reported_before_anything_starts(missing, runtime, checkout):
@@ -849,6 +850,7 @@ def test_check_runs_before_there_is_a_venv_and_in_a_broken_one(checkout):
     assert json.loads(done.stdout.removeprefix("given ")) == [f"{checkout.root}/.venv/bin/python"]
 
 
+@pytest.mark.slow
 def test_what_needs_no_venv_finds_its_modules_with_the_python_of_one(checkout):
     """`python -m install.lock` did not."""
     checkout.make_venv()

@@ -481,6 +481,7 @@ def test_a_reward_model_and_ppo_start_from_one_base(copy):
     assert ran(pipeline(copy, *words, "--reward-args=--seed 1")) == [*REWARD, *whole("ppo")]
 
 
+@pytest.mark.slow
 def test_ppo_without_a_reward_model_has_its_reward_functions(copy):
     done = pipeline(copy, "--stages", "ppo", "--eval-data", "data_samples/arithmetic.jsonl")
     assert ran(done) == ["start: evaluate", *whole("ppo")]
@@ -566,6 +567,7 @@ def test_what_stops_the_pipeline_reaches_the_recipe(copy, reason):
     assert sum(reason in line for line in errors.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_killed_is_named(copy):
     process = start(copy)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -400,6 +400,7 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_pin_writes_one_line_and_touches_nothing_else(copy, hub, monkeypatch):
     file = copy / "recipes/models/qwen2.5-7b.toml"
     before = file.read_bytes().splitlines(keepends=True)
@@ -422,6 +423,7 @@ def test_pin_writes_one_line_and_touches_nothing_else(copy, hub, monkeypatch):
     assert {other: other.read_bytes() for other in file.parent.iterdir() if other != file} == others
 
 
+@pytest.mark.slow
 def test_pin_shows_the_hub_the_token(copy, hub):
     file = copy / "recipes/models/gemma-2-9b.toml"
     before = file.read_bytes()
@@ -448,6 +450,7 @@ def test_pin_without_the_repository_or_the_hub_changes_nothing(copy, hub):
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["pin", "--model", "tiny"], ["pin", "--model", "qwen2.5-7"], ["pin"], ["models", "--all"]]
 )

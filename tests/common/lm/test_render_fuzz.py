@@ -15,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[3] / name) for name in ("recipes", "tests")]
 
+import pytest
 from common.data.formats import FORMATS
 from common.data.messages import MARKS
 from common.data.read import as_examples
@@ -203,6 +204,7 @@ def try_rows(tiny, count: int, seed: int, formats_of_a_row: int) -> tuple[Counte
     return outcomes, failures
 
 
+@pytest.mark.slow
 def test_well_formed_rows_are_trained_as_they_say_or_refused(tokenizer):
     outcomes, failures = try_rows(tokenizer, ROWS, 0, formats_of_a_row=2)
     assert not failures, "\n".join(failures[:3])

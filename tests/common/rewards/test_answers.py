@@ -277,6 +277,7 @@ def test_an_interrupted_comparison_does_not_answer_the_next():
     assert algebra.equal("\\sqrt{13}", "\\sqrt{13}", 5.0)
 
 
+@pytest.mark.slow
 def test_the_other_process_ends_with_ours_and_survives_an_ignored_alarm():
     program = (
         "import signal, sys; signal.signal(signal.SIGPROF, signal.SIG_IGN); from common.rewards import algebra\n"
