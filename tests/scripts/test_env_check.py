@@ -910,6 +910,7 @@ def test_help_needs_nothing_but_python(tmp_path):
     assert all(flag in done.stdout for flag in ("--recipe", "--model", "--online", "--json"))
 
 
+@pytest.mark.slow
 def test_one_job_that_cannot_run_here_exits_3_with_the_reason(command, monkeypatch, capsys):
     facts = torch_facts(cuda=None)
     monkeypatch.setattr(command, "run_probes", lambda: facts.results)

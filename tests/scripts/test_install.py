@@ -388,6 +388,7 @@ def test_a_login_is_for_its_own_index(checkout: Checkout, uv: Path, tmp_path: Pa
         assert other.logins == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["as pinned", "0.1.0"])
 def test_a_uv_on_the_path(version: str, checkout: Checkout, uv: Path, tmp_path: Path) -> None:
     """It serves if it is the pinned version; another one is left alone."""

@@ -100,6 +100,7 @@ def test_before_there_is_a_venv_one_line_says_why_one_is_made(checkout):
     assert checkout.run("check").stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "value", "answer", "why"),
     [
@@ -200,6 +201,7 @@ def test_every_known_path_is_an_argument_of_some_command():
     assert sum(map(len, sets)) == len(set.union(*sets)), "an argument of two kinds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
@@ -628,6 +630,7 @@ def in_two_processes(folder: Path, does: str) -> list[str]:
     return [sys.executable, PROCESSES, "2", file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "code", "shown"),
     [
@@ -661,6 +664,7 @@ rank = int(os.environ["RANK"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("node", "does", "code", "shown"),
     [

@@ -82,6 +82,7 @@ def dora(tmp_path):
     return tmp_path / "dora"
 
 
+@pytest.mark.slow
 def test_the_written_model_is_checked_and_has_the_adapters_tokens(dora, tmp_path, monkeypatch, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -17,6 +17,7 @@ sys.exit(int(sys.argv[1 + int(os.environ["RANK"])]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "printed"), [(("2", "2"), False), (("3", "3"), True), (("3", "2"), True)])
 def test_wrong_input_is_printed_once_and_another_failure_under_its_rank(tmp_path: Path, codes, printed):
     """Rank 1 fails first."""

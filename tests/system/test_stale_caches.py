@@ -123,6 +123,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FILES)
 def test_each_file_that_a_run_reads_is_part_of_what_it_is(base, tmp_path, what, monkeypatch):
     """Neither resume nor verify takes a run for another one."""

@@ -64,6 +64,7 @@ def test_without_its_adapter_the_base_is_left():
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(alone, layers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fp8", [False, True])
 def test_compiled_it_learns_the_same(fp8):
     model, attention = adapted(fp8=fp8)

@@ -101,6 +101,7 @@ run_command(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spelling", "named"), [("make", "LOAD_IN_4BIT=yes"), ("", "--load-in-4bit")])
 def test_a_full_gpu_names_settings_that_would_have_fit(spelling, named):
     """What a recipe prints after torch's error, in a process of its own where torch is a GPU of 16 GiB."""

@@ -150,6 +150,7 @@ def test_text_of_takes_text_and_chat_messages():
     assert text_of([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
 
 
+@pytest.mark.slow
 def test_a_reward_model_scores_the_dialogue(classifier, tokenizer):
     """Alone and in a batch of other lengths, as text and as messages, and as the model itself scores it."""
     import torch

@@ -73,6 +73,7 @@ def hang(rank: int, folder: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_a_step_is_named_before_the_wait_ends(tmp_path):
     in_two_ranks(hang, tmp_path, RANKS_TIMEOUT="1.6")
     line = (tmp_path / "0.txt").read_text().splitlines()[0]
