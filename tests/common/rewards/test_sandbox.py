@@ -63,17 +63,26 @@ def nothing_is_left(monkeypatch, tmp_path_factory):
 
 
 def launchers():
-    """The processes of every sandbox, whatever became of their parents."""
-    found = []
+    """The processes of every sandbox, whatever became of their parents, but for those of a test worker beside."""
+    found, parents = [], {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                command = (entry / "cmdline").read_bytes()
+                command, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
             if os.fsencode(sandbox.LAUNCHER) in command:
                 found.append(int(entry.name))
-    return found
+
+    def is_of_another(process):
+        while process in parents and process != os.getpid():
+            if parents[process] == os.getppid():
+                return True
+            process = parents[process]
+        return False
+
+    return [process for process in found if not is_of_another(process)]
 
 
 def wait_until(condition, seconds=5):
