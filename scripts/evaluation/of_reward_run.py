@@ -35,11 +35,10 @@ def evaluate_reward_run(args: RunArgs, subject: Subject) -> None:
 
     max_length = args.max_length or subject.arguments["max_length"]
     after = measure(trained, held, args.load_in_4bit, max_length)
-    before = measure(other, held, args.load_in_4bit, max_length) if other else []
+    before = measure(other, held, args.load_in_4bit, max_length) if other else [(None, {})] * len(held)
     sections = []
-    for index, (one, (measured, report)) in enumerate(zip(held, after, strict=True)):
+    for one, (measured, report), (old, _) in zip(held, after, before, strict=True):
         show(console, report, f"{subject.folder} on {one.name}")
-        old = before[index][0] if other else None
         found: list[Line] = lines(measured, old, args.seed)
         rows = len(one.examples)
         correlation = [shown(report[name]) for name in ("pearson", "pearson, 95 %") if name in report]
